@@ -1,0 +1,40 @@
+"""What can be twisted: search spaces, exact costs, samplers. Importing this loads neither torch nor ray."""
+
+import importlib
+from functools import lru_cache
+
+from search_spaces import efficientnet
+from search_spaces.errors import RequestError, unknown
+from search_spaces.space import RDW, Cost, Network, SearchSpace
+
+__all__ = ["RDW", "Cost", "Network", "RequestError", "SearchSpace", "get_space", "list_spaces"]
+
+_FAMILIES = (efficientnet,)
+
+
+@lru_cache(maxsize=1)
+def _built_in() -> dict[str, SearchSpace]:
+    return {name: space for family in _FAMILIES for name, space in family.spaces().items()}
+
+
+def list_spaces() -> list[str]:
+    """Names of the built-in spaces."""
+    return sorted(_built_in())
+
+
+def get_space(name: str) -> SearchSpace:
+    """A built-in space by name, or a user's own as ``module:attribute`` (a SearchSpace, or a class or function giving one).
+
+    Raises:
+        RequestError: nobody knows the name, or the module or attribute is not there.
+    """
+    if ":" not in name:
+        if name not in _built_in():
+            raise unknown("space", name, _built_in())
+        return _built_in()[name]
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise RequestError(f"space {name!r} cannot be loaded ({error}): give module:attribute, importable from here") from error
+    return found if isinstance(found, SearchSpace) else found()

@@ -1,0 +1,154 @@
+"""The frontier: NSGA-III nondominated sorting that depends on the results alone."""
+
+import math
+import subprocess
+import sys
+import warnings
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from search_spaces import RequestError
+from tinynet_search.frontier import FrontierModel, TrialPoint, pareto_ranks, select_frontier, spearman
+
+
+def point(name: str, c: float, top1: float | None, status: str = "finished") -> TrialPoint:
+    return TrialPoint(name, (c, 1.0, 1 - c), c, top1, status)
+
+
+def dominates(a: TrialPoint, b: TrialPoint) -> bool:
+    assert a.top1 is not None and b.top1 is not None
+    return a.c <= b.c and a.top1 >= b.top1 and (a.c, a.top1) != (b.c, b.top1)
+
+
+def by_hand(points: list[TrialPoint]) -> dict[str, int]:
+    """Front numbers by peeling, straight from the definition."""
+    ranks, left, number = {}, list(points), 1
+    while left:
+        front = [p for p in left if not any(dominates(q, p) for q in left)]
+        ranks |= {p.id: number for p in front}
+        left, number = [p for p in left if p not in front], number + 1
+    return ranks
+
+
+# A coarse grid makes ties and duplicates common; the fine values exercise the scaling.
+values = st.one_of(st.integers(1, 8).map(lambda n: n / 8), st.floats(1e-300, 1e300), st.floats(0.03, 1.05))
+scores = st.one_of(values, values, values, st.sampled_from([None, math.nan, math.inf, -math.inf]))
+trials = st.lists(st.tuples(values, scores, st.sampled_from(["finished"] * 5 + ["failed", "running"])), max_size=40).map(
+    lambda rows: [point(f"t{i:03}", c, top1, status) for i, (c, top1, status) in enumerate(rows)]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(trials, st.sampled_from([0.05, 0.2, 0.5, 1.0]), st.integers(0, 8), st.randoms(use_true_random=False))
+def test_selection_is_sound(rows: list[TrialPoint], fraction: float, minimum: int, random: object) -> None:
+    chosen = select_frontier(rows, fraction=fraction, minimum=minimum)
+    usable = [t for t in rows if t.status == "finished" and t.top1 is not None and math.isfinite(t.top1)]
+    smallest = {(t.c, t.top1): t.id for t in sorted(usable, key=lambda t: t.id, reverse=True)}
+    distinct = [t for t in usable if smallest[t.c, t.top1] == t.id]
+    ranks = by_hand(distinct)
+
+    wanted = max(math.ceil(round(fraction * len(distinct), 9)), min(minimum, len(distinct)))
+    assert len(chosen) == wanted
+    assert {m.id for m in chosen} <= set(ranks)
+    assert all(m.pareto_rank == ranks[m.id] for m in chosen)
+    assert [m.c for m in chosen] == sorted(m.c for m in chosen)
+    left_out = set(ranks) - {m.id for m in chosen}
+    # No front is touched before the one before it is taken whole.
+    assert max((m.pareto_rank for m in chosen), default=0) <= min((ranks[i] for i in left_out), default=len(ranks) + 1)
+    assert pareto_ranks(rows) == {t.id: ranks[smallest[t.c, t.top1]] for t in usable}
+
+    shuffled = list(rows)
+    random.shuffle(shuffled)  # pyright: ignore[reportAttributeAccessIssue]
+    assert select_frontier(shuffled, fraction=fraction, minimum=minimum) == chosen
+
+
+def test_top_fifth_of_a_hundred_spreads_over_the_front() -> None:
+    rows = [point(f"t{i:03}", 0.03 + i / 100, 60 + 30 * math.sqrt(i / 100)) for i in range(100)]
+    chosen = select_frontier(rows)
+    assert len(chosen) == 20 and {m.pareto_rank for m in chosen} == {1}
+    # Both ends of the front stay, and no stretch of it is empty.
+    assert (chosen[0].id, chosen[-1].id) == ("t000", "t099")
+    assert max(b.c - a.c for a, b in zip(chosen, chosen[1:], strict=False)) < 0.25
+
+
+@pytest.mark.parametrize(("count", "kept"), [(0, 0), (1, 1), (4, 4), (6, 6), (10, 6), (30, 6), (31, 7), (35, 7), (100, 20)])
+def test_count(count: int, kept: int) -> None:
+    assert len(select_frontier([point(str(i), 1 + i, 50 + (i * 37 % 101)) for i in range(count)])) == kept
+
+
+def test_useless_trials_are_passed_over() -> None:
+    rows = [
+        point("failed", 0.1, 99.0, "failed"),
+        point("none", 0.1, None),
+        point("nan", 0.1, math.nan),
+        point("inf", 0.1, math.inf),
+        TrialPoint("no cost", (1, 1, 1), math.nan, 99.0, "finished"),
+        point("good", 0.5, 70.0),
+    ]
+    assert select_frontier(rows) == [FrontierModel("good", (0.5, 1.0, 0.5), 0.5, 70.0, 1)]
+    assert pareto_ranks(rows) == {"good": 1}
+
+
+def test_duplicates_take_no_place() -> None:
+    twins = [point(f"b{i}", 0.5, 70.0) for i in range(50)]
+    others = [point(f"a{i}", 0.6 + i / 10, 60.0 - i) for i in range(5)]
+    chosen = select_frontier([*twins, *others], minimum=4)
+    assert [m.id for m in chosen] == ["b0", "a0", "a1", "a2"]
+    assert [m.pareto_rank for m in chosen] == [1, 2, 3, 4]
+    assert pareto_ranks(twins) == {t.id: 1 for t in twins}
+
+
+@pytest.mark.parametrize("same", ["c", "top1"])
+def test_one_objective_all_equal(same: str) -> None:
+    rows = [point(f"t{i:02}", 0.5, 50.0 + i) if same == "c" else point(f"t{i:02}", 0.1 + i / 100, 50.0) for i in range(40)]
+    best = rows[::-1] if same == "c" else rows
+    assert {m.id: m.pareto_rank for m in select_frontier(rows)} == {p.id: i for i, p in enumerate(best[:8], start=1)}
+
+
+@pytest.mark.parametrize("settings", [{"fraction": 0.0}, {"fraction": 1.1}, {"fraction": math.nan}, {"minimum": -1}])
+def test_bad_settings(settings: dict[str, float]) -> None:
+    with pytest.raises(RequestError, match="frontier fraction"):
+        select_frontier([point("a", 0.5, 70.0)], **settings)  # pyright: ignore[reportArgumentType]
+
+
+def test_leaves_warnings_and_global_randomness_alone() -> None:
+    import numpy as np
+
+    rows = [point(str(i), 1 + i, 50 + (i * 37 % 101)) for i in range(60)]
+    np.random.seed(1)  # noqa: NPY002 - the global state is what must not move
+    before, state = list(warnings.filters), np.random.get_state()[1].tolist()  # pyright: ignore
+    first = select_frontier(rows)
+    assert select_frontier(rows) == first
+    assert list(warnings.filters) == before
+    assert np.random.get_state()[1].tolist() == state  # pyright: ignore
+    with pytest.warns(UserWarning, match="still heard"):
+        warnings.warn("still heard", UserWarning, stacklevel=1)
+
+
+def test_same_choice_in_another_process() -> None:
+    program = (
+        "from tinynet_search.frontier import TrialPoint as T, select_frontier as s\n"
+        "print([m.id for m in s([T(str(i), (1, 1, 1), 1 + i, 50 + i + 5 * (i * 37 % 7), 'finished') for i in range(90)])])"
+    )
+    run = [subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True) for _ in range(2)]
+    assert run[0].returncode == 0, run[0].stderr
+    assert run[0].stdout == run[1].stdout != ""
+
+
+def test_spearman() -> None:
+    models = [FrontierModel(str(i), (i + (i % 3), -i, 1.0), i / 10, 70.0, 1) for i in range(1, 12)]
+    found = spearman(models)
+    assert found["d"] == pytest.approx(-1.0) and found["w"] is None
+    assert found["r"] == pytest.approx(spearmanr([m.rdw[0] for m in models], [m.c for m in models]).statistic)  # pyright: ignore
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_spearman_of_too_few(count: int) -> None:
+    assert spearman([point(str(i), 0.1 + i, 1.0) for i in range(count)]) == {"r": None, "d": None, "w": None}
+
+
+def test_spearman_of_one_cost() -> None:
+    assert spearman([TrialPoint(str(i), (i, i, i), 0.5, 1.0, "finished") for i in range(5)]) == {"r": None, "d": None, "w": None}

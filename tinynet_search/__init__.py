@@ -1,0 +1,58 @@
+"""Plan a search over (r, d, w), run it, take its frontier, fit the tiny formula, ask the formula for networks.
+
+Every name is loaded when it is first used: importing this and asking for a suggestion needs numpy alone.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from search_spaces import RDW, RequestError, get_space, list_spaces
+    from tinynet_search.config import load_config
+    from tinynet_search.errors import TrackingError
+    from tinynet_search.formula import TinyFormula, suggest_rdw
+    from tinynet_search.search import run_search
+    from tinynet_search.suggestion import Suggestion
+    from tinynet_search.tracking import frontier_models
+
+__version__ = "0.1.0"
+__all__ = [
+    "RDW",
+    "RequestError",
+    "Suggestion",
+    "TinyFormula",
+    "TrackingError",
+    "__version__",
+    "frontier_models",
+    "get_space",
+    "list_spaces",
+    "load_config",
+    "run_search",
+    "suggest_rdw",
+]
+
+_HOMES = {
+    "RDW": "search_spaces",
+    "RequestError": "search_spaces",
+    "Suggestion": "tinynet_search.suggestion",
+    "TinyFormula": "tinynet_search.formula",
+    "TrackingError": "tinynet_search.errors",
+    "frontier_models": "tinynet_search.tracking",
+    "get_space": "search_spaces",
+    "list_spaces": "search_spaces",
+    "load_config": "tinynet_search.config",
+    "run_search": "tinynet_search.search",
+    "suggest_rdw": "tinynet_search.formula",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,187 @@
+"""Where Tune gets its trials from: sources of candidates behind one Tune searcher.
+
+A source gives the next candidate, None while it waits for running ones, or END. What was drawn is written to the
+search directory before it is trained, so a driver that dies forgets nothing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+from ray.tune.search import Searcher
+
+from search_spaces import get_space
+from search_spaces.samplers import solved_width
+from tinynet_search.plan import candidate_of, candidates_of
+from tinynet_search.store import Candidate, SearchStore
+
+END = "end"
+# Suggestions in a row that are no new network before Optuna is taken to have seen them all.
+PATIENCE = 200
+
+Next = Candidate | None | str
+
+
+class Source(Protocol):
+    def next(self) -> Next: ...
+
+    def done(self, candidate: Candidate) -> None:
+        """The candidate has ended (with a result or, after too many lost workers, without)."""
+        ...
+
+
+class Fixed:
+    """Candidates known beforehand."""
+
+    def __init__(self, candidates: Iterable[Candidate]) -> None:
+        self._left: Iterator[Candidate] = iter(list(candidates))
+
+    def next(self) -> Next:
+        return next(self._left, END)
+
+    def done(self, candidate: Candidate) -> None:
+        return None
+
+
+class Phases:
+    """One source after another, each made once the one before has ended with all its trials."""
+
+    def __init__(self, makers: Iterable[Callable[[], Source]]) -> None:
+        self._makers = iter(makers)
+        self._source: Source = Fixed([])
+        self._running: set[str] = set()
+
+    def next(self) -> Next:
+        while True:
+            found = self._source.next()
+            if isinstance(found, Candidate):
+                self._running.add(found.run)
+                return found
+            if found is None or self._running:
+                return None
+            maker = next(self._makers, None)
+            if maker is None:
+                return END
+            self._source = maker()
+
+    def done(self, candidate: Candidate) -> None:
+        self._running.discard(candidate.run)
+        self._source.done(candidate)
+
+
+class Adaptive:
+    """Optuna's multi-objective search (top-1 up, c down) through Tune's OptunaSearch: c, d and r drawn, w solved.
+
+    A new driver tells Optuna every result that is there; the candidates it had drawn are trained first.
+    """
+
+    def __init__(self, plan: Mapping[str, Any], store: SearchStore, wanted: int, epochs: int) -> None:
+        self._plan, self._store, self._wanted, self._epochs = plan, store, wanted, epochs
+        self._space, self._classes = get_space(plan["space"]["name"]), plan["space"]["num_classes"]
+        self._drawn = candidates_of(plan, store, epochs)
+        results = store.results([c.run for c in self._drawn])
+        self._left = [c for c in self._drawn if c.run not in results]
+        self._asked: dict[str, str] = {}
+        self._optuna = self._warm(results)
+
+    def next(self) -> Next:
+        if self._left:
+            return self._left.pop(0)
+        if len(self._drawn) >= self._wanted:
+            return END
+        candidate = self._suggest()
+        if candidate is None:
+            return None if self._asked else END
+        self._store.add_batch(len(self._drawn), [candidate])
+        self._drawn.append(candidate)
+        return candidate
+
+    def done(self, candidate: Candidate) -> None:
+        ticket = self._asked.pop(candidate.run, None)
+        if ticket is None:
+            return
+        result = self._store.result(candidate.run)
+        self._tell(ticket, result)
+
+    def _tell(self, ticket: str, result: Mapping[str, Any] | None) -> None:
+        if result is None or result["status"] != "finished":
+            self._optuna.on_trial_complete(ticket, error=True)
+        else:
+            self._optuna.on_trial_complete(ticket, {"top1": result["metrics"]["top1"], "c": result["network"]["c"]})
+
+    def _suggest(self) -> Candidate | None:
+        known = {c.id: c for c in self._drawn}
+        for attempt in range(PATIENCE):
+            ticket = f"{len(self._drawn)}-{attempt}"
+            values = self._optuna.suggest(ticket)
+            assert values is not None
+            network = solved_width(self._space, values["c"], values["r"], values["d"], self._classes)
+            if network is None:
+                self._optuna.on_trial_complete(ticket, error=True)
+                continue
+            candidate = candidate_of(self._plan, network, epochs=self._epochs)
+            if candidate.id not in known:
+                self._asked[candidate.run] = ticket
+                return candidate
+            self._tell(ticket, self._store.result(candidate.run))
+        return None
+
+    def _warm(self, results: Mapping[str, Mapping[str, Any]]) -> Any:
+        """OptunaSearch over (c, d, r) with the results so far; its seed moves on with the draw, or it would repeat it."""
+        import optuna
+        from optuna.distributions import FloatDistribution
+        from ray.tune.search.optuna import OptunaSearch
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        low, high = self._plan["space"]["band"]
+        space = {"c": FloatDistribution(low, high, log=True)}
+        space |= {key: FloatDistribution(*self._plan["space"]["ranges"][key]) for key in ("d", "r")}
+        storage = optuna.storages.InMemoryStorage()
+        search = OptunaSearch(
+            space, metric=["top1", "c"], mode=["max", "min"], seed=self._plan["seed"] + len(self._drawn), storage=storage, study_name="tinynet"
+        )
+        study = optuna.load_study(study_name="tinynet", storage=storage)
+        for candidate in self._drawn:
+            result = results.get(candidate.run)
+            if result is not None and result["status"] == "finished":
+                r, d, _ = candidate.spec.rdw
+                params = {"c": min(max(candidate.c, low), high), "d": d, "r": r}
+                study.add_trial(
+                    optuna.trial.create_trial(
+                        params=params, distributions=dict(space), values=[result["metrics"]["top1"], result["network"]["c"]]
+                    )
+                )
+        return search
+
+
+class CandidateSearch(Searcher):
+    """The Tune searcher over a source. Its state is the search directory: there is nothing of its own to save."""
+
+    def __init__(self, source: Source, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._source, self._config = source, dict(config)
+        self._given: dict[str, Candidate] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        found = self._source.next()
+        if found is None:
+            return None
+        if isinstance(found, str):
+            return Searcher.FINISHED
+        self._given[trial_id] = found
+        return {**self._config, "trial": found.spec.to_json()}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        candidate = self._given.pop(trial_id, None)
+        if candidate is not None:
+            self._source.done(candidate)
+
+    def save(self, checkpoint_path: str) -> None:
+        return None
+
+    def restore(self, checkpoint_path: str) -> None:
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+

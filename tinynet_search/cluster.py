@@ -1,0 +1,146 @@
+"""The Ray cluster a search runs on: one that is there, or a local one of its own."""
+
+import contextlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from search_spaces import RequestError
+from tinynet_search.candidates import CandidateSearch, Source
+from tinynet_search.config import Config
+
+# Tune's and Train's own files are scratch: no loggers, no snapshots, no preemption watcher a trial.
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextlib.contextmanager
+def cluster(config: Config) -> Iterator[None]:
+    """Join the cluster that ``run.address`` or RAY_ADDRESS names, or one that this process is in, or start a local one.
+
+    Raises:
+        RequestError: Ray is not installed, or the cluster does not answer.
+    """
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    try:
+        import ray
+    except ImportError as error:
+        raise RequestError("searches need Ray: pip install 'tinynet-search[search]'") from error
+    needs_dashboard = config.run.executor == "ray_train"
+    if needs_dashboard and not all(importlib.util.find_spec(m) for m in ("aiohttp_cors", "opencensus")):
+        raise RequestError("run.executor = \"ray_train\" needs Ray's dashboard: pip install 'ray[default]', or use the executor 'inline'")
+    ours = not ray.is_initialized()
+    if ours:
+        _start(config.run.address or os.environ.get("RAY_ADDRESS"), needs_dashboard)
+    try:
+        if needs_dashboard:
+            _require_dashboard()
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _start(address: str | None, dashboard: bool) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise RequestError(f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from error
+    else:
+        # "local" and nothing else: a bare init would join whatever cluster this machine is in.
+        ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=dashboard, dashboard_host="127.0.0.1", **quiet)
+
+
+def _require_dashboard() -> None:
+    """Without it a stopped ray_train trial keeps its CPUs and GPUs for ever: their cleaner asks the dashboard."""
+    from ray.util.state import list_nodes
+
+    try:
+        list_nodes(limit=1)
+    except Exception as error:
+        raise RequestError('run.executor = "ray_train" needs a cluster with its dashboard on (ray[default]); this one has none') from error
+
+
+def concurrency(config: Config) -> int:
+    """Trials at once: as configured, or as many as the cluster's CPUs and GPUs hold.
+
+    Raises:
+        RequestError: the cluster can never run one trial.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    needs = {"CPU": config.scaling.cpus * config.scaling.workers, "GPU": config.scaling.gpus * config.scaling.workers}
+    fits = [int(there.get(key, 0.0) / amount + 1e-6) for key, amount in needs.items() if amount]
+    if min(fits) < 1:
+        raise RequestError(
+            f"a trial needs {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs, the cluster has {there.get('CPU', 0):g} and "
+            f"{there.get('GPU', 0):g}: lower scaling, or add nodes"
+        )
+    return min(config.run.concurrency or 10**6, *fits)
+
+
+def run_source(config: Config, root: str, source: Source, most: int, at_once: int, callback: Any) -> None:
+    """Run a source's candidates as Tune trials until it ends.
+
+    Args:
+        root: the search directory as every node reaches it.
+        most: an upper bound on how many trials there will be.
+        at_once: concurrent trials.
+        callback: a ``ray.tune.Callback`` that watches.
+    """
+    from ray import tune
+
+    from trainables.executors import TRAINABLES, Scaling, tune_resources
+
+    scaling = Scaling(config.scaling.workers, config.scaling.cpus, config.scaling.gpus, config.scaling.loader_workers)
+    settings: Mapping[str, Any] = {"root": root, "scaling": vars(scaling), "placement": config.scaling.placement}
+    with tempfile.TemporaryDirectory(prefix="tinynet-tune-") as scratch, _hushed():
+        tune.Tuner(
+            tune.with_resources(TRAINABLES[config.run.executor], tune_resources(config.run.executor, scaling)),
+            tune_config=tune.TuneConfig(
+                search_alg=CandidateSearch(source, settings),
+                num_samples=most,
+                max_concurrent_trials=at_once,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[callback],
+                failure_config=tune.FailureConfig(max_failures=config.run.max_failures),
+            ),
+        ).fit()
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Tune prints boxes and paths of its scratch even when asked not to."""
+    import logging
+
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

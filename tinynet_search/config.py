@@ -1,0 +1,248 @@
+"""The configuration of a search: TOML, presets, ``--set key=value``, checked before anything runs.
+
+``[space] [search] [recipe] [data]`` decide results and must match the plan of a search that exists (trials, finals
+and epochs may grow); ``[run] [scaling] [storage] [tracking]`` say where it runs and may change from run to run.
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from search_spaces import RequestError, SearchSpace, get_space
+from search_spaces.errors import unknown
+from search_spaces.samplers import ADAPTIVE, SAMPLERS
+from trainables.recipe import Recipe, get_recipe, validated
+
+PRESETS = ("demo", "imagenet100")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SpaceSection(Section):
+    """``name`` is a built-in space or ``module:attribute``; ranges and band replace the space's own."""
+
+    name: str = "efficientnet_b0"
+    r: tuple[float, float] | None = None
+    d: tuple[float, float] | None = None
+    w: tuple[float, float] | None = None
+    band: tuple[float, float] | None = None
+
+    @field_validator("r", "d", "w", "band")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 < value[0] < value[1]:
+            raise ValueError("give [lowest, highest], both above 0")
+        return value
+
+
+class SearchSection(Section):
+    """What is searched and what follows: ``finals`` are the budgets c that the formula's networks are trained for,
+    ``compare`` also trains the inverse giant formula's network at each of them."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")
+    trials: int = Field(default=100, ge=1, le=100_000)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    sampler: str = "uniform"
+    c: float | None = Field(default=None, gt=0, le=1.05)
+    tol: float = Field(default=0.03, gt=0, le=0.5)
+    fraction: float = Field(default=0.2, gt=0, le=1)
+    minimum: int = Field(default=6, ge=1)
+    finals: tuple[float, ...] = ()
+    compare: bool = True
+
+    @field_validator("finals")
+    @classmethod
+    def _budgets(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        for c in value:
+            if not 0 < c <= 1:
+                raise ValueError(f"{c:g} is no budget: c is a fraction of the baseline's FLOPs in (0, 1]")
+        return value
+
+
+class OpenSection(BaseModel):
+    """A section whose further keys are checked by what it names."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+
+class RunSection(Section):
+    """``address``: of a Ray cluster; empty starts one here unless RAY_ADDRESS names one."""
+
+    executor: Literal["inline", "ray_train"] = "inline"
+    address: str | None = None
+    concurrency: int | None = Field(default=None, ge=1)
+    max_failures: int = Field(default=5, ge=0)
+
+
+class ScalingSection(Section):
+    workers: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1.0, gt=0)
+    gpus: float = Field(default=0.0, ge=0)
+    loader_workers: int = Field(default=0, ge=0)
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+
+
+class StorageSection(Section):
+    path: str = "searches"
+
+
+class TrackingSection(Section):
+    uri: str | None = None
+
+
+class Config(BaseModel):
+    """A whole configuration; every section has defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    space: SpaceSection = SpaceSection()
+    search: SearchSection = SearchSection()
+    recipe: OpenSection = OpenSection(name="efficientnet")
+    data: OpenSection = OpenSection(name="petals")
+    run: RunSection = RunSection()
+    scaling: ScalingSection = ScalingSection()
+    storage: StorageSection = StorageSection()
+    tracking: TrackingSection = TrackingSection()
+
+    def get_space(self) -> SearchSpace:
+        """The space with the configuration's ranges and band."""
+        import copy
+
+        space = copy.copy(get_space(self.space.name))
+        changed = {k: getattr(self.space, k) for k in ("r", "d", "w") if getattr(self.space, k) is not None}
+        space.ranges = {**space.ranges, **changed}
+        space.band = self.space.band or space.band
+        return space
+
+    def get_recipe(self) -> Recipe:
+        changes = self.recipe.model_extra or {}
+        recipe = get_recipe(self.recipe.name)
+        known = [field.name for field in fields(recipe) if field.name != "name"]
+        for key in changes:
+            if key not in known:
+                raise unknown("recipe setting", key, known)
+        try:
+            values = TypeAdapter(Recipe).validate_python({**asdict(recipe), **changes})
+        except ValidationError as error:
+            raise _explained(error, "recipe") from None
+        return validated(values)
+
+    def data_settings(self) -> dict[str, Any]:
+        return self.data.model_dump()
+
+    @property
+    def url(self) -> str:
+        """The search directory."""
+        return f"{self.storage.path.rstrip('/')}/{self.search.name}"
+
+
+def load_config(source: str | Path | None = None, *, preset: str | None = None, settings: Iterable[str] = ()) -> Config:
+    """Read a configuration.
+
+    Args:
+        source: a TOML file.
+        preset: a shipped configuration, ``demo`` or ``imagenet100``; a file on top of it changes what it names.
+        settings: ``section.key=value`` texts that come last; values are TOML, or plain text.
+
+    Raises:
+        RequestError: no such file or preset, an unknown key, a value out of range.
+    """
+    values: dict[str, Any] = {}
+    if preset is not None:
+        values = _merged(values, _preset(preset))
+    if source is not None:
+        values = _merged(values, _file(Path(source)))
+    for setting in settings:
+        values = _merged(values, _setting(setting))
+    name = Path(source).stem if source is not None else preset or "search"
+    values.setdefault("search", {}).setdefault("name", name)
+    return validate(values, str(source or preset or "the settings"))
+
+
+def validate(values: Mapping[str, Any], where: str) -> Config:
+    """A configuration from plain values.
+
+    Raises:
+        RequestError: as ``load_config``.
+    """
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise _explained(error, where) from None
+    config.get_recipe()
+    config.get_space()
+    sampler = config.search.sampler
+    if sampler not in (*SAMPLERS, *ADAPTIVE):
+        raise unknown("sampler", sampler, (*SAMPLERS, *ADAPTIVE))
+    if (sampler == "near") != (config.search.c is not None):
+        raise RequestError("search.c is the target of the sampler 'near': give both or neither")
+    if config.run.executor == "inline" and (config.scaling.workers > 1 or config.scaling.gpus > 1):
+        raise RequestError('scaling: more than one worker or GPU a trial needs run.executor = "ray_train"')
+    if config.scaling.workers > 1 and 0 < config.scaling.gpus < 1:
+        raise RequestError("scaling: workers of one trial cannot share a GPU; use scaling.workers = 1 with a fraction of a GPU")
+    share = config.get_recipe().micro_batches
+    if share % config.scaling.workers:
+        raise RequestError(f"scaling.workers = {config.scaling.workers} cannot share the recipe's {share} micro-batches a step: use a divisor")
+    return config
+
+
+def _preset(name: str) -> dict[str, Any]:
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return tomllib.loads(resources.files("tinynet_search").joinpath(f"presets/{name}.toml").read_text())
+
+
+def _file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        near = f", or --preset {path}" if str(path) in PRESETS else ""
+        raise RequestError(f"no configuration {str(path)!r}: give a TOML file{near}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RequestError(f"configuration {str(path)!r} cannot be read: {error}") from None
+
+
+def _setting(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and name):
+        raise RequestError(f"--set {text!r}: write section.key=value, as in search.trials=20")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    return {section: {name: parsed}}
+
+
+def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Section by section; a section that names another thing (recipe, data, space) starts anew."""
+    merged = dict(base)
+    for section, values in top.items():
+        old = merged.get(section, {})
+        if not (isinstance(old, dict) and isinstance(values, dict)):
+            merged[section] = values
+        elif "name" in values and section != "search" and old.get("name") != values["name"]:
+            merged[section] = values
+        else:
+            merged[section] = {**old, **values}
+    return merged
+
+
+def _explained(error: ValidationError, where: str) -> RequestError:
+    """The first mistake, in one line."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        model: Any = Config
+        for part in path[:-1]:
+            model = model.model_fields[part].annotation
+        known = list(model.model_fields)
+        return unknown(f"key in {where}:", ".".join(path), [".".join([*path[:-1], key]) for key in known])
+    return RequestError(f"{where}: {'.'.join(path)}: {first['msg'].removeprefix('Value error, ')} (it is {first['input']!r})")

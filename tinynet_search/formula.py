@@ -1,0 +1,253 @@
+"""The tiny formula: r(c) and d(c) learned from a frontier, w from the budget (section 3.2, equations 2-5).
+
+Two forms are fitted side by side. ``paper`` is equations 2-4 to the letter: raw c and a zero mean, which falls to 0
+away from the data and may dip between points. ``default`` is the same regression over log c on centred targets.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search_spaces import RequestError, SearchSpace, get_space, list_spaces
+from search_spaces.errors import unknown
+from tinynet_search.formula_io import FORMS, MIN_POINTS, SCHEMA, DamagedError, check_point, one_line, parse, read_text
+from tinynet_search.gaussian import Bounds, Kernel, Posterior, fit_forms
+from tinynet_search.suggestion import Prediction, Suggestion, checked_budget, tidy
+
+__all__ = ["Prediction", "Suggestion", "TinyFormula", "fit_formula", "suggest_rdw"]
+
+SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class TinyFormula:
+    """r(c) and d(c) as data: training points, kernels, provenance.
+
+    Attributes:
+        space, space_version, num_classes: where the points were measured.
+        points: (c, r, d) by rising c, c the exact fraction of the baseline's multiply-adds.
+        forms: kernels by form (``paper``, ``default``) and target (``r``, ``d``); empty where unusable.
+        provenance: what it was fitted to; JSON data.
+        reason: why it cannot be used; None where it can.
+        source: the name or file it was read from.
+    """
+
+    space: str
+    space_version: int
+    num_classes: int
+    points: tuple[tuple[float, float, float], ...]
+    forms: Mapping[str, Mapping[str, Kernel]]
+    provenance: Mapping[str, Any]
+    reason: str | None = None
+    source: str = "fitted here"
+    _posteriors: dict[tuple[str, str], Posterior] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it has forms to predict with; ``reason`` says why not."""
+        return self.reason is None
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """Lowest and highest c of the points."""
+        return (self.points[0][0], self.points[-1][0]) if self.points else None
+
+    def to_json(self) -> str:
+        """The formula as a JSON document; ``from_json`` reads the same formula back."""
+        document = {
+            "schema": SCHEMA,
+            "space": self.space,
+            "space_version": self.space_version,
+            "num_classes": self.num_classes,
+            "usable": self.usable,
+            "reason": self.reason,
+            "points": [{"c": c, "r": r, "d": d} for c, r, d in self.points],
+            "forms": {form: {target: asdict(kernel) for target, kernel in kernels.items()} for form, kernels in self.forms.items()},
+            "range": self.range,
+            "provenance": self.provenance,
+        }
+        return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "formula") -> "TinyFormula":
+        """Read a formula; nothing in it is run.
+
+        Raises:
+            RequestError: it is damaged, of another schema, absurd in size, or its kernel is singular.
+        """
+        try:
+            data = parse(text)
+            forms = {form: {target: Kernel(**values) for target, values in kernels.items()} for form, kernels in data["forms"].items()}
+            formula = cls(**{**data, "points": tuple(sorted(data["points"])), "forms": forms}, source=source)
+        except DamagedError as error:
+            raise RequestError(f"formula {one_line(source)}: {error}") from error
+        for form, target in ((form, target) for form in forms for target in "rd"):
+            formula._posterior(form, target)
+        return formula
+
+    @classmethod
+    def load(cls, name: str | Path, *, tracking_uri: str | None = None) -> "TinyFormula":
+        """The formula called ``published``, in a .json file, or in MLflow's registry as ``models:/name@alias`` or ``models:/name/version``.
+
+        Raises:
+            RequestError: there is no such formula, or it is damaged.
+            TrackingError: MLflow (at ``tracking_uri``, else at its own default) does not answer.
+        """
+        return cls.from_json(read_text(str(name), tracking_uri), source=str(name))
+
+    def predict(self, c: Any, form: str = "default") -> Prediction:
+        """Equation 4 at c, a number or an array: means and standard deviations of r and d, noise included.
+
+        Raises:
+            RequestError: c is not above 0, the form is unknown, or the formula is not usable.
+        """
+        costs = np.asarray(c, float)
+        if not np.all((costs > 0) & np.isfinite(costs)):
+            raise RequestError(f"c = {c} is no fraction of the baseline's FLOPs: give numbers above 0")
+        figures = [values for target in "rd" for values in self._posterior(form, target)(costs.ravel())]
+        if costs.ndim == 0:
+            return Prediction(*(float(values[0]) for values in figures))
+        return Prediction(*(values.reshape(costs.shape) for values in figures))
+
+    def suggest(
+        self,
+        c: float,
+        *,
+        extrapolate: bool = False,
+        form: str = "default",
+        tol: float = 0.03,
+        space: str | SearchSpace | None = None,
+        num_classes: int | None = None,
+    ) -> Suggestion:
+        """The network for a budget: r and d from the formula, the width from the exact cost (equation 5 its first guess).
+
+        Predictions are clipped to the space's ranges. Outside the range of the training points, and only when told to
+        ``extrapolate``, r and d are those of the nearest end of the range; the standard deviations stay those at c.
+
+        Args:
+            c: budget, a fraction of the baseline's multiply-adds in (0, 1].
+            tol: largest accepted ``abs(suggestion.c - c) / c``.
+            space: where to build it; None is the formula's own space.
+            num_classes: classes of the network; None is the formula's own on its own space, else the space's default.
+
+        Raises:
+            RequestError: c is no budget or outside the range, the formula is not usable, or no network meets the budget.
+        """
+        budget = checked_budget(c)
+        self._require_usable()
+        low, high = self.points[0][0], self.points[-1][0]
+        extrapolated = not low - SLACK <= budget <= high + SLACK
+        if extrapolated and not extrapolate:
+            raise RequestError(
+                f"c = {budget:g} is outside the range {low:g} to {high:g} of formula {one_line(self.source)}: "
+                "ask within it, or pass extrapolate=True (--extrapolate) to keep r and d of its nearest end"
+            )
+        target = self._space(space)
+        classes = self.num_classes if num_classes is None and target.name == self.space else num_classes
+        inside = self.predict(min(max(budget, low), high), form)
+        r, d = (float(np.clip(mean, *target.ranges[name])) for name, mean in (("r", inside.r_mean), ("d", inside.d_mean)))
+        network = tidy(target.solve_width(budget, r, d, tol=tol, num_classes=classes))
+        at_c = self.predict(budget, form)
+        predicted = inside._replace(r_std=at_c.r_std, d_std=at_c.d_std)
+        return Suggestion(budget, network, predicted, extrapolated, self.source, form, self._note(target, predicted, (r, d), extrapolated))
+
+    def _require_usable(self) -> None:
+        if not self.usable:
+            raise RequestError(f"formula {one_line(self.source)} is not usable: {one_line(self.reason)}")
+
+    def _posterior(self, form: str, target: str) -> Posterior:
+        self._require_usable()
+        if form not in FORMS:
+            raise unknown("form", form, FORMS)
+        if (form, target) not in self._posteriors:
+            targets = [point[1 if target == "r" else 2] for point in self.points]
+            try:
+                self._posteriors[form, target] = Posterior(self.forms[form][target], [point[0] for point in self.points], targets)
+            except np.linalg.LinAlgError as error:
+                raise RequestError(f"formula {one_line(self.source)}: the kernel matrix of forms.{form}.{target} is singular") from error
+        return self._posteriors[form, target]
+
+    def _space(self, space: str | SearchSpace | None) -> SearchSpace:
+        """A formula may name built-in spaces only: a ``module:attribute`` read from a file would be code to run."""
+        if space is None and self.space not in list_spaces():
+            raise RequestError(f"formula {one_line(self.source)} is of {one_line(self.space)!r}, no built-in space: pass the space itself")
+        return space if isinstance(space, SearchSpace) else get_space(space or self.space)
+
+    def _note(self, space: SearchSpace, predicted: Prediction, used: tuple[float, float], extrapolated: bool) -> str | None:
+        notes = []
+        if space.name != self.space:
+            notes.append(f"{space.name} has no formula of its own here: r(c) and d(c) were fitted on {one_line(self.space)}")
+        elif space.version != self.space_version:
+            notes.append(f"fitted on version {self.space_version} of {space.name}, built on version {space.version}")
+        if extrapolated:
+            low, high = self.points[0][0], self.points[-1][0]
+            notes.append(f"outside the formula's range {low:g} to {high:g}: r and d are those of its nearest end")
+        if used != (predicted.r_mean, predicted.d_mean):
+            notes.append("r or d clipped to the space's range")
+        return "; ".join(notes) or None
+
+
+def fit_formula(
+    space: SearchSpace,
+    points: Sequence[tuple[float, float, float]],
+    *,
+    provenance: Mapping[str, Any],
+    seed: int = 0,
+    num_classes: int | None = None,
+    bounds: Mapping[tuple[str, str], Bounds] | None = None,
+) -> TinyFormula:
+    """Fit both forms to a frontier (equations 2-4); the order of the points does not matter.
+
+    Args:
+        points: (c, r, d) of each frontier model; repeated c are noise. Under five, the formula says it is not usable.
+        provenance: JSON data that says where the points come from.
+        seed: of the optimiser's random starts.
+        num_classes: of the classifiers in c; None is the space's default.
+        bounds: of the hyper-parameters by (form, target), where not the usual ones.
+
+    Raises:
+        RequestError: a point is no (c, r, d) of positive, sane numbers, or provenance is not JSON data.
+    """
+    try:
+        triples = [dict(zip("crd", map(float, point), strict=True)) for point in points]
+        checked = tuple(sorted(check_point(triple, f"points[{i}]") for i, triple in enumerate(triples)))
+        origin = json.loads(json.dumps(dict(provenance), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"no formula can be fitted: {one_line(error)}") from error
+    classes = space.num_classes if num_classes is None else num_classes
+    formula = TinyFormula(space.name, space.version, classes, checked, {}, origin)
+    if len(checked) < MIN_POINTS:
+        return replace(formula, reason=f"{len(checked)} frontier models, at least {MIN_POINTS} are needed: run more trials")
+    return replace(formula, forms=fit_forms(checked, seed, bounds or {}))
+
+
+def suggest_rdw(
+    c: float,
+    *,
+    space: str | SearchSpace | None = None,
+    formula: str | Path | TinyFormula = "published",
+    extrapolate: bool = False,
+    form: str = "default",
+    tracking_uri: str | None = None,
+) -> Suggestion:
+    """The tiny formula's network for a budget: ``r, d, w = suggest_rdw(0.25)``.
+
+    Args:
+        c: budget, a fraction of the baseline's FLOPs (multiply-adds) in (0, 1].
+        space: search space, or its name; None is the formula's own. A space other than the formula's gets a note.
+        formula: ``published``, a .json file, ``models:/name@alias``, ``models:/name/version``, or a formula itself.
+        extrapolate: accept a c outside the formula's range, with r and d of its nearest end.
+        form: ``default``, or ``paper`` for equations 2-4 to the letter.
+        tracking_uri: MLflow's address for ``models:/``; None is MLflow's own default.
+
+    Raises:
+        RequestError: the budget, space, formula or form is wrong; the message says how to mend it.
+        TrackingError: MLflow does not answer.
+    """
+    checked_budget(c)
+    found = formula if isinstance(formula, TinyFormula) else TinyFormula.load(formula, tracking_uri=tracking_uri)
+    return found.suggest(c, extrapolate=extrapolate, form=form, space=space)

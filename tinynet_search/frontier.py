@@ -1,0 +1,170 @@
+"""The models a search keeps: the top fifth by NSGA-III nondominated sorting, and how r, d, w go with FLOPs (section 3.2).
+
+The objectives are high top-1 and low c. The answer depends on the results alone: neither their order, nor the clock,
+nor an earlier call changes it.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.errors import RequestError
+
+FINISHED = "finished"
+
+
+class TrialPoint(NamedTuple):
+    """What the frontier needs to know of a trial.
+
+    Attributes:
+        id: names the trial.
+        rdw: multipliers (r, d, w) of its network.
+        c: exact multiply-adds over the baseline's.
+        top1: the ranking top-1 accuracy, in any one unit for all trials; None where there is none.
+        status: only ``finished`` trials can be selected.
+    """
+
+    id: str
+    rdw: tuple[float, float, float]
+    c: float
+    top1: float | None
+    status: str
+
+
+class FrontierModel(NamedTuple):
+    """A selected trial; ``pareto_rank`` is the number of its front, 1 the nondominated one."""
+
+    id: str
+    rdw: tuple[float, float, float]
+    c: float
+    top1: float
+    pareto_rank: int
+
+
+class Costed(Protocol):
+    """Anything with multipliers and a cost."""
+
+    @property
+    def rdw(self) -> tuple[float, float, float]:
+        """Multipliers (r, d, w)."""
+        ...
+
+    @property
+    def c(self) -> float:
+        """Multiply-adds over the baseline's."""
+        ...
+
+
+def select_frontier(trials: Sequence[TrialPoint], *, fraction: float = 0.2, minimum: int = 6) -> list[FrontierModel]:
+    """The models on the accuracy-FLOPs Pareto front: the paper's top 20 % (section 3.2, Figure 3).
+
+    Whole fronts are taken in their order; of the front that does not fit, NSGA-III's reference directions, as many as
+    there are survivors, keep the most evenly spread models. Trials of equal (top1, c) count once, under the smallest id.
+
+    Args:
+        trials: all results, in any order; those not finished or without a finite top1 and c are passed over.
+        fraction: share of the usable, distinct results to keep, rounded up.
+        minimum: keep at least so many, or all where there are fewer.
+
+    Returns:
+        The selected models by rising c; empty where no result is usable.
+
+    Raises:
+        RequestError: ``fraction`` is not in (0, 1] or ``minimum`` is negative.
+    """
+    if not 0 < fraction <= 1 or minimum < 0:
+        raise RequestError(f"frontier fraction = {fraction:g}, minimum = {minimum}: give a fraction in (0, 1] and a minimum of 0 or more")
+    points = _distinct(trials)
+    if not points:
+        return []
+    # The tiny allowance keeps .2 * 35 = 7.000000000000001 at seven.
+    wanted = max(math.ceil(fraction * len(points) - 1e-9), min(minimum, len(points)))
+    ranks = _ranks(points)
+    kept = sorted(_survivors(points, wanted)) if wanted < len(points) else range(len(points))
+    return [FrontierModel(points[i].id, points[i].rdw, points[i].c, float(points[i].top1 or 0.0), ranks[i]) for i in kept]
+
+
+def pareto_ranks(trials: Sequence[TrialPoint]) -> dict[str, int]:
+    """Front number (1 = nondominated) of every usable trial by id; trials of equal (top1, c) share theirs."""
+    points = _distinct(trials)
+    ranks = {(p.c, p.top1): rank for p, rank in zip(points, _ranks(points), strict=True)}
+    return {t.id: ranks[t.c, t.top1] for t in trials if _usable(t)}
+
+
+def spearman(points: Sequence[Costed]) -> dict[str, float | None]:
+    """Spearman's rank correlation of r, d and w with c (Figure 3; the paper finds r > d > w, with .81 for r).
+
+    Returns:
+        ``{"r": ..., "d": ..., "w": ...}``; None where it is undefined: under three points, or nothing varies.
+    """
+    costs = [p.c for p in points]
+    return {name: _correlation([p.rdw[i] for p in points], costs) for i, name in enumerate("rdw")}
+
+
+def _correlation(values: Sequence[float], costs: Sequence[float]) -> float | None:
+    if len(costs) < 3 or len(set(values)) < 2 or len(set(costs)) < 2:
+        return None
+    from scipy.stats import spearmanr
+
+    result: Any = spearmanr(values, costs)
+    return float(result.statistic)
+
+
+def _usable(trial: TrialPoint) -> bool:
+    return trial.status == FINISHED and trial.top1 is not None and math.isfinite(trial.top1) and math.isfinite(trial.c)
+
+
+def _distinct(trials: Sequence[TrialPoint]) -> list[TrialPoint]:
+    """Usable trials by rising c, one for each (top1, c): pymoo's niching would give twins a place each."""
+    first: dict[tuple[float, float | None], TrialPoint] = {}
+    for trial in sorted((t for t in trials if _usable(t)), key=lambda t: t.id):
+        first.setdefault((trial.c, trial.top1), trial)
+    return [first[key] for key in sorted(first, key=lambda k: (k[0], k[1] or 0.0))]
+
+
+def _objectives(points: Sequence[TrialPoint]) -> NDArray[np.float64]:
+    """(points, 2) of c and -top1, both to be minimised and both in [0, 1]."""
+    columns = [np.array([p.c for p in points], float), -np.array([p.top1 for p in points], float)]
+    return np.stack([_scaled(column) for column in columns], axis=1)
+
+
+def _scaled(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values on [0, 1]; their ranks instead where floats are too coarse to keep distinct values distinct."""
+    order, place = np.unique(values, return_inverse=True)
+    with np.errstate(all="ignore"):
+        scaled = (values - order[0]) / ((order[-1] - order[0]) or 1.0)
+    if len(np.unique(scaled)) == len(order) and np.isfinite(scaled).all():
+        return scaled
+    return place / max(1, len(order) - 1)
+
+
+def _ranks(points: Sequence[TrialPoint]) -> list[int]:
+    if not points:
+        return []
+    from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+
+    ranks = [0] * len(points)
+    for number, front in enumerate(NonDominatedSorting().do(_objectives(points)), start=1):
+        for index in front:
+            ranks[index] = number
+    return ranks
+
+
+def _survivors(points: Sequence[TrialPoint], wanted: int) -> list[int]:
+    """Indices that one NSGA-III survival keeps, with a new survival object and its own random state each time."""
+    from pymoo.algorithms.moo.nsga3 import ReferenceDirectionSurvival
+    from pymoo.core.population import Population
+    from pymoo.core.problem import Problem
+    from pymoo.util.ref_dirs import get_reference_directions
+
+    directions = get_reference_directions("uniform", 2, n_points=wanted)
+    population = Population.new(F=_objectives(points))
+    # pymoo switches all of Python's warnings off; this hands the caller's filters back.
+    with warnings.catch_warnings():
+        return ReferenceDirectionSurvival(directions).do(
+            Problem(n_var=1, n_obj=2), population, n_survive=wanted, random_state=np.random.default_rng(0), return_indices=True
+        )

@@ -1,0 +1,95 @@
+"""What follows from results: the frontier, the formula, the final networks. All of it is made anew from what is there."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from search_spaces import RequestError, get_space
+from tinynet_search.baselines import inverse_giant
+from tinynet_search.formula import TinyFormula, fit_formula
+from tinynet_search.frontier import TrialPoint, select_frontier, spearman
+from tinynet_search.plan import candidate_of
+from tinynet_search.store import FINALS, FORMULA, FRONTIER, Candidate, SearchStore
+
+TINY, GIANT = "tiny formula", "inverse giant formula"
+
+
+def points_of(candidates: Sequence[Candidate], results: Mapping[str, Mapping[str, Any]]) -> list[TrialPoint]:
+    """What the frontier sees of the trials that have ended."""
+    ended = [(c, results[c.run]) for c in candidates if c.run in results]
+    return [TrialPoint(c.run, c.spec.rdw, c.c, result["metrics"].get("top1"), result["status"]) for c, result in ended]
+
+
+def write_frontier(store: SearchStore, plan: Mapping[str, Any], candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """Select the frontier of all results and write it: rows by rising c, with ``pareto_rank``."""
+    by_run = {c.run: c for c in candidates}
+    points = points_of(candidates, store.results(by_run))
+    selected = select_frontier(points, fraction=plan["frontier"]["fraction"], minimum=plan["frontier"]["minimum"])
+    rows = [
+        {
+            "id": by_run[m.id].id,
+            "run": m.id,
+            "rdw": list(m.rdw),
+            "c": m.c,
+            "macs": by_run[m.id].network["macs"],
+            "params": by_run[m.id].network["params"],
+            "resolution": by_run[m.id].network["resolution"],
+            "top1": m.top1,
+            "pareto_rank": m.pareto_rank,
+        }
+        for m in selected
+    ]
+    store.write_json(FRONTIER, rows)
+    return rows
+
+
+def write_formula(store: SearchStore, plan: Mapping[str, Any], frontier: Sequence[Mapping[str, Any]]) -> TinyFormula:
+    """Fit r(c) and d(c) on the frontier and write the formula."""
+    models = [TrialPoint(row["run"], row["rdw"], row["c"], row["top1"], "finished") for row in frontier]
+    formula = fit_formula(
+        get_space(plan["space"]["name"]),
+        [(row["c"], row["rdw"][0], row["rdw"][1]) for row in frontier],
+        provenance={
+            "search": plan["search"],
+            "data": plan["data"]["fingerprint"],
+            "recipe": plan["recipe"]["name"],
+            "epochs": sorted({int(str(row["run"]).rsplit("-e", 1)[1]) for row in frontier}),
+            "models": [row["id"] for row in frontier],
+            "spearman": spearman(models),
+        },
+        num_classes=plan["space"]["num_classes"],
+    )
+    store.folder.write(FORMULA, formula.to_json().encode())
+    return formula
+
+
+def write_finals(
+    store: SearchStore, plan: Mapping[str, Any], formula: TinyFormula, budgets: Sequence[float], epochs: int, *, compare: bool
+) -> tuple[list[Candidate], list[str]]:
+    """The final jobs of the formula's networks, and of the inverse giant formula's beside them; and why any are missing.
+
+    A budget beyond the frontier is extrapolated, since it was asked for by name, and its row says so.
+    """
+    space, classes = get_space(plan["space"]["name"]), plan["space"]["num_classes"]
+    rows: list[dict[str, Any]] = []
+    refused: list[str] = []
+    candidates: list[Candidate] = []
+    for c in budgets:
+        for label in (TINY, GIANT) if compare else (TINY,):
+            try:
+                extrapolated = False
+                if label == TINY:
+                    suggestion = formula.suggest(c, space=space, num_classes=classes, extrapolate=True)
+                    network, extrapolated = suggestion.network, suggestion.extrapolated
+                else:
+                    network = inverse_giant(space, c, num_classes=classes)
+            except RequestError as error:
+                refused.append(f"no final network of the {label} for c = {c:g}: {error}")
+                continue
+            candidate = candidate_of(plan, network, epochs=epochs, kind="final")
+            candidates.append(candidate)
+            row = {"run": candidate.run, "label": label, "c": c}
+            rows.append({**row, "rdw": list(network.rdw), "extrapolated": extrapolated, "spec": candidate.spec.to_json()})
+    store.write_json(FINALS, rows)
+    return candidates, refused
+
+

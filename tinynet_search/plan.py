@@ -1,0 +1,156 @@
+"""Plans: what will be trained, written once, and what it will cost, before anything runs."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from search_spaces import Network, RequestError, get_space
+from search_spaces.samplers import ADAPTIVE, draw
+from tinynet_search.config import Config
+from tinynet_search.store import FINALS, PLAN, SCHEMA, Candidate, SearchStore
+from trainables.data import open_data
+from trainables.recipe import Recipe, recipe_from
+from trainables.trial import TrialSpec, describe
+
+# One training step of a network costs about three forward passes.
+TRAIN_PASSES = 3
+# Raw and averaged weights and up to two optimizer states of 4 bytes, in the two checkpoints that are kept.
+CHECKPOINT_BYTES_PER_PARAM = 4 * 4 * 2
+
+
+def make_plan(config: Config) -> dict[str, Any]:
+    """The plan that a configuration asks for. Opens the data for its fingerprint and classes.
+
+    Raises:
+        RequestError: the data is missing or unusable.
+    """
+    space, recipe = config.get_space(), config.get_recipe()
+    data = open_data(config.data_settings())
+    if data.train_size < recipe.batch:
+        raise RequestError(
+            f"{data.train_size} training images are fewer than one batch of {recipe.batch}: set recipe.batch and recipe.micro_batch"
+        )
+    return {
+        "schema": SCHEMA,
+        "search": config.search.name,
+        "space": {
+            "name": space.name if ":" not in config.space.name else config.space.name,
+            "version": space.version,
+            "num_classes": len(data.class_names),
+            "ranges": {key: list(value) for key, value in space.ranges.items()},
+            "band": list(space.band),
+        },
+        "sampler": {"name": config.search.sampler, **({"c": config.search.c, "tol": config.search.tol} if config.search.c else {})},
+        "recipe": asdict(recipe),
+        "data": {"settings": config.data_settings(), "fingerprint": data.fingerprint, "train": data.train_size, "val": data.val_size},
+        "seed": config.search.seed,
+        "frontier": {"fraction": config.search.fraction, "minimum": config.search.minimum},
+        "ranks": recipe.ranks,
+        "created": int(time.time()),
+    }
+
+
+def agreed_plan(store: SearchStore, config: Config) -> dict[str, Any]:
+    """The search's plan: written now if there is none, else the one that is there, if the configuration agrees.
+
+    Raises:
+        RequestError: the plan is damaged, or differs from the configuration in what decides results.
+    """
+    asked = make_plan(config)
+    if store.plan() is None:
+        store.write_json(PLAN, asked, once=True)
+    there = store.plan()
+    assert there is not None
+    _refuse_difference(store, there, asked)
+    return there
+
+
+def _refuse_difference(store: SearchStore, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    old, new = _flat(_decisive(there)), _flat(_decisive(asked))
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    if changed:
+        shown = "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed[:3])
+        raise RequestError(f"search {store.url} was planned otherwise: {shown}; use another search.name, or the plan's settings")
+
+
+def _decisive(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What may not change: everything but the number of epochs, the recipe's name, where the data lies, and dates."""
+    recipe = {key: value for key, value in plan["recipe"].items() if key not in ("name", "epochs")}
+    kept = {key: plan[key] for key in ("space", "sampler", "seed", "frontier", "ranks")}
+    return {**kept, "recipe": recipe, "data": plan["data"]["fingerprint"]}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def plan_recipe(plan: Mapping[str, Any], epochs: int | None = None) -> Recipe:
+    recipe = recipe_from(plan["recipe"])
+    return recipe if epochs is None else replace(recipe, epochs=epochs)
+
+
+def spec_of(plan: Mapping[str, Any], rdw: Iterable[float], *, epochs: int | None = None, kind: str = "trial") -> TrialSpec:
+    """The description of the trial of (r, d, w) in a plan."""
+    r, d, w = rdw
+    return TrialSpec(
+        space=plan["space"]["name"],
+        space_version=plan["space"]["version"],
+        rdw=(r, d, w),
+        num_classes=plan["space"]["num_classes"],
+        recipe=asdict(plan_recipe(plan, epochs)),
+        data=plan["data"]["settings"],
+        data_fingerprint=plan["data"]["fingerprint"],
+        seed=plan["seed"],
+        kind=kind,
+    )
+
+
+def candidate_of(plan: Mapping[str, Any], network: Network, *, epochs: int | None = None, kind: str = "trial") -> Candidate:
+    return Candidate(spec_of(plan, network.rdw, epochs=epochs, kind=kind), describe(network))
+
+
+def candidates_of(plan: Mapping[str, Any], store: SearchStore, epochs: int | None = None) -> list[Candidate]:
+    """The candidates that are written down, in the order they were drawn."""
+    space, classes = get_space(plan["space"]["name"]), plan["space"]["num_classes"]
+    networks = (space.network((r, d, w), classes) for r, d, w in store.candidates())
+    return [candidate_of(plan, network, epochs=epochs) for network in networks]
+
+
+def grow(plan: Mapping[str, Any], store: SearchStore, config: Config) -> list[Candidate]:
+    """The search's candidates, after drawing as many more as are wanted; adaptive samplers draw while they run.
+
+    The first n of a longer draw are the same n, so the batches together are one draw.
+    """
+    epochs = config.get_recipe().epochs
+    there = candidates_of(plan, store, epochs)
+    if len(there) >= config.search.trials or plan["sampler"]["name"] in ADAPTIVE:
+        return there
+    drawn = planned_networks(plan, config, config.search.trials)
+    new = [candidate_of(plan, network, epochs=epochs) for network in drawn[len(there) :]]
+    store.add_batch(len(there), new)
+    return candidates_of(plan, store, epochs)
+
+
+def planned_networks(plan: Mapping[str, Any], config: Config, trials: int) -> list[Network]:
+    options = {key: value for key, value in plan["sampler"].items() if key != "name"}
+    return draw(config.get_space(), plan["sampler"]["name"], trials, plan["seed"], num_classes=plan["space"]["num_classes"], **options)
+
+
+def final_candidates(store: SearchStore) -> list[Candidate]:
+    """The final jobs that are written down."""
+    rows = store.read_json(FINALS) or []
+    try:
+        specs = [TrialSpec.from_json(row["spec"]) for row in rows]
+    except (KeyError, TypeError) as error:
+        raise RequestError(f"{store.url}/{FINALS} is damaged ({error!r}): remove it, it is made anew") from error
+    return [Candidate(spec, describe(spec.network())) for spec in specs]
+
+
+def training_macs(plan: Mapping[str, Any], candidate: Candidate) -> float:
+    """Multiply-adds of a whole training, evaluations of raw and averaged weights included."""
+    images = TRAIN_PASSES * plan["data"]["train"] + 2 * plan["data"]["val"]
+    return candidate.network["macs"] * images * candidate.spec.recipe["epochs"]

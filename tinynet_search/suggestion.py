@@ -1,0 +1,199 @@
+"""What the tiny formula answers: (r, d, w) of a real network, its exact cost, and how far the formula can be trusted."""
+
+import html
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from search_spaces import RDW, Network, RequestError
+from search_spaces.space import SANE
+from tinynet_search.formula_io import one_line
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Prediction(NamedTuple):
+    """The formula's resolution and depth multipliers at some c: means and standard deviations, floats or (len(c),) arrays."""
+
+    r_mean: Any
+    r_std: Any
+    d_mean: Any
+    d_std: Any
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A network for a budget; unpacks to the (r, d, w) of the network itself: ``space.network(RDW(*suggestion))`` is it.
+
+    Attributes:
+        budget: c that was asked for, a fraction of the baseline's multiply-adds.
+        network: the suggested network; r, d, w, c, resolution, macs, params and activations are its own.
+        predicted: the formula's r(c) and d(c), equation 4.
+        extrapolated: c lies outside the formula's range; r and d are those of the nearest end, the stds those at c.
+        formula, form: the formula's source and which of its two forms answered.
+        note: what the reader should know besides; None where there is nothing.
+    """
+
+    budget: float
+    network: Network
+    predicted: Prediction
+    extrapolated: bool
+    formula: str
+    form: str
+    note: str | None = None
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.r, self.d, self.w))
+
+    def __len__(self) -> int:
+        return 3
+
+    @property
+    def r(self) -> float:
+        """Resolution multiplier: whole pixels over the baseline's."""
+        return self.network.rdw.r
+
+    @property
+    def d(self) -> float:
+        """Depth multiplier."""
+        return self.network.rdw.d
+
+    @property
+    def w(self) -> float:
+        """Width multiplier that meets the budget (in place of equation 5)."""
+        return self.network.rdw.w
+
+    @property
+    def c(self) -> float:
+        """Exact multiply-adds over the baseline's."""
+        return self.network.c
+
+    @property
+    def resolution(self) -> int:
+        """Input side, pixels."""
+        return self.network.resolution
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds, the paper's FLOPs."""
+        return self.network.macs
+
+    @property
+    def params(self) -> int:
+        """Parameters, classifier included."""
+        return self.network.params
+
+    @property
+    def activations(self) -> int:
+        """Elements written by all convolutions."""
+        return self.network.activations
+
+    @property
+    def space(self) -> str:
+        """Name of the search space; the space itself is ``network.space``."""
+        return self.network.space.name
+
+    @property
+    def r_mean(self) -> float:
+        """The formula's r(c), before it is rounded to pixels."""
+        return self.predicted.r_mean
+
+    @property
+    def r_std(self) -> float:
+        """Standard deviation of r(c), noise included."""
+        return self.predicted.r_std
+
+    @property
+    def d_mean(self) -> float:
+        """The formula's d(c)."""
+        return self.predicted.d_mean
+
+    @property
+    def d_std(self) -> float:
+        """Standard deviation of d(c), noise included."""
+        return self.predicted.d_std
+
+    def build(self, **options: Any) -> "torch.nn.Module":
+        """The torch module, freshly initialised; options are the family's own (``drop_rate=.2``, ...)."""
+        return self.network.build(**options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure as plain JSON data, with the family's own details (channels and repeats per stage, ...)."""
+        own = ("budget", "c", "r", "d", "w", "resolution", "macs", "params", "activations")
+        formula = ("r_mean", "r_std", "d_mean", "d_std", "extrapolated", "space", "formula", "form", "note")
+        figures = {name: getattr(self, name) for name in own + formula}
+        return {**figures, "num_classes": self.network.num_classes, "details": dict(self.network.details)}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and text of each figure, for people."""
+        base = self.network.space.baseline_macs(self.network.num_classes)
+        return [
+            ("r, d, w", f"{self.r:.4g}, {self.d:.4g}, {self.w:.6g}"),
+            ("resolution", f"{self.resolution} pixels"),
+            *((_label(key, value), _text(value)) for key, value in self.network.details.items()),
+            ("FLOPs (multiply-adds)", f"{self.macs / 1e6:,.1f}M"),
+            ("parameters", f"{self.params / 1e6:,.2f}M with {self.network.num_classes:,} classes"),
+            ("r(c)", f"{self.r_mean:.4f} ± {self.r_std:.4f}"),
+            ("d(c)", f"{self.d_mean:.4f} ± {self.d_std:.4f}"),
+            ("budget", f"c = {self.budget:g} of {base / 1e6:,.1f}M; met with {self.c:.4f} ({self.c / self.budget - 1:+.1%})"),
+            ("formula", f"{self.formula}, {self.form} form"),
+            *([("note", self.note)] if self.note else []),
+        ]
+
+    def __repr__(self) -> str:
+        mark = ", extrapolated" if self.extrapolated else ""
+        return (
+            f"Suggestion({self.space} at c = {self.budget:g}: r={self.r:.4g}, d={self.d:.4g}, w={self.w:.6g}, "
+            f"{self.resolution}px, {self.macs / 1e6:,.1f}M FLOPs, {self.params / 1e6:,.2f}M params, c={self.c:.4f}{mark})"
+        )
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        width = max(len(label) for label, _ in rows)
+        return "\n".join([f"{self.space} at c = {self.budget:g}", *(f"  {label:<{width}}  {text}" for label, text in rows)])
+
+    def _repr_html_(self) -> str:
+        cell = "text-align:left;padding:.15em .9em .15em 0;border:0"
+        body = "".join(
+            f'<tr style="background:none"><th style="{cell};font-weight:500;opacity:.7">{html.escape(label)}</th>'
+            f'<td style="{cell};font-variant-numeric:tabular-nums">{html.escape(text)}</td></tr>'
+            for label, text in self.rows()
+        )
+        title = html.escape(f"{self.space} at c = {self.budget:g}")
+        caption = f'<caption style="{cell};font-weight:600;caption-side:top">{title}</caption>'
+        return f'<table style="border-collapse:collapse;line-height:1.35">{caption}<tbody>{body}</tbody></table>'
+
+
+def checked_budget(c: Any) -> float:
+    """c as a float.
+
+    Raises:
+        RequestError: it is no number in (0, 1], the budgets of equation 5.
+    """
+    try:
+        value = float(c)
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not 0 < value <= 1:
+        raise RequestError(f"c = {one_line(c, 40)} is no budget: give a fraction of the baseline's FLOPs above 0 and at most 1")
+    return value
+
+
+def tidy(network: Network) -> Network:
+    """The same network under its whole-pixel r and the shortest w that still gives it."""
+    space, d = network.space, network.rdw.d
+    r = network.resolution / space.base_resolution
+    widths = [*(round(network.rdw.w, digits) for digits in range(2, 7)), network.rdw.w]
+    # Two decimals turn the smallest widths into none at all.
+    twists = (space.network(RDW(r, d, w), network.num_classes) for w in widths if w >= SANE[0])
+    return next(twist for twist in twists if twist == network)
+
+
+def _label(key: str, value: Any) -> str:
+    return f"{key} per stage" if isinstance(value, (list, tuple)) else key
+
+
+def _text(value: Any) -> str:
+    return ", ".join(str(v) for v in value) if isinstance(value, (list, tuple)) else str(value)

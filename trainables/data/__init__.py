@@ -1,0 +1,74 @@
+"""Image data by name: the built-in set and ImageFolder trees, behind one seam."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from search_spaces.errors import RequestError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainables.recipe import Recipe
+
+# timm's and the paper's normalisation, of RGB in [0, 1].
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class MicroBatch(NamedTuple):
+    """Which images, and the seed of their augmentation (and of the network's dropout): the same wherever it runs."""
+
+    indices: np.ndarray
+    seed: int
+
+
+Batch = tuple["torch.Tensor", "torch.Tensor"]
+
+
+class Loader(Protocol):
+    """Images of one resolution, as a network of that resolution takes them."""
+
+    def train(self, batches: Sequence[MicroBatch]) -> Iterator[Batch]:
+        """Augmented float32 images (n, 3, pixels, pixels), normalised, and int64 labels (n,), for each micro-batch."""
+        ...
+
+    def val(self, batches: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """Validation images of the given indices, without augmentation."""
+        ...
+
+
+class ImageData(Protocol):
+    """A labelled set with a training and a validation part.
+
+    Attributes:
+        fingerprint: names the content: relative names and sizes, or generator, version and seed; never a path.
+    """
+
+    class_names: Sequence[str]
+    train_size: int
+    val_size: int
+    fingerprint: str
+
+    def loader(self, resolution: int, recipe: "Recipe", device: "torch.device") -> Loader: ...
+
+
+def open_data(settings: Mapping[str, Any]) -> ImageData:
+    """The data that ``[data]`` names: ``petals`` (built in) or ``imagefolder`` (a tree with ``train`` and ``val``).
+
+    Raises:
+        RequestError: unknown name or setting, a missing folder, fewer than two classes, classes that differ.
+    """
+    from trainables.data.arrays import petals
+    from trainables.data.imagefolder import ImageFolderData
+
+    makers: dict[str, Any] = {"petals": petals, "imagefolder": ImageFolderData}
+    options = dict(settings)
+    name = options.pop("name", "petals")
+    if name not in makers:
+        raise unknown("data", name, makers)
+    try:
+        return makers[name](**options)
+    except TypeError as error:
+        raise RequestError(f"data {name!r}: {error}") from error

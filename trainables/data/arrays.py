@@ -1,0 +1,58 @@
+"""Image sets that fit in memory, the built-in one among them. Opening one loads no torch."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from search_spaces.errors import RequestError
+from trainables.data import ImageData, Loader
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainables.recipe import Recipe
+
+
+class ArrayData(ImageData):
+    """Square images in memory (or memory-mapped): uint8 (n, side, side, 3), labels int64 (n,)."""
+
+    def __init__(
+        self, train: tuple[np.ndarray, np.ndarray], val: tuple[np.ndarray, np.ndarray], class_names: Sequence[str], fingerprint: str
+    ) -> None:
+        self._train, self._val = train, val
+        self.class_names, self.fingerprint = class_names, fingerprint
+        self.train_size, self.val_size = len(train[1]), len(val[1])
+
+    def loader(self, resolution: int, recipe: "Recipe", device: "torch.device") -> Loader:
+        if recipe.augment == "paper":
+            from PIL import Image
+
+            from trainables.data.per_image import PerImageLoader, Split
+
+            def split(images: np.ndarray, labels: np.ndarray) -> Split:
+                return Split(lambda i: Image.fromarray(images[i]), labels)
+
+            return PerImageLoader(split(*self._train), split(*self._val), resolution, recipe, device)
+        from trainables.data.array_loader import ArrayLoader
+
+        return ArrayLoader(self._train, self._val, resolution, recipe, device)
+
+
+@lru_cache(maxsize=2)
+def petals(seed: int = 0, train: int = 2880, val: int = 960, cache: str | None = None) -> ArrayData:
+    """The built-in set; opened once a process, so that reused trial processes share it."""
+    from trainables.data import petals as made
+
+    sizes = {"seed": seed, "train": train, "val": val}
+    for key, value in sizes.items():
+        if not isinstance(value, int) or value < (0 if key == "seed" else made.NUM_CLASSES):
+            raise RequestError(f"data.{key} = {value!r} of 'petals' must be a whole number of at least {0 if key == 'seed' else made.NUM_CLASSES}")
+    arrays = made.load(cache, seed=seed, train=train, val=val)
+    return ArrayData(
+        (arrays.train_images, arrays.train_labels),
+        (arrays.val_images, arrays.val_labels),
+        made.CLASS_NAMES,
+        made.fingerprint(seed, train, val),
+    )

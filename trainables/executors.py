@@ -1,0 +1,135 @@
+"""The two ways a trial runs under Ray Tune, behind one seam: ``TRAINABLES[name](config)``.
+
+``inline`` trains in the Tune trial's own process, reused from trial to trial: next to no overhead.
+``ray_train`` drives a TorchTrainer with N data-parallel workers from the Tune trial.
+Both call the same ``run_trial`` on the same search directory. Tune and Train see metrics only; what they keep
+themselves is scratch.
+
+``config`` holds ``trial`` (a TrialSpec as plain values), ``root`` (the search directory) and ``scaling``.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainables.trial import TrialSpec, run_trial
+
+# Seconds after which a collective whose peer is gone gives up.
+COLLECTIVE_TIMEOUT = 120
+# Tries of Ray Train to start a worker group that does not fit, before the trial fails instead of waiting for ever.
+START_ATTEMPTS = 5
+WORKER_FAILURES = 8
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What one trial takes of the cluster.
+
+    Attributes:
+        workers: data-parallel processes.
+        cpus, gpus: of each worker; several one-worker trials may share a GPU (``gpus=.25``).
+        loader_workers: processes that read images, for each worker.
+    """
+
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    loader_workers: int = 0
+
+
+def inline_trial(config: Mapping[str, Any]) -> None:
+    """Tune trainable: the whole trial in this process."""
+    _limit_threads(config["scaling"])
+    _finished(run_trial(TrialSpec.from_json(config["trial"]), config["root"], _TuneReporter()))
+
+
+def ray_train_trial(config: Mapping[str, Any]) -> None:
+    """Tune trainable: a Ray Train run of N workers; a lost worker restarts the group from the last checkpoint."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    scaling = Scaling(**config["scaling"])
+    spec = TrialSpec.from_json(config["trial"])
+    resources = {"CPU": scaling.cpus, **({"GPU": scaling.gpus} if scaling.gpus else {})}
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config=dict(config),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scaling.workers,
+            use_gpu=scaling.gpus > 0,
+            resources_per_worker=resources,
+            placement_strategy=config.get("placement", "PACK"),
+        ),
+        torch_config=TorchConfig(backend="nccl" if scaling.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT),
+        run_config=ray.train.RunConfig(
+            name=f"{spec.run}-{os.getpid()}",
+            storage_path=tempfile.mkdtemp(prefix="tinynet-train-"),
+            callbacks=[TuneReportCallback()],
+            failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES, controller_failure_limit=START_ATTEMPTS),
+        ),
+    )
+    trainer.fit()
+    from trainables.folder import open_folder
+    from trainables.trial import read_result
+
+    result = read_result(open_folder(config["root"]), spec.run)
+    if result is None:
+        raise RuntimeError(f"trial {spec.run} ended without a result")
+    _finished(result)
+
+
+TRAINABLES: dict[str, Callable[[Mapping[str, Any]], None]] = {"inline": inline_trial, "ray_train": ray_train_trial}
+
+
+def tune_resources(executor: str, scaling: Scaling) -> dict[str, float]:
+    """What the Tune trial itself holds; a ray_train trial must hold none of what its workers need."""
+    if executor == "ray_train":
+        return {"node:__internal_head__": 0.001}
+    return {"CPU": scaling.cpus, **({"GPU": scaling.gpus} if scaling.gpus else {})}
+
+
+class _TuneReporter:
+    rank, world_size = 0, 1
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        from ray import tune
+
+        tune.report(dict(metrics))
+
+
+class _TrainReporter:
+    def __init__(self) -> None:
+        import ray.train
+
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        import ray.train
+
+        ray.train.report(dict(metrics))
+
+
+def _train_worker(config: Mapping[str, Any]) -> None:
+    """One rank. A trial that has its result (a restart after its own failure) ends at once, on every rank."""
+    _limit_threads(config["scaling"])
+    run_trial(TrialSpec.from_json(config["trial"]), config["root"], _TrainReporter())
+
+
+def _finished(result: Mapping[str, Any]) -> None:
+    """The last thing Tune hears of a trial."""
+    from ray import tune
+
+    top1 = result["metrics"].get("top1", float("nan"))
+    tune.report({"epochs_done": len(result["epochs"]), "top1": top1, "c": result["network"]["c"], "status": result["status"]})
+
+
+def _limit_threads(scaling: Mapping[str, Any]) -> None:
+    """One torch thread a CPU the trial was given: neighbours would otherwise fight for the cores."""
+    import torch
+
+    torch.set_num_threads(max(1, int(scaling["cpus"])))
+    os.environ["TINYNET_LOADER_WORKERS"] = str(scaling["loader_workers"])

@@ -1,0 +1,254 @@
+"""One trial from its description to its result: what every executor calls, with or without Ray.
+
+``run_trial`` never raises for the trial's own failures: a loss that is no number, memory that runs out, data that
+cannot be read, an exception in a user's space are results, written once with the reason. What it does raise
+(storage that is gone, a lost peer) is the cluster's failure, and worth another try.
+"""
+
+import hashlib
+import json
+import logging
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from search_spaces import Network, RequestError, SearchSpace, get_space
+from trainables.folder import Folder, open_folder
+from trainables.recipe import Recipe, recipe_from
+
+log = logging.getLogger("tinynet")
+
+WEIGHTS_FILE, CONFIG_FILE, PROGRESS = "weights.safetensors", "config.json", "progress.json"
+
+
+class TrialFailure(RuntimeError):  # noqa: N818 - it is a result, not a fault of the program
+    """The trial cannot go on, and another try would end the same way."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+class Reporter(Protocol):
+    """How a training speaks with whatever runs it."""
+
+    rank: int
+    world_size: int
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        """Called on every rank, once an epoch, after the epoch's checkpoint is committed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The reporter of a training that nobody drives."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """Everything that decides a trial's result, in plain values that survive JSON.
+
+    Attributes:
+        space, space_version, rdw, num_classes: the network.
+        recipe: ``dataclasses.asdict`` of the recipe, the epochs included.
+        data: the ``[data]`` settings; data_fingerprint: what they held when the search was planned.
+        seed: of weights, order, augmentation and dropout.
+        kind: ``trial`` or ``final``.
+    """
+
+    space: str
+    space_version: int
+    rdw: tuple[float, float, float]
+    num_classes: int
+    recipe: Mapping[str, Any]
+    data: Mapping[str, Any]
+    data_fingerprint: str
+    seed: int
+    kind: str = "trial"
+
+    def network(self) -> Network:
+        return get_space(self.space).network(self.rdw, self.num_classes)
+
+    def get_recipe(self) -> Recipe:
+        return recipe_from(self.recipe)
+
+    @property
+    def id(self) -> str:
+        """Ten hex digits of what decides the result; the epochs are not in it."""
+        return trial_id(get_space(self.space), self.network(), self.get_recipe(), self.data_fingerprint, self.seed)
+
+    @property
+    def folder(self) -> str:
+        """The trial's folder below the search directory: one for each epoch budget."""
+        return f"trials/{self.run}"
+
+    @property
+    def run(self) -> str:
+        """Names one epoch budget of the trial: ``<id>-e<epochs>``."""
+        return f"{self.id}-e{self.recipe['epochs']}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "TrialSpec":
+        return cls(**{**values, "rdw": tuple(values["rdw"])})
+
+
+def trial_id(space: SearchSpace, network: Network, recipe: Recipe, fingerprint: str, seed: int) -> str:
+    decides = [space.name, space.version, network.key, recipe.identity(), fingerprint, seed]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def result_name(run: str) -> str:
+    return f"results/{run}.json"
+
+
+def read_result(root: Folder, run: str) -> dict[str, Any] | None:
+    """A trial's result, or None where it has none yet.
+
+    Raises:
+        RequestError: the file is there and is not a result.
+    """
+    try:
+        data = root.read(result_name(run))
+    except FileNotFoundError:
+        return None
+    try:
+        result = json.loads(data)
+        if result["run"] != run or result["status"] not in ("finished", "failed") or not isinstance(result["epochs"], list):
+            raise ValueError("it is no result of this trial")
+        return result
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"result {root.url}/{result_name(run)} is damaged ({error}): remove it to train the trial again") from error
+
+
+def checkpoints(folder: Folder) -> list[str]:
+    """Names of a trial folder's checkpoints, oldest first; one is whole once it has its ``progress.json``."""
+    return [name for name in folder.names() if name.startswith("epoch-")]
+
+
+def newest_progress(folder: Folder) -> list[dict[str, Any]]:
+    """Every committed epoch's metrics, read without touching weights; empty where nothing was committed."""
+    for name in reversed(checkpoints(folder)):
+        try:
+            epochs = json.loads(folder.read(f"{name}/{PROGRESS}"))["epochs"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            continue
+        if isinstance(epochs, list):
+            return epochs
+    return []
+
+
+def run_trial(spec: TrialSpec, root_url: str, reporter: Reporter) -> dict[str, Any]:
+    """Train a trial, or take up what is there of it, and write its result.
+
+    Args:
+        root_url: the search directory.
+
+    Returns:
+        The result, the same on every rank; whoever comes after a result gets it unchanged.
+    """
+    root = open_folder(root_url)
+    found = read_result(root, spec.run)
+    if found is not None:
+        return found
+    started = time.time()
+    try:
+        metrics, epochs = _trained(spec, root, reporter)
+        outcome: dict[str, Any] = {"status": "finished", "reason": None, "detail": None, "metrics": metrics, "epochs": epochs}
+    except TrialFailure as failure:
+        epochs = newest_progress(root.sub(spec.folder))
+        outcome = {"status": "failed", "reason": failure.reason, "detail": failure.detail, "metrics": {}, "epochs": epochs}
+        log.warning("trial %s failed: %s", spec.id, failure)
+    result = _described(spec, reporter, started) | outcome
+    if reporter.rank == 0 or outcome["status"] == "failed":
+        root.write_once(result_name(spec.run), json.dumps(result, indent=1).encode())
+        _tidy(root.sub(spec.folder), spec.get_recipe(), outcome["status"])
+    return result
+
+
+def _trained(spec: TrialSpec, root: Folder, reporter: Reporter) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The training, with everything that is the trial's own fault turned into TrialFailure."""
+    import torch
+
+    from trainables.classification import Trainer
+    from trainables.data import open_data
+    from trainables.data.imagefolder import UnreadableImageError
+
+    try:
+        data = open_data(spec.data)
+        if data.fingerprint != spec.data_fingerprint:
+            raise TrialFailure("data changed", f"planned on {spec.data_fingerprint}, found {data.fingerprint}")
+        trainer = Trainer(spec, data, root, reporter)
+        return trainer.run()
+    except TrialFailure:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise TrialFailure("out of memory", str(error).splitlines()[0]) from error
+    except UnreadableImageError as error:
+        raise TrialFailure("unreadable data", str(error)) from error
+    except RequestError as error:
+        raise TrialFailure("request", str(error)) from error
+    except (OSError, torch.distributed.DistBackendError, torch.distributed.DistError):
+        raise
+    except Exception as error:
+        if reporter.world_size > 1 and _peer_lost(error):
+            raise
+        log.exception("trial %s", spec.id)
+        raise TrialFailure("error", f"{type(error).__name__}: {error}"[:500]) from error
+
+
+def _peer_lost(error: Exception) -> bool:
+    """Gloo reports a peer that went away as a plain RuntimeError; only its words tell."""
+    words = str(error).lower()
+    return any(mark in words for mark in ("connection", "gloo", "nccl", "timed out", "peer", "socket"))
+
+
+def _described(spec: TrialSpec, reporter: Reporter, started: float) -> dict[str, Any]:
+    network = spec.network()
+    return {
+        "schema": 1,
+        "id": spec.id,
+        "run": spec.run,
+        "kind": spec.kind,
+        "space": spec.space,
+        "rdw": list(spec.rdw),
+        "network": describe(network),
+        "budget_epochs": spec.recipe["epochs"],
+        "seed": spec.seed,
+        "workers": reporter.world_size,
+        "host": socket.gethostname(),
+        "started": round(started, 3),
+        "ended": round(time.time(), 3),
+    }
+
+
+def describe(network: Network) -> dict[str, Any]:
+    """The real network's figures, as they stand in candidates, results and MLflow."""
+    return {
+        "resolution": network.resolution,
+        "macs": network.macs,
+        "params": network.params,
+        "activations": network.activations,
+        "c": network.c,
+        "num_classes": network.num_classes,
+        **network.details,
+    }
+
+
+def _tidy(folder: Folder, recipe: Recipe, status: str) -> None:
+    """After the end only the final weights stay, and the last checkpoint where a longer budget can go on from it."""
+    there = checkpoints(folder)
+    keep = 1 if recipe.continuable and status == "finished" else 0
+    for name in there[: len(there) - keep]:
+        folder.remove(name)
