@@ -20,8 +20,6 @@ from tinynet_search.suggestion import Prediction, Suggestion, checked_budget, ti
 
 __all__ = ["Prediction", "Suggestion", "TinyFormula", "fit_formula", "suggest_rdw"]
 
-SLACK = 1e-9
-
 
 @dataclass(frozen=True)
 class TinyFormula:
@@ -107,7 +105,7 @@ class TinyFormula:
         """
         costs = np.asarray(c, float)
         if not np.all((costs > 0) & np.isfinite(costs)):
-            raise RequestError(f"c = {c} is no fraction of the baseline's FLOPs: give numbers above 0")
+            raise RequestError(f"c = {one_line(c, 60)} is no fraction of the baseline's FLOPs: give numbers above 0")
         figures = [values for target in "rd" for values in self._posterior(form, target)(costs.ravel())]
         if costs.ndim == 0:
             return Prediction(*(float(values[0]) for values in figures))
@@ -140,7 +138,7 @@ class TinyFormula:
         budget = checked_budget(c)
         self._require_usable()
         low, high = self.points[0][0], self.points[-1][0]
-        extrapolated = not low - SLACK <= budget <= high + SLACK
+        extrapolated = not low - 1e-9 <= budget <= high + 1e-9
         if extrapolated and not extrapolate:
             raise RequestError(
                 f"c = {budget:g} is outside the range {low:g} to {high:g} of formula {one_line(self.source)}: "

@@ -26,6 +26,8 @@ SCALE = (1e-6, 1e6)
 
 _PUBLISHED = Path(__file__).parent / "formulas" / "published.json"
 _MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))/?")
+# The user and password of an address such as postgresql://user:password@host/db.
+_PASSWORD = re.compile(r"://[^/@\s]+@")
 
 
 class DamagedError(ValueError):
@@ -76,20 +78,21 @@ def _read_registered(uri: str, tracking_uri: str | None) -> str:
     from mlflow.artifacts import download_artifacts, list_artifacts
 
     address = tracking_uri or get_tracking_uri()
+    shown = _PASSWORD.sub("://", one_line(address))
     if address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///")).is_file():
-        raise TrackingError(f"no MLflow database at {address}: give the tracking URI of the server that holds {uri}")
+        raise TrackingError(f"no MLflow database at {shown}: give the tracking URI of the server that holds {uri}")
     try:
-        with _patience(), tempfile.TemporaryDirectory() as folder:
+        with _quiet_and_quick(), tempfile.TemporaryDirectory() as folder:
             client = MlflowClient(tracking_uri=address, registry_uri=tracking_uri)
             location = _location(client, uri, **found.groupdict())
             if not any(Path(item.path).name == "formula.json" for item in list_artifacts(location, tracking_uri=address)):
-                raise RequestError(f"{uri} at {address} holds no formula.json: register a tiny formula")
+                raise RequestError(f"{uri} at {shown} holds no formula.json: register a tiny formula")
             path = download_artifacts(f"{location}/formula.json", dst_path=folder, tracking_uri=address)
             return _read_file(Path(path), uri)
     except RequestError:
         raise
     except Exception as error:  # each of MLflow's stores raises its own driver's errors
-        raise TrackingError(f"MLflow at {address} cannot be read: {one_line(error)}") from error
+        raise TrackingError(f"MLflow at {shown} cannot be read: {_PASSWORD.sub('://', one_line(error, 160))}") from error
 
 
 def _location(client: Any, uri: str, name: str, alias: str | None, version: str | None) -> str:
@@ -109,9 +112,9 @@ def _location(client: Any, uri: str, name: str, alias: str | None, version: str 
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
-    """MLflow's own patience with a dead server is minutes; seconds suit a question, unless the user set their own."""
-    ours = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+def _quiet_and_quick() -> Iterator[None]:
+    """MLflow waits minutes for a dead server and draws progress bars; not for one question, unless the user set it so."""
+    ours = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
     added = {key: value for key, value in ours.items() if key not in os.environ}
     os.environ.update(added)
     try:

@@ -145,7 +145,7 @@ class ArrowFolder:
         self._fs, self._path, self.url = filesystem, path.rstrip("/"), url
 
     def _full(self, name: str) -> str:
-        return f"{self._path}/{checked(name)}" if name else self._path
+        return f"{self._path}/{checked(name)}"
 
     def read(self, name: str) -> bytes:
         with self._fs.open_input_file(self._full(name)) as file:
@@ -175,7 +175,7 @@ class ArrowFolder:
     def names(self, below: str = "") -> list[str]:
         from pyarrow import fs
 
-        selector = fs.FileSelector(self._full(below), allow_not_found=True)
+        selector = fs.FileSelector(self._full(below) if below else self._path, allow_not_found=True)
         found = (info.path.rstrip("/").rsplit("/", 1)[-1] for info in self._fs.get_file_info(selector))
         return sorted(name for name in found if not name.startswith("."))
 

@@ -64,7 +64,7 @@ def test_equals_scikit_learn(name: str, form: str, fitted: TinyFormula) -> None:
             ConstantKernel(kernel.amplitude) * RBF(kernel.length_scale) + WhiteKernel(kernel.noise),
             alpha=0,
             normalize_y=False,
-            **{"optimizer": None},
+            optimizer=None,  # pyright: ignore[reportArgumentType]
         )
         wrap = np.log if kernel.log_c else np.asarray
         theirs, theirs_std = regressor.fit(wrap(x), y - kernel.mean).predict(wrap(c)[:, None], return_std=True)
@@ -122,7 +122,7 @@ def test_identical_json_whatever_the_order(fitted: TinyFormula) -> None:
 
 def test_json_schema(fitted: TinyFormula) -> None:
     data = json.loads(fitted.to_json())
-    assert list(data) == "schema space space_version num_classes usable reason points forms range provenance".split()
+    assert " ".join(data) == "schema space space_version num_classes usable reason points forms range provenance"
     assert data["range"] == [min(p["c"] for p in data["points"]), max(p["c"] for p in data["points"])]
     assert set(data["forms"]["paper"]["r"]) == {"amplitude", "length_scale", "noise", "mean", "log_c"}
 
@@ -268,7 +268,7 @@ def kernels(**fields: Any) -> dict[str, Any]:
 def test_says_what_is_wrong(text: str, what: str) -> None:
     with pytest.raises(RequestError, match=what) as caught:
         TinyFormula.from_json(text, "odd.json")
-    assert str(caught.value).startswith("formula odd.json: ".replace(": ", "")) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("formula odd.json: ") and "\n" not in str(caught.value)
 
 
 def test_files(tmp_path: Path, fitted: TinyFormula) -> None:
@@ -314,9 +314,12 @@ def registry(tmp_path_factory: pytest.TempPathFactory, fitted: TinyFormula) -> s
         "damaged": str(folder / "damaged"),
         "empty": str(folder / "empty"),
     }
-    for alias, source in sources.items():
-        made = client.create_model_version("tiny-formula", source, model_id=logged.model_id if alias == "logged" else None)
-        client.set_registered_model_alias("tiny-formula", alias, made.version)
+    with pytest.MonkeyPatch.context() as environment:
+        # MLflow looks a logged model up at its own default, whatever client registers it.
+        environment.setenv("MLFLOW_TRACKING_URI", uri)
+        for alias, source in sources.items():
+            made = client.create_model_version("tiny-formula", source, model_id=logged.model_id if alias == "logged" else None)
+            client.set_registered_model_alias("tiny-formula", alias, made.version)
     return uri
 
 
@@ -367,3 +370,10 @@ def test_mlflow_away(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         TinyFormula.load("models:/tiny-formula@champion", tracking_uri=address)
     assert address in str(caught.value) and str(caught.value).isprintable()
     assert not (tmp_path / "none.db").exists()
+
+
+def test_no_password_in_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9 ") as caught:
+        TinyFormula.load("models:/tiny-formula@champion", tracking_uri="http://me:secret@127.0.0.1:9")
+    assert "secret" not in str(caught.value)

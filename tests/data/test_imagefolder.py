@@ -1,0 +1,103 @@
+"""ImageFolder trees: classes, the paper's transforms, and every way a tree can be wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from search_spaces import RequestError
+from tests.trainables.helpers import tiny_spec
+from trainables.data import MicroBatch, open_data
+from trainables.data.imagefolder import ImageFolderData
+from trainables.recipe import get_recipe
+from trainables.trial import Alone, run_trial
+
+
+def make_tree(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 20) -> Path:
+    rng = np.random.default_rng(0)
+    for part, n in (("train", count), ("val", 6)):
+        for i, name in enumerate(classes):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for k in range(n):
+                pixels = rng.integers(0, 80, (40, 56, 3)) + 150 * np.eye(3, dtype=int)[i % 3]
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{k:02d}.{'jpg' if k % 2 else 'png'}")
+    return root
+
+
+def test_reads_and_trains(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree")
+    settings = {"name": "imagefolder", "path": str(tree)}
+    data = open_data(settings)
+    assert list(data.class_names) == ["cat", "dog"]
+    assert (data.train_size, data.val_size) == (40, 12)
+    spec = tiny_spec((0.75, 0.4, 0.5), data=settings, batch=8, micro_batch=8, epochs=8, lr=3e-3)
+    result = run_trial(spec, str(tmp_path / "search"), Alone())
+    assert result["status"] == "finished"
+    assert result["metrics"]["top1_raw"] > 60
+
+
+def test_fingerprint_is_content_not_place(tmp_path: Path) -> None:
+    one, other = make_tree(tmp_path / "one"), make_tree(tmp_path / "two")
+    fingerprint = ImageFolderData(str(one)).fingerprint
+    assert ImageFolderData(str(other)).fingerprint == fingerprint
+    (other / "train" / "cat" / "00.png").write_bytes(b"longer or shorter")
+    assert ImageFolderData(str(other)).fingerprint != fingerprint
+
+
+def test_papers_transforms(tmp_path: Path) -> None:
+    """Same seed, same pixels; another seed, others; evaluation: short side to px / .875, then the centre."""
+    data = ImageFolderData(str(make_tree(tmp_path)))
+    loader = data.loader(24, get_recipe("efficientnet", randaugment="rand-m9-mstd0.5"), torch.device("cpu"))
+    batches = [MicroBatch(np.arange(8), seed) for seed in (1, 1, 2)]
+    images = [images for images, _ in loader.train(batches)]
+    assert images[0].shape == (8, 3, 24, 24)
+    assert torch.equal(images[0], images[1])
+    assert not torch.equal(images[0], images[2])
+    (val, labels), = loader.val([np.array([0, 11])])
+    assert labels.tolist() == [0, 1]
+    with Image.open(tmp_path / "val" / "cat" / "00.png") as picture:
+        short = int(24 / 0.875)
+        scaled = picture.resize((int(short * 56 / 40), short), Image.Resampling.BICUBIC)
+        left, top = round((scaled.width - 24) / 2), round((short - 24) / 2)
+        expected = np.asarray(scaled.crop((left, top, left + 24, top + 24)), np.float32) / 255
+    plain = val[0].permute(1, 2, 0).numpy() * [0.229, 0.224, 0.225] + [0.485, 0.456, 0.406]
+    assert np.abs(plain - expected).max() < 2 / 255
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda tree: None, "does not exist"),
+        (lambda tree: make_tree(tree, ("cat",)), "has 1 class"),
+        (lambda tree: (tree / "train").mkdir(parents=True), "holds no images"),
+        (lambda tree: (tree / "val").mkdir(parents=True), "has no train/"),
+        (lambda tree: make_tree(tree) and (tree / "val" / "dog").rename(tree / "val" / "fox"), "'dog' is in only one of"),
+    ],
+)
+def test_wrong_trees_are_refused_in_one_line(tmp_path: Path, spoil: object, message: str) -> None:
+    spoil(tmp_path / "tree")  # type: ignore[operator]
+    with pytest.raises(RequestError, match=message) as refused:
+        ImageFolderData(str(tmp_path / "tree"))
+    assert "\n" not in str(refused.value)
+
+
+def test_unreadable_image_is_the_trials_failure_and_named(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree")
+    bad = tree / "train" / "cat" / "03.jpg"
+    bad.write_bytes(bad.read_bytes()[:200])
+    spec = tiny_spec(data={"name": "imagefolder", "path": str(tree)}, batch=8, micro_batch=8, epochs=1)
+    result = run_trial(spec, str(tmp_path / "search"), Alone())
+    assert (result["status"], result["reason"]) == ("failed", "unreadable data")
+    assert "03.jpg" in result["detail"]
+
+
+def test_unknown_data_and_settings() -> None:
+    with pytest.raises(RequestError, match="did you mean 'petals'"):
+        open_data({"name": "petal"})
+    with pytest.raises(RequestError, match="unexpected keyword argument 'pth'"):
+        open_data({"name": "imagefolder", "pth": "x"})
+    with pytest.raises(RequestError, match="must be a whole number"):
+        open_data({"name": "petals", "train": 3})

@@ -1,0 +1,148 @@
+"""Every EfficientNet integer of the oracles, and the counter against real modules."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from search_spaces import RDW, RequestError, get_space, list_spaces
+from search_spaces.networks import NETWORKS
+
+ORACLES: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "oracles.json").read_text())
+B0 = get_space("efficientnet_b0")
+TWISTS = st.tuples(*[st.floats(0.35, 2.8)] * 3)
+
+
+@pytest.mark.parametrize("name", list("ABCDE"))
+def test_tinynets(name: str) -> None:
+    row = ORACLES["tinynet"][name]
+    network = B0.network((row["r"], row["d"], row["w"]))
+    assert (network.resolution, network.macs, network.params) == (row["hw"], row["macs"], row["params"])
+    assert network.details == {key: row[key] for key in ("stem", "channels", "repeats", "head")}
+
+
+def test_baseline() -> None:
+    baseline = B0.baseline()
+    assert (baseline.macs, baseline.params, baseline.c) == (ORACLES["b0"]["macs"], ORACLES["b0"]["params"], 1.0)
+
+
+@pytest.mark.parametrize("row", ORACLES["table1"], ids=lambda row: row["name"])
+def test_single_dimension_shrinks(row: dict[str, Any]) -> None:
+    network = B0.network((row["hw"] / 224, row["d"], row["w"]))
+    assert (network.resolution, network.macs, network.params) == (row["hw"], row["macs"], row["params"])
+
+
+@pytest.mark.parametrize("row", ORACLES["inverse_giant"], ids=lambda row: f"phi={row['phi']}")
+def test_inverse_giant(row: dict[str, Any]) -> None:
+    network = get_space("efficientnet_b0_scaled_head").network((row["hw"] / 224, row["d"], row["w"]))
+    assert (network.resolution, network.macs, network.params) == (row["hw"], row["macs"], row["params"])
+
+
+@pytest.mark.parametrize("row", ORACLES["random_efficientnet_b0"], ids=lambda row: str(row["hw"]))
+def test_random_twists(row: dict[str, Any]) -> None:
+    network = B0.network((row["r"], row["d"], row["w"]))
+    assert (network.resolution, network.macs, network.params) == (row["hw"], row["macs"], row["params"])
+
+
+@pytest.mark.parametrize("row", NETWORKS.values(), ids=lambda row: row.name)
+def test_named_networks_meet_the_papers_figures(row: Any) -> None:
+    """Within 1 % of the printed FLOPs or half their last digit, and likewise for params."""
+    network = row.network()
+    assert abs(network.macs / 1e6 - row.paper_flops) <= max(0.01 * row.paper_flops, 0.5)
+    if row.paper_params is not None:
+        assert abs(network.params / 1e6 - row.paper_params) <= max(0.01 * row.paper_params, 0.05)
+
+
+@pytest.mark.parametrize("space", ["efficientnet_b0", "efficientnet_mini", "efficientnet_b0_scaled_head"])
+@pytest.mark.parametrize("rdw", [(0.475, 0.6, 0.51), (0.36, 1.7, 0.36), (0.5, 0.35, 1.3)])
+def test_cost_is_what_the_module_does(space: str, rdw: tuple[float, float, float]) -> None:
+    network = get_space(space).network(rdw, num_classes=17)
+    module = network.build(drop_rate=0.2).eval()
+    written: list[int] = []
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda _m, _i, out: written.append(out.numel()))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        out = module(torch.zeros(1, 3, network.resolution, network.resolution))
+    assert out.shape == (1, 17)
+    assert counter.get_total_flops() == 2 * network.macs
+    assert sum(p.numel() for p in module.parameters()) == network.params
+    assert sum(written) == network.activations
+
+
+@pytest.mark.parametrize("letter", list("abcde"))
+def test_parameter_names_are_timms(letter: str) -> None:
+    import timm
+
+    ours = NETWORKS[f"tinynet_{letter}"].network().build().state_dict()
+    theirs = timm.create_model(f"tinynet_{letter}").state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+
+
+def test_backward_pass_reaches_every_parameter() -> None:
+    module = get_space("efficientnet_mini").network((1, 1, 1)).build()
+    module(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+
+
+@given(TWISTS)
+@settings(max_examples=60, deadline=None)
+def test_arrays_and_scalars_cost_the_same(rdw: tuple[float, float, float]) -> None:
+    r, d, w = (np.array([v]) for v in rdw)
+    for name in list_spaces():
+        space = get_space(name)
+        assert space.macs(r, d, w)[0] == space.network(rdw).macs
+
+
+@given(TWISTS, st.floats(0, 0.5))
+@settings(max_examples=100, deadline=None)
+def test_cost_never_falls_in_width_or_pixels(rdw: tuple[float, float, float], more: float) -> None:
+    r, d, w = rdw
+    assert B0.macs(r, d, w + more) >= B0.macs(r, d, w)
+    assert B0.macs(r + more, d, w) >= B0.macs(r, d, w)
+
+
+@given(st.floats(0.08, 1.0), st.floats(0.4, 1.5), st.floats(0.4, 1.6))
+@settings(max_examples=80, deadline=None)
+def test_solved_width_meets_the_budget(c: float, r: float, d: float) -> None:
+    try:
+        network = B0.solve_width(c, r, d)
+    except RequestError:
+        # Only where even the thinnest network at the smallest resolution nearby is over the budget.
+        assert B0.network((r * 0.75, d, 0.05)).c > c * 0.97
+        return
+    assert abs(network.c - c) <= 0.03 * c
+    assert B0.network(network.rdw) == network
+
+
+def test_pixels_come_back() -> None:
+    assert all(B0.pixels(p / 224) == p for p in range(1, 700))
+
+
+@pytest.mark.parametrize("rdw", [(0, 1, 1), (1, -1, 1), (1, 1, float("nan")), (1, 1, 1e9), (float("inf"), 1, 1)])
+def test_absurd_multipliers_are_refused(rdw: tuple[float, float, float]) -> None:
+    with pytest.raises(RequestError, match="is no multiplier"):
+        B0.network(rdw)
+
+
+def test_networks_do_not_round_the_twist() -> None:
+    assert B0.network((0.8601, 1.0, 1.0)).rdw == RDW(0.8601, 1.0, 1.0)
+    assert B0.network((0.8601, 1.0, 1.0)) == B0.network((0.86, 1.0, 1.0))
+
+
+def test_unknown_space_names_the_nearest() -> None:
+    with pytest.raises(RequestError, match="did you mean 'efficientnet_b0'"):
+        get_space("efficientnet_bo")
+    with pytest.raises(RequestError, match="cannot be loaded"):
+        get_space("no_such_module:Space")
+
+
+def test_unknown_build_option_is_refused() -> None:
+    with pytest.raises(RequestError, match="did you mean 'drop_rate'"):
+        B0.network((0.5, 0.5, 0.5)).build(droprate=0.2)

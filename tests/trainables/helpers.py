@@ -1,0 +1,25 @@
+"""A trial small enough to train in a second."""
+
+from dataclasses import asdict
+from typing import Any
+
+from trainables.data import open_data
+from trainables.recipe import get_recipe
+from trainables.trial import TrialSpec
+
+DATA = {"name": "petals", "train": 96, "val": 48}
+
+
+def tiny_spec(rdw: tuple[float, float, float] = (0.4, 0.4, 0.5), *, seed: int = 0, data: dict[str, Any] | None = None, **recipe: Any) -> TrialSpec:
+    """A trial of efficientnet_mini on a few images."""
+    settings = {"epochs": 3, "batch": 32, "micro_batch": 32} | recipe
+    data = data or DATA
+    opened = open_data(data)
+    made = get_recipe("short", **settings)
+    return TrialSpec("efficientnet_mini", 1, rdw, len(opened.class_names), asdict(made), data, opened.fingerprint, seed)
+
+
+def without_times(result: dict[str, Any]) -> dict[str, Any]:
+    """A result with everything taken out that may differ between two runs of the same trial."""
+    epochs = [{k: v for k, v in e.items() if k not in ("ts", "seconds", "images_per_s")} for e in result["epochs"]]
+    return {"status": result["status"], "id": result["id"], "network": result["network"], "epochs": epochs}

@@ -1,0 +1,85 @@
+"""The curves of the recipes, held against timm's scheduler and the authors' settings."""
+
+import pytest
+import torch
+
+from search_spaces import RequestError
+from trainables.recipe import RECIPES, ema_decay_at, get_recipe, lr_at, recipe_from
+
+STEPS = 48
+
+
+def test_efficientnet_learning_rates_are_timms() -> None:
+    """Warm-up 1e-6, .016, .032, then .048 * .97 ** floor(epoch / 2.4), against timm's own scheduler."""
+    from timm.scheduler.step_lr import StepLRScheduler
+
+    recipe = RECIPES["efficientnet"]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.048)
+    scheduler = StepLRScheduler(optimizer, decay_t=2.4, decay_rate=0.97, warmup_t=3, warmup_lr_init=1e-6, warmup_prefix=False)
+    for epoch in range(100):
+        scheduler.step(epoch)
+        theirs = optimizer.param_groups[0]["lr"]
+        assert lr_at(recipe, epoch * STEPS, STEPS) == pytest.approx(theirs, rel=1e-12)
+        assert lr_at(recipe, epoch * STEPS + STEPS - 1, STEPS) == pytest.approx(theirs, rel=1e-12)
+    assert [round(lr_at(recipe, e * STEPS, STEPS), 6) for e in range(3)] == [1e-6, 0.016001, 0.032]
+
+
+def test_resnet_steps_tenfold() -> None:
+    recipe = RECIPES["resnet"]
+    assert [round(lr_at(recipe, e * STEPS, STEPS), 6) for e in (0, 29, 30, 59, 60, 89)] == [0.4, 0.4, 0.04, 0.04, 0.004, 0.004]
+
+
+def test_cosine_warms_up_and_ends_near_zero() -> None:
+    recipe = get_recipe("short", epochs=4)
+    curve = [lr_at(recipe, s, 10) for s in range(40)]
+    assert curve[9] == pytest.approx(recipe.lr)
+    assert curve[:10] == sorted(curve[:10])
+    assert curve[10:] == sorted(curve[10:], reverse=True)
+    assert 0 < curve[-1] < recipe.lr / 100
+
+
+def test_section_4_1() -> None:
+    paper = RECIPES["efficientnet_paper"]
+    assert (paper.batch, paper.micro_batch, paper.optimizer, paper.lr, paper.weight_decay) == (1024, 128, "rmsprop_tf", 0.048, 1e-5)
+    assert (paper.bn_momentum, paper.ema_decay, paper.ema_warmup, paper.dropout, paper.epochs) == (0.01, 0.9999, False, 0.2, 100)
+    assert RECIPES["efficientnet"].ema_warmup
+
+
+def test_ema_warm_up() -> None:
+    recipe = RECIPES["efficientnet"]
+    assert ema_decay_at(recipe, 1) == 2 / 11
+    assert ema_decay_at(recipe, 10**6) == 0.9999
+    assert ema_decay_at(RECIPES["efficientnet_paper"], 1) == 0.9999
+
+
+def test_identity_leaves_out_name_and_epochs_alone() -> None:
+    one, other = get_recipe("short", epochs=3), get_recipe("short", epochs=9)
+    assert one.identity() == other.identity()
+    assert one.identity() != get_recipe("short", lr=0.5).identity()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epoch": 3}, "did you mean 'epochs'"),
+        ({"epochs": 0}, "epochs must be"),
+        ({"batch": 50, "micro_batch": 20}, "micro_batch must divide batch"),
+        ({"lr": 0.0}, "lr must be"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        get_recipe("short", **settings)
+
+
+def test_unknown_recipe() -> None:
+    with pytest.raises(RequestError, match="did you mean 'resnet'"):
+        get_recipe("resnets")
+
+
+def test_round_trip() -> None:
+    from dataclasses import asdict
+
+    for recipe in RECIPES.values():
+        assert recipe_from(asdict(recipe)) == recipe

@@ -1,0 +1,144 @@
+"""A trial trains, commits, resumes to the same bits, and turns its own failures into results."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.trainables.helpers import DATA, tiny_spec, without_times
+from trainables.classification import Trainer
+from trainables.folder import LocalFolder
+from trainables.trial import Alone, TrialSpec, newest_progress, read_result, run_trial
+
+
+class Stopped(BaseException):
+    """Stands for SIGKILL between two epochs: nothing catches it."""
+
+
+class StopAfter(Alone):
+    def __init__(self, epochs: int) -> None:
+        object.__setattr__(self, "left", epochs)
+
+    def report(self, metrics: Any) -> None:
+        object.__setattr__(self, "left", self.left - 1)  # type: ignore[attr-defined]
+        if self.left == 0:  # type: ignore[attr-defined]
+            raise Stopped
+
+
+def weights(root: Path, spec: TrialSpec) -> dict[str, torch.Tensor]:
+    return load_file(root / spec.folder / "weights.safetensors")
+
+
+def test_result(tmp_path: Path) -> None:
+    spec = tiny_spec()
+    result = run_trial(spec, str(tmp_path), Alone())
+    assert result["status"] == "finished"
+    assert [e["epoch"] for e in result["epochs"]] == [1, 2, 3]
+    assert result["metrics"] == result["epochs"][-1]
+    assert result["metrics"]["top1"] == result["metrics"]["top1_ema"]
+    assert read_result(LocalFolder(tmp_path), spec.run) == json.loads(json.dumps(result))
+    assert sorted(p.name for p in (tmp_path / spec.folder).iterdir()) == ["config.json", "weights.safetensors"]
+    assert run_trial(spec, str(tmp_path), Alone()) == json.loads(json.dumps(result))
+
+
+def test_weights_are_the_ones_that_scored(tmp_path: Path) -> None:
+    """The stored weights, in a freshly built network, give the stored top-1 again."""
+    spec = tiny_spec(epochs=2)
+    result = run_trial(spec, str(tmp_path), Alone())
+    from trainables.data import open_data
+
+    trainer = Trainer(spec, open_data(spec.data), LocalFolder(tmp_path / "other"), Alone())
+    missing, unexpected = trainer.model.load_state_dict(weights(tmp_path, spec), strict=False)
+    assert all(name.endswith("num_batches_tracked") for name in missing)
+    assert unexpected == []
+    assert trainer._top1() == result["metrics"]["top1"]
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop_tf", "sgd", "adamw"])
+def test_resume_is_exact(tmp_path: Path, optimizer: str) -> None:
+    spec = tiny_spec(optimizer=optimizer, dropout=0.2)
+    whole = run_trial(spec, str(tmp_path / "whole"), Alone())
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            run_trial(spec, str(tmp_path / "cut"), StopAfter(1))
+    assert len(newest_progress(LocalFolder(tmp_path / "cut" / spec.folder))) == 2
+    assert without_times(run_trial(spec, str(tmp_path / "cut"), Alone())) == without_times(whole)
+    one, other = weights(tmp_path / "whole", spec), weights(tmp_path / "cut", spec)
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_newest_two_checkpoints_and_a_damaged_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spec = tiny_spec(epochs=4)
+    whole = run_trial(spec, str(tmp_path / "whole"), Alone())
+    with pytest.raises(Stopped):
+        run_trial(spec, str(tmp_path), StopAfter(3))
+    folder = tmp_path / spec.folder
+    assert sorted(p.name for p in folder.iterdir()) == ["epoch-0002", "epoch-0003"]
+    (folder / "epoch-0003" / "weights.safetensors").write_bytes(b"\x00" * 64)
+    with caplog.at_level(logging.WARNING, "tinynet"):
+        again = run_trial(spec, str(tmp_path), Alone())
+    assert "weights.safetensors is damaged" in caplog.text
+    assert without_times(again) == without_times(whole)
+
+
+def test_uncommitted_checkpoint_is_nothing(tmp_path: Path) -> None:
+    spec = tiny_spec()
+    with pytest.raises(Stopped):
+        run_trial(spec, str(tmp_path), StopAfter(2))
+    (tmp_path / spec.folder / "epoch-0002" / "progress.json").unlink()
+    assert len(newest_progress(LocalFolder(tmp_path / spec.folder))) == 1
+
+
+def test_divergence_is_a_result(tmp_path: Path) -> None:
+    spec = tiny_spec(lr=1e30, optimizer="sgd", warmup_epochs=0.0)
+    result = run_trial(spec, str(tmp_path), Alone())
+    assert (result["status"], result["reason"], result["metrics"]) == ("failed", "diverged", {})
+    assert "epoch 1, step" in result["detail"]
+    assert run_trial(spec, str(tmp_path), Alone()) == result
+
+
+def test_failures_of_the_trial_are_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = {
+        "out of memory": torch.OutOfMemoryError("tried to allocate 9 GiB"),
+        "error": KeyError("something in a user's space"),
+    }
+    for reason, error in cases.items():
+
+        def broken(*_: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(Trainer, "run", broken)
+        result = run_trial(tiny_spec(), str(tmp_path / reason.replace(" ", "-")), Alone())
+        assert (result["status"], result["reason"]) == ("failed", reason)
+
+
+def test_storage_that_fails_is_not_the_trials_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LocalFolder, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        run_trial(tiny_spec(), str(tmp_path), Alone())
+    assert read_result(LocalFolder(tmp_path), tiny_spec().run) is None
+
+
+def test_changed_data_is_refused(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    spec = replace(tiny_spec(), data={**DATA, "train": 120})
+    result = run_trial(spec, str(tmp_path), Alone())
+    assert result["reason"] == "data changed"
+
+
+def test_id_is_what_decides_the_result() -> None:
+    spec = tiny_spec()
+    same = [tiny_spec(epochs=9), tiny_spec((0.401, 0.4, 0.5))]
+    other = [tiny_spec(seed=1), tiny_spec((0.5, 0.4, 0.5)), tiny_spec(lr=0.5), tiny_spec(data={**DATA, "seed": 1})]
+    assert {s.id for s in same} == {spec.id}
+    assert same[0].run != spec.run
+    assert len({s.id for s in (*other, spec)}) == 5
+    assert TrialSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec

@@ -1,0 +1,244 @@
+"""What a search is shown as: what it will cost before it runs, and what it came to."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from search_spaces import RequestError
+from search_spaces.samplers import ADAPTIVE
+from tinynet_search.config import Config
+from tinynet_search.formula import TinyFormula
+from tinynet_search.frontier import TrialPoint, spearman
+from tinynet_search.outcome import TINY
+from tinynet_search.plan import CHECKPOINT_BYTES_PER_PARAM, candidate_of, make_plan, planned_networks, training_macs
+from tinynet_search.search import Outcome
+from tinynet_search.store import FINALS, SearchStore
+from tinynet_search.tables import table
+
+BUDGETS = (0.9, 0.5, 0.25, 0.13, 0.06)
+
+
+def preview(config: Config) -> dict[str, Any]:
+    """The candidates of a configuration and their cost, with nothing written; those that have a result are marked."""
+    plan = make_plan(config)
+    store = SearchStore(config.url)
+    epochs, adaptive = config.get_recipe().epochs, config.search.sampler in ADAPTIVE
+    networks = [] if adaptive else planned_networks(plan, config, config.search.trials)
+    candidates = [candidate_of(plan, network, epochs=epochs) for network in networks]
+    there = store.results([c.run for c in candidates])
+    rows = [
+        {
+            "id": c.id,
+            "r": c.spec.rdw[0],
+            "d": c.spec.rdw[1],
+            "w": c.spec.rdw[2],
+            **{key: c.network[key] for key in ("resolution", "macs", "params", "activations", "c")},
+            "training_macs": training_macs(plan, c),
+            "done": c.run in there,
+        }
+        for c in candidates
+    ]
+    left = [row for row in rows if not row["done"]]
+    return {
+        "search": config.search.name,
+        "directory": store.url,
+        "space": plan["space"],
+        "sampler": plan["sampler"],
+        "recipe": plan["recipe"],
+        "data": plan["data"],
+        "trials": config.search.trials,
+        "adaptive": adaptive,
+        "candidates": rows,
+        "training_macs_left": sum(row["training_macs"] for row in left),
+        "checkpoint_bytes_peak": max((row["params"] for row in left), default=0) * CHECKPOINT_BYTES_PER_PARAM,
+        "weights_bytes": sum(row["params"] for row in left) * 4,
+    }
+
+
+def preview_text(preview: Mapping[str, Any]) -> str:
+    recipe, data = preview["recipe"], preview["data"]
+    lines = [
+        f"search {preview['search']} at {preview['directory']} (nothing written)",
+        f"space {preview['space']['name']}, c in [{preview['space']['band'][0]:g}, {preview['space']['band'][1]:g}], "
+        f"sampler {preview['sampler']['name']}, recipe {recipe['name']}: {recipe['epochs']} epochs, batch {recipe['batch']}",
+        f"data {data['fingerprint']}: {data['train']} training and {data['val']} validation images, {preview['space']['num_classes']} classes",
+        "",
+    ]
+    if preview["adaptive"]:
+        return "\n".join([*lines, f"{preview['trials']} candidates are drawn while the search runs, each from the results before it"])
+    head = ("id", "r", "d", "w", "pixels", "FLOPs", "c", "params", "training", "")
+    rows = [(*_figures(row), f"{row['training_macs'] / 1e12:.2f}T", "done" if row["done"] else "") for row in preview["candidates"]]
+    left = sum(not row["done"] for row in preview["candidates"])
+    lines.append(table(head, rows))
+    lines.append("")
+    lines.append(
+        f"{left} of {preview['trials']} to train: {preview['training_macs_left'] / 1e12:.1f}T multiply-adds of training "
+        f"(three forward passes an image and epoch, two evaluations an epoch), {preview['weights_bytes'] / 1e6:.0f} MB of weights at the end, "
+        f"up to {preview['checkpoint_bytes_peak'] / 1e6:.0f} MB of checkpoints a running trial"
+    )
+    return "\n".join(lines)
+
+
+def _figures(row: Mapping[str, Any]) -> tuple[str, ...]:
+    rdw = [f"{row[key]:.3f}" for key in ("r", "d", "w")]
+    return (str(row["id"]), *rdw, f"{row['resolution']:g}", _millions(row["macs"]), f"{row['c']:.3f}", _millions(row["params"]))
+
+
+def frontier_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The frontier as people read it."""
+    head = ("trial", "r", "d", "w", "pixels", "FLOPs", "c", "params", "top-1 %", "front")
+    return table(head, [(*_figures(row), _number(row["top1"], 1), _number(row.get("pareto_rank"), 0)) for row in rows])
+
+
+def text(outcome: Outcome) -> str:
+    """A search's outcome, as ``tinynet search`` ends with."""
+    parts = [
+        ("Frontier", frontier_table([_flat(row) for row in outcome.frontier])),
+        ("Spearman's rank correlation with FLOPs on the frontier", _spearman_line(outcome)),
+        ("The formula beside the published one (fitted to the paper's TinyNets on EfficientNet-B0)", formula_table(outcome.formula)),
+        ("Final networks at equal FLOPs", finals_table(outcome)),
+        ("Time", _time_lines(outcome)),
+        ("Where everything lies", _places(outcome)),
+    ]
+    sections = [f"{title}\n\n{body}" for title, body in parts if body]
+    return "\n\n".join([_headline(outcome), *sections, *outcome.notes])
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """The outcome as one JSON document."""
+    return {
+        "search": outcome.store.name,
+        "directory": outcome.store.url,
+        "tracking": outcome.tracking,
+        "trials": len(outcome.candidates),
+        "trained_now": outcome.new,
+        "lost": [c.id for c in outcome.lost],
+        "failed": {run: r["reason"] for run, r in outcome.results.items() if r["status"] == "failed"},
+        "frontier": [_flat(row) for row in outcome.frontier],
+        "spearman": _spearman(outcome.frontier),
+        "formula_usable": outcome.formula.usable,
+        "finals": finals(outcome),
+        "seconds": outcome.seconds,
+        "trained_seconds": outcome.trained,
+        "notes": outcome.notes,
+    }
+
+
+def formula_table(formula: TinyFormula) -> str:
+    """r(c) and d(c) of a formula and of the published one; dots outside the formula's data."""
+    if not formula.usable:
+        return f"not usable: {formula.reason}"
+    published, span = TinyFormula.load("published"), formula.range or (0.0, 0.0)
+    rows = []
+    for c in BUDGETS:
+        theirs = published.predict(c)
+        inside = span[0] <= c <= span[1]
+        ours = formula.predict(c) if inside else None
+        cells = [f"{ours.r_mean:.2f} ± {ours.r_std:.2f}", f"{ours.d_mean:.2f} ± {ours.d_std:.2f}"] if ours else ["...", "..."]
+        rows.append((f"{c:g}", *cells, f"{theirs.r_mean:.2f}", f"{theirs.d_mean:.2f}"))
+    return table(("c", "r(c)", "d(c)", "published r(c)", "published d(c)"), rows) + f"\nfitted for c in [{span[0]:.3f}, {span[1]:.3f}]"
+
+
+def finals(outcome: Outcome) -> list[dict[str, Any]]:
+    """The final jobs with their results."""
+    rows = outcome.store.read_json(FINALS) or []
+    results = outcome.results
+    found = [(row, results.get(row["run"])) for row in rows]
+    return [
+        {
+            "budget": row["c"],
+            "label": row["label"],
+            "extrapolated": row.get("extrapolated", False),
+            "id": row["run"].rsplit("-e", 1)[0],
+            **dict(zip("rdw", row["rdw"], strict=True)),
+            **({key: result["network"][key] for key in ("resolution", "macs", "params", "c")} if result else {}),
+            "top1": result["metrics"].get("top1") if result else None,
+            "status": result["status"] if result else "missing",
+        }
+        for row, result in found
+    ]
+
+
+def finals_table(outcome: Outcome) -> str:
+    rows = [row for row in finals(outcome) if row["status"] != "missing"]
+    if not rows:
+        return ""
+    head = ("network", "budget", "r", "d", "w", "pixels", "FLOPs", "c", "params", "top-1 %", "")
+    names = {row["id"]: "formula" if row["label"] == TINY else "shrunken baseline" for row in rows}
+    cells = [
+        (
+            names[row["id"]] if row["label"] == TINY else "shrunken baseline (inverse giant rule)",
+            f"{row['budget']:g}",
+            *_figures(row)[1:],
+            _number(row["top1"], 1),
+            "beyond the data" if row["extrapolated"] else "",
+        )
+        for row in rows
+    ]
+    return table(head, cells)
+
+
+def stored_searches(storage: str) -> list[str]:
+    """Names of the searches in a storage folder.
+
+    Raises:
+        RequestError: there are none.
+    """
+    from trainables.folder import open_folder
+
+    folder = open_folder(storage)
+    names = [name for name in folder.names() if folder.exists(f"{name}/plan.json")]
+    if not names:
+        raise RequestError(f"no searches at {folder.url}: run tinynet search first, or give --storage")
+    return names
+
+
+def _headline(outcome: Outcome) -> str:
+    results = outcome.results
+    failed = [r for r in results.values() if r["status"] == "failed"]
+    reasons = ", ".join(sorted({r["reason"] for r in failed}))
+    done = f"{len([c for c in outcome.candidates if c.run in results])} trials and {len({c.run for c in outcome.finals})} finals"
+    return f"Search {outcome.store.name}: {done}, {outcome.new} trained now" + (f", {len(failed)} failed ({reasons})" if failed else "")
+
+
+def _spearman(frontier: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    return spearman([TrialPoint(row["run"], row["rdw"], row["c"], row["top1"], "finished") for row in frontier])
+
+
+def _spearman_line(outcome: Outcome) -> str:
+    found = _spearman(outcome.frontier)
+    return "  ".join(f"{key} {_number(value, 2)}" for key, value in found.items()) + f"  over {len(outcome.frontier)} models"
+
+
+def _time_lines(outcome: Outcome) -> str:
+    if not outcome.new or "trials" not in outcome.seconds:
+        return f"{outcome.seconds['total']:.1f} s: every trial had its result"
+    total, bare = outcome.seconds["total"], outcome.trained / outcome.at_once
+    return (
+        f"{total:.0f} s in all, {outcome.at_once} trials at a time: {outcome.trained:.0f} s of bare training, {bare:.0f} s of the wall\n"
+        f"overhead {total - bare:.0f} s ({100 * (total - bare) / total:.0f} % of the wall): Ray's start and stop {outcome.seconds['ray']:.1f} s; "
+        f"process start, imports, data, checkpoints and idle ends {outcome.seconds['trials'] - bare:.1f} s; "
+        f"MLflow {outcome.seconds['mlflow']:.1f} s beside the trials; "
+        f"plan, frontier, formula {total - outcome.seconds['ray'] - outcome.seconds['trials']:.1f} s"
+    )
+
+
+def _places(outcome: Outcome) -> str:
+    lines = [f"search directory  {outcome.store.url}", f"formula           {outcome.store.url}/formula.json"]
+    if outcome.link:
+        lines.append(f"MLflow            {outcome.link}")
+    if outcome.tracking.startswith("sqlite:"):
+        lines.append(f"opened by         mlflow server --backend-store-uri {outcome.tracking} --host 127.0.0.1 --port 5000")
+    lines.append(f"ask the formula   tinynet suggest 0.5 --formula {outcome.store.url}/formula.json")
+    return "\n".join(lines)
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**{key: value for key, value in row.items() if key != "rdw"}, **dict(zip("rdw", row["rdw"], strict=True))}
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _millions(value: float) -> str:
+    return f"{value / 1e6:.2f}M" if value < 1e8 else f"{value / 1e6:.0f}M"

@@ -1,0 +1,15 @@
+"""Plain text tables, the same on a terminal and in a file."""
+
+from collections.abc import Sequence
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns wide enough for their cells; figures to the right, the first column to the left."""
+    grid = [list(head), *[list(row) for row in rows]]
+    widths = [max(len(row[column]) for row in grid) for column in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(grid[0]), "  ".join("-" * width for width in widths), *map(line, grid[1:])])

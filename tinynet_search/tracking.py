@@ -1,0 +1,119 @@
+"""The public face of MLflow here: what is read back from it, and the names that callers need."""
+
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from search_spaces.errors import RequestError
+from tinynet_search.connection import address, connect, database_file, reaching, resolve_uri, search_runs
+from tinynet_search.projection import FRONTIER_TAG, ID, KEY, KIND, PARENT, RANK_TAG, SEARCH, experiment_name
+from tinynet_search.sync import SyncReport, sync_search
+
+if TYPE_CHECKING:
+    import pandas
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+__all__ = ["SyncReport", "frontier_models", "resolve_uri", "sync_search", "trial_rows"]
+
+_INTS, _FLOATS = ("resolution", "macs", "params"), ("r", "d", "w", "c", "top1", "top1_raw", "top1_ema")
+_COLUMNS = ["search", "id", "run_id", "r", "d", "w", "resolution", "c", "macs", "params"]
+_COLUMNS += ["top1", "top1_raw", "top1_ema", "frontier", "pareto_rank", "status", "name"]
+
+
+def frontier_models(
+    search: str | None = None,
+    *,
+    space: str | None = None,
+    tracking_uri: str | None = None,
+    storage: str = "searches",
+    all_trials: bool = False,
+) -> "pandas.DataFrame":
+    """A search's frontier, read from MLflow: one row a model by rising c.
+
+    Columns: search, id, run_id, r, d, w, resolution (pixels), c (of the baseline's FLOPs), macs (multiply-adds),
+    params, top1, top1_raw, top1_ema (percent, of the last epoch there is), frontier, pareto_rank (1 is the
+    nondominated front), status and name (MLflow's).
+
+    Args:
+        search: its name; of several under one name the newest. None is the newest search there is.
+        space: look among the searches of this space only.
+        tracking_uri: where MLflow is; None is MLFLOW_TRACKING_URI, else the database in ``storage``.
+        storage: folder that holds searches.
+        all_trials: every trial that has started, not the frontier alone.
+
+    Raises:
+        RequestError: there is no such search.
+        TrackingError: MLflow does not answer.
+    """
+    import pandas as pd
+
+    rows = trial_rows(search, space=space, tracking_uri=tracking_uri, storage=storage, all_trials=all_trials)
+    kinds = dict.fromkeys(_INTS, "int64") | dict.fromkeys(_FLOATS, "float64") | {"frontier": "bool", "pareto_rank": "Int64"}
+    return pd.DataFrame(rows, columns=_COLUMNS).astype(kinds)
+
+
+def trial_rows(
+    search: str | None = None,
+    *,
+    space: str | None = None,
+    tracking_uri: str | None = None,
+    storage: str = "searches",
+    all_trials: bool = False,
+) -> list[dict[str, Any]]:
+    """The rows of ``frontier_models`` as plain values; None where a trial has no such figure."""
+    uri = resolve_uri(tracking_uri, None, storage)
+    with reaching(uri):
+        _require_database(uri)
+        client = connect(uri)
+        parent = _find_search(client, uri, search, space)
+        wanted = f"tags.`{PARENT}` = '{parent.info.run_id}' and tags.`{KIND}` = 'trial'"
+        wanted += "" if all_trials else f" and tags.{FRONTIER_TAG} = 'true'"
+        runs = search_runs(client, [parent.info.experiment_id], wanted)
+    # A run without c was created a moment ago: its figures are on their way.
+    return sorted((_row(run) for run in runs if "c" in run.data.metrics), key=lambda row: (row["c"], row["id"]))
+
+
+def _find_search(client: "MlflowClient", uri: str, search: str | None, space: str | None) -> "Run":
+    """A search's parent run: the newest of the name (or key), or the newest of all."""
+    experiments = client.search_experiments(filter_string="name LIKE 'tinynet-%'")
+    ids = [e.experiment_id for e in experiments if space is None or e.name == experiment_name(space)]
+    parents = search_runs(client, ids, f"tags.`{KIND}` = 'search'") if ids else []
+    where = f"{address(uri)}{f' of space {space}' if space else ''}"
+    if not parents:
+        raise RequestError(f"no searches at {where}: run tinynet search first")
+    for run in parents:
+        if search in (None, run.data.tags.get(SEARCH), run.data.tags.get(KEY)):
+            return run
+    names = sorted({run.data.tags.get(SEARCH, "") for run in parents})
+    raise RequestError(f"no search {search!r} at {where}: there are {', '.join(names)}")
+
+
+def _row(run: "Run") -> dict[str, Any]:
+    tags, metrics = run.data.tags, run.data.metrics
+    rank = tags.get(RANK_TAG)
+    row = {
+        "search": tags.get(SEARCH),
+        "id": tags.get(ID),
+        "run_id": run.info.run_id,
+        **{name: metrics.get(name) for name in _FLOATS},
+        **{name: int(metrics[name]) for name in _INTS if name in metrics},
+        "frontier": tags.get(FRONTIER_TAG) == "true",
+        "pareto_rank": int(rank) if rank else None,
+        "status": run.info.status,
+        "name": run.info.run_name,
+    }
+    return {name: row.get(name) for name in _COLUMNS}
+
+
+def _require_database(uri: str) -> None:
+    """Opening a database that is not there would make an empty one."""
+    path = database_file(uri)
+    if path is None:
+        return
+    if path.is_file():
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
+            if database.execute("select 1 from sqlite_master where name = 'experiments'").fetchone():
+                return
+    raise RequestError(f"no searches at {address(uri)}: run tinynet search first")
