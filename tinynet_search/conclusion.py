@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinynet_search.connection import is_served
 from tinynet_search.projection import FRONTIER_TAG, KEY, KIND, LABEL_TAG, RANK_TAG, SEARCH
 from tinynet_search.runs import Runs, by_run
 
@@ -114,8 +115,7 @@ def _new_version(runs: Runs, formula: str, digest: str) -> str:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     # Without a server, MLflow would look models:/ up at its global address, which is not ours.
-    served = runs.uri.startswith(("http:", "https:", "databricks"))
-    source = f"models:/{model.model_id}" if served else model.artifact_location
+    source = f"models:/{model.model_id}" if is_served(runs.uri) else model.artifact_location
     version = client.create_model_version(MODEL, source, run_id=runs.parent_id, tags=tags, model_id=model.model_id)
     return str(version.version)
 

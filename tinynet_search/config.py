@@ -162,7 +162,10 @@ def load_config(source: str | Path | None = None, *, preset: str | None = None, 
     for setting in settings:
         values = _merged(values, _setting(setting))
     name = Path(source).stem if source is not None else preset or "search"
-    values.setdefault("search", {}).setdefault("name", name)
+    defaults = {"search": name, "recipe": "efficientnet", "data": "petals"}
+    for section, named in defaults.items():
+        if isinstance(values.setdefault(section, {}), dict):
+            values[section] = {"name": named, **values[section]}
     return validate(values, str(source or preset or "the settings"))
 
 

@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -58,6 +59,11 @@ def database_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute() if uri.startswith("sqlite:///") else None
 
 
+def is_served(uri: str) -> bool:
+    """Whether a server stands between us and the database."""
+    return uri.startswith(("http:", "https:", "databricks"))
+
+
 def preload(uri: str) -> None:
     """Import what a connection needs. In the caller's thread: imports in two threads at once can deadlock."""
     import mlflow.tracking
@@ -71,6 +77,8 @@ def connect(uri: str) -> "MlflowClient":
     """A client of its own: MLflow's global settings stay as they are. To be used within ``reaching``."""
     from mlflow import MlflowClient
 
+    if not is_served(uri) and find_spec("sqlalchemy") is None:
+        raise TrackingError(f"MLflow at {address(uri)} is a database and needs all of MLflow: pip install 'tinynet-search[search]'")
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -88,8 +96,6 @@ def reaching(uri: str) -> Iterator[None]:
             yield
         except (RequestError, TrackingError):
             raise
-        except ModuleNotFoundError as error:
-            raise TrackingError(f"MLflow at {address(uri)} needs {error.name}: pip install 'tinynet-search[search]'") from error
         except Exception as error:
             homes = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
             if not isinstance(error, OSError) and not homes & _FOREIGN:

@@ -59,6 +59,8 @@ def agreed_plan(store: SearchStore, config: Config) -> dict[str, Any]:
     """
     asked = make_plan(config)
     if store.plan() is None:
+        if config.search.sampler not in ADAPTIVE:
+            planned_networks(asked, config, config.search.trials)  # a band without networks leaves nothing behind
         store.write_json(PLAN, asked, once=True)
     there = store.plan()
     assert there is not None

@@ -76,13 +76,14 @@ class Progress(Callback):
         if not known:
             return None
         macs, cost = (np.array(column, float) for column in zip(*known, strict=True))
-        slope, constant = (cost.mean() / macs.mean(), 0.0)
-        if len(set(macs)) > 2:
-            slope, constant = np.polyfit(macs, cost, 1)
-            if slope < 0 or constant < 0:
-                slope, constant = cost.mean() / macs.mean(), 0.0
-        left = sum(row.epochs_left * (constant + slope * row.candidate.network["macs"]) for row in self.rows.values())
-        return float(left / self.at_once)
+        # Small networks cost more than their share; a line through what was seen says how much, the root until then.
+        slope, constant = np.polyfit(macs, cost, 1) if len(set(macs)) > 3 else (-1.0, 0.0)
+        scale = cost.sum() / np.sqrt(macs).sum()
+        left = 0.0
+        for row in self.rows.values():
+            size = row.candidate.network["macs"]
+            left += row.epochs_left * (constant + slope * size if slope > 0 and constant > 0 else scale * size**0.5)
+        return left / self.at_once
 
     def _row(self, trial: Any) -> Row:
         from trainables.trial import TrialSpec, describe

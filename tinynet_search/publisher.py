@@ -167,10 +167,15 @@ class Publisher:
         self._all_sent = self._attempt(self._last)
 
     def _last(self) -> None:
+        end = int(time.time() * 1000)
         try:
             self.sync_once()
-        finally:
-            self.finish(self._status, int(time.time() * 1000))
+        except Exception:
+            if self._runs is not None:  # it answers, so at least nothing is left running
+                with contextlib.suppress(TrackingError):
+                    self.finish(self._status, end)
+            raise
+        self.finish(self._status, end)
 
     def _attempt(self, work: Callable[[], None]) -> bool:
         """Whether it went well. What failed may have half happened, so the next attempt looks at MLflow anew."""

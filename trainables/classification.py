@@ -47,7 +47,7 @@ class Trainer:
         self.loader = data.loader(network.resolution, self.recipe, self.device)
         self.parallel: nn.Module = self.model
         if reporter.world_size > 1:
-            self.parallel = DistributedDataParallel(self.model, broadcast_buffers=False)
+            self.parallel = DistributedDataParallel(self.model, forward_sync_buffers=False)
 
     def run(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         self._resume()

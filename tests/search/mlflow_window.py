@@ -1,0 +1,170 @@
+"""A search directory made by hand, and a search as MLflow's own client sees it."""
+
+import json
+import math
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_spaces import get_space
+from tinynet_search.plan import candidate_of
+from tinynet_search.publisher import Publisher
+from tinynet_search.store import PLAN, Candidate, SearchStore
+from trainables.recipe import RECIPES
+from trainables.trial import result_name
+
+# SQLAlchemy 2.1 deprecates a loader that MLflow 3.17 still names.
+SQLALCHEMY = "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+
+CREATED = 1_760_000_000
+EPOCH_METRICS = {"top1", "top1_raw", "top1_ema", "train_loss", "lr", "images_per_s", "epoch_seconds"}
+TWISTS = [(0.86, 1.2, 1.0), (1.0, 1.0, 1.0), (0.6, 0.8, 0.9), (1.1, 0.7, 0.6), (0.75, 1.4, 0.5)]
+FORMULA_TEXT = json.dumps({"schema": 1, "usable": True, "points": [1, 2]})
+
+
+@contextmanager
+def calm() -> Iterator[None]:
+    """The environment of a publisher, whatever the user's is, and whatever stood in it before put back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        patch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        patch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+class Search:
+    """A search directory made by hand."""
+
+    def __init__(self, folder: Path, name: str, *, twists: int = 3, space: str = "efficientnet_mini", epochs: int = 4) -> None:
+        self.store = SearchStore(str(folder / name))
+        described = get_space(space)
+        self.plan: dict[str, Any] = {
+            "schema": 1,
+            "search": name,
+            "space": {"name": space, "version": described.version, "num_classes": 10, "ranges": {"r": [0.35, 2.8]}, "band": [0.03, 1.05]},
+            "sampler": {"name": "stratified"},
+            "recipe": asdict(RECIPES["short"]) | {"epochs": epochs},
+            "data": {"settings": {"name": "petals"}, "fingerprint": "petals-1", "train": 400, "val": 100},
+            "seed": 0,
+            "frontier": {"fraction": 0.2, "minimum": 6},
+            "ranks": "ema",
+            "created": CREATED,
+        }
+        self.store.write_json(PLAN, self.plan, once=True)
+        self.candidates = [candidate_of(self.plan, described.network(rdw, 10)) for rdw in TWISTS[:twists]]
+        self.store.add_batch(0, self.candidates)
+
+    def commit(self, candidate: Candidate, epochs: int) -> list[dict[str, Any]]:
+        """What a trial leaves after its epochs."""
+        records = epoch_records(candidate, epochs)
+        progress = json.dumps({"schema": 1, "trial": candidate.run, "epochs": records})
+        self.store.folder.write(f"trials/{candidate.run}/epoch-{epochs:04d}/progress.json", progress.encode())
+        return records
+
+    def end(self, candidate: Candidate, epochs: int | None = None, *, failed: bool = False) -> dict[str, Any]:
+        count = candidate.spec.recipe["epochs"] if epochs is None else epochs
+        records = self.commit(candidate, count) if count else []
+        result = {
+            "schema": 1,
+            "id": candidate.id,
+            "run": candidate.run,
+            "kind": candidate.spec.kind,
+            "space": candidate.spec.space,
+            "rdw": list(candidate.spec.rdw),
+            "network": dict(candidate.network),
+            "started": CREATED + 50.5,
+            "ended": CREATED + 500.25,
+            "status": "failed" if failed else "finished",
+            "reason": "diverged" if failed else None,
+            "detail": "loss nan at epoch 3, step 1 of 10" if failed else None,
+            "metrics": {} if failed else records[-1],
+            "epochs": records,
+        }
+        self.store.write_json(result_name(candidate.run), result, once=True)
+        return result
+
+    def rows(self, candidates: list[Candidate]) -> list[dict[str, Any]]:
+        """frontier.json of these candidates."""
+        return [
+            {"id": c.id, "run": c.run, "rdw": list(c.spec.rdw), "c": c.c, "top1": 80.0 + i, "pareto_rank": 1 + i}
+            | {key: c.network[key] for key in ("macs", "params", "resolution")}
+            for i, c in enumerate(candidates)
+        ]
+
+    def publisher(self, uri: str, said: list[str] | None = None) -> Publisher:
+        publisher = Publisher(self.store, self.plan, uri, warn=(said if said is not None else []).append)
+        publisher.watch(self.candidates)
+        return publisher
+
+
+def epoch_records(candidate: Candidate, epochs: int) -> list[dict[str, Any]]:
+    """Epochs with time stamps and values of their own; the first loss is infinite."""
+    start = 1000 * CREATED + 1000 * round(100 * candidate.c)
+    return [
+        {
+            "epoch": epoch,
+            "ts": start + 10_000 * epoch,
+            "lr": 0.1 / epoch,
+            "train_loss": math.inf if epoch == 1 else 2.0 / epoch,
+            "top1": 50 + 10 * candidate.c + epoch,
+            "top1_raw": 49.0 + epoch,
+            "top1_ema": 50 + 10 * candidate.c + epoch,
+            "seconds": 9.5,
+            "images_per_s": 1234.5,
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(done: Callable[[], bool], seconds: float, meanwhile: Callable[[], object] = lambda: None) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        meanwhile()
+        assert time.monotonic() < end, f"nothing after {seconds} s"
+        time.sleep(0.05)
+
+
+class Window:
+    """One search as MLflow's own client sees it."""
+
+    def __init__(self, uri: str, name: str) -> None:
+        from mlflow import MlflowClient
+
+        self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        experiments = [e.experiment_id for e in self.client.search_experiments(filter_string="name LIKE 'tinynet-%'")]
+        self.parents = list(self.client.search_runs(experiments, f"tags.`tinynet.kind` = 'search' and tags.`tinynet.search` = '{name}'"))
+        (self.parent,) = self.parents
+        found = self.client.search_runs([self.parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{self.parent.info.run_id}'")
+        self.runs = {run.data.tags["tinynet.key"].rpartition("/")[2]: run for run in found}
+        assert len(self.runs) == len(found)
+
+    def points(self, run: str) -> dict[str, list[tuple[int, float, int]]]:
+        """(step, value, ms) of every point there is of each metric of an epoch."""
+        of = self.runs[run].info.run_id
+        histories = {key: self.client.get_metric_history(of, key) for key in EPOCH_METRICS & set(self.runs[run].data.metrics)}
+        return {key: sorted((m.step, m.value, m.timestamp) for m in history) for key, history in histories.items()}
+
+    def statuses(self) -> list[str]:
+        return sorted(run.info.status for run in self.runs.values())
+
+
+def wanted_points(epochs: list[dict[str, Any]]) -> dict[str, list[tuple[int, float, int]]]:
+    names = {key: "seconds" if key == "epoch_seconds" else key for key in EPOCH_METRICS}
+    return {key: [(e["epoch"], e[name], e["ts"]) for e in epochs if math.isfinite(e[name])] for key, name in names.items()}

@@ -1,0 +1,90 @@
+"""Configurations: presets, files, settings, and one line for every mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from search_spaces import RequestError
+from tinynet_search.config import PRESETS, load_config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_load(preset: str) -> None:
+    config = load_config(preset=preset)
+    assert config.search.name == preset
+    assert config.get_recipe().epochs >= 1
+    assert config.get_space().band[1] == 1.05
+
+
+def test_imagenet100_is_the_papers_search() -> None:
+    config = load_config(preset="imagenet100")
+    recipe, space = config.get_recipe(), config.get_space()
+    assert (config.search.trials, config.search.sampler, config.search.fraction) == (100, "uniform", 0.2)
+    assert (recipe.name, recipe.epochs, recipe.batch) == ("efficientnet", 100, 1024)
+    assert space.ranges == {"r": (0.35, 2.8), "d": (0.35, 2.8), "w": (0.35, 2.8)}
+    assert space.band == (0.03, 1.05)
+    assert config.run.executor == "ray_train"
+
+
+def test_file_then_settings(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[search]\ntrials = 7\nseed = 3\n[recipe]\nname = "short"\nepochs = 4\n')
+    config = load_config(file, settings=["search.trials=9", "data.train=480", "storage.path=elsewhere"])
+    assert (config.search.name, config.search.trials, config.search.seed) == ("mine", 9, 3)
+    assert config.get_recipe().epochs == 4
+    assert config.data_settings() == {"name": "petals", "train": 480}
+    assert config.url == "elsewhere/mine"
+
+
+def test_another_recipe_starts_anew() -> None:
+    config = load_config(preset="demo", settings=["recipe.epochs=3", 'recipe.name="resnet"'])
+    assert (config.get_recipe().name, config.get_recipe().epochs) == ("resnet", 90)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("search.trails=3", "did you mean 'search.trials'"),
+        ("serch.trials=3", "did you mean 'search'"),
+        ("search.trials=0", "search.trials"),
+        ("search.finals=[1.5]", "1.5 is no budget"),
+        ("search.sampler=uniforn", "did you mean 'uniform'"),
+        ("search.name=../x", "search.name"),
+        ("recipe.epoch=3", "did you mean 'epochs'"),
+        ("recipe.epochs=many", "recipe: epochs"),
+        ("recipe.name=shrt", "did you mean 'short'"),
+        ("recipe.batch=50", "micro_batch must divide batch"),
+        ("space.name=efficientnet_b1", "did you mean 'efficientnet_b0'"),
+        ("space.band=[0.5, 0.1]", "lowest, highest"),
+        ("search.c=0.5", "give both or neither"),
+        ("search.sampler=near", "give both or neither"),
+        ("scaling.workers=2", "needs run.executor"),
+        ("scaling.cpus=0", "scaling.cpus"),
+        ("run.executor=ray", "run.executor"),
+        ("no-equals-sign", "section.key=value"),
+        ("trials=3", "section.key=value"),
+    ],
+)
+def test_one_line_for_every_mistake(setting: str, message: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        load_config(preset="demo", settings=[setting])
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no configuration"):
+        load_config(tmp_path / "none.toml")
+    with pytest.raises(RequestError, match="--preset demo"):
+        load_config("demo")
+    (tmp_path / "bad.toml").write_text("[search\n")
+    with pytest.raises(RequestError, match="cannot be read"):
+        load_config(tmp_path / "bad.toml")
+    with pytest.raises(RequestError, match="did you mean 'demo'"):
+        load_config(preset="dem")
+
+
+def test_workers_must_share_the_micro_batches() -> None:
+    settings = ["run.executor=ray_train", "scaling.workers=3", "recipe.batch=32", "recipe.micro_batch=8"]
+    with pytest.raises(RequestError, match="cannot share the recipe's 4 micro-batches"):
+        load_config(preset="demo", settings=settings)

@@ -1,0 +1,167 @@
+"""The driver end to end on the shared cluster: real trials, results, frontier, formula, MLflow."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_spaces import RequestError
+from tests.search.helpers import results, tiny_arguments, tiny_config
+from tests.trainables.helpers import without_times
+from tinynet_search.formula import TinyFormula
+from tinynet_search.search import run_search
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def searched(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A small search with two finals, run once for the module."""
+    storage = tmp_path_factory.mktemp("searches")
+    config = tiny_config(storage, "search.finals=[0.3]", trials=8)
+    return storage, run_search(config)
+
+
+def test_every_trial_has_its_result(searched: tuple[Path, Any]) -> None:
+    storage, outcome = searched
+    found = results(storage)
+    assert len(outcome.candidates) == 8
+    assert {c.run for c in (*outcome.candidates, *outcome.finals)} == set(found)
+    assert all(r["status"] == "finished" and len(r["epochs"]) == 2 for r in found.values())
+    assert outcome.new == len(found)
+    assert outcome.lost == []
+    assert outcome.at_once == 2
+
+
+def test_frontier_and_formula_are_written(searched: tuple[Path, Any]) -> None:
+    storage, outcome = searched
+    frontier = json.loads((storage / "demo" / "frontier.json").read_text())
+    assert frontier == outcome.frontier
+    assert len(frontier) == 6
+    formula = TinyFormula.load(storage / "demo" / "formula.json")
+    assert formula.usable
+    assert {round(p[0], 9) for p in formula.points} == {round(row["c"], 9) for row in frontier}
+
+
+def test_finals_are_the_formulas_networks(searched: tuple[Path, Any]) -> None:
+    storage, outcome = searched
+    rows = json.loads((storage / "demo" / "finals.json").read_text())
+    assert [row["label"] for row in rows] == ["tiny formula", "inverse giant formula"]
+    network = outcome.finals[0].spec.network()
+    suggestion = outcome.formula.suggest(0.3, num_classes=24, extrapolate=True)
+    assert network.key == suggestion.network.key
+    assert abs(network.c - 0.3) <= 0.03 * 0.3
+
+
+def test_again_has_nothing_to_do(searched: tuple[Path, Any]) -> None:
+    storage, outcome = searched
+    before = results(storage)
+    again = run_search(tiny_config(storage, "search.finals=[0.3]", trials=8))
+    assert again.new == 0
+    assert results(storage) == before
+    assert again.frontier == outcome.frontier
+    assert again.formula.to_json() == outcome.formula.to_json()
+
+
+def test_a_longer_search_trains_only_what_is_new(searched: tuple[Path, Any]) -> None:
+    storage, _ = searched
+    before = results(storage)
+    outcome = run_search(tiny_config(storage, trials=10))
+    after = results(storage)
+    assert len(outcome.candidates) == 10
+    assert outcome.new == 2
+    assert {run: after[run] for run in before} == before
+
+
+def test_a_longer_budget_is_a_result_of_its_own(searched: tuple[Path, Any]) -> None:
+    storage, _ = searched
+    before = results(storage)
+    outcome = run_search(tiny_config(storage, "recipe.epochs=3", trials=2))
+    assert outcome.new == 2
+    assert {run for run in results(storage) if run.endswith("-e3")} == {c.run for c in outcome.candidates[:2]}
+    assert all(results(storage)[run] == before[run] for run in before)
+
+
+def test_contradicting_the_plan_loses_nothing(searched: tuple[Path, Any]) -> None:
+    storage, _ = searched
+    before = results(storage)
+    with pytest.raises(RequestError, match="was planned otherwise"):
+        run_search(tiny_config(storage, "search.seed=5"))
+    assert results(storage) == before
+
+
+def test_failed_trials_do_not_stop_a_search(ray_cluster: Any, tmp_path: Path) -> None:
+    outcome = run_search(tiny_config(tmp_path, "recipe.lr=1e30", "recipe.optimizer=sgd", "recipe.warmup_epochs=0", trials=3))
+    assert {r["reason"] for r in results(tmp_path).values()} == {"diverged"}
+    assert outcome.frontier == []
+    assert not outcome.formula.usable
+    assert run_search(tiny_config(tmp_path, "recipe.lr=1e30", "recipe.optimizer=sgd", "recipe.warmup_epochs=0", trials=3)).new == 0
+
+
+def test_optuna_through_tune(ray_cluster: Any, tmp_path: Path) -> None:
+    """Adaptive: every candidate is written before it is trained, and a rerun goes on from what is there."""
+    first = run_search(tiny_config(tmp_path, "search.sampler=optuna", trials=3))
+    assert len(first.candidates) == 3
+    assert len({c.id for c in first.candidates}) == 3
+    assert all(0.08 * 0.97 <= c.c <= 0.5 * 1.03 for c in first.candidates)
+    again = run_search(tiny_config(tmp_path, "search.sampler=optuna", trials=6))
+    assert [c.run for c in again.candidates[:3]] == [c.run for c in first.candidates]
+    assert (len(again.candidates), again.new) == (6, 3)
+    assert len(list((tmp_path / "demo" / "candidates").iterdir())) == 6
+
+
+def _driver(storage: Path, address: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tinynet_search.cli", "search", *tiny_arguments(storage, "recipe.epochs=4", trials=6)]
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+
+
+def test_a_killed_driver_is_taken_up(ray_cluster: Any, tmp_path: Path) -> None:
+    """SIGKILL in the middle, the same command again: every trial once, the same numbers as undisturbed, MLflow complete."""
+    undisturbed = run_search(tiny_config(tmp_path / "whole", "recipe.epochs=4", trials=6))
+    storage = tmp_path / "cut"
+    driver = _driver(storage, ray_cluster.address)
+    deadline = time.time() + 120
+    while len(results(storage)) < 2 and time.time() < deadline and driver.poll() is None:
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    done = set(results(storage))
+    assert 0 < len(done) < 6
+    again = run_search(tiny_config(storage, "recipe.epochs=4", trials=6))
+    assert again.new == 6 - len(done)
+    whole, cut = results(tmp_path / "whole"), results(storage)
+    assert {run: without_times(r) for run, r in cut.items()} == {run: without_times(r) for run, r in whole.items()}
+    assert again.frontier == undisturbed.frontier
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    runs = client.search_runs(experiments, "tags.`tinynet.kind` = 'trial'")
+    assert len(runs) == 6
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    for run in runs:
+        history = client.get_metric_history(run.info.run_id, "top1")
+        assert sorted(m.step for m in history) == [1, 2, 3, 4]
+
+
+def test_ray_train_on_two_nodes_through_the_whole_driver(ray_cluster: Any, tmp_path: Path) -> None:
+    """Two gloo workers a trial, one on each node; the same numbers as inline on one."""
+    extra = ("run.executor=ray_train", "scaling.workers=2", "scaling.placement=STRICT_SPREAD")
+    outcome = run_search(tiny_config(tmp_path / "two", *extra, trials=2))
+    inline = run_search(tiny_config(tmp_path / "one", trials=2))
+    assert outcome.at_once == 1
+    two, one = results(tmp_path / "two"), results(tmp_path / "one")
+    assert set(two) == set(one) == {c.run for c in inline.candidates}
+    for run, result in two.items():
+        assert (result["status"], result["workers"]) == ("finished", 2)
+        assert result.keys() == one[run].keys()
+        losses = [[e["train_loss"] for e in r["epochs"]] for r in (result, one[run])]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+        assert result["metrics"]["top1"] == pytest.approx(one[run]["metrics"]["top1"], abs=100 * 2 / 48)

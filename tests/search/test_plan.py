@@ -1,0 +1,91 @@
+"""Plans: written once, agreed with or refused; drawing more leaves what is there."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from search_spaces import RequestError
+from tests.search.helpers import tiny_config
+from tinynet_search.plan import agreed_plan, candidates_of, grow
+from tinynet_search.report import preview, preview_text
+from tinynet_search.store import SearchStore
+
+
+def test_growing_keeps_the_first(tmp_path: Path) -> None:
+    store = SearchStore(str(tmp_path / "demo"))
+    plan = agreed_plan(store, tiny_config(tmp_path))
+    first = grow(plan, store, tiny_config(tmp_path, trials=5))
+    more = grow(plan, store, tiny_config(tmp_path, trials=12))
+    assert [c.run for c in more[:5]] == [c.run for c in first]
+    assert len({c.run for c in more}) == 12
+    assert [c.run for c in grow(plan, store, tiny_config(tmp_path, trials=3))] == [c.run for c in more]
+    assert store.folder.names("candidates") == ["000000.json", "000005.json"]
+    whole = SearchStore(str(tmp_path / "other"))
+    at_once = grow(agreed_plan(whole, tiny_config(tmp_path, "search.name=other")), whole, tiny_config(tmp_path, trials=12))
+    assert [c.run for c in at_once] == [c.run for c in more]
+
+
+def test_figures_in_candidates_are_the_networks(tmp_path: Path) -> None:
+    store = SearchStore(str(tmp_path / "demo"))
+    plan = agreed_plan(store, tiny_config(tmp_path))
+    grow(plan, store, tiny_config(tmp_path))
+    written = json.loads((tmp_path / "demo" / "candidates" / "000000.json").read_text())["candidates"]
+    for row, candidate in zip(written, candidates_of(plan, store), strict=True):
+        network = candidate.spec.network()
+        assert (row["id"], row["network"]["macs"], row["network"]["c"]) == (candidate.id, network.macs, network.c)
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [
+        ("search.seed=1", "seed was 0, now 1"),
+        ("recipe.lr=0.5", "recipe.lr was"),
+        ("data.seed=4", "data was 'petals-"),
+        ("search.sampler=uniform", "sampler.name was 'stratified', now 'uniform'"),
+        ("space.band=[0.1, 0.4]", "space.band was"),
+        ("space.name=efficientnet_b0", "space.name was"),
+        ("search.fraction=0.5", "frontier.fraction was"),
+    ],
+)
+def test_contradictions_are_refused_and_shown(tmp_path: Path, setting: str, shown: str) -> None:
+    store = SearchStore(str(tmp_path / "demo"))
+    agreed_plan(store, tiny_config(tmp_path))
+    before = store.folder.read("plan.json")
+    with pytest.raises(RequestError, match="was planned otherwise") as refused:
+        agreed_plan(store, tiny_config(tmp_path, setting))
+    assert shown in str(refused.value)
+    assert store.folder.read("plan.json") == before
+
+
+def test_what_may_change(tmp_path: Path) -> None:
+    store = SearchStore(str(tmp_path / "demo"))
+    plan = agreed_plan(store, tiny_config(tmp_path))
+    for setting in ("recipe.epochs=9", "search.trials=99", "search.finals=[0.3]", "run.concurrency=1", "tracking.uri=http://x"):
+        assert agreed_plan(store, tiny_config(tmp_path, setting)) == plan
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"search": "demo"}', b'{"search": 3}', b"\xff\xfe"])
+def test_a_damaged_plan_is_named_and_kept(tmp_path: Path, damage: bytes) -> None:
+    store = SearchStore(str(tmp_path / "demo"))
+    agreed_plan(store, tiny_config(tmp_path))
+    (tmp_path / "demo" / "plan.json").write_bytes(damage)
+    with pytest.raises(RequestError, match="plan.json"):
+        agreed_plan(store, tiny_config(tmp_path))
+    assert store.folder.read("plan.json") == damage
+
+
+def test_preview_writes_nothing(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    shown = preview(config)
+    assert len(shown["candidates"]) == 6
+    assert shown["training_macs_left"] == sum(row["training_macs"] for row in shown["candidates"])
+    row = shown["candidates"][0]
+    assert row["training_macs"] == row["macs"] * (3 * 96 + 2 * 48) * 2
+    assert row["id"] in preview_text(shown)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_smaller_than_a_batch(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="fewer than one batch of 256"):
+        agreed_plan(SearchStore(str(tmp_path / "demo")), tiny_config(tmp_path, "recipe.batch=256"))
