@@ -177,8 +177,8 @@ class EfficientNetSpace(SearchSpace):
         """
         if options:
             raise unknown("build option", next(iter(options)), ("drop_rate", "drop_path_rate"))
-        from torch import nn
         from timm.models.efficientnet import EfficientNet
+        from torch import nn
 
         shape: Shape = network.shape
         model = EfficientNet(
@@ -192,7 +192,7 @@ class EfficientNetSpace(SearchSpace):
             drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
         )
-        model.conv_stem.stride = (self.table.stem_stride, self.table.stem_stride)
+        setattr(model.conv_stem, "stride", (self.table.stem_stride,) * 2)  # noqa: B010 - torch types attributes as modules
         if self.table.zero_init_residual:
             _zero_last_gains(model)
         return model
@@ -211,8 +211,8 @@ def _zero_last_gains(model: "torch.nn.Module") -> None:
 
     for module in model.modules():
         if getattr(module, "has_skip", False):
-            gain = getattr(module, "bn3", None) or module.bn2
-            nn.init.zeros_(gain.weight)
+            last = "bn3" if hasattr(module, "bn3") else "bn2"
+            nn.init.zeros_(module.get_parameter(f"{last}.weight"))
 
 
 def spaces() -> dict[str, SearchSpace]:

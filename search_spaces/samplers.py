@@ -37,7 +37,8 @@ def uniform(space: SearchSpace, seed: int, num_classes: int | None) -> Stream:
     barren = 0
     while barren < PATIENCE:
         draws = low + (high - low) * rng.random((CHUNK, 3))
-        c = space.macs(*draws.T, num_classes) / baseline
+        r, d, w = draws.T
+        c = space.macs(r, d, w, num_classes) / baseline
         kept = draws[(c >= space.band[0]) & (c <= space.band[1])]
         barren = 0 if len(kept) else barren + CHUNK
         yield from (space.network(_rdw(row), num_classes) for row in kept)
@@ -84,7 +85,9 @@ def _distinct(stream: Stream, space: SearchSpace) -> Stream:
         if network.key in seen:
             repeats += 1
             if repeats > 1000 + 10 * len(seen):
-                raise RequestError(f"space {space.name} holds only {len(seen)} distinct networks here: ask for fewer trials or widen the band")
+                raise RequestError(
+                    f"space {space.name} holds only {len(seen)} distinct networks here: ask for fewer trials or widen the band"
+                )
             continue
         seen.add(network.key)
         yield network
@@ -96,7 +99,7 @@ def _solved(space: SearchSpace, c: float, rng: np.random.Generator, num_classes:
     budget = c * space.baseline_macs(num_classes)
     for _ in range(PATIENCE // CHUNK):
         draws = low[:2] + (high - low)[:2] * rng.random((CHUNK, 2))
-        ends = [space.macs(*draws.T, np.full(CHUNK, w), num_classes) for w in (low[2], high[2])]
+        ends = [space.macs(draws[:, 0], draws[:, 1], np.full(CHUNK, w), num_classes) for w in (low[2], high[2])]
         for r, d in draws[(ends[0] <= budget * (1 + tol)) & (ends[1] >= budget * (1 - tol))]:
             network = solved_width(space, c, float(r), float(d), num_classes, tol)
             if network is not None:

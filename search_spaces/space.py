@@ -151,7 +151,7 @@ class SearchSpace(ABC):
     def baseline_macs(self, num_classes: int | None = None) -> int:
         """The paper's C0: multiply-adds of the baseline with a classifier of as many classes."""
         classes = self.num_classes if num_classes is None else num_classes
-        cache = self.__dict__.setdefault("_baseline_macs", {})
+        cache = vars(self).setdefault("_baseline_macs", {})
         if classes not in cache:
             cache[classes] = self.baseline(classes).macs
         return cache[classes]
@@ -190,7 +190,7 @@ class SearchSpace(ABC):
             if abs(best.c - c) <= tol * c:
                 return best
         raise RequestError(
-            f"no width meets c = {c:g} within {tol:.0%} near r = {r:g}, d = {d:g}: the nearest network has c = {best.c:.4f}; change r, d or c"
+            f"no width meets c = {c:g} within {tol:.0%} near r = {r:g}, d = {d:g}: the nearest has c = {best.c:.4f}; change r, d or c"
         )
 
     def nearest_width(self, c: float, r: float, d: float, num_classes: int | None = None) -> Network:

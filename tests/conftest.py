@@ -1,5 +1,6 @@
 """One Ray cluster for all tests that need one: a head without CPUs and two nodes of one CPU each."""
 
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +27,7 @@ def ray_cluster() -> Iterator[Any]:
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     cluster.wait_for_nodes()
     yield cluster
     ray.shutdown()

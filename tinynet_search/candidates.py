@@ -136,9 +136,9 @@ class Adaptive:
         space = {"c": FloatDistribution(low, high, log=True)}
         space |= {key: FloatDistribution(*self._plan["space"]["ranges"][key]) for key in ("d", "r")}
         storage = optuna.storages.InMemoryStorage()
-        search = OptunaSearch(
-            space, metric=["top1", "c"], mode=["max", "min"], seed=self._plan["seed"] + len(self._drawn), storage=storage, study_name="tinynet"
-        )
+        goals: dict[str, Any] = {"metric": ["top1", "c"], "mode": ["max", "min"]}
+        seed = self._plan["seed"] + len(self._drawn)
+        search = OptunaSearch(space, seed=seed, storage=storage, study_name="tinynet", **goals)
         study = optuna.load_study(study_name="tinynet", storage=storage)
         for candidate in self._drawn:
             result = results.get(candidate.run)
@@ -183,5 +183,3 @@ class CandidateSearch(Searcher):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
-
-

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -54,7 +55,7 @@ def cluster(config: Config) -> Iterator[None]:
 def _start(address: str | None, dashboard: bool) -> None:
     import ray
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         try:
             ray.init(address=address, **quiet)
@@ -132,8 +133,6 @@ def run_source(config: Config, root: str, source: Source, most: int, at_once: in
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
     """Tune prints boxes and paths of its scratch even when asked not to."""
-    import logging
-
     loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

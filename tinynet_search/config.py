@@ -192,7 +192,8 @@ def validate(values: Mapping[str, Any], where: str) -> Config:
         raise RequestError("scaling: workers of one trial cannot share a GPU; use scaling.workers = 1 with a fraction of a GPU")
     share = config.get_recipe().micro_batches
     if share % config.scaling.workers:
-        raise RequestError(f"scaling.workers = {config.scaling.workers} cannot share the recipe's {share} micro-batches a step: use a divisor")
+        workers = config.scaling.workers
+        raise RequestError(f"scaling.workers = {workers} cannot share the recipe's {share} micro-batches a step: use a divisor")
     return config
 
 
@@ -229,12 +230,9 @@ def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for section, values in top.items():
         old = merged.get(section, {})
-        if not (isinstance(old, dict) and isinstance(values, dict)):
-            merged[section] = values
-        elif "name" in values and section != "search" and old.get("name") != values["name"]:
-            merged[section] = values
-        else:
-            merged[section] = {**old, **values}
+        both = isinstance(old, dict) and isinstance(values, dict)
+        renamed = both and section != "search" and values.get("name", old.get("name")) != old.get("name")
+        merged[section] = {**old, **values} if both and not renamed else values
     return merged
 
 

@@ -91,5 +91,3 @@ def write_finals(
             rows.append({**row, "rdw": list(network.rdw), "extrapolated": extrapolated, "spec": candidate.spec.to_json()})
     store.write_json(FINALS, rows)
     return candidates, refused
-
-

@@ -97,7 +97,11 @@ class Progress(Callback):
         done = sum(r.epochs_left == 0 for r in self.rows.values())
         left = self.time_left()
         more = f"  {duration(left)} left" if left and done < len(self.rows) else ""
-        print(f"[{done}/{len(self.rows)}] {_title(row)}  {row.state}{_percent(row.top1)}  {row.seconds:.0f} s{more}", file=sys.stderr, flush=True)
+        print(
+            f"[{done}/{len(self.rows)}] {_title(row)}  {row.state}{_percent(row.top1)}  {row.seconds:.0f} s{more}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:

@@ -56,11 +56,13 @@ def preview(config: Config) -> dict[str, Any]:
 
 def preview_text(preview: Mapping[str, Any]) -> str:
     recipe, data = preview["recipe"], preview["data"]
+    space, batch = preview["space"], recipe["batch"]
+    band = f"[{space['band'][0]:g}, {space['band'][1]:g}]"
+    images = f"{data['train']} training and {data['val']} validation images, {space['num_classes']} classes"
     lines = [
         f"search {preview['search']} at {preview['directory']} (nothing written)",
-        f"space {preview['space']['name']}, c in [{preview['space']['band'][0]:g}, {preview['space']['band'][1]:g}], "
-        f"sampler {preview['sampler']['name']}, recipe {recipe['name']}: {recipe['epochs']} epochs, batch {recipe['batch']}",
-        f"data {data['fingerprint']}: {data['train']} training and {data['val']} validation images, {preview['space']['num_classes']} classes",
+        f"space {space['name']}, c in {band}, sampler {preview['sampler']['name']}",
+        f"recipe {recipe['name']}: {recipe['epochs']} epochs, batch {batch}; data {data['fingerprint']}: {images}",
         "",
     ]
     if preview["adaptive"]:
@@ -68,13 +70,13 @@ def preview_text(preview: Mapping[str, Any]) -> str:
     head = ("id", "r", "d", "w", "pixels", "FLOPs", "c", "params", "training", "")
     rows = [(*_figures(row), f"{row['training_macs'] / 1e12:.2f}T", "done" if row["done"] else "") for row in preview["candidates"]]
     left = sum(not row["done"] for row in preview["candidates"])
-    lines.append(table(head, rows))
-    lines.append("")
+    lines += [table(head, rows), ""]
     lines.append(
         f"{left} of {preview['trials']} to train: {preview['training_macs_left'] / 1e12:.1f}T multiply-adds of training "
-        f"(three forward passes an image and epoch, two evaluations an epoch), {preview['weights_bytes'] / 1e6:.0f} MB of weights at the end, "
-        f"up to {preview['checkpoint_bytes_peak'] / 1e6:.0f} MB of checkpoints a running trial"
+        f"(three forward passes an image and epoch, two evaluations an epoch)"
     )
+    weights, peak = preview["weights_bytes"] / 1e6, preview["checkpoint_bytes_peak"] / 1e6
+    lines.append(f"{weights:.0f} MB of weights at the end, up to {peak:.0f} MB of checkpoints a running trial")
     return "\n".join(lines)
 
 
@@ -212,13 +214,14 @@ def _spearman_line(outcome: Outcome) -> str:
 def _time_lines(outcome: Outcome) -> str:
     if not outcome.new or "trials" not in outcome.seconds:
         return f"{outcome.seconds['total']:.1f} s: every trial had its result"
-    total, bare = outcome.seconds["total"], outcome.trained / outcome.at_once
+    seconds, bare = outcome.seconds, outcome.trained / outcome.at_once
+    total, ray, trials = seconds["total"], seconds["ray"], seconds["trials"]
     return (
         f"{total:.0f} s in all, {outcome.at_once} trials at a time: {outcome.trained:.0f} s of bare training, {bare:.0f} s of the wall\n"
-        f"overhead {total - bare:.0f} s ({100 * (total - bare) / total:.0f} % of the wall): Ray's start and stop {outcome.seconds['ray']:.1f} s; "
-        f"process start, imports, data, checkpoints and idle ends {outcome.seconds['trials'] - bare:.1f} s; "
-        f"MLflow {outcome.seconds['mlflow']:.1f} s beside the trials; "
-        f"plan, frontier, formula {total - outcome.seconds['ray'] - outcome.seconds['trials']:.1f} s"
+        f"overhead {total - bare:.0f} s ({100 * (total - bare) / total:.0f} % of the wall): Ray's start and stop {ray:.1f} s; "
+        f"process start, imports, data, checkpoints and idle ends {trials - bare:.1f} s; "
+        f"plan, frontier, formula, tracking {total - ray - trials:.1f} s\n"
+        f"MLflow took {seconds['mlflow']:.1f} s, beside the trials"
     )
 
 

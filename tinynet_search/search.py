@@ -65,8 +65,8 @@ def run_search(config: Config, *, warn: Callable[[str], None] = say) -> Outcome:
     Raises:
         RequestError: the configuration contradicts the plan, or cannot run here; nothing was lost.
     """
-    from tinynet_search.publisher import Publisher
     from tinynet_search.tracking import resolve_uri
+    from tinynet_search.tracking.publisher import Publisher
 
     started = time.perf_counter()
     store = SearchStore(config.url)

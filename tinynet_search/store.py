@@ -90,7 +90,9 @@ class SearchStore:
         wanted = {"search": str, "space": dict, "sampler": dict, "recipe": dict, "data": dict, "seed": int, "frontier": dict}
         wrong = [key for key, kind in wanted.items() if not isinstance(plan, dict) or not isinstance(plan.get(key), kind)]
         if wrong:
-            raise RequestError(f"plan {self.url}/{PLAN} is damaged ({wrong[0]!r} is missing or of the wrong kind): restore it, or search anew")
+            raise RequestError(
+                f"plan {self.url}/{PLAN} is damaged ({wrong[0]!r} is missing or of the wrong kind): restore it, or search anew"
+            )
         return plan
 
     def candidates(self) -> list[list[float]]:

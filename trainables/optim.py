@@ -11,7 +11,7 @@ from trainables.recipe import Recipe
 
 def _rmsprop_tf(groups: Any, lr: float) -> torch.optim.Optimizer:
     """RMSProp the TensorFlow way: mean square starts at one, eps inside the root, learning rate inside the momentum."""
-    from timm.optim import RMSpropTF
+    from timm.optim.rmsprop_tf import RMSpropTF
 
     return RMSpropTF(groups, lr=lr, alpha=0.9, momentum=0.9, eps=1e-3)
 
@@ -62,7 +62,7 @@ class Average:
         self.state = {name: tensor.clone() for name, tensor in self._live.items()}
 
     def update(self, decay: float) -> None:
-        torch._foreach_lerp_(list(self.state.values()), list(self._live.values()), 1.0 - decay)
+        torch._foreach_lerp_(list(self.state.values()), list(self._live.values()), 1.0 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def swap(self) -> None:
         """Exchange the average and the model's own values (call twice to evaluate the average)."""
@@ -72,7 +72,7 @@ class Average:
 
 
 def copy_all(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
-    torch._foreach_copy_(list(targets), list(sources))
+    torch._foreach_copy_(list(targets), list(sources))  # pyright: ignore[reportPrivateImportUsage]
 
 
 class MicroBatchStatistics:
@@ -94,7 +94,7 @@ class MicroBatchStatistics:
 
     def collect(self) -> None:
         """After one micro-batch's forward pass."""
-        torch._foreach_add_(self._sum, self._live)
+        torch._foreach_add_(self._sum, self._live)  # pyright: ignore[reportPrivateImportUsage]
         copy_all(self._live, self._start)
 
     def finish(self, micro_batches: int, all_sum: Callable[[Tensor], Tensor]) -> None:

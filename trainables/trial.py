@@ -34,8 +34,11 @@ class TrialFailure(RuntimeError):  # noqa: N818 - it is a result, not a fault of
 class Reporter(Protocol):
     """How a training speaks with whatever runs it."""
 
-    rank: int
-    world_size: int
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         """Called on every rank, once an epoch, after the epoch's checkpoint is committed."""

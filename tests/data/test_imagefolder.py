@@ -56,7 +56,7 @@ def test_papers_transforms(tmp_path: Path) -> None:
     assert images[0].shape == (8, 3, 24, 24)
     assert torch.equal(images[0], images[1])
     assert not torch.equal(images[0], images[2])
-    (val, labels), = loader.val([np.array([0, 11])])
+    ((val, labels),) = loader.val([np.array([0, 11])])
     assert labels.tolist() == [0, 1]
     with Image.open(tmp_path / "val" / "cat" / "00.png") as picture:
         short = int(24 / 0.875)

@@ -14,8 +14,8 @@ import pytest
 
 from search_spaces import get_space
 from tinynet_search.plan import candidate_of
-from tinynet_search.publisher import Publisher
 from tinynet_search.store import PLAN, Candidate, SearchStore
+from tinynet_search.tracking.publisher import Publisher
 from trainables.recipe import RECIPES
 from trainables.trial import result_name
 

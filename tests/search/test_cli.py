@@ -47,7 +47,10 @@ def test_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (["search", "nowhere.toml"], "no configuration 'nowhere.toml'"),
         (["search", "--preset", "demo", "--set", "search.trails=3"], "did you mean 'search.trials'"),
         (["search", "--preset", "demo", "--trials", "0"], "search.trials"),
-        (["search", "--preset", "demo", "--set", "data.name=imagefolder", "--set", "data.path=/nope"], "data folder '/nope' does not exist"),
+        (
+            ["search", "--preset", "demo", "--set", "data.name=imagefolder", "--set", "data.path=/nope"],
+            "'/nope' does not exist",
+        ),
         (["search", "--preset", "demo", "--set", "space.band=[1e-6, 2e-6]"], "has no network with c"),
         (["suggest", "1.5"], "c = 1.5 is no budget"),
         (["suggest", "0"], "is no budget"),

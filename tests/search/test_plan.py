@@ -70,7 +70,7 @@ def test_a_damaged_plan_is_named_and_kept(tmp_path: Path, damage: bytes) -> None
     store = SearchStore(str(tmp_path / "demo"))
     agreed_plan(store, tiny_config(tmp_path))
     (tmp_path / "demo" / "plan.json").write_bytes(damage)
-    with pytest.raises(RequestError, match="plan.json"):
+    with pytest.raises(RequestError, match=r"plan\.json"):
         agreed_plan(store, tiny_config(tmp_path))
     assert store.folder.read("plan.json") == damage
 

@@ -12,10 +12,10 @@ import pytest
 from search_spaces import RequestError, get_space
 from tests.search.mlflow_window import CREATED, FORMULA_TEXT, SQLALCHEMY, Search, Window, calm, epoch_records, wait_until, wanted_points
 from tinynet_search import TrackingError, frontier_models
-from tinynet_search.connection import resolve_uri
 from tinynet_search.plan import candidate_of
-from tinynet_search.publisher import Publisher
 from tinynet_search.tracking import trial_rows
+from tinynet_search.tracking.connection import resolve_uri
+from tinynet_search.tracking.publisher import Publisher
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
 

@@ -20,7 +20,7 @@ from tinynet_search import TrackingError, frontier_models
 from tinynet_search.formula_io import read_text
 from tinynet_search.plan import candidate_of
 from tinynet_search.store import FINALS, FORMULA, FRONTIER
-from tinynet_search.sync import sync_search
+from tinynet_search.tracking.sync import sync_search
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
 

@@ -10,7 +10,13 @@ from trainables.trial import TrialSpec
 DATA = {"name": "petals", "train": 96, "val": 48}
 
 
-def tiny_spec(rdw: tuple[float, float, float] = (0.4, 0.4, 0.5), *, seed: int = 0, data: dict[str, Any] | None = None, **recipe: Any) -> TrialSpec:
+def tiny_spec(
+    rdw: tuple[float, float, float] = (0.4, 0.4, 0.5),
+    *,
+    seed: int = 0,
+    data: dict[str, Any] | None = None,
+    **recipe: Any,
+) -> TrialSpec:
     """A trial of efficientnet_mini on a few images."""
     settings = {"epochs": 3, "batch": 32, "micro_batch": 32} | recipe
     data = data or DATA

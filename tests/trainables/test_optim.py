@@ -1,5 +1,7 @@
 """The average and the micro-batch statistics against their plain definitions."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from trainables.optim import OPTIMIZERS, Average, MicroBatchStatistics, make_opt
 from trainables.recipe import get_recipe
 
 
-def _net() -> nn.Module:
+def _net() -> Any:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2))
 

@@ -45,10 +45,10 @@ def petals(seed: int = 0, train: int = 2880, val: int = 960, cache: str | None =
     """The built-in set; opened once a process, so that reused trial processes share it."""
     from trainables.data import petals as made
 
-    sizes = {"seed": seed, "train": train, "val": val}
-    for key, value in sizes.items():
-        if not isinstance(value, int) or value < (0 if key == "seed" else made.NUM_CLASSES):
-            raise RequestError(f"data.{key} = {value!r} of 'petals' must be a whole number of at least {0 if key == 'seed' else made.NUM_CLASSES}")
+    least = {"seed": (seed, 0), "train": (train, made.NUM_CLASSES), "val": (val, made.NUM_CLASSES)}
+    for key, (value, lowest) in least.items():
+        if not isinstance(value, int) or value < lowest:
+            raise RequestError(f"data.{key} = {value!r} of 'petals' must be a whole number of at least {lowest}")
     arrays = made.load(cache, seed=seed, train=train, val=val)
     return ArrayData(
         (arrays.train_images, arrays.train_labels),

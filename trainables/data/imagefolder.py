@@ -37,7 +37,8 @@ class ImageFolderData(ImageData):
             )
         strange = sorted({file.parts[0] for file, _ in parts[1]} ^ set(self.class_names))
         if strange:
-            raise RequestError(f"class {strange[0]!r} is in only one of {train}/ and {val}/ of {str(root)!r}: both must hold the same classes")
+            here = f"{train}/ and {val}/ of {str(root)!r}"
+            raise RequestError(f"class {strange[0]!r} is in only one of {here}: both must hold the same classes")
         number = {name: i for i, name in enumerate(self.class_names)}
         self._files = [[root / part / file for file, _ in files] for part, files in zip((train, val), parts, strict=True)]
         self._labels = [np.array([number[file.parts[0]] for file, _ in files], dtype=np.int64) for files in parts]
@@ -55,7 +56,7 @@ def _scan(root: Path, part: str) -> list[tuple[Path, int]]:
     """(class/.../file, bytes) of every image, sorted."""
     base = root / part
     if not base.is_dir():
-        raise RequestError(f"data folder {str(root)!r} has no {part}/: an ImageFolder tree holds train/ and val/, one folder a class in each")
+        raise RequestError(f"data folder {str(root)!r} has no {part}/: it must hold train/ and val/, one folder a class in each")
     found = ((file.relative_to(base), file.stat().st_size) for file in base.glob("*/**/*") if file.suffix.lower() in EXTENSIONS)
     files = sorted(found)
     if not files:

@@ -44,7 +44,7 @@ def train_transform(recipe: Recipe, resolution: int) -> v2.Compose:
             v2.Resize(resolution, antialias=True),
             v2.CenterCrop(resolution),
             v2.RandomHorizontalFlip(recipe.hflip),
-            v2.RandomAffine(0, translate=(recipe.shift, recipe.shift)),
+            v2.RandomAffine((0.0, 0.0), translate=(recipe.shift, recipe.shift)),
             v2.ColorJitter(recipe.jitter, recipe.jitter),
         ]
     return v2.Compose([*steps, *_to_tensor()])
@@ -80,7 +80,8 @@ class PerImageLoader:
     def __init__(self, train: Split, val: Split, resolution: int, recipe: Recipe, device: torch.device) -> None:
         self._device = device
         workers = int(os.environ.get("TINYNET_LOADER_WORKERS", "0"))
-        load = partial(DataLoader, num_workers=workers, pin_memory=device.type == "cuda", multiprocessing_context="fork" if workers else None)
+        context = "fork" if workers else None
+        load = partial(DataLoader, num_workers=workers, pin_memory=device.type == "cuda", multiprocessing_context=context)
         self._train_loader = partial(load, _Images(train, train_transform(recipe, resolution)))
         self._val_loader = partial(load, _Images(val, val_transform(recipe, resolution)))
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from search_spaces.errors import RequestError
-from tinynet_search.connection import address, connect, database_file, reaching, resolve_uri, search_runs
-from tinynet_search.projection import FRONTIER_TAG, ID, KEY, KIND, PARENT, RANK_TAG, SEARCH, experiment_name
-from tinynet_search.sync import SyncReport, sync_search
+from tinynet_search.tracking.connection import address, connect, database_file, reaching, resolve_uri, search_runs
+from tinynet_search.tracking.projection import FRONTIER_TAG, ID, KEY, KIND, PARENT, RANK_TAG, SEARCH, experiment_name
+from tinynet_search.tracking.sync import SyncReport, sync_search
 
 if TYPE_CHECKING:
     import pandas

@@ -4,9 +4,9 @@ import time
 from dataclasses import dataclass
 
 from search_spaces.errors import RequestError
-from tinynet_search.projection import ended_ms
-from tinynet_search.publisher import Publisher
 from tinynet_search.store import FINALS, FORMULA, FRONTIER, SearchStore
+from tinynet_search.tracking.projection import ended_ms
+from tinynet_search.tracking.publisher import Publisher
 
 
 @dataclass(frozen=True)

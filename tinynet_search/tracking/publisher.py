@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from search_spaces.errors import RequestError
-from tinynet_search.conclusion import Conclusion, write_conclusion
-from tinynet_search.connection import MANNERS, address, preload, reaching
 from tinynet_search.errors import TrackingError
 from tinynet_search.formula_io import one_line
-from tinynet_search.mlflow_view import add_view, link_of
-from tinynet_search.projection import (
+from tinynet_search.store import Candidate, SearchStore
+from tinynet_search.tracking.conclusion import Conclusion, write_conclusion
+from tinynet_search.tracking.connection import MANNERS, address, preload, reaching
+from tinynet_search.tracking.projection import (
     STATUS,
     begun_ms,
     ended_ms,
@@ -31,8 +31,8 @@ from tinynet_search.projection import (
     trial_points,
     trial_tags,
 )
-from tinynet_search.runs import UNFINISHED, Runs
-from tinynet_search.store import Candidate, SearchStore
+from tinynet_search.tracking.runs import UNFINISHED, Runs
+from tinynet_search.tracking.view import add_view, link_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

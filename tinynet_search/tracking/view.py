@@ -11,9 +11,9 @@ import zlib
 from typing import Any
 from urllib.parse import quote
 
-from tinynet_search.connection import address
-from tinynet_search.projection import KIND, PARENT
-from tinynet_search.runs import Runs
+from tinynet_search.tracking.connection import address
+from tinynet_search.tracking.projection import KIND, PARENT
+from tinynet_search.tracking.runs import Runs
 
 SHARED = "mlflow.sharedViewState."
 LONGEST_TAG = 5000

@@ -7,9 +7,9 @@ another look, and of several runs under one key all but one are deleted. One pub
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tinynet_search.connection import address, connect, database_file, search_runs
 from tinynet_search.errors import TrackingError
-from tinynet_search.projection import (
+from tinynet_search.tracking.connection import address, connect, database_file, search_runs
+from tinynet_search.tracking.projection import (
     KEY,
     PARENT,
     Point,

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinynet_search.connection import is_served
-from tinynet_search.projection import FRONTIER_TAG, KEY, KIND, LABEL_TAG, RANK_TAG, SEARCH
-from tinynet_search.runs import Runs, by_run
+from tinynet_search.tracking.connection import is_served
+from tinynet_search.tracking.projection import FRONTIER_TAG, KEY, KIND, LABEL_TAG, RANK_TAG, SEARCH
+from tinynet_search.tracking.runs import Runs, by_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
