@@ -18,7 +18,6 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/tinynet search --preset demo
-	$(BIN)/tinynet report --search demo
 
 test: $(READY) lint
 	$(BIN)/python -m pytest

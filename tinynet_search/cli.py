@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from search_spaces.errors import RequestError
-from tinynet_search.errors import TrackingError
+from tinynet_search.errors import TrackingError, extras
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -44,7 +44,7 @@ def search(
 
     if config is None and preset is None:
         raise RequestError("nothing to search: give a TOML configuration or --preset demo")
-    extra = [("search.trials", trials), ("storage.path", storage), ("tracking.uri", tracking)]
+    extra = [("search.trials", trials), ("storage.path", storage)]
     flags = [f"{key}={json.dumps(value)}" for key, value in extra if value is not None]
     loaded = load_config(config, preset=preset, settings=[*(settings or []), *flags])
     from tinynet_search import report
@@ -55,7 +55,7 @@ def search(
         return
     from tinynet_search.search import run_search, say
 
-    outcome = run_search(loaded)
+    outcome = run_search(loaded, tracking=tracking)
     print(json.dumps(report.summary(outcome), indent=1) if as_json else report.text(outcome))
     if outcome.lost:
         say(f"{len(outcome.lost)} trials have no result (their processes were lost too often): run the same command again")
@@ -154,6 +154,7 @@ def sync(
     from tinynet_search.report import stored_searches
     from tinynet_search.store import SearchStore
     from tinynet_search.tracking import resolve_uri, sync_search
+    from tinynet_search.tracking.connection import address
 
     names = [search_name] if search_name else stored_searches(storage)
     uri = resolve_uri(tracking, None, storage)
@@ -167,7 +168,7 @@ def sync(
         print(json.dumps({name: vars(done) for name, done in reports.items()}, indent=1))
     else:
         for name, done in reports.items():
-            print(f"{name}: {done.runs} runs, {done.epochs} epochs at {uri}")
+            print(f"{name}: {done.runs} runs, {done.epochs} epochs at {address(uri)}")
 
 
 def millions(value: float, digits: int = 1) -> str:
@@ -197,7 +198,8 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the command in this process and return its exit code."""
     try:
-        return app(args=arguments or ["--help"], prog_name="tinynet", standalone_mode=False) or 0
+        with extras():
+            return app(args=arguments or ["--help"], prog_name="tinynet", standalone_mode=False) or 0
     except RequestError as error:
         return _fail(str(error), 2)
     except TrackingError as error:

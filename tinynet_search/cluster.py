@@ -29,14 +29,12 @@ def cluster(config: Config) -> Iterator[None]:
     """Join the cluster that ``run.address`` or RAY_ADDRESS names, or one that this process is in, or start a local one.
 
     Raises:
-        RequestError: Ray is not installed, or the cluster does not answer.
+        RequestError: the cluster does not answer, or cannot do what the executor needs.
     """
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
-    try:
-        import ray
-    except ImportError as error:
-        raise RequestError("searches need Ray: pip install 'tinynet-search[search]'") from error
+    import ray
+
     needs_dashboard = config.run.executor == "ray_train"
     if needs_dashboard and not all(importlib.util.find_spec(m) for m in ("aiohttp_cors", "opencensus")):
         raise RequestError("run.executor = \"ray_train\" needs Ray's dashboard: pip install 'ray[default]', or use the executor 'inline'")

@@ -12,6 +12,7 @@ from typing import Any
 
 from search_spaces.samplers import ADAPTIVE
 from tinynet_search.config import Config
+from tinynet_search.errors import extras
 from tinynet_search.formula import TinyFormula
 from tinynet_search.outcome import write_finals, write_formula, write_frontier
 from tinynet_search.plan import agreed_plan, candidates_of, final_candidates, grow
@@ -55,22 +56,26 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def run_search(config: Config, *, warn: Callable[[str], None] = say) -> Outcome:
+def run_search(config: Config, *, tracking: str | None = None, warn: Callable[[str], None] = say) -> Outcome:
     """Run a search to its end, or take it up where it was left.
 
     Args:
         config: from ``load_config``.
+        tracking: MLflow's URI, before MLFLOW_TRACKING_URI and the configuration's.
         warn: called with one line for each thing worth knowing that does not stop the search.
 
     Raises:
         RequestError: the configuration contradicts the plan, or cannot run here; nothing was lost.
     """
+    with extras():
+        import tinynet_search.cluster  # noqa: F401
     from tinynet_search.tracking import resolve_uri
+    from tinynet_search.tracking.connection import address
     from tinynet_search.tracking.publisher import Publisher
 
     started = time.perf_counter()
     store = SearchStore(config.url)
-    uri = resolve_uri(None, config.tracking.uri, config.storage.path)
+    uri = resolve_uri(tracking, config.tracking.uri, config.storage.path)
     plan = agreed_plan(store, config)
     driver = _Driver(config, store, plan, grow(plan, store, config))
     publisher = Publisher(store, dict(plan), uri, warn=warn)
@@ -79,13 +84,13 @@ def run_search(config: Config, *, warn: Callable[[str], None] = say) -> Outcome:
     try:
         driver.publisher = publisher
         driver.run()
-        outcome = driver.outcome(uri)
+        outcome = driver.outcome(address(uri))
         publisher.conclude(outcome.frontier, outcome.formula.to_json(), store.read_json("finals.json") or [], None)
         status = "FINISHED"
     finally:
         sent = publisher.close(status=status)
     if not sent:
-        outcome.notes.append(f"MLflow at {uri} has not everything yet: tinynet sync --search {store.name} catches up")
+        outcome.notes.append(f"MLflow at {address(uri)} has not everything yet: tinynet sync --search {store.name} catches up")
     outcome.link = publisher.link
     outcome.seconds |= {"mlflow": publisher.busy_seconds, "total": time.perf_counter() - started}
     return outcome

@@ -7,7 +7,7 @@ initialised ``torch.distributed``) each takes its share of a step's micro-batche
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,9 +79,10 @@ class Trainer:
         started = time.perf_counter()
         self.model.train()
         loss = 0.0
-        batches = self.loader.train([b for step in range(self.steps) for b in self._share(epoch, step)])
-        for step in range(self.steps):
-            value = self._step(epoch * self.steps + step, batches)
+        shares = self._shares(epoch)
+        batches = self.loader.train([batch for share in shares for batch in share])
+        for step, share in enumerate(shares):
+            value = self._step(epoch * self.steps + step, share, batches)
             if not math.isfinite(value):
                 raise TrialFailure("diverged", f"loss {value} at epoch {epoch + 1}, step {step + 1} of {self.steps}")
             loss += value / self.steps
@@ -102,34 +103,26 @@ class Trainer:
             "images_per_s": round(self.steps * self.recipe.batch / trained, 1),
         }
 
-    def _share(self, epoch: int, step: int) -> list[MicroBatch]:
-        """This rank's micro-batches of a step: the k-th of the step is the same images and seed on any number of ranks."""
-        order = self._order(epoch)
-        size, per_rank = self.recipe.micro_batch, self.recipe.micro_batches // self.reporter.world_size
-        first = self.reporter.rank * per_rank
-        start = step * self.recipe.batch
-        return [
-            MicroBatch(order[start + k * size : start + (k + 1) * size], stream_seed(self.spec.seed, AUGMENT, epoch, step, k))
-            for k in range(first, first + per_rank)
-        ]
+    def _shares(self, epoch: int) -> list[list[MicroBatch]]:
+        """This rank's micro-batches of each step: the k-th of a step is the same images and seed on any number of ranks."""
+        order = np.random.default_rng([self.spec.seed, ORDER, epoch]).permutation(self.data.train_size)
+        size, count = self.recipe.micro_batch, self.recipe.micro_batches // self.reporter.world_size
+        mine = range(self.reporter.rank * count, (self.reporter.rank + 1) * count)
 
-    def _order(self, epoch: int) -> np.ndarray:
-        if getattr(self, "_ordered", None) != epoch:
-            rng = np.random.default_rng([self.spec.seed, ORDER, epoch])
-            self._ordered, self._permutation = epoch, rng.permutation(self.data.train_size)
-        return self._permutation
+        def micro_batch(step: int, k: int) -> MicroBatch:
+            start = step * self.recipe.batch + k * size
+            return MicroBatch(order[start : start + size], stream_seed(self.spec.seed, AUGMENT, epoch, step, k))
 
-    def _step(self, step: int, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
+        return [[micro_batch(step, k) for k in mine] for step in range(self.steps)]
+
+    def _step(self, step: int, share: Sequence[MicroBatch], batches: Iterator[tuple[Tensor, Tensor]]) -> float:
         """One optimizer step over this rank's micro-batches; the mean loss over all of them on all ranks."""
-        per_rank = self.recipe.micro_batches // self.reporter.world_size
-        epoch, place = divmod(step, self.steps)
         total = torch.zeros(1, device=self.device)
         if self.statistics:
             self.statistics.begin()
-        for k, seed in enumerate(b.seed for b in self._share(epoch, place)):
-            images, labels = next(batches)
-            torch.manual_seed(seed)
-            total += self._backward(images, labels, per_rank, last=k == per_rank - 1)
+        for k, (micro, (images, labels)) in enumerate(zip(share, batches, strict=False)):
+            torch.manual_seed(micro.seed)
+            total += self._backward(images, labels, len(share), last=k == len(share) - 1)
             if self.statistics:
                 self.statistics.collect()
         if self.statistics:

@@ -41,7 +41,7 @@ class Scaling:
 
 def inline_trial(config: Mapping[str, Any]) -> None:
     """Tune trainable: the whole trial in this process."""
-    _limit_threads(config["scaling"])
+    _take_place(config["scaling"])
     _finished(run_trial(TrialSpec.from_json(config["trial"]), config["root"], _TuneReporter()))
 
 
@@ -115,7 +115,12 @@ class _TrainReporter:
 
 def _train_worker(config: Mapping[str, Any]) -> None:
     """One rank. A trial that has its result (a restart after its own failure) ends at once, on every rank."""
-    _limit_threads(config["scaling"])
+    _take_place(config["scaling"])
+    if config["scaling"]["gpus"]:
+        import torch
+        from ray.train.torch import get_device
+
+        torch.cuda.set_device(get_device())
     run_trial(TrialSpec.from_json(config["trial"]), config["root"], _TrainReporter())
 
 
@@ -127,8 +132,10 @@ def _finished(result: Mapping[str, Any]) -> None:
     tune.report({"epochs_done": len(result["epochs"]), "top1": top1, "c": result["network"]["c"], "status": result["status"]})
 
 
-def _limit_threads(scaling: Mapping[str, Any]) -> None:
-    """One torch thread a CPU the trial was given: neighbours would otherwise fight for the cores."""
+def _take_place(scaling: Mapping[str, Any]) -> None:
+    """Keep to what the trial was given: its CPUs as torch threads, no GPU where it asked for none."""
+    if not scaling["gpus"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
     torch.set_num_threads(max(1, int(scaling["cpus"])))

@@ -165,3 +165,52 @@ def test_ray_train_on_two_nodes_through_the_whole_driver(ray_cluster: Any, tmp_p
         losses = [[e["train_loss"] for e in r["epochs"]] for r in (result, one[run])]
         assert losses[0] == pytest.approx(losses[1], rel=1e-3)
         assert result["metrics"]["top1"] == pytest.approx(one[run]["metrics"]["top1"], abs=100 * 2 / 48)
+
+
+def test_the_record_is_readable_with_mlflow_alone(searched: tuple[Path, Any]) -> None:
+    """Nothing of ours: one search, its frontier by tag, every trial a child, every epoch of each."""
+    storage, _ = searched
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    experiment = client.get_experiment_by_name("tinynet-efficientnet_mini")
+    assert experiment is not None
+    (parent,) = client.search_runs([experiment.experiment_id], "tags.`tinynet.kind` = 'search'")
+    children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    assert {run.data.tags["tinynet.kind"] for run in children} == {"trial", "final"}
+    for run in children:
+        history = client.get_metric_history(run.info.run_id, "top1")
+        assert [m.step for m in sorted(history, key=lambda m: m.step)] in ([1, 2], [1, 2, 3])
+    frontier = client.search_runs([experiment.experiment_id], "tags.frontier = 'true'", order_by=["metrics.macs ASC"])
+    current = json.loads((storage / "demo" / "frontier.json").read_text())
+    assert [(r.data.metrics["macs"], r.data.metrics["r"]) for r in frontier] == [(row["macs"], row["rdw"][0]) for row in current]
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} >= {"formula.json", "frontier.json"}
+
+
+def test_frontier_command_and_registered_formula(searched: tuple[Path, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    from tinynet_search.cli import run
+
+    storage, _ = searched
+    assert run(["frontier", "--storage", str(storage), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    current = json.loads((storage / "demo" / "frontier.json").read_text())
+    assert [row["id"] for row in shown] == [row["id"] for row in current]
+    assert all(row["frontier"] for row in shown)
+    uri = f"sqlite:///{storage}/mlflow.db"
+    assert run(["suggest", "0.3", "--formula", "models:/tiny-formula@champion", "--tracking", uri, "--extrapolate", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["space"] == "efficientnet_mini"
+
+
+def test_a_dead_tracking_server_does_not_stop_a_search(ray_cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One warning that names it; the results are there; sync brings MLflow up to date."""
+    from tinynet_search.cli import run
+
+    warnings: list[str] = []
+    outcome = run_search(tiny_config(tmp_path, trials=2), tracking="http://127.0.0.1:9", warn=warnings.append)
+    assert len(results(tmp_path)) == 2
+    assert len(warnings) == 1
+    assert "127.0.0.1:9" in warnings[0]
+    assert any("tinynet sync" in note for note in outcome.notes)
+    assert run(["sync", "--storage", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["demo"]["epochs"] == 4
