@@ -51,7 +51,8 @@ def measured(name: str) -> dict[str, Any]:
         "about": (module.__doc__ or "").split("\n", 1)[0],
         "date": date,
         "commit": commit(),
-        "hardware": hardware() | {"load_before": round(load, 2)},
+        # Of the last minute, before and after: above a benchmark's own processes others were at work.
+        "hardware": hardware() | {"load": [round(load, 2), round(os.getloadavg()[0], 2)]},
         "versions": {"python": platform.python_version()} | {package: metadata.version(package) for package in PACKAGES},
         "seconds": round(time.perf_counter() - started, 1),
         "figures": [row.to_json() for row in rows],
@@ -61,7 +62,7 @@ def measured(name: str) -> dict[str, Any]:
 def shown(record: dict[str, Any]) -> str:
     machine = record["hardware"]
     rows = [(f["name"], f"{f['value']:,.4g}", f["unit"], f["target"], f["verdict"]) for f in record["figures"]]
-    place = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']:g} GB, load {machine['load_before']:g} before"
+    place = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']:g} GB, load {machine['load'][0]:g} before"
     head = f"{record['benchmark']}: {record['about']}\n{record['date']}, commit {record['commit']}, {place}"
     return f"{head}\n\n{table(('', 'measured', '', 'target', ''), rows)}"
 

@@ -199,7 +199,10 @@ def run(arguments: list[str]) -> int:
     """Run the command in this process and return its exit code."""
     try:
         with extras():
-            return app(args=arguments or ["--help"], prog_name="tinynet", standalone_mode=False) or 0
+            code = app(args=arguments or ["--help"], prog_name="tinynet", standalone_mode=False) or 0
+        if code == 130:  # typer's answer to KeyboardInterrupt
+            raise KeyboardInterrupt
+        return code
     except RequestError as error:
         return _fail(str(error), 2)
     except TrackingError as error:

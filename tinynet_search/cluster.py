@@ -4,7 +4,10 @@ import contextlib
 import importlib.util
 import logging
 import os
+import signal
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,6 +26,9 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+# A dashboard comes up some seconds after its cluster.
+DASHBOARD_TIMEOUT = 30.0
+
 
 @contextlib.contextmanager
 def cluster(config: Config) -> Iterator[None]:
@@ -40,7 +46,8 @@ def cluster(config: Config) -> Iterator[None]:
         raise RequestError("run.executor = \"ray_train\" needs Ray's dashboard: pip install 'ray[default]', or use the executor 'inline'")
     ours = not ray.is_initialized()
     if ours:
-        _start(config.run.address or os.environ.get("RAY_ADDRESS"), needs_dashboard)
+        with _own_signals():
+            _start(config.run.address or os.environ.get("RAY_ADDRESS"), needs_dashboard)
     try:
         if needs_dashboard:
             _require_dashboard()
@@ -48,6 +55,15 @@ def cluster(config: Config) -> Iterator[None]:
     finally:
         if ours:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray's init takes SIGTERM for itself and dies of it with a dump; an interrupted search has more to say."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread() and callable(handler):
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _start(address: str | None, dashboard: bool) -> None:
@@ -66,12 +82,19 @@ def _start(address: str | None, dashboard: bool) -> None:
 
 def _require_dashboard() -> None:
     """Without it a stopped ray_train trial keeps its CPUs and GPUs for ever: their cleaner asks the dashboard."""
+    import ray
     from ray.util.state import list_nodes
 
-    try:
-        list_nodes(limit=1)
-    except Exception as error:
-        raise RequestError('run.executor = "ray_train" needs a cluster with its dashboard on (ray[default]); this one has none') from error
+    deadline = time.monotonic() + DASHBOARD_TIMEOUT
+    while True:
+        try:
+            list_nodes(address=ray.get_runtime_context().gcs_address, limit=1)
+            return
+        except Exception as error:
+            if time.monotonic() > deadline:
+                lacking = 'run.executor = "ray_train" needs a cluster with its dashboard on (ray[default])'
+                raise RequestError(f"{lacking}; this one's does not answer") from error
+            time.sleep(1.0)
 
 
 def concurrency(config: Config) -> int:

@@ -56,9 +56,9 @@ class Progress(Callback):
         row = self._row(trial)
         row.epochs = int(result.get("epochs_done", row.epochs))
         row.seconds += float(result.get("seconds", 0.0))
-        row.top1 = result.get("top1", row.top1)
         if "status" in result:
             row.state = result["status"]
+        row.top1 = None if row.state == "failed" else result.get("top1", row.top1)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         row = self._row(trial)

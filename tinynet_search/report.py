@@ -94,7 +94,8 @@ def frontier_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def text(outcome: Outcome) -> str:
     """A search's outcome, as ``tinynet search`` ends with."""
     parts = [
-        ("Frontier", frontier_table([_flat(row) for row in outcome.frontier])),
+        ("Failed trials", _failures(outcome)),
+        ("Frontier", frontier_table([_flat(row) for row in outcome.frontier]) if outcome.frontier else ""),
         ("Spearman's rank correlation with FLOPs on the frontier", _spearman_line(outcome)),
         ("The formula beside the published one (fitted to the paper's TinyNets on EfficientNet-B0)", formula_table(outcome.formula)),
         ("Final networks at equal FLOPs", finals_table(outcome)),
@@ -202,11 +203,20 @@ def _headline(outcome: Outcome) -> str:
     return f"Search {outcome.store.name}: {done}, {outcome.new} trained now" + (f", {len(failed)} failed ({reasons})" if failed else "")
 
 
+def _failures(outcome: Outcome) -> str:
+    """Why trials failed, the first few of them."""
+    failed = [r for r in outcome.results.values() if r["status"] == "failed"]
+    lines = [f"{r['id']}  {r['reason']}: {r['detail']}" for r in failed[:5]]
+    return "\n".join([*lines, f"and {len(failed) - 5} more"] if len(failed) > 5 else lines)
+
+
 def _spearman(frontier: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     return spearman([TrialPoint(row["run"], row["rdw"], row["c"], row["top1"], "finished") for row in frontier])
 
 
 def _spearman_line(outcome: Outcome) -> str:
+    if not outcome.frontier:
+        return ""
     found = _spearman(outcome.frontier)
     return "  ".join(f"{key} {_number(value, 2)}" for key, value in found.items()) + f"  over {len(outcome.frontier)} models"
 

@@ -214,3 +214,18 @@ def test_a_dead_tracking_server_does_not_stop_a_search(ray_cluster: Any, tmp_pat
     assert any("tinynet sync" in note for note in outcome.notes)
     assert run(["sync", "--storage", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["demo"]["epochs"] == 4
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_search_says_so(ray_cluster: Any, tmp_path: Path, sent: signal.Signals, code: int) -> None:
+    command = [sys.executable, "-m", "tinynet_search.cli", "search", *tiny_arguments(tmp_path, "recipe.epochs=40", trials=2)]
+    environment = {**os.environ, "RAY_ADDRESS": ray_cluster.address}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
+        deadline = time.time() + 120
+        while not list(tmp_path.glob("demo/trials/*/epoch-*")) and time.time() < deadline and driver.poll() is None:
+            time.sleep(0.1)
+        driver.send_signal(sent)
+        out, err = driver.communicate(timeout=60)
+    assert (driver.returncode, out) == (code, "")
+    assert err.strip().splitlines()[-1] == "tinynet: interrupted: the same command goes on from here"
+    assert "Traceback" not in err
