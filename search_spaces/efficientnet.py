@@ -19,21 +19,24 @@ if TYPE_CHECKING:
 
 
 class Stage(NamedTuple):
-    """A row of the stage table, and, decoded, of a real network: ``channels`` out, ``repeats`` blocks."""
+    """A row of a stage table: blocks of one kernel and expansion; ``stride`` is the first block's."""
 
     kernel: int
     stride: int
     expansion: int
-    channels: Any
-    repeats: Any
+    channels: int
+    repeats: int
 
 
 class Shape(NamedTuple):
-    """A real network of the family: everything the counter and the builder read."""
+    """A real network of a table: everything that (r, d, w) decides, and all that the counter and the builder read of it.
+
+    ``channels`` (out) and ``repeats`` (blocks) have one entry a stage.
+    """
 
     resolution: Any
-    stem: int
-    stages: tuple[Stage, ...]
+    channels: tuple[Any, ...]
+    repeats: tuple[Any, ...]
     head: Any
 
 
@@ -100,28 +103,16 @@ TABLES = {
 def round_channels(channels: int, w: Any, divisor: int) -> Any:
     """Nearest multiple of the divisor, one step up where that would lose more than 10 % (scalar or array)."""
     wanted = channels * w
-    rounded = (wanted + divisor / 2) // divisor * divisor
-    rounded += (divisor - rounded) * (rounded < divisor)
-    rounded += divisor * (rounded < 0.9 * wanted)
-    return rounded if isinstance(rounded, np.ndarray) else int(rounded)
+    if isinstance(wanted, np.ndarray):
+        rounded = np.maximum((wanted + divisor / 2) // divisor * divisor, divisor)
+        return rounded + divisor * (rounded < 0.9 * wanted)
+    rounded = int(wanted + divisor / 2) // divisor * divisor or divisor
+    return rounded + divisor if rounded < 0.9 * wanted else rounded
 
 
 def round_repeats(repeats: int, d: Any) -> Any:
     """max(1, round(n d)), halves to even (scalar or array)."""
-    return np.maximum(1.0, np.rint(repeats * d)) if isinstance(d, np.ndarray) else max(1, round(repeats * d))
-
-
-def block_cost(cin: Any, cout: Any, stage: Stage, size: Any, stride: int) -> tuple[Any, Any, Any, Any]:
-    """One block: (macs, params, activations, output side). Expansion 1 is a depthwise-separable block."""
-    mid, reduced, out = cin * stage.expansion, cin // 4, (size - 1) // stride + 1
-    window = stage.kernel * stage.kernel
-    area = out * out
-    macs = area * mid * (window + cout) + 2 * mid * reduced
-    params = mid * (window + 2) + mid * cout + 2 * cout + 2 * mid * reduced + mid + reduced
-    activations = area * (mid + cout) + mid + reduced
-    if stage.expansion > 1:
-        macs, params, activations = macs + size * size * cin * mid, params + cin * mid + 2 * mid, activations + size * size * mid
-    return macs, params, activations, out
+    return np.maximum(1.0, np.rint(repeats * d)) if isinstance(d, np.ndarray) else round(repeats * d) or 1
 
 
 class EfficientNetSpace(SearchSpace):
@@ -134,39 +125,49 @@ class EfficientNetSpace(SearchSpace):
 
     def decode(self, r: Any, d: Any, w: Any) -> Shape:
         t = self.table
-        stages = tuple(
-            Stage(s.kernel, s.stride, s.expansion, round_channels(s.channels, w, t.divisor), round_repeats(s.repeats, d)) for s in t.stages
-        )
+        channels = tuple([round_channels(s.channels, w, t.divisor) for s in t.stages])
+        repeats = tuple([round_repeats(s.repeats, d) for s in t.stages])
         head = round_channels(t.head, w, t.divisor)
-        return Shape(self.pixels(r), t.stem, stages, head + (t.head_min - head) * (head < t.head_min))
+        return Shape(self.pixels(r), channels, repeats, head + (t.head_min - head) * (head < t.head_min))
+
+    def count(self, shape: Shape, num_classes: int) -> Any:
+        """Multiply-adds; of each stage the first block, and the others alike. Expansion 1 has no expanding convolution."""
+        size = (shape.resolution - 1) // self.table.stem_stride + 1
+        cin = self.table.stem
+        macs = 27 * cin * size * size + shape.head * num_classes
+        for (kernel, stride, expansion, _, _), cout, repeats in zip(self.table.stages, shape.channels, shape.repeats, strict=True):
+            mid, wide, window = cin * expansion, cout * expansion, kernel * kernel
+            if expansion > 1:
+                macs += size * size * cin * mid
+            size = (size - 1) // stride + 1
+            area = size * size
+            again = area * (window + (2 if expansion > 1 else 1) * cout) + cout // 4 * 2
+            macs += mid * (area * (window + cout) + cin // 4 * 2) + (repeats - 1) * wide * again
+            cin = cout
+        return macs + size * size * cin * shape.head
 
     def cost(self, shape: Shape, num_classes: int) -> Cost:
         size = (shape.resolution - 1) // self.table.stem_stride + 1
-        channels = shape.stem
-        macs, params, activations = 27 * channels * size * size, 29 * channels, channels * size * size
-        for stage in shape.stages:
-            first = block_cost(channels, stage.channels, stage, size, stage.stride)
-            size, channels, more = first[3], stage.channels, stage.repeats - 1
-            rest = block_cost(channels, channels, stage, size, 1)
-            macs = macs + first[0] + more * rest[0]
-            params = params + first[1] + more * rest[1]
-            activations = activations + first[2] + more * rest[2]
-        area, head = size * size, shape.head
-        macs = macs + area * channels * head + head * num_classes
-        params = params + channels * head + 2 * head + (head + 1) * num_classes
-        return Cost(macs, params, activations + area * head)
+        cin, head = self.table.stem, shape.head
+        params, activations = 29 * cin + (head + 1) * num_classes, cin * size * size
+        for (kernel, stride, expansion, _, _), cout, repeats in zip(self.table.stages, shape.channels, shape.repeats, strict=True):
+            out = (size - 1) // stride + 1
+            for source, side, blocks in ((cin, size, 1), (cout, out, repeats - 1)):
+                mid, reduced, expands = source * expansion, source // 4, expansion > 1
+                weights = mid * (kernel * kernel + 2 + cout) + 2 * cout + 2 * mid * reduced + mid + reduced
+                written = out * out * (mid + cout) + mid + reduced
+                params = params + blocks * (weights + expands * (source * mid + 2 * mid))
+                activations = activations + blocks * (written + expands * side * side * mid)
+            cin, size = cout, out
+        params, activations = params + cin * head + 2 * head, activations + size * size * head
+        return Cost(self.count(shape, num_classes), params, activations)
 
     def describe(self, shape: Shape) -> str:
-        stages = ".".join(f"{s.channels}x{s.repeats}" for s in shape.stages)
-        return f"{shape.resolution}px-{shape.stem}.{stages}.{shape.head}"
+        stages = ".".join(f"{c}x{n}" for c, n in zip(shape.channels, shape.repeats, strict=True))
+        return f"{shape.resolution}px-{self.table.stem}.{stages}.{shape.head}"
 
     def details(self, shape: Shape) -> Mapping[str, Any]:
-        return {
-            "stem": shape.stem,
-            "channels": [s.channels for s in shape.stages],
-            "repeats": [s.repeats for s in shape.stages],
-            "head": shape.head,
-        }
+        return {"stem": self.table.stem, "channels": list(shape.channels), "repeats": list(shape.repeats), "head": shape.head}
 
     def build(self, network: Network, *, drop_rate: float = 0.0, drop_path_rate: float = 0.0, **options: Any) -> "torch.nn.Module":
         """timm's EfficientNet from the decoded stage list, with timm's parameter names.
@@ -182,10 +183,10 @@ class EfficientNetSpace(SearchSpace):
 
         shape: Shape = network.shape
         model = EfficientNet(
-            block_args=[_block_args(stage) for stage in shape.stages],
+            block_args=list(map(_block_args, self.table.stages, shape.channels, shape.repeats)),
             num_classes=network.num_classes,
             num_features=shape.head,
-            stem_size=shape.stem,
+            stem_size=self.table.stem,
             fix_stem=True,
             round_chs_fn=lambda channels: channels,
             act_layer=nn.SiLU,
@@ -198,11 +199,11 @@ class EfficientNetSpace(SearchSpace):
         return model
 
 
-def _block_args(stage: Stage) -> list[dict[str, Any]]:
+def _block_args(stage: Stage, channels: int, repeats: int) -> list[dict[str, Any]]:
     """timm's decoded block arguments of one stage (the builder lets only the first block keep the stride)."""
-    shared = {"out_chs": stage.channels, "stride": stage.stride, "se_ratio": 0.25, "act_layer": None, "dw_kernel_size": stage.kernel}
+    shared = {"out_chs": channels, "stride": stage.stride, "se_ratio": 0.25, "act_layer": None, "dw_kernel_size": stage.kernel}
     kind = {"block_type": "ds"} if stage.expansion == 1 else {"block_type": "ir", "exp_ratio": float(stage.expansion)}
-    return [{**kind, **shared} for _ in range(stage.repeats)]
+    return [{**kind, **shared} for _ in range(repeats)]
 
 
 def _zero_last_gains(model: "torch.nn.Module") -> None:

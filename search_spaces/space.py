@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -60,8 +61,18 @@ class Network:
     shape: Any
     num_classes: int
     macs: int
-    params: int
-    activations: int
+
+    @property
+    def params(self) -> int:
+        return int(self._cost.params)
+
+    @property
+    def activations(self) -> int:
+        return int(self._cost.activations)
+
+    @cached_property
+    def _cost(self) -> Cost:
+        return self.space.cost(self.shape, self.num_classes)
 
     @property
     def c(self) -> float:
@@ -81,8 +92,16 @@ class Network:
         """The torch module, freshly initialised; options are the family's own (``drop_rate=.2``, ...).
 
         Input: float tensor (batch, 3, resolution, resolution); output: logits (batch, num_classes).
+
+        Raises:
+            RequestError: an option is unknown, or torch or timm is not installed.
         """
-        return self.space.build(self, **options)
+        try:
+            return self.space.build(self, **options)
+        except ModuleNotFoundError as error:
+            if error.name not in ("torch", "timm", "torchvision"):
+                raise
+            raise RequestError(f"building needs {error.name}, which is not installed: pip install 'tinynet-search[search]'") from error
 
 
 class SearchSpace(ABC):
@@ -110,6 +129,10 @@ class SearchSpace(ABC):
     @abstractmethod
     def cost(self, shape: Any, num_classes: int) -> Cost:
         """Closed-form cost of a decoded shape, scalar or array."""
+
+    def count(self, shape: Any, num_classes: int) -> Any:
+        """The multiply-adds alone, which searches ask for a hundred times as often as for the rest."""
+        return self.cost(shape, num_classes).macs
 
     @abstractmethod
     def build(self, network: Network, **options: Any) -> "torch.nn.Module":
@@ -142,8 +165,7 @@ class SearchSpace(ABC):
         if self.pixels(r) < 1:
             raise RequestError(f"r = {r:g} leaves no pixel of the baseline's {self.base_resolution}: raise r")
         shape = self.decode(r, d, w)
-        macs, params, activations = self.cost(shape, classes)
-        return Network(self, RDW(r, d, w), self.pixels(r), shape, classes, int(macs), int(params), int(activations))
+        return Network(self, RDW(r, d, w), self.pixels(r), shape, classes, int(self.count(shape, classes)))
 
     def baseline(self, num_classes: int | None = None) -> Network:
         return self.network(RDW(1.0, 1.0, 1.0), num_classes)
@@ -159,7 +181,7 @@ class SearchSpace(ABC):
     def macs(self, r: Any, d: Any, w: Any, num_classes: int | None = None) -> Any:
         """Multiply-adds of one twist (int) or of equally long arrays of twists (float64, exact below 2**53)."""
         classes = self.num_classes if num_classes is None else num_classes
-        return self.cost(self.decode(r, d, w), classes).macs
+        return self.count(self.decode(r, d, w), classes)
 
     def solve_width(self, c: float, r: float, d: float, *, tol: float = 0.03, num_classes: int | None = None) -> Network:
         """The network at (r, d) whose exact cost is nearest to c of the baseline's.

@@ -1,6 +1,7 @@
 """Errors of a search; mistakes in a request are ``RequestError``."""
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 
 from search_spaces.errors import RequestError
@@ -11,6 +12,21 @@ class TrackingError(RuntimeError):
 
     The command line prints the message alone and exits with 1.
     """
+
+
+def require(*modules: str) -> None:
+    """Make sure, without loading them, that modules are installed.
+
+    Raises:
+        RequestError: one is missing; the line says which extra brings it.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise _missing(module)
+
+
+def _missing(module: str) -> RequestError:
+    return RequestError(f"this needs {module}, which is not installed: pip install 'tinynet-search[search]'")
 
 
 @contextlib.contextmanager
@@ -26,4 +42,4 @@ def extras() -> Iterator[None]:
         module = (error.name or "").partition(".")[0]
         if module in ("search_spaces", "trainables", "tinynet_search"):
             raise
-        raise RequestError(f"this needs {module}, which is not installed: pip install 'tinynet-search[search]'") from error
+        raise _missing(module) from error

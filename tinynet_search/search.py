@@ -12,7 +12,7 @@ from typing import Any
 
 from search_spaces.samplers import ADAPTIVE
 from tinynet_search.config import Config
-from tinynet_search.errors import extras
+from tinynet_search.errors import require
 from tinynet_search.formula import TinyFormula
 from tinynet_search.outcome import write_finals, write_formula, write_frontier
 from tinynet_search.plan import agreed_plan, candidates_of, final_candidates, grow
@@ -67,8 +67,7 @@ def run_search(config: Config, *, tracking: str | None = None, warn: Callable[[s
     Raises:
         RequestError: the configuration contradicts the plan, or cannot run here; nothing was lost.
     """
-    with extras():
-        import tinynet_search.cluster  # noqa: F401
+    require("ray", "torch", "timm", "sklearn", "pymoo")
     from tinynet_search.tracking import resolve_uri
     from tinynet_search.tracking.connection import address
     from tinynet_search.tracking.publisher import Publisher
