@@ -1,6 +1,10 @@
 """What a search is shown as: what it will cost before it runs, and what it came to."""
 
+import os
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from search_spaces import RequestError
@@ -240,9 +244,18 @@ def _places(outcome: Outcome) -> str:
     if outcome.link:
         lines.append(f"MLflow            {outcome.link}")
     if outcome.tracking.startswith("sqlite:"):
-        lines.append(f"opened by         mlflow server --backend-store-uri {outcome.tracking} --host 127.0.0.1 --port 5000")
-    lines.append(f"ask the formula   tinynet suggest 0.5 --formula {outcome.store.url}/formula.json")
+        lines.append(f"opened by         {_command('mlflow')} server --backend-store-uri {outcome.tracking} --host 127.0.0.1 --port 5000")
+    if outcome.formula.usable:
+        lines.append(f"ask the formula   {_command('tinynet')} suggest 0.3 --formula {outcome.store.url}/formula.json")
     return "\n".join(lines)
+
+
+def _command(name: str) -> str:
+    """How this installation's command is called from here: by name where the shell finds it, else by its place."""
+    place = Path(sys.executable).with_name(name)
+    if shutil.which(name) == str(place) or not place.exists():
+        return name
+    return os.path.relpath(place) if place.is_relative_to(Path.cwd()) else str(place)
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

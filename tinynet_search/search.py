@@ -107,6 +107,7 @@ class _Driver:
         self.seconds: dict[str, float] = {}
         self.at_once = 1
         self.before: set[str] = set()
+        self.started = time.time()
         self.formula: TinyFormula | None = None
         self.frontier: list[dict[str, Any]] = []
 
@@ -198,7 +199,7 @@ class _Driver:
             lost=[c for run, c in everything.items() if run not in results],
             notes=self.notes,
             seconds=self.seconds,
-            trained=sum(e["seconds"] for run in new for e in results[run]["epochs"]),
+            trained=sum(e["seconds"] for run in new for e in results[run]["epochs"] if e["ts"] >= 1000 * self.started),
         )
 
 
