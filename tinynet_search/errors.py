@@ -43,3 +43,9 @@ def extras() -> Iterator[None]:
         if module in ("search_spaces", "trainables", "tinynet_search"):
             raise
         raise _missing(module) from error
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """Foreign text made safe to print within a one-line message."""
+    line = "".join(ch if ch.isprintable() else " " for ch in str(text))
+    return " ".join(line.split())[:limit]

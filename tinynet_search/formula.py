@@ -14,7 +14,8 @@ import numpy as np
 
 from search_spaces import RequestError, SearchSpace, get_space, list_spaces
 from search_spaces.errors import unknown
-from tinynet_search.formula_io import FORMS, MIN_POINTS, SCHEMA, DamagedError, check_point, one_line, parse, read_text
+from tinynet_search.errors import one_line
+from tinynet_search.formula_io import FORMS, MIN_POINTS, SCHEMA, DamagedError, check_point, parse, read_text
 from tinynet_search.gaussian import Bounds, Kernel, Posterior, fit_forms
 from tinynet_search.suggestion import Prediction, Suggestion, checked_budget, tidy
 

@@ -2,16 +2,12 @@
 
 import json
 import math
-import os
-import re
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from search_spaces.errors import RequestError
-from tinynet_search.errors import TrackingError
+from tinynet_search.errors import one_line
 
 SCHEMA = 1
 FORMS = ("paper", "default")
@@ -25,19 +21,10 @@ VARIANCE = (0.0, 1e6)
 SCALE = (1e-6, 1e6)
 
 _PUBLISHED = Path(__file__).parent / "formulas" / "published.json"
-_MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))/?")
-# The user and password of an address such as postgresql://user:password@host/db.
-_PASSWORD = re.compile(r"://[^/@\s]+@")
 
 
 class DamagedError(ValueError):
     """What is wrong with a formula, without the name of its file."""
-
-
-def one_line(text: object, limit: int = 300) -> str:
-    """Foreign text made safe to print within a one-line message."""
-    line = "".join(ch if ch.isprintable() else " " for ch in str(text))
-    return " ".join(line.split())[:limit]
 
 
 def read_text(name: str, tracking_uri: str | None = None) -> str:
@@ -50,7 +37,10 @@ def read_text(name: str, tracking_uri: str | None = None) -> str:
     if name == "published":
         return _read_file(_PUBLISHED)
     if name.startswith("models:"):
-        return _read_registered(name, tracking_uri)
+        from tinynet_search.tracking.registry import fetched
+
+        with fetched(name, "formula.json", tracking_uri) as path:
+            return _read_file(path, name)
     if name.endswith(".json"):
         return _read_file(Path(name))
     raise RequestError(f"unknown formula {name!r}: give published, a .json file, models:/name@alias or models:/name/version")
@@ -67,61 +57,6 @@ def _read_file(path: Path, label: str | None = None) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise RequestError(f"formula {label}: cannot be read ({reason})") from error
-
-
-def _read_registered(uri: str, tracking_uri: str | None) -> str:
-    """formula.json of a registered model, through a client of its own: MLflow's global settings stay as they are."""
-    found = _MODEL.fullmatch(uri)
-    if not found:
-        raise RequestError(f"{one_line(uri)!r} names no registered model: give models:/name@alias or models:/name/version")
-    from mlflow import MlflowClient, get_tracking_uri
-    from mlflow.artifacts import download_artifacts, list_artifacts
-
-    address = tracking_uri or get_tracking_uri()
-    shown = _PASSWORD.sub("://", one_line(address))
-    if address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///")).is_file():
-        raise TrackingError(f"no MLflow database at {shown}: give the tracking URI of the server that holds {uri}")
-    try:
-        with _quiet_and_quick(), tempfile.TemporaryDirectory() as folder:
-            client = MlflowClient(tracking_uri=address, registry_uri=tracking_uri)
-            location = _location(client, uri, **found.groupdict())
-            if not any(Path(item.path).name == "formula.json" for item in list_artifacts(location, tracking_uri=address)):
-                raise RequestError(f"{uri} at {shown} holds no formula.json: register a tiny formula")
-            path = download_artifacts(f"{location}/formula.json", dst_path=folder, tracking_uri=address)
-            return _read_file(Path(path), uri)
-    except RequestError:
-        raise
-    except Exception as error:  # each of MLflow's stores raises its own driver's errors
-        raise TrackingError(f"MLflow at {shown} cannot be read: {_PASSWORD.sub('://', one_line(error, 160))}") from error
-
-
-def _location(client: Any, uri: str, name: str, alias: str | None, version: str | None) -> str:
-    """Where a model version's files lie; a version made of a logged model points to that model by its id."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        model = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise RequestError(f"no formula {uri} in the registry: {one_line(error)}") from error
-        raise
-    location = client.get_model_version_download_uri(name, model.version)
-    if location.startswith("models:/"):
-        location = client.get_logged_model(location.removeprefix("models:/").strip("/")).artifact_location
-    return location.rstrip("/")
-
-
-@contextmanager
-def _quiet_and_quick() -> Iterator[None]:
-    """MLflow waits minutes for a dead server and draws progress bars; not for one question, unless the user set it so."""
-    ours = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
-    added = {key: value for key, value in ours.items() if key not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for key in added:
-            os.environ.pop(key, None)
 
 
 def parse(text: str) -> dict[str, Any]:

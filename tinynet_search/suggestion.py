@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from search_spaces import RDW, Network, RequestError
 from search_spaces.space import SANE
-from tinynet_search.formula_io import one_line
+from tinynet_search.errors import one_line
 
 if TYPE_CHECKING:
     import torch

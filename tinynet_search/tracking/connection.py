@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from search_spaces.errors import RequestError
-from tinynet_search.errors import TrackingError
-from tinynet_search.formula_io import one_line
+from tinynet_search.errors import TrackingError, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

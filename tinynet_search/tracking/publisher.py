@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from search_spaces.errors import RequestError
-from tinynet_search.errors import TrackingError
-from tinynet_search.formula_io import one_line
+from tinynet_search.errors import TrackingError, one_line
 from tinynet_search.store import Candidate, SearchStore
 from tinynet_search.tracking.conclusion import Conclusion, write_conclusion
 from tinynet_search.tracking.connection import MANNERS, address, preload, reaching
