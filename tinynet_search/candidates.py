@@ -79,9 +79,10 @@ class Adaptive:
         self._space, self._classes = get_space(plan["space"]["name"]), plan["space"]["num_classes"]
         self._drawn = candidates_of(plan, store, epochs)
         results = store.results([c.run for c in self._drawn])
-        self._left = [c for c in self._drawn if c.run not in results]
+        self._left = [c for c in self._drawn[:wanted] if c.run not in results]
         self._asked: dict[str, str] = {}
-        self._optuna = self._warm(results)
+        self._space_of = self._distributions()
+        self._optuna, self._study = self._warm(results)
 
     def next(self) -> Next:
         if self._left:
@@ -96,11 +97,11 @@ class Adaptive:
         return candidate
 
     def done(self, candidate: Candidate) -> None:
-        ticket = self._asked.pop(candidate.run, None)
-        if ticket is None:
-            return
-        result = self._store.result(candidate.run)
-        self._tell(ticket, result)
+        ticket, result = self._asked.pop(candidate.run, None), self._store.result(candidate.run)
+        if ticket is not None:
+            self._tell(ticket, result)
+        elif result is not None:
+            self._add(candidate, result)
 
     def _tell(self, ticket: str, result: Mapping[str, Any] | None) -> None:
         if result is None or result["status"] != "finished":
@@ -125,32 +126,39 @@ class Adaptive:
             self._tell(ticket, self._store.result(candidate.run))
         return None
 
-    def _warm(self, results: Mapping[str, Mapping[str, Any]]) -> Any:
-        """OptunaSearch over (c, d, r) with the results so far; its seed moves on with the draw, or it would repeat it."""
-        import optuna
+    def _distributions(self) -> dict[str, Any]:
         from optuna.distributions import FloatDistribution
+
+        low, high = self._plan["space"]["band"]
+        ranges = self._plan["space"]["ranges"]
+        return {"c": FloatDistribution(low, high, log=True), **{key: FloatDistribution(*ranges[key]) for key in ("d", "r")}}
+
+    def _warm(self, results: Mapping[str, Mapping[str, Any]]) -> tuple[Any, Any]:
+        """OptunaSearch and its study with the results so far; the seed moves on with the draw, or it would repeat it."""
+        import optuna
         from ray.tune.search.optuna import OptunaSearch
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        low, high = self._plan["space"]["band"]
-        space = {"c": FloatDistribution(low, high, log=True)}
-        space |= {key: FloatDistribution(*self._plan["space"]["ranges"][key]) for key in ("d", "r")}
         storage = optuna.storages.InMemoryStorage()
         goals: dict[str, Any] = {"metric": ["top1", "c"], "mode": ["max", "min"]}
         seed = self._plan["seed"] + len(self._drawn)
-        search = OptunaSearch(space, seed=seed, storage=storage, study_name="tinynet", **goals)
-        study = optuna.load_study(study_name="tinynet", storage=storage)
+        search = OptunaSearch(self._space_of, seed=seed, storage=storage, study_name="tinynet", **goals)
+        self._study = optuna.load_study(study_name="tinynet", storage=storage)
         for candidate in self._drawn:
-            result = results.get(candidate.run)
-            if result is not None and result["status"] == "finished":
-                r, d, _ = candidate.spec.rdw
-                params = {"c": min(max(candidate.c, low), high), "d": d, "r": r}
-                study.add_trial(
-                    optuna.trial.create_trial(
-                        params=params, distributions=dict(space), values=[result["metrics"]["top1"], result["network"]["c"]]
-                    )
-                )
-        return search
+            if candidate.run in results:
+                self._add(candidate, results[candidate.run])
+        return search, self._study
+
+    def _add(self, candidate: Candidate, result: Mapping[str, Any]) -> None:
+        """Tell the study of a trial that an earlier driver drew."""
+        import optuna
+
+        if result["status"] != "finished":
+            return
+        (r, d, _), span = candidate.spec.rdw, self._space_of["c"]
+        params = {"c": min(max(candidate.c, span.low), span.high), "d": d, "r": r}
+        values = [result["metrics"]["top1"], result["network"]["c"]]
+        self._study.add_trial(optuna.trial.create_trial(params=params, distributions=dict(self._space_of), values=values))
 
 
 class CandidateSearch(Searcher):

@@ -98,22 +98,26 @@ def _require_dashboard() -> None:
 
 
 def concurrency(config: Config) -> int:
-    """Trials at once: as configured, or as many as the cluster's CPUs and GPUs hold.
+    """Trials at once: as configured, or as many as the cluster's nodes hold.
 
     Raises:
         RequestError: the cluster can never run one trial.
     """
     import ray
 
-    there = ray.cluster_resources()
-    needs = {"CPU": config.scaling.cpus * config.scaling.workers, "GPU": config.scaling.gpus * config.scaling.workers}
-    fits = [int(there.get(key, 0.0) / amount + 1e-6) for key, amount in needs.items() if amount]
-    if min(fits) < 1:
-        raise RequestError(
-            f"a trial needs {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs, the cluster has {there.get('CPU', 0):g} and "
-            f"{there.get('GPU', 0):g}: lower scaling, or add nodes"
-        )
-    return min(config.run.concurrency or 10**6, *fits)
+    scaling = config.scaling
+    needs = {key: amount for key, amount in {"CPU": scaling.cpus, "GPU": scaling.gpus}.items() if amount}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # A worker fits into one node or into none, whatever the cluster holds in all.
+    slots = [min(int(node.get(key, 0.0) / amount + 1e-6) for key, amount in needs.items()) for node in nodes]
+    apart = scaling.placement == "STRICT_SPREAD"
+    together = scaling.placement == "STRICT_PACK"
+    fits = sum(slot // scaling.workers for slot in slots) if together else sum(slots) // scaling.workers
+    if fits < 1 or (apart and sum(slot > 0 for slot in slots) < scaling.workers):
+        worker = " and ".join(f"{amount:g} {key}" for key, amount in needs.items())
+        there = "; ".join(" and ".join(f"{node.get(key, 0):g} {key}" for key in needs) for node in nodes)
+        raise RequestError(f"no room for a trial of {scaling.workers} x {worker} on nodes of {there}: lower [scaling], or add nodes")
+    return min(config.run.concurrency or 10**6, fits)
 
 
 def run_source(config: Config, root: str, source: Source, most: int, at_once: int, callback: Any) -> None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from search_spaces import RequestError, SearchSpace, get_space
 from search_spaces.errors import unknown
 from search_spaces.samplers import ADAPTIVE, SAMPLERS
+from trainables.data import absolute
 from trainables.recipe import Recipe, get_recipe, validated
 
 PRESETS = ("demo", "imagenet100")
@@ -135,12 +136,13 @@ class Config(BaseModel):
         return validated(values)
 
     def data_settings(self) -> dict[str, Any]:
-        return self.data.model_dump()
+        return absolute(self.data.model_dump())
 
     @property
     def url(self) -> str:
-        """The search directory."""
-        return f"{self.storage.path.rstrip('/')}/{self.search.name}"
+        """The search directory; a storage URL keeps its options (``s3://bucket/searches?region=...``) behind it."""
+        folder, query, options = self.storage.path.partition("?") if "://" in self.storage.path else (self.storage.path, "", "")
+        return f"{folder.rstrip('/')}/{self.search.name}{query}{options}"
 
 
 def load_config(source: str | Path | None = None, *, preset: str | None = None, settings: Iterable[str] = ()) -> Config:

@@ -54,6 +54,8 @@ def make_plan(config: Config) -> dict[str, Any]:
 def agreed_plan(store: SearchStore, config: Config) -> dict[str, Any]:
     """The search's plan: written now if there is none, else the one that is there, if the configuration agrees.
 
+    The same data may lie elsewhere by now: what is returned has the configuration's place, the file is left as it is.
+
     Raises:
         RequestError: the plan is damaged, or differs from the configuration in what decides results.
     """
@@ -65,7 +67,7 @@ def agreed_plan(store: SearchStore, config: Config) -> dict[str, Any]:
     there = store.plan()
     assert there is not None
     _refuse_difference(store, there, asked)
-    return there
+    return {**there, "data": {**there["data"], "settings": asked["data"]["settings"]}}
 
 
 def _refuse_difference(store: SearchStore, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

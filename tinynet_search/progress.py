@@ -21,7 +21,9 @@ class Row:
     state: str = "waiting"
     epochs: int = 0
     seconds: float = 0.0
+    timed: int = 0
     top1: float | None = None
+    why: str = ""
 
     @property
     def epochs_left(self) -> int:
@@ -47,7 +49,7 @@ class Progress(Callback):
             result = results.get(candidate.run)
             if result is not None:
                 row.state, row.epochs, row.top1 = result["status"], len(result["epochs"]), result["metrics"].get("top1")
-                row.seconds = sum(e["seconds"] for e in result["epochs"])
+                row.seconds, row.timed = sum(e["seconds"] for e in result["epochs"]), len(result["epochs"])
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._row(trial).state = "training"
@@ -55,7 +57,8 @@ class Progress(Callback):
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         row = self._row(trial)
         row.epochs = int(result.get("epochs_done", row.epochs))
-        row.seconds += float(result.get("seconds", 0.0))
+        if "seconds" in result:
+            row.seconds, row.timed = row.seconds + float(result["seconds"]), row.timed + 1
         if "status" in result:
             row.state = result["status"]
         row.top1 = None if row.state == "failed" else result.get("top1", row.top1)
@@ -68,11 +71,12 @@ class Progress(Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         row = self._row(trial)
         row.state = "lost"
+        row.why = str(trial.get_error() or "").strip().rsplit("\n", 1)[-1]
         self._line(row)
 
     def time_left(self) -> float | None:
         """Seconds to the end, from what an epoch has cost so far as a line in the multiply-adds; None before any has ended."""
-        known = [(row.candidate.network["macs"], row.seconds / row.epochs) for row in self.rows.values() if row.epochs and row.seconds]
+        known = [(row.candidate.network["macs"], row.seconds / row.timed) for row in self.rows.values() if row.timed]
         if not known:
             return None
         macs, cost = (np.array(column, float) for column in zip(*known, strict=True))
@@ -98,7 +102,7 @@ class Progress(Callback):
         left = self.time_left()
         more = f"  {duration(left)} left" if left and done < len(self.rows) else ""
         print(
-            f"[{done}/{len(self.rows)}] {_title(row)}  {row.state}{_percent(row.top1)}  {row.seconds:.0f} s{more}",
+            f"[{done}/{len(self.rows)}] {_title(row)}  {_end(row)}  {row.seconds:.0f} s{more}",
             file=sys.stderr,
             flush=True,
         )
@@ -149,5 +153,5 @@ def _title(row: Row) -> str:
     return f"{row.candidate.id}  r {r:.2f}  d {d:.2f}  w {w:.2f}  {row.candidate.network['resolution']} px  c {row.candidate.c:.3f}"
 
 
-def _percent(top1: float | None) -> str:
-    return "" if top1 is None else f"  top-1 {top1:.1f} %"
+def _end(row: Row) -> str:
+    return row.state + (f" ({row.why})" if row.why else "") + ("" if row.top1 is None else f"  top-1 {row.top1:.1f} %")

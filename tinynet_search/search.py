@@ -196,7 +196,7 @@ class _Driver:
             uri,
             at_once=self.at_once,
             new=len(new),
-            lost=[c for run, c in everything.items() if run not in results],
+            lost=self._pending([*self.candidates[: self.config.search.trials], *self.finals]),
             notes=self.notes,
             seconds=self.seconds,
             trained=sum(e["seconds"] for run in new for e in results[run]["epochs"] if e["ts"] >= 1000 * self.started),

@@ -54,7 +54,7 @@ class SearchStore:
 
     @property
     def name(self) -> str:
-        return self.url.rstrip("/").rsplit("/", 1)[-1]
+        return self.url.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
     def read_json(self, name: str) -> Any:
         """A file's content, or None where there is no file.

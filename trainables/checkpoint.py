@@ -78,7 +78,7 @@ def load_checkpoint(folder: Folder, trial: str, epoch: int, state: State) -> Non
     """Put a checkpoint's weights, average, optimizer and metrics into ``state``."""
     found = _intact(folder, checkpoint_name(epoch), trial)
     if found is None:
-        raise RuntimeError(f"checkpoint {checkpoint_name(epoch)} of {folder.url} is gone")
+        raise FileNotFoundError(f"checkpoint {checkpoint_name(epoch)} of {folder.url} is not whole here")
     progress, files = found
     weights = load(files[WEIGHTS])
     for prefix, target in (("raw.", float_state(state.model)), ("ema.", state.average.state)):

@@ -54,24 +54,24 @@ def ray_train_trial(config: Mapping[str, Any]) -> None:
     scaling = Scaling(**config["scaling"])
     spec = TrialSpec.from_json(config["trial"])
     resources = {"CPU": scaling.cpus, **({"GPU": scaling.gpus} if scaling.gpus else {})}
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config=dict(config),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=scaling.workers,
-            use_gpu=scaling.gpus > 0,
-            resources_per_worker=resources,
-            placement_strategy=config.get("placement", "PACK"),
-        ),
-        torch_config=TorchConfig(backend="nccl" if scaling.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT),
-        run_config=ray.train.RunConfig(
-            name=f"{spec.run}-{os.getpid()}",
-            storage_path=tempfile.mkdtemp(prefix="tinynet-train-"),
-            callbacks=[TuneReportCallback()],
-            failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES, controller_failure_limit=START_ATTEMPTS),
-        ),
-    )
-    trainer.fit()
+    with tempfile.TemporaryDirectory(prefix="tinynet-train-") as scratch:
+        TorchTrainer(
+            _train_worker,
+            train_loop_config=dict(config),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=scaling.workers,
+                use_gpu=scaling.gpus > 0,
+                resources_per_worker=resources,
+                placement_strategy=config.get("placement", "PACK"),
+            ),
+            torch_config=TorchConfig(backend="nccl" if scaling.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT),
+            run_config=ray.train.RunConfig(
+                name=f"{spec.run}-{os.getpid()}",
+                storage_path=scratch,
+                callbacks=[TuneReportCallback()],
+                failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES, controller_failure_limit=START_ATTEMPTS),
+            ),
+        ).fit()
     from trainables.folder import open_folder
     from trainables.trial import read_result
 
@@ -138,5 +138,7 @@ def _take_place(scaling: Mapping[str, Any]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
+    if scaling["gpus"] and not torch.cuda.is_available():
+        raise RuntimeError("this trial was given a GPU and torch finds none: the node's driver or torch build is at fault")
     torch.set_num_threads(max(1, int(scaling["cpus"])))
     os.environ["TINYNET_LOADER_WORKERS"] = str(scaling["loader_workers"])

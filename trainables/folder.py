@@ -189,4 +189,5 @@ class ArrowFolder:
             self._fs.delete_file(self._full(name))
 
     def sub(self, name: str) -> "ArrowFolder":
-        return ArrowFolder(self._fs, self._full(name), f"{self.url}/{name}")
+        place, query, options = self.url.partition("?")
+        return ArrowFolder(self._fs, self._full(name), f"{place}/{name}{query}{options}")

@@ -68,11 +68,6 @@ class Recipe:
         """Micro-batches in one optimizer step."""
         return self.batch // self.micro_batch
 
-    @property
-    def continuable(self) -> bool:
-        """Whether a longer budget goes on from a shorter one: the curve must not depend on the number of epochs."""
-        return self.schedule == "step"
-
     def identity(self) -> dict[str, Any]:
         """What is part of a trial's id: all but the name and the epochs (each epoch budget is a result under the id)."""
         settings = asdict(self)
@@ -167,7 +162,12 @@ def validated(recipe: Recipe) -> Recipe:
     rules = {
         "epochs must be a whole number of at least 1": recipe.epochs >= 1,
         "micro_batch must divide batch": recipe.micro_batch >= 2 and recipe.batch % recipe.micro_batch == 0,
-        "lr must be above 0": recipe.lr > 0,
+        "lr must be above 0, warmup_lr, warmup_epochs and weight_decay at least 0": recipe.lr > 0
+        and min(recipe.warmup_lr, recipe.warmup_epochs, recipe.weight_decay) >= 0,
+        "decay and decay_epochs must be above 0": recipe.decay > 0 and recipe.decay_epochs > 0,
+        "bn_momentum must lie in (0, 1]": recipe.bn_momentum is None or 0 < recipe.bn_momentum <= 1,
+        "hflip must lie in [0, 1]": 0 <= recipe.hflip <= 1,
+        "jitter must lie in [0, 1]": 0 <= recipe.jitter <= 1,
         "dropout and drop_path must lie in [0, 1)": 0 <= recipe.dropout < 1 and 0 <= recipe.drop_path < 1,
         "ema_decay must lie in [0, 1)": 0 <= recipe.ema_decay < 1,
         "label_smoothing must lie in [0, 1)": 0 <= recipe.label_smoothing < 1,

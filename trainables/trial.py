@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 from search_spaces import Network, RequestError, SearchSpace, get_space
@@ -164,6 +165,7 @@ def run_trial(spec: TrialSpec, root_url: str, reporter: Reporter) -> dict[str, A
     root = open_folder(root_url)
     found = read_result(root, spec.run)
     if found is not None:
+        _tidy(root.sub(spec.folder))
         return found
     started = time.time()
     try:
@@ -173,10 +175,13 @@ def run_trial(spec: TrialSpec, root_url: str, reporter: Reporter) -> dict[str, A
         epochs = newest_progress(root.sub(spec.folder))
         outcome = {"status": "failed", "reason": failure.reason, "detail": failure.detail, "metrics": {}, "epochs": epochs}
         log.warning("trial %s failed: %s", spec.id, failure)
+    finally:
+        _release()
     result = _described(spec, reporter, started) | outcome
     if reporter.rank == 0 or outcome["status"] == "failed":
-        root.write_once(result_name(spec.run), json.dumps(result, indent=1).encode())
-        _tidy(root.sub(spec.folder), spec.get_recipe(), outcome["status"])
+        written = root.write_once(result_name(spec.run), json.dumps(result, indent=1).encode())
+        _tidy(root.sub(spec.folder))
+        return result if written else read_result(root, spec.run) or result
     return result
 
 
@@ -185,36 +190,52 @@ def _trained(spec: TrialSpec, root: Folder, reporter: Reporter) -> tuple[dict[st
     import torch
 
     from trainables.classification import Trainer
-    from trainables.data import open_data
     from trainables.data.imagefolder import UnreadableImageError
 
     try:
-        data = open_data(spec.data)
+        data = _opened(json.dumps(spec.data, sort_keys=True), spec.data_fingerprint)
         if data.fingerprint != spec.data_fingerprint:
             raise TrialFailure("data changed", f"planned on {spec.data_fingerprint}, found {data.fingerprint}")
-        trainer = Trainer(spec, data, root, reporter)
-        return trainer.run()
+        return Trainer(spec, data, root, reporter).run()
     except TrialFailure:
         raise
     except torch.OutOfMemoryError as error:
         raise TrialFailure("out of memory", str(error).splitlines()[0]) from error
     except UnreadableImageError as error:
         raise TrialFailure("unreadable data", str(error)) from error
-    except RequestError as error:
-        raise TrialFailure("request", str(error)) from error
-    except (OSError, torch.distributed.DistBackendError, torch.distributed.DistError):
-        raise
+    except (RequestError, OSError, torch.distributed.DistError, torch.AcceleratorError):
+        raise  # this node's fault: the driver opened the same space and data, and a broken GPU breaks the next trial too
     except Exception as error:
-        if reporter.world_size > 1 and _peer_lost(error):
+        if _process_lost(error, reporter.world_size):
             raise
         log.exception("trial %s", spec.id)
         raise TrialFailure("error", f"{type(error).__name__}: {error}"[:500]) from error
 
 
-def _peer_lost(error: Exception) -> bool:
-    """Gloo reports a peer that went away as a plain RuntimeError; only its words tell."""
+@lru_cache(maxsize=1)
+def _opened(settings: str, fingerprint: str) -> Any:
+    """The data, listed once a process: trial processes are reused, and a listing of ImageNet takes a while."""
+    from trainables.data import open_data
+
+    return open_data(json.loads(settings))
+
+
+def _process_lost(error: Exception, world_size: int) -> bool:
+    """A peer or a loader process that went away is reported as a plain RuntimeError; only its words tell."""
     words = str(error).lower()
-    return any(mark in words for mark in ("connection", "gloo", "nccl", "timed out", "peer", "socket"))
+    peers = ("connection", "gloo", "nccl", "timed out", "peer", "socket") if world_size > 1 else ()
+    return isinstance(error, RuntimeError) and any(mark in words for mark in ("dataloader worker", "shared memory", *peers))
+
+
+def _release() -> None:
+    """Give a trial's memory back: the next one in this process, and neighbours on the same GPU, need it."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _described(spec: TrialSpec, reporter: Reporter, started: float) -> dict[str, Any]:
@@ -249,9 +270,7 @@ def describe(network: Network) -> dict[str, Any]:
     }
 
 
-def _tidy(folder: Folder, recipe: Recipe, status: str) -> None:
-    """After the end only the final weights stay, and the last checkpoint where a longer budget can go on from it."""
-    there = checkpoints(folder)
-    keep = 1 if recipe.continuable and status == "finished" else 0
-    for name in there[: len(there) - keep]:
+def _tidy(folder: Folder) -> None:
+    """After the end only the final weights stay."""
+    for name in checkpoints(folder):
         folder.remove(name)

@@ -53,6 +53,8 @@ def test_another_recipe_starts_anew() -> None:
         ("recipe.epoch=3", "did you mean 'epochs'"),
         ("recipe.epochs=many", "recipe: epochs"),
         ("recipe.name=shrt", "did you mean 'short'"),
+        ("recipe.hflip=2", "hflip must lie in [0, 1]"),
+        ("recipe.decay_epochs=0", "decay_epochs must be above 0"),
         ("recipe.batch=50", "micro_batch must divide batch"),
         ("space.name=efficientnet_b1", "did you mean 'efficientnet_b0'"),
         ("space.band=[0.5, 0.1]", "lowest, highest"),
@@ -82,6 +84,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         load_config(tmp_path / "bad.toml")
     with pytest.raises(RequestError, match="did you mean 'demo'"):
         load_config(preset="dem")
+
+
+def test_storage_urls_keep_their_options() -> None:
+    config = load_config(preset="demo", settings=["storage.path=s3://bucket/searches?region=x"])
+    assert config.url == "s3://bucket/searches/demo?region=x"
 
 
 def test_workers_must_share_the_micro_batches() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from search_spaces import RequestError
+from tests.data.test_imagefolder import make_tree
 from tests.search.helpers import results, tiny_arguments, tiny_config
 from tests.trainables.helpers import without_times
 from tinynet_search.formula import TinyFormula
@@ -84,6 +85,7 @@ def test_a_longer_budget_is_a_result_of_its_own(searched: tuple[Path, Any]) -> N
     before = results(storage)
     outcome = run_search(tiny_config(storage, "recipe.epochs=3", trials=2))
     assert outcome.new == 2
+    assert outcome.lost == []
     assert {run for run in results(storage) if run.endswith("-e3")} == {c.run for c in outcome.candidates[:2]}
     assert all(results(storage)[run] == before[run] for run in before)
 
@@ -102,6 +104,20 @@ def test_failed_trials_do_not_stop_a_search(ray_cluster: Any, tmp_path: Path) ->
     assert outcome.frontier == []
     assert not outcome.formula.usable
     assert run_search(tiny_config(tmp_path, "recipe.lr=1e30", "recipe.optimizer=sgd", "recipe.warmup_epochs=0", trials=3)).new == 0
+
+
+def test_a_trial_that_no_node_can_hold_is_refused(ray_cluster: Any, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no room for a trial of 1 x 2 CPU"):
+        run_search(tiny_config(tmp_path, "scaling.cpus=2", trials=1))
+
+
+def test_a_folder_of_images_named_from_here(ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials run in folders of their own: a relative path must still be the one that was meant."""
+    make_tree(tmp_path / "tree")
+    monkeypatch.chdir(tmp_path)
+    data = ("data.name=imagefolder", "data.path=tree", "recipe.batch=8", "recipe.micro_batch=8", "recipe.epochs=1")
+    run_search(tiny_config(Path("searches"), *data, trials=2))
+    assert {r["status"] for r in results(tmp_path / "searches").values()} == {"finished"}
 
 
 def test_optuna_through_tune(ray_cluster: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces import RequestError
+from tests.data.test_imagefolder import make_tree
 from tests.search.helpers import tiny_config
 from tinynet_search.plan import agreed_plan, candidates_of, grow
 from tinynet_search.report import preview, preview_text
@@ -73,6 +74,20 @@ def test_a_damaged_plan_is_named_and_kept(tmp_path: Path, damage: bytes) -> None
     with pytest.raises(RequestError, match=r"plan\.json"):
         agreed_plan(store, tiny_config(tmp_path))
     assert store.folder.read("plan.json") == damage
+
+
+def test_data_that_moved_is_found_where_it_is_now(tmp_path: Path) -> None:
+    """The same images at another place are the same search; trials are told the place of today, and an absolute one."""
+    first, then = make_tree(tmp_path / "first"), tmp_path / "then"
+    settings = ["data.name=imagefolder", "recipe.batch=8", "recipe.micro_batch=8"]
+    store = SearchStore(str(tmp_path / "demo"))
+    agreed_plan(store, tiny_config(tmp_path, *settings, f'data.path="{first}"'))
+    first.rename(then)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        config = tiny_config(tmp_path, *settings, 'data.path="then"')
+        plan = agreed_plan(store, config)
+    assert {c.spec.data["path"] for c in grow(plan, store, config)} == {str(then)}
 
 
 def test_preview_writes_nothing(tmp_path: Path) -> None:

@@ -126,6 +126,34 @@ def test_storage_that_fails_is_not_the_trials_fault(tmp_path: Path, monkeypatch:
     assert read_result(LocalFolder(tmp_path), tiny_spec().run) is None
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
+        OSError(116, "Stale file handle"),
+        torch.AcceleratorError("CUDA error: device-side assert triggered"),
+    ],
+)
+def test_what_a_machine_did_is_not_the_trials_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def broken(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "run", broken)
+    with pytest.raises(type(error)):
+        run_trial(tiny_spec(), str(tmp_path), Alone())
+    assert read_result(LocalFolder(tmp_path), tiny_spec().run) is None
+
+
+def test_the_first_result_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes that finish the same trial: whoever comes second returns what is written."""
+    first = run_trial(tiny_spec(epochs=1), str(tmp_path), Alone())
+    with monkeypatch.context() as patch:
+        answers = iter([None, read_result(LocalFolder(tmp_path), tiny_spec(epochs=1).run)])
+        patch.setattr("trainables.trial.read_result", lambda *_: next(answers))
+        second = run_trial(tiny_spec(epochs=1), str(tmp_path), Alone())
+    assert second == json.loads(json.dumps(first))
+
+
 def test_changed_data_is_refused(tmp_path: Path) -> None:
     from dataclasses import replace
 

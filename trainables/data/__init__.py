@@ -1,6 +1,7 @@
 """Image data by name: the built-in set and ImageFolder trees, behind one seam."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -52,6 +53,12 @@ class ImageData(Protocol):
     fingerprint: str
 
     def loader(self, resolution: int, recipe: "Recipe", device: "torch.device") -> Loader: ...
+
+
+def absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with their folders absolute: trials run elsewhere than where the search was asked for."""
+    folders = {key: str(Path(settings[key]).expanduser().absolute()) for key in ("path", "cache") if isinstance(settings.get(key), str)}
+    return {**settings, **folders}
 
 
 def open_data(settings: Mapping[str, Any]) -> ImageData:

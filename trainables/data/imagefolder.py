@@ -1,5 +1,6 @@
 """Any ImageFolder tree: ``<path>/train/<class>/<image>`` and ``<path>/val/<class>/<image>``."""
 
+import errno
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,4 +87,6 @@ class _Opener:
             with Image.open(self._files[index]) as image:
                 return image.convert("RGB")
         except (OSError, ValueError, SyntaxError) as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+                raise  # the storage's fault (stale handle, too many files, ...), not the image's
             raise UnreadableImageError(f"image {str(self._files[index])!r} cannot be read: {error}") from error

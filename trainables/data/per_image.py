@@ -61,13 +61,14 @@ def _to_tensor() -> list[Any]:
 
 
 class _Images(Dataset[tuple[Tensor, int]]):
-    """Items are (index, seed); all of an image's randomness comes from its seed, so workers change nothing."""
+    """Items are (index, batch seed): all of an image's randomness comes from these two, so workers change nothing."""
 
     def __init__(self, split: Split, transform: v2.Compose) -> None:
         self._split, self._transform = split, transform
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
-        index, seed = item
+        index, batch_seed = item
+        seed = int(np.random.SeedSequence([batch_seed, index]).generate_state(1)[0])
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
@@ -86,7 +87,7 @@ class PerImageLoader:
         self._val_loader = partial(load, _Images(val, val_transform(recipe, resolution)))
 
     def train(self, batches: Sequence[MicroBatch]) -> Iterator[Batch]:
-        items = [[(int(i), _mixed(b.seed, int(i))) for i in b.indices] for b in batches]
+        items = [[(int(i), b.seed) for i in b.indices] for b in batches]
         yield from self._moved(self._train_loader(batch_sampler=items))
 
     def val(self, batches: Sequence[np.ndarray]) -> Iterator[Batch]:
@@ -96,8 +97,3 @@ class PerImageLoader:
         for images, labels in loader:
             images = images.to(self._device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             yield images, labels.to(self._device, non_blocking=True)
-
-
-def _mixed(seed: int, index: int) -> int:
-    """A seed for one image of one micro-batch."""
-    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
