@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -245,3 +246,39 @@ def test_an_interrupted_search_says_so(ray_cluster: Any, tmp_path: Path, sent: s
     assert (driver.returncode, out) == (code, "")
     assert err.strip().splitlines()[-1] == "tinynet: interrupted: the same command goes on from here"
     assert "Traceback" not in err
+
+
+def _kill_when(ready: Any, address: str, kind: str, killed: list[int]) -> None:
+    """Once ``ready()``: SIGKILL the process of one actor of a kind, found in this cluster alone."""
+    from ray.util.state import list_actors
+
+    deadline = time.time() + 120
+    while not ready() and time.time() < deadline:
+        time.sleep(0.05)
+    alive = [a for a in list_actors(address=address, filters=[("state", "=", "ALIVE")]) if kind in a.class_name and a.pid]
+    os.kill(alive[0].pid, signal.SIGKILL)
+    killed.append(alive[0].pid)
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [("ImplicitFunc", ()), ("RayTrainWorker", ("run.executor=ray_train", "scaling.workers=2"))],
+    ids=["inline", "ray_train"],
+)
+def test_a_killed_process_costs_one_epoch(ray_cluster: Any, tmp_path: Path, kind: str, extra: tuple[str, ...]) -> None:
+    """SIGKILL a trial's process, or one Train worker of two: the trial goes on from its checkpoint, every epoch once."""
+    settings = ("recipe.epochs=25", *extra)
+    killed: list[int] = []
+    ready = lambda: list(tmp_path.glob("demo/trials/*/epoch-0003"))  # noqa: E731
+    thread = threading.Thread(target=_kill_when, args=(ready, ray_cluster.gcs_address, kind, killed))
+    thread.start()
+    outcome = run_search(tiny_config(tmp_path, *settings, trials=1))
+    thread.join()
+    assert len(killed) == 1
+    assert outcome.lost == []
+    (result,) = results(tmp_path).values()
+    assert [e["epoch"] for e in result["epochs"]] == list(range(1, 26))
+    undisturbed = run_search(tiny_config(tmp_path / "whole", "recipe.epochs=25", trials=1))
+    (whole,) = results(tmp_path / "whole").values()
+    assert undisturbed.new == 1
+    assert result["metrics"]["train_loss"] == pytest.approx(whole["metrics"]["train_loss"], rel=1e-6 if kind == "ImplicitFunc" else 0.05)
