@@ -35,6 +35,9 @@ def get_space(name: str) -> SearchSpace:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = found if isinstance(found, SearchSpace) else found()
+    except Exception as error:  # a user's module may raise anything
         raise RequestError(f"space {name!r} cannot be loaded ({error}): give module:attribute, importable from here") from error
-    return found if isinstance(found, SearchSpace) else found()
+    if not isinstance(found, SearchSpace):
+        raise RequestError(f"space {name!r} is a {type(found).__name__}, no search_spaces.SearchSpace")
+    return found

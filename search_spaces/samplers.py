@@ -84,7 +84,7 @@ def _distinct(stream: Stream, space: SearchSpace) -> Stream:
     for network in stream:
         if network.key in seen:
             repeats += 1
-            if repeats > 1000 + 10 * len(seen):
+            if repeats > 200 + len(seen):
                 raise RequestError(
                     f"space {space.name} holds only {len(seen)} distinct networks here: ask for fewer trials or widen the band"
                 )
@@ -111,7 +111,8 @@ def solved_width(space: SearchSpace, c: float, r: float, d: float, num_classes: 
     """The network at exactly (r, d) with the width solved for c, or None where none meets ``tol`` inside the ranges."""
     network = space.nearest_width(c, r, d, num_classes)
     low, high = space.ranges["w"]
-    return network if abs(network.c - c) <= tol * c and low <= network.rdw.w <= high else None
+    meets = abs(network.c - c) <= tol * c and space.band[0] <= network.c <= space.band[1]
+    return network if meets and low <= network.rdw.w <= high else None
 
 
 def _box(space: SearchSpace) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from search_spaces.errors import RequestError
+from tinynet_search import __version__
 from tinynet_search.errors import TrackingError, extras
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -197,6 +198,9 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command in this process and return its exit code."""
+    if arguments == ["--version"]:
+        print(f"tinynet {__version__}")
+        return 0
     try:
         with extras():
             code = app(args=arguments or ["--help"], prog_name="tinynet", standalone_mode=False) or 0

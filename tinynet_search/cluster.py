@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -28,6 +29,7 @@ QUIET = {
 
 # A dashboard comes up some seconds after its cluster.
 DASHBOARD_TIMEOUT = 30.0
+PROBE_TIMEOUT = 5.0
 
 
 @contextlib.contextmanager
@@ -59,11 +61,18 @@ def cluster(config: Config) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Ray's init takes SIGTERM for itself and dies of it with a dump; an interrupted search has more to say."""
+    """Ray's init takes SIGTERM for itself, and dies of it with a dump; an interrupted search has more to say."""
+    from ray._private import utils
+
+    theirs = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda sigterm_handler: None
     handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread() and callable(handler):
-        signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = theirs
+        if threading.current_thread() is threading.main_thread() and callable(handler):
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _start(address: str | None, dashboard: bool) -> None:
@@ -71,6 +80,7 @@ def _start(address: str | None, dashboard: bool) -> None:
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
+        _probe(address)
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -78,6 +88,17 @@ def _start(address: str | None, dashboard: bool) -> None:
     else:
         # "local" and nothing else: a bare init would join whatever cluster this machine is in.
         ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=dashboard, dashboard_host="127.0.0.1", **quiet)
+
+
+def _probe(address: str) -> None:
+    """Ray waits ten minutes for a head that does not answer; a connection tells in seconds."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=PROBE_TIMEOUT).close()
+    except OSError as error:
+        raise RequestError(f"no Ray cluster answers at {address!r} ({error.strerror or error}): give its head's host:port") from error
 
 
 def _require_dashboard() -> None:

@@ -4,6 +4,7 @@
 and epochs may grow); ``[run] [scaling] [storage] [tracking]`` say where it runs and may change from run to run.
 """
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from search_spaces import RequestError, SearchSpace, get_space
 from search_spaces.errors import unknown
 from search_spaces.samplers import ADAPTIVE, SAMPLERS
+from search_spaces.space import SANE
 from trainables.data import absolute
 from trainables.recipe import Recipe, get_recipe, validated
 
@@ -38,8 +40,8 @@ class SpaceSection(Section):
     @field_validator("r", "d", "w", "band")
     @classmethod
     def _ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not 0 < value[0] < value[1]:
-            raise ValueError("give [lowest, highest], both above 0")
+        if value is not None and not (0 < value[0] < value[1] <= SANE[1]):
+            raise ValueError(f"give [lowest, highest], both above 0 and at most {SANE[1]:g}")
         return value
 
 
@@ -47,7 +49,7 @@ class SearchSection(Section):
     """What is searched and what follows: ``finals`` are the budgets c that the formula's networks are trained for,
     ``compare`` also trains the inverse giant formula's network at each of them."""
 
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")
+    name: str | None = None
     trials: int = Field(default=100, ge=1, le=100_000)
     seed: int = Field(default=0, ge=0, lt=2**31)
     sampler: str = "uniform"
@@ -57,6 +59,13 @@ class SearchSection(Section):
     minimum: int = Field(default=6, ge=1)
     finals: tuple[float, ...] = ()
     compare: bool = True
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", value):
+            raise ValueError("give the search a name of letters, digits and . _ - (without one it is the file's)")
+        return value
 
     @field_validator("finals")
     @classmethod
@@ -85,14 +94,14 @@ class RunSection(Section):
 
 class ScalingSection(Section):
     workers: int = Field(default=1, ge=1)
-    cpus: float = Field(default=1.0, gt=0)
-    gpus: float = Field(default=0.0, ge=0)
+    cpus: float = Field(default=1.0, gt=0, le=4096)
+    gpus: float = Field(default=0.0, ge=0, le=4096)
     loader_workers: int = Field(default=0, ge=0)
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
 
 
 class StorageSection(Section):
-    path: str = "searches"
+    path: str = Field(default="searches", min_length=1)
 
 
 class TrackingSection(Section):

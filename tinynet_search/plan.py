@@ -149,9 +149,9 @@ def final_candidates(store: SearchStore) -> list[Candidate]:
     rows = store.read_json(FINALS) or []
     try:
         specs = [TrialSpec.from_json(row["spec"]) for row in rows]
-    except (KeyError, TypeError) as error:
-        raise RequestError(f"{store.url}/{FINALS} is damaged ({error!r}): remove it, it is made anew") from error
-    return [Candidate(spec, describe(spec.network())) for spec in specs]
+        return [Candidate(spec, describe(spec.network())) for spec in specs]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RequestError(f"{store.url}/{FINALS} is damaged ({error}): remove it, it is made anew") from error
 
 
 def training_macs(plan: Mapping[str, Any], candidate: Candidate) -> float:

@@ -1,6 +1,7 @@
 """What a search is shown as: what it will cost before it runs, and what it came to."""
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -136,13 +137,17 @@ def formula_table(formula: TinyFormula) -> str:
         return f"not usable: {formula.reason}"
     published, span = TinyFormula.load("published"), formula.range or (0.0, 0.0)
     rows = []
-    for c in BUDGETS:
-        theirs = published.predict(c)
-        inside = span[0] <= c <= span[1]
-        ours = formula.predict(c) if inside else None
+    for c in sorted({*BUDGETS, *(round(edge, 3) for edge in span)}, reverse=True):
+        ours, theirs = _predicted(formula, c), _predicted(published, c)
         cells = [f"{ours.r_mean:.2f} ± {ours.r_std:.2f}", f"{ours.d_mean:.2f} ± {ours.d_std:.2f}"] if ours else ["...", "..."]
-        rows.append((f"{c:g}", *cells, f"{theirs.r_mean:.2f}", f"{theirs.d_mean:.2f}"))
+        rows.append((f"{c:g}", *cells, *([f"{theirs.r_mean:.2f}", f"{theirs.d_mean:.2f}"] if theirs else ["...", "..."])))
     return table(("c", "r(c)", "d(c)", "published r(c)", "published d(c)"), rows) + f"\nfitted for c in [{span[0]:.3f}, {span[1]:.3f}]"
+
+
+def _predicted(formula: TinyFormula, c: float) -> Any:
+    """r(c) and d(c), or None outside the formula's data (its ends count as inside, however they are printed)."""
+    low, high = formula.range or (1.0, 0.0)
+    return formula.predict(min(max(c, low), high)) if low - 5e-4 <= c <= high + 5e-4 else None
 
 
 def finals(outcome: Outcome) -> list[dict[str, Any]]:
@@ -240,13 +245,15 @@ def _time_lines(outcome: Outcome) -> str:
 
 
 def _places(outcome: Outcome) -> str:
-    lines = [f"search directory  {outcome.store.url}", f"formula           {outcome.store.url}/formula.json"]
+    formula = f"{outcome.store.url}/formula.json"
+    lines = [f"search directory  {outcome.store.url}", f"formula           {formula}"]
     if outcome.link:
         lines.append(f"MLflow            {outcome.link}")
     if outcome.tracking.startswith("sqlite:"):
-        lines.append(f"opened by         {_command('mlflow')} server --backend-store-uri {outcome.tracking} --host 127.0.0.1 --port 5000")
+        backend = shlex.quote(outcome.tracking)
+        lines.append(f"opened by         {_command('mlflow')} server --backend-store-uri {backend} --host 127.0.0.1 --port 5000")
     if outcome.formula.usable:
-        lines.append(f"ask the formula   {_command('tinynet')} suggest 0.3 --formula {outcome.store.url}/formula.json")
+        lines.append(f"ask the formula   {_command('tinynet')} suggest 0.3 --formula {shlex.quote(formula)}")
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from tinynet_search.config import Config
 from tinynet_search.errors import require
 from tinynet_search.formula import TinyFormula
 from tinynet_search.outcome import write_finals, write_formula, write_frontier
-from tinynet_search.plan import agreed_plan, candidates_of, final_candidates, grow
+from tinynet_search.plan import agreed_plan, candidates_of, grow
 from tinynet_search.store import Candidate, SearchStore
 
 
@@ -113,7 +113,7 @@ class _Driver:
 
     def run(self) -> None:
         self.publisher.watch(self.candidates)
-        self.before = set(self.store.results([c.run for c in (*self.candidates, *final_candidates(self.store))]))
+        self.before = self.store.finished()
         trials_left = bool(self._pending_trials()) or self._adaptive_left()
         if not trials_left:
             self._conclude()

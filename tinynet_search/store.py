@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from search_spaces import RequestError
+from search_spaces.space import SANE
+from tinynet_search.schema import fault_of_plan
 from trainables.folder import Folder, open_folder
 from trainables.trial import TrialSpec, newest_progress, read_result
 
@@ -66,6 +68,8 @@ class SearchStore:
             data = self.folder.read(name)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise _unusable(self.url, error) from error
         try:
             return json.loads(data)
         except ValueError as error:
@@ -73,10 +77,13 @@ class SearchStore:
 
     def write_json(self, name: str, value: Any, *, once: bool = False) -> None:
         data = json.dumps(value, indent=1).encode()
-        if once:
-            self.folder.write_once(name, data)
-        else:
-            self.folder.write(name, data)
+        try:
+            if once:
+                self.folder.write_once(name, data)
+            else:
+                self.folder.write(name, data)
+        except OSError as error:
+            raise _unusable(self.url, error) from error
 
     def plan(self) -> dict[str, Any] | None:
         """The plan, or None before there is one.
@@ -85,27 +92,24 @@ class SearchStore:
             RequestError: the plan is damaged.
         """
         plan = self.read_json(PLAN)
-        if plan is None:
+        if plan is None and not self.folder.exists(PLAN):
             return None
-        wanted = {"search": str, "space": dict, "sampler": dict, "recipe": dict, "data": dict, "seed": int, "frontier": dict}
-        wrong = [key for key, kind in wanted.items() if not isinstance(plan, dict) or not isinstance(plan.get(key), kind)]
-        if wrong:
-            raise RequestError(
-                f"plan {self.url}/{PLAN} is damaged ({wrong[0]!r} is missing or of the wrong kind): restore it, or search anew"
-            )
+        fault = fault_of_plan(plan)
+        if fault:
+            raise RequestError(f"plan {self.url}/{PLAN} is damaged ({fault}): restore it, or search under another name")
         return plan
 
-    def candidates(self) -> list[list[float]]:
+    def candidates(self) -> list[tuple[float, float, float]]:
         """(r, d, w) of every candidate in the order they were drawn, all batches.
 
         Raises:
             RequestError: a batch is damaged.
         """
-        drawn: list[list[float]] = []
+        drawn: list[tuple[float, float, float]] = []
         for name in self.folder.names("candidates"):
             batch = self.read_json(f"candidates/{name}")
             try:
-                drawn += [[float(v) for v in candidate["rdw"]] for candidate in batch["candidates"]]
+                drawn += [_multipliers(candidate["rdw"]) for candidate in batch["candidates"]]
             except (KeyError, TypeError, ValueError) as error:
                 raise RequestError(f"candidates {self.url}/candidates/{name} are damaged ({error!r}): restore the file") from error
         return drawn
@@ -118,12 +122,32 @@ class SearchStore:
     def result(self, run: str) -> dict[str, Any] | None:
         return read_result(self.folder, run)
 
+    def finished(self) -> set[str]:
+        """Runs that have a result."""
+        return {name.removesuffix(".json") for name in self.folder.names("results")}
+
     def results(self, runs: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Results by run name, of those that have one."""
-        there = {name.removesuffix(".json") for name in self.folder.names("results")}
+        there = self.finished()
         found = ((run, self.result(run)) for run in runs if run in there)
         return {run: result for run, result in found if result is not None}
 
     def progress(self, run: str) -> list[dict[str, Any]]:
         """Every epoch of a trial that is committed to a checkpoint, oldest first; after the end, see its result."""
         return newest_progress(self.folder.sub(f"trials/{run}"))
+
+
+def _multipliers(values: Any) -> tuple[float, float, float]:
+    """(r, d, w) as read from a file.
+
+    Raises:
+        ValueError: they are no three sane multipliers.
+    """
+    r, d, w = (float(value) for value in values)
+    if not all(SANE[0] <= value <= SANE[1] for value in (r, d, w)):
+        raise ValueError(f"{[r, d, w]} are no multipliers")
+    return r, d, w
+
+
+def _unusable(url: str, error: OSError) -> RequestError:
+    return RequestError(f"storage {url} cannot be used ({error.strerror or error}): give another by --storage, or mend it")

@@ -160,8 +160,8 @@ def validated(recipe: Recipe) -> Recipe:
         RequestError: a setting is out of range.
     """
     rules = {
-        "epochs must be a whole number of at least 1": recipe.epochs >= 1,
-        "micro_batch must divide batch": recipe.micro_batch >= 2 and recipe.batch % recipe.micro_batch == 0,
+        "epochs must be a whole number from 1 to 100000": 1 <= recipe.epochs <= 100_000,
+        "micro_batch must divide batch": recipe.batch >= recipe.micro_batch >= 2 and recipe.batch % recipe.micro_batch == 0,
         "lr must be above 0, warmup_lr, warmup_epochs and weight_decay at least 0": recipe.lr > 0
         and min(recipe.warmup_lr, recipe.warmup_epochs, recipe.weight_decay) >= 0,
         "decay and decay_epochs must be above 0": recipe.decay > 0 and recipe.decay_epochs > 0,

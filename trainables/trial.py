@@ -129,11 +129,23 @@ def read_result(root: Folder, run: str) -> dict[str, Any] | None:
         return None
     try:
         result = json.loads(data)
-        if result["run"] != run or result["status"] not in ("finished", "failed") or not isinstance(result["epochs"], list):
-            raise ValueError("it is no result of this trial")
+        _check_result(result, run)
         return result
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(f"result {root.url}/{result_name(run)} is damaged ({error}): remove it to train the trial again") from error
+
+
+def _check_result(result: Any, run: str) -> None:
+    """Raises ValueError, KeyError or TypeError where it is no result of this trial."""
+    if result["run"] != run or result["status"] not in ("finished", "failed"):
+        raise ValueError("it is no result of this trial")
+    rows = [*result["epochs"], *([result["metrics"]] if result["status"] == "finished" else [])]
+    if not isinstance(result["metrics"], dict) or (result["status"] == "finished" and not result["epochs"]):
+        raise ValueError("it has no metrics")
+    numbers = [row[key] for row in rows for key in ("epoch", "ts", "seconds", "top1", "top1_raw", "top1_ema", "train_loss")]
+    numbers += [result["network"][key] for key in ("c", "macs", "params", "resolution")] + [result["started"], result["ended"]]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise ValueError("a figure is no number")
 
 
 def checkpoints(folder: Folder) -> list[str]:

@@ -97,7 +97,7 @@ def test_unreadable_image_is_the_trials_failure_and_named(tmp_path: Path) -> Non
 def test_unknown_data_and_settings() -> None:
     with pytest.raises(RequestError, match="did you mean 'petals'"):
         open_data({"name": "petal"})
-    with pytest.raises(RequestError, match="unexpected keyword argument 'pth'"):
+    with pytest.raises(RequestError, match="did you mean 'path'"):
         open_data({"name": "imagefolder", "pth": "x"})
     with pytest.raises(RequestError, match="must be a whole number"):
         open_data({"name": "petals", "train": 3})

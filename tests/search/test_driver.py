@@ -255,9 +255,10 @@ def _kill_when(ready: Any, address: str, kind: str, killed: list[int]) -> None:
     deadline = time.time() + 120
     while not ready() and time.time() < deadline:
         time.sleep(0.05)
-    alive = [a for a in list_actors(address=address, filters=[("state", "=", "ALIVE")]) if kind in a.class_name and a.pid]
-    os.kill(alive[0].pid, signal.SIGKILL)
-    killed.append(alive[0].pid)
+    found: Any = list_actors(address=address, filters=[("state", "=", "ALIVE")])
+    pid = next(int(actor.pid) for actor in found if kind in actor.class_name)
+    os.kill(pid, signal.SIGKILL)
+    killed.append(pid)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,10 @@ def resolve_uri(explicit: str | None, config: str | None, storage: str) -> str:
     if uri:
         if "://" not in uri and not uri.startswith("databricks"):
             raise RequestError(f"tracking {one_line(uri)!r} is no address: give http://host:port or sqlite:////path/to/mlflow.db")
+        try:
+            urlsplit(uri)
+        except ValueError as error:
+            raise RequestError(f"tracking {one_line(uri)!r} is no address ({error})") from error
         return uri
     if "://" in storage:
         raise RequestError(f"storage {storage!r} is remote: name an MLflow server by --tracking, MLFLOW_TRACKING_URI or [tracking] uri")

@@ -1,5 +1,6 @@
 """Image data by name: the built-in set and ImageFolder trees, behind one seam."""
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -75,7 +76,13 @@ def open_data(settings: Mapping[str, Any]) -> ImageData:
     name = options.pop("name", "petals")
     if name not in makers:
         raise unknown("data", name, makers)
-    try:
-        return makers[name](**options)
-    except TypeError as error:
-        raise RequestError(f"data {name!r}: {error}") from error
+    known = inspect.signature(makers[name]).parameters
+    for key in options:
+        if key not in known:
+            raise unknown(f"setting of data {name!r}", key, known)
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and key not in options:
+            raise RequestError(f"data.{key} of {name!r} is missing: it says where the images are")
+        if key in ("path", "train", "val", "cache") and "str" in str(parameter.annotation) and not isinstance(options.get(key, ""), str):
+            raise RequestError(f"data.{key} of {name!r} must be text (it is {options[key]!r})")
+    return makers[name](**options)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from trainables.recipe import Recipe
 
 
+# Of the built-in set: 12 GB of pixels.
+MOST = 1_000_000
+
+
 class ArrayData(ImageData):
     """Square images in memory (or memory-mapped): uint8 (n, side, side, 3), labels int64 (n,)."""
 
@@ -47,8 +51,8 @@ def petals(seed: int = 0, train: int = 2880, val: int = 960, cache: str | None =
 
     least = {"seed": (seed, 0), "train": (train, made.NUM_CLASSES), "val": (val, made.NUM_CLASSES)}
     for key, (value, lowest) in least.items():
-        if not isinstance(value, int) or value < lowest:
-            raise RequestError(f"data.{key} = {value!r} of 'petals' must be a whole number of at least {lowest}")
+        if not isinstance(value, int) or not lowest <= value <= MOST:
+            raise RequestError(f"data.{key} = {value!r} of 'petals' must be a whole number from {lowest} to {MOST}")
     arrays = made.load(cache, seed=seed, train=train, val=val)
     return ArrayData(
         (arrays.train_images, arrays.train_labels),
