@@ -14,4 +14,4 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ]
         return "  ".join(cells).rstrip()
 
-    return "\n".join([line(grid[0]), "  ".join("-" * width for width in widths), *map(line, grid[1:])])
+    return "\n".join([line(grid[0]), "  ".join("-" * width for width in widths).rstrip(), *map(line, grid[1:])])
