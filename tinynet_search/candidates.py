@@ -82,7 +82,7 @@ class Adaptive:
         self._left = [c for c in self._drawn[:wanted] if c.run not in results]
         self._asked: dict[str, str] = {}
         self._space_of = self._distributions()
-        self._optuna, self._study = self._warm(results)
+        self._optuna = self._warm(results)
 
     def next(self) -> Next:
         if self._left:
@@ -133,8 +133,8 @@ class Adaptive:
         ranges = self._plan["space"]["ranges"]
         return {"c": FloatDistribution(low, high, log=True), **{key: FloatDistribution(*ranges[key]) for key in ("d", "r")}}
 
-    def _warm(self, results: Mapping[str, Mapping[str, Any]]) -> tuple[Any, Any]:
-        """OptunaSearch and its study with the results so far; the seed moves on with the draw, or it would repeat it."""
+    def _warm(self, results: Mapping[str, Mapping[str, Any]]) -> Any:
+        """OptunaSearch, its study told of the results so far; the seed moves on with the draw, or it would repeat it."""
         import optuna
         from ray.tune.search.optuna import OptunaSearch
 
@@ -147,7 +147,7 @@ class Adaptive:
         for candidate in self._drawn:
             if candidate.run in results:
                 self._add(candidate, results[candidate.run])
-        return search, self._study
+        return search
 
     def _add(self, candidate: Candidate, result: Mapping[str, Any]) -> None:
         """Tell the study of a trial that an earlier driver drew."""
