@@ -114,12 +114,14 @@ def frontier(
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
 ) -> None:
     """The frontier models of a search, as MLflow has them."""
-    from tinynet_search.tracking import frontier_models
+    from tinynet_search.tracking import frontier_models, trial_rows
 
-    models = frontier_models(search_name, tracking_uri=tracking, storage=storage, all_trials=all_trials)
+    asked: dict[str, Any] = {"tracking_uri": tracking, "storage": storage, "all_trials": all_trials}
     if as_json:
-        print(models.to_json(orient="records", indent=1, double_precision=15))
-    elif as_csv:
+        print(json.dumps(trial_rows(search_name, **asked), indent=1))
+        return
+    models = frontier_models(search_name, **asked)
+    if as_csv:
         print(models.to_csv(index=False), end="")
     else:
         from tinynet_search.report import frontier_table
