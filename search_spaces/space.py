@@ -6,12 +6,13 @@ included, without bias, normalisation, activation, pooling or residual additions
 ``torch.utils.flop_counter.FlopCounterMode`` counts on the built module.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -144,6 +145,15 @@ class SearchSpace(ABC):
 
     def details(self, shape: Any) -> Mapping[str, Any]:
         return {}
+
+    def narrowed(self, ranges: Mapping[str, Sequence[float]], band: Sequence[float] | None = None) -> Self:
+        """The same space with some ranges of r, d, w, or its band, replaced: other draws, the same networks."""
+        space = copy.copy(self)
+        space.ranges = {**self.ranges, **{key: (low, high) for key, (low, high) in ranges.items()}}
+        if band is not None:
+            low, high = band
+            space.band = (low, high)
+        return space
 
     def pixels(self, r: Any) -> Any:
         """int(base * r + 1e-6): the epsilon makes r = pixels / base come back as the same pixels."""

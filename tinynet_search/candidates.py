@@ -76,7 +76,8 @@ class Adaptive:
 
     def __init__(self, plan: Mapping[str, Any], store: SearchStore, wanted: int, epochs: int) -> None:
         self._plan, self._store, self._wanted, self._epochs = plan, store, wanted, epochs
-        self._space, self._classes = get_space(plan["space"]["name"]), plan["space"]["num_classes"]
+        planned = plan["space"]
+        self._space, self._classes = get_space(planned["name"]).narrowed(planned["ranges"], planned["band"]), planned["num_classes"]
         self._drawn = candidates_of(plan, store, epochs)
         results = store.results([c.run for c in self._drawn])
         self._left = [c for c in self._drawn[:wanted] if c.run not in results]
@@ -129,9 +130,8 @@ class Adaptive:
     def _distributions(self) -> dict[str, Any]:
         from optuna.distributions import FloatDistribution
 
-        low, high = self._plan["space"]["band"]
-        ranges = self._plan["space"]["ranges"]
-        return {"c": FloatDistribution(low, high, log=True), **{key: FloatDistribution(*ranges[key]) for key in ("d", "r")}}
+        space = {"c": FloatDistribution(*self._space.band, log=True)}
+        return space | {key: FloatDistribution(*self._space.ranges[key]) for key in ("d", "r")}
 
     def _warm(self, results: Mapping[str, Mapping[str, Any]]) -> Any:
         """OptunaSearch, its study told of the results so far; the seed moves on with the draw, or it would repeat it."""

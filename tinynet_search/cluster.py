@@ -15,6 +15,7 @@ from typing import Any
 from search_spaces import RequestError
 from tinynet_search.candidates import CandidateSearch, Source
 from tinynet_search.config import Config
+from trainables.executors import TRAINABLES, Scaling, tune_resources
 
 # Tune's and Train's own files are scratch: no loggers, no snapshots, no preemption watcher a trial.
 QUIET = {
@@ -127,7 +128,7 @@ def concurrency(config: Config) -> int:
     import ray
 
     scaling = config.scaling
-    needs = {key: amount for key, amount in {"CPU": scaling.cpus, "GPU": scaling.gpus}.items() if amount}
+    needs = _of_trial(config).resources
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     # A worker fits into one node or into none, whatever the cluster holds in all.
     slots = [min(int(node.get(key, 0.0) / amount + 1e-6) for key, amount in needs.items()) for node in nodes]
@@ -141,6 +142,10 @@ def concurrency(config: Config) -> int:
     return min(config.run.concurrency or 10**6, fits)
 
 
+def _of_trial(config: Config) -> Scaling:
+    return Scaling(config.scaling.workers, config.scaling.cpus, config.scaling.gpus, config.scaling.loader_workers)
+
+
 def run_source(config: Config, root: str, source: Source, most: int, at_once: int, callback: Any) -> None:
     """Run a source's candidates as Tune trials until it ends.
 
@@ -152,9 +157,7 @@ def run_source(config: Config, root: str, source: Source, most: int, at_once: in
     """
     from ray import tune
 
-    from trainables.executors import TRAINABLES, Scaling, tune_resources
-
-    scaling = Scaling(config.scaling.workers, config.scaling.cpus, config.scaling.gpus, config.scaling.loader_workers)
+    scaling = _of_trial(config)
     settings: Mapping[str, Any] = {"root": root, "scaling": vars(scaling), "placement": config.scaling.placement}
     with tempfile.TemporaryDirectory(prefix="tinynet-tune-") as scratch, _hushed():
         tune.Tuner(

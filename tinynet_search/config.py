@@ -123,13 +123,8 @@ class Config(BaseModel):
 
     def get_space(self) -> SearchSpace:
         """The space with the configuration's ranges and band."""
-        import copy
-
-        space = copy.copy(get_space(self.space.name))
-        changed = {k: getattr(self.space, k) for k in ("r", "d", "w") if getattr(self.space, k) is not None}
-        space.ranges = {**space.ranges, **changed}
-        space.band = self.space.band or space.band
-        return space
+        changed = {key: span for key in ("r", "d", "w") if (span := getattr(self.space, key)) is not None}
+        return get_space(self.space.name).narrowed(changed, self.space.band)
 
     def get_recipe(self) -> Recipe:
         changes = self.recipe.model_extra or {}

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainables.trial import TrialSpec, run_trial
+from trainables.folder import open_folder
+from trainables.trial import TrialSpec, read_result, run_trial
 
 # Seconds after which a collective whose peer is gone gives up.
 COLLECTIVE_TIMEOUT = 120
@@ -38,6 +39,11 @@ class Scaling:
     gpus: float = 0.0
     loader_workers: int = 0
 
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray reserves for each worker."""
+        return {key: amount for key, amount in {"CPU": self.cpus, "GPU": self.gpus}.items() if amount}
+
 
 def inline_trial(config: Mapping[str, Any]) -> None:
     """Tune trainable: the whole trial in this process."""
@@ -53,7 +59,6 @@ def ray_train_trial(config: Mapping[str, Any]) -> None:
 
     scaling = Scaling(**config["scaling"])
     spec = TrialSpec.from_json(config["trial"])
-    resources = {"CPU": scaling.cpus, **({"GPU": scaling.gpus} if scaling.gpus else {})}
     with tempfile.TemporaryDirectory(prefix="tinynet-train-") as scratch:
         TorchTrainer(
             _train_worker,
@@ -61,7 +66,7 @@ def ray_train_trial(config: Mapping[str, Any]) -> None:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=scaling.workers,
                 use_gpu=scaling.gpus > 0,
-                resources_per_worker=resources,
+                resources_per_worker=scaling.resources,
                 placement_strategy=config.get("placement", "PACK"),
             ),
             torch_config=TorchConfig(backend="nccl" if scaling.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT),
@@ -72,9 +77,6 @@ def ray_train_trial(config: Mapping[str, Any]) -> None:
                 failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES, controller_failure_limit=START_ATTEMPTS),
             ),
         ).fit()
-    from trainables.folder import open_folder
-    from trainables.trial import read_result
-
     result = read_result(open_folder(config["root"]), spec.run)
     if result is None:
         raise RuntimeError(f"trial {spec.run} ended without a result")
@@ -88,7 +90,7 @@ def tune_resources(executor: str, scaling: Scaling) -> dict[str, float]:
     """What the Tune trial itself holds; a ray_train trial must hold none of what its workers need."""
     if executor == "ray_train":
         return {"node:__internal_head__": 0.001}
-    return {"CPU": scaling.cpus, **({"GPU": scaling.gpus} if scaling.gpus else {})}
+    return scaling.resources
 
 
 class _TuneReporter:

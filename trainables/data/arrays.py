@@ -1,7 +1,6 @@
 """Image sets that fit in memory, the built-in one among them. Opening one loads no torch."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,9 +43,8 @@ class ArrayData(ImageData):
         return ArrayLoader(self._train, self._val, resolution, recipe, device)
 
 
-@lru_cache(maxsize=2)
 def petals(seed: int = 0, train: int = 2880, val: int = 960, cache: str | None = None) -> ArrayData:
-    """The built-in set; opened once a process, so that reused trial processes share it."""
+    """The built-in set, memory-mapped from its cache."""
     from trainables.data import petals as made
 
     least = {"seed": (seed, 0), "train": (train, made.NUM_CLASSES), "val": (val, made.NUM_CLASSES)}
