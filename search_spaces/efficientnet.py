@@ -13,6 +13,7 @@ import numpy as np
 
 from search_spaces.errors import unknown
 from search_spaces.space import Cost, Network, SearchSpace
+from search_spaces.tally import highest
 
 if TYPE_CHECKING:
     import torch
@@ -149,18 +150,25 @@ class EfficientNetSpace(SearchSpace):
     def cost(self, shape: Shape, num_classes: int) -> Cost:
         size = (shape.resolution - 1) // self.table.stem_stride + 1
         cin, head = self.table.stem, shape.head
+        most = highest if isinstance(shape.resolution, np.ndarray) else max
         params, activations = 29 * cin + (head + 1) * num_classes, cin * size * size
+        peak = 3 * shape.resolution * shape.resolution + activations
         for (kernel, stride, expansion, _, _), cout, repeats in zip(self.table.stages, shape.channels, shape.repeats, strict=True):
             out = (size - 1) // stride + 1
-            for source, side, blocks in ((cin, size, 1), (cout, out, repeats - 1)):
-                mid, reduced, expands = source * expansion, source // 4, expansion > 1
-                weights = mid * (kernel * kernel + 2 + cout) + 2 * cout + 2 * mid * reduced + mid + reduced
-                written = out * out * (mid + cout) + mid + reduced
-                params = params + blocks * (weights + expands * (source * mid + 2 * mid))
-                activations = activations + blocks * (written + expands * side * side * mid)
+            area, expands = out * out, expansion > 1
+            for source, before, blocks, skips in ((cin, size * size, 1, stride == 1), (cout, area, repeats - 1, True)):
+                mid, reduced = source * expansion, source // 4
+                weights = mid * (kernel * kernel + 3 + cout + 2 * reduced + expands * (source + 2)) + 2 * cout + reduced
+                written = area * (mid + cout) + mid + reduced
+                params = params + blocks * weights
+                activations = activations + blocks * (written + expands * before * mid)
+                shortcut = skips * (source == cout) * source * before
+                widest = most(mid * before + mid * area - (not expands) * shortcut, mid * area + most(mid + reduced, cout * area))
+                peak = most(peak, (blocks > 0) * most(source * before + expands * mid * before, shortcut + widest))
             cin, size = cout, out
         params, activations = params + cin * head + 2 * head, activations + size * size * head
-        return Cost(self.count(shape, num_classes), params, activations)
+        peak = most(peak, size * size * (cin + head), size * size * head + head, head + num_classes)
+        return Cost(self.count(shape, num_classes), params, activations, peak)
 
     def describe(self, shape: Shape) -> str:
         stages = ".".join(f"{c}x{n}" for c, n in zip(shape.channels, shape.repeats, strict=True))

@@ -4,6 +4,11 @@ A space is a baseline network with ranges for the resolution r, depth d and widt
 FLOPs are multiply-adds (``macs``) of every convolution and linear layer at batch 1, squeeze-excite convolutions
 included, without bias, normalisation, activation, pooling or residual additions; they equal half of what
 ``torch.utils.flop_counter.FlopCounterMode`` counts on the built module.
+
+Peak activation memory is what an inference runtime needs for feature maps at batch 1: layers run one after another in
+the built module's order, batch norm is folded into its convolution, activations, gates and residual additions happen in
+place, and a tensor is freed when its last reader has run. The input image counts, weights and the scratch space of
+kernels do not. An element is a float32 of 4 bytes.
 """
 
 import copy
@@ -12,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
 SANE = (0.01, 64.0)
 # How far from the asked resolution the width solver may look for a network that meets the budget.
 MAX_NUDGE = 0.25
+FLOAT32_BYTES = 4
 
 
 class RDW(NamedTuple):
@@ -36,11 +43,17 @@ class RDW(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Exact cost of one network at batch 1: ints, or equally long float64 arrays when many are costed at once."""
+    """Exact cost of one network at batch 1: ints, or equally long float64 arrays when many are costed at once.
+
+    Attributes:
+        macs: multiply-adds; params: parameters.
+        activations: elements written by all convolutions; peak: elements alive at once at the worst moment.
+    """
 
     macs: Any
     params: Any
     activations: Any
+    peak: Any
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,7 @@ class Network:
         shape: the family's decoded stage list; equal shapes are equal networks.
         macs, params: multiply-adds and parameters, with the classifier for ``num_classes``.
         activations: elements written by all convolutions (the measure that tracks run time best).
+        activation_bytes: peak memory of feature maps in inference at batch 1, float32 (defined above).
         c: ``macs`` over the baseline's ``macs`` for the same number of classes.
     """
 
@@ -70,6 +84,10 @@ class Network:
     @property
     def activations(self) -> int:
         return int(self._cost.activations)
+
+    @property
+    def activation_bytes(self) -> int:
+        return FLOAT32_BYTES * int(self._cost.peak)
 
     @cached_property
     def _cost(self) -> Cost:
@@ -89,20 +107,29 @@ class Network:
         """The family's own figures for people to read (repeats and channels per stage, ...)."""
         return self.space.details(self.shape)
 
-    def build(self, **options: Any) -> "torch.nn.Module":
-        """The torch module, freshly initialised; options are the family's own (``drop_rate=.2``, ...).
+    def build(self, *, pretrained: str | Path | None = None, **options: Any) -> "torch.nn.Module":
+        """The torch module; options are the family's own (``drop_rate=.2``, ...).
 
         Input: float tensor (batch, 3, resolution, resolution); output: logits (batch, num_classes).
 
+        Args:
+            pretrained: a .safetensors or .pth file, or the name of timm's published weights; None starts at random.
+
         Raises:
-            RequestError: an option is unknown, or torch or timm is not installed.
+            RequestError: an option is unknown, the weights are another network's, damaged or out of reach, or a package
+                that this needs is not installed.
         """
         try:
-            return self.space.build(self, **options)
+            module = self.space.build(self, **options)
+            if pretrained is not None:
+                from search_spaces.weights import load_weights
+
+                load_weights(module, pretrained)
         except ModuleNotFoundError as error:
-            if error.name not in ("torch", "timm", "torchvision"):
+            if error.name not in ("torch", "timm", "torchvision", "safetensors", "huggingface_hub"):
                 raise
             raise RequestError(f"building needs {error.name}, which is not installed: pip install 'tinynet-search[search]'") from error
+        return module
 
 
 class SearchSpace(ABC):
