@@ -3,13 +3,13 @@
 import importlib
 from functools import lru_cache
 
-from search_spaces import efficientnet
+from search_spaces import efficientnet, ghostnet, resnet
 from search_spaces.errors import RequestError, unknown
 from search_spaces.space import RDW, Cost, Network, SearchSpace
 
 __all__ = ["RDW", "Cost", "Network", "RequestError", "SearchSpace", "get_space", "list_spaces"]
 
-_FAMILIES = (efficientnet,)
+_FAMILIES = (efficientnet, resnet, ghostnet)
 
 
 @lru_cache(maxsize=1)

@@ -1,5 +1,6 @@
 """What a space has to be held against: real modules, counted and measured while they run. Needs torch."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ class _Run:
             self.weights.add(value.untyped_storage().data_ptr())
             return value
         arguments, options = fx.map_arg((node.args, node.kwargs), self.values.__getitem__)
-        result = node.target(*arguments, **options)  # pyright: ignore[reportCallIssue]
+        result = _read(node.target(*arguments, **options), node)  # pyright: ignore[reportCallIssue]
         if not _element_wise(node):
             return result
         written = result[0] if isinstance(result, tuple) else result
@@ -87,3 +88,12 @@ class _Run:
 def _element_wise(node: fx.Node) -> bool:
     tags = getattr(node.target, "tags", ())
     return torch.Tag.pointwise in tags or "batch_norm" in str(node.target)
+
+
+def _read(result: Any, node: fx.Node) -> Any:
+    """A tuple without the parts that nobody reads: a pooling's indices are for training."""
+    if not isinstance(result, tuple):
+        return result
+    read = [user for user in node.users if user.target is operator.getitem and user.users]
+    wanted = {part for user in read for part in user.args if isinstance(part, int)}
+    return tuple(part if i in wanted else None for i, part in enumerate(result))
