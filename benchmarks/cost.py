@@ -1,7 +1,8 @@
-"""The exact closed-form cost of a network against building it and counting; draws, widths and samplers beside it.
+"""The exact closed-form cost of a network, peak memory included, against building it and counting; draws and widths beside it.
 
-The network is TinyNet-C (EfficientNet-B0's space), which timm knows by name. What is compared: the closed form on
-numbers, on arrays of 100,000 candidates, and four ways to build the module and count what its forward pass does.
+The network is TinyNet-C, which timm knows by name, and its (r, d, w) on ResNet-50 and GhostNet-A. What is compared: the
+closed form on numbers, on arrays of 100,000 candidates, and four ways to build the module and count what its forward pass
+does. For the whole cost the module is built, counted and run operation by operation to see what memory it holds.
 """
 
 import logging
@@ -17,12 +18,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Row, in_turns, ratio
-from search_spaces import RDW, get_space
+from search_spaces import RDW, SearchSpace, get_space
 from search_spaces.networks import get_named
 from search_spaces.samplers import SAMPLERS, draw
+from search_spaces.space import FLOAT32_BYTES
+from search_spaces.testing import measured_peak
 from tinynet_search.formula import TinyFormula
 
 B0 = get_space("efficientnet_b0")
+SPACES = (B0, get_space("resnet50"), get_space("ghostnet_a"))
 TWIST = RDW(0.825, 0.85, 0.54)
 MANY = 100_000
 ROUNDS = 7
@@ -31,6 +35,8 @@ FASTER = 5_000
 
 CLOSED = ("space.network(rdw).macs", "space.macs(r, d, w)", "space.macs(arrays), a candidate")
 COUNTED = ("build + FlopCounterMode", "build + FlopCounterMode, meta device", "build + fvcore", "timm.create_model + FlopCounterMode")
+MACS, WHOLE, ARRAYS = "multiply-adds", "whole cost", "whole cost in arrays, a candidate"
+BUILT, RUN = "build + FlopCounterMode", "build + FlopCounterMode + a run that watches memory"
 
 
 def run() -> list[Row]:
@@ -38,12 +44,12 @@ def run() -> list[Row]:
     with warnings.catch_warnings():
         # timm at its import and fvcore at each count.
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated")
-        return [*_costs(), *_draws(), *_widths(), *_samplers()]
+        rows = [*_costs(), *(row for space in SPACES for row in _whole(space))]
+        return [*rows, *(row for space in SPACES for row in (*_draws(space), *_widths(space))), *_samplers()]
 
 
 def _costs() -> list[Row]:
-    low, high = (np.array([B0.ranges[key][edge] for key in "rdw"]) for edge in (0, 1))
-    arrays = (low + (high - low) * np.random.default_rng(0).random((MANY, 3))).T
+    arrays = _twists(B0)
     closed: dict[str, Callable[[], object]] = {
         CLOSED[0]: lambda: B0.network(TWIST).macs,
         CLOSED[1]: lambda: B0.macs(*TWIST),
@@ -60,6 +66,38 @@ def _costs() -> list[Row]:
         *(Row(f"{slow} / {fast}", ratio(times, slow, fast), "times", FASTER, "above") for fast in CLOSED for slow in COUNTED),
         *(Row(f"multiply-adds of {name} over the exact ones", count / exact, "times") for name, count in counts.items()),
     ]
+
+
+def _whole(space: SearchSpace) -> list[Row]:
+    """Multiply-adds, parameters, activations and peak memory at once, against a build that is counted and run."""
+    arrays, network = _twists(space), space.network(TWIST)
+
+    def built_and_run() -> tuple[int, int]:
+        module = network.build()
+        return int(_counted(module, network.resolution)), FLOAT32_BYTES * measured_peak(module, network.resolution)
+
+    calls: dict[str, Callable[[], object]] = {
+        MACS: lambda: space.macs(*TWIST),
+        WHOLE: lambda: space.cost(space.decode(*TWIST), space.num_classes),
+        ARRAYS: lambda: space.cost(space.decode(*arrays), space.num_classes),
+        BUILT: lambda: _counted(network.build(), network.resolution),
+        RUN: built_and_run,
+    }
+    times = in_turns(calls, ROUNDS, least=0.05)
+    times[ARRAYS] = [seconds / MANY for seconds in times[ARRAYS]]
+    assert built_and_run() == (network.macs, network.activation_bytes)
+    return [
+        *(Row(f"{space.name}: {name}", 1e6 * min(times[name]), "us") for name in (MACS, WHOLE, ARRAYS)),
+        *(Row(f"{space.name}: {name}", 1e3 * min(times[name]), "ms") for name in (BUILT, RUN)),
+        Row(f"{space.name}: {BUILT} / {MACS}", ratio(times, BUILT, MACS), "times", FASTER, "above"),
+        *(Row(f"{space.name}: {RUN} / {name}", ratio(times, RUN, name), "times", FASTER, "above") for name in (WHOLE, ARRAYS)),
+    ]
+
+
+def _twists(space: SearchSpace) -> np.ndarray:
+    """MANY random r, d, w of the space's ranges, the rows of an array."""
+    low, high = (np.array([space.ranges[key][edge] for key in "rdw"]) for edge in (0, 1))
+    return (low + (high - low) * np.random.default_rng(0).random((MANY, 3))).T
 
 
 def _flop_counter() -> float:
@@ -94,26 +132,26 @@ def _fvcore() -> float:
     return FlopCountAnalysis(network.build().eval(), images).unsupported_ops_warnings(False).uncalled_modules_warnings(False).total()
 
 
-def _draws() -> list[Row]:
-    """Random candidates drawn and costed, as the rejection sampler does."""
-    low, high = (np.array([B0.ranges[key][edge] for key in "rdw"]) for edge in (0, 1))
+def _draws(space: SearchSpace) -> list[Row]:
+    """Random candidates drawn and costed: as the rejection sampler does, and with params, activations and memory."""
+    calls: dict[str, Callable[[], object]] = {
+        "multiply-adds": lambda: space.macs(*_twists(space)),
+        "whole cost": lambda: space.cost(space.decode(*_twists(space)), space.num_classes),
+    }
+    times = in_turns(calls, ROUNDS)
+    return [Row(f"{space.name}: {MANY:,} random candidates drawn, {name}", min(times[name]), "s", 2.0) for name in calls]
 
-    def costed() -> object:
-        return B0.macs(*(low + (high - low) * np.random.default_rng(0).random((MANY, 3))).T)
 
-    return [Row(f"{MANY:,} random candidates drawn and costed", min(in_turns({"all": costed}, ROUNDS)["all"]), "s", 2.0)]
-
-
-def _widths() -> list[Row]:
+def _widths(space: SearchSpace) -> list[Row]:
     """Widths solved where the published formula asks for them: r(c), d(c) at fifty budgets."""
     budgets = np.geomspace(0.06, 0.9, 50)
     found = TinyFormula.load("published").predict(budgets)
     asked = list(zip(budgets.tolist(), found.r_mean.tolist(), found.d_mean.tolist(), strict=True))
-    calls: dict[str, Callable[[], object]] = {str(i): lambda crd=crd: B0.solve_width(*crd) for i, crd in enumerate(asked)}
+    calls: dict[str, Callable[[], object]] = {str(i): lambda crd=crd: space.solve_width(*crd) for i, crd in enumerate(asked)}
     best = [min(seconds) for seconds in in_turns(calls, ROUNDS).values()]
     return [
-        Row("a width solved, median of 50 budgets", 1e3 * median(best), "ms", 2.0),
-        Row("a width solved, slowest of 50 budgets", 1e3 * max(best), "ms"),
+        Row(f"{space.name}: a width solved, median of 50 budgets", 1e3 * median(best), "ms", 2.0),
+        Row(f"{space.name}: a width solved, slowest of 50 budgets", 1e3 * max(best), "ms"),
     ]
 
 

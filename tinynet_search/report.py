@@ -36,7 +36,7 @@ def preview(config: Config) -> dict[str, Any]:
             "r": c.spec.rdw[0],
             "d": c.spec.rdw[1],
             "w": c.spec.rdw[2],
-            **{key: c.network[key] for key in ("resolution", "macs", "params", "activations", "c")},
+            **{key: c.network[key] for key in ("resolution", "macs", "params", "activations", "activation_bytes", "c")},
             "training_macs": training_macs(plan, c),
             "done": c.run in there,
         }

@@ -276,6 +276,7 @@ def describe(network: Network) -> dict[str, Any]:
         "macs": network.macs,
         "params": network.params,
         "activations": network.activations,
+        "activation_bytes": network.activation_bytes,
         "c": network.c,
         "num_classes": network.num_classes,
         **network.details,

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SyncReport", "frontier_models", "resolve_uri", "sync_search", "trial_rows"]
 
-_INTS, _FLOATS = ("resolution", "macs", "params"), ("r", "d", "w", "c", "top1", "top1_raw", "top1_ema")
-_COLUMNS = ["search", "id", "run_id", "r", "d", "w", "resolution", "c", "macs", "params"]
+_INTS, _FLOATS = ("resolution", "macs", "params", "activation_bytes"), ("r", "d", "w", "c", "top1", "top1_raw", "top1_ema")
+_COLUMNS = ["search", "id", "run_id", "r", "d", "w", "resolution", "c", "macs", "params", "activation_bytes"]
 _COLUMNS += ["top1", "top1_raw", "top1_ema", "frontier", "pareto_rank", "status", "name"]
 
 
@@ -33,8 +33,8 @@ def frontier_models(
     """A search's frontier, read from MLflow: one row a model by rising c.
 
     Columns: search, id, run_id, r, d, w, resolution (pixels), c (of the baseline's FLOPs), macs (multiply-adds),
-    params, top1, top1_raw, top1_ema (percent, of the last epoch there is), frontier, pareto_rank (1 is the
-    nondominated front), status and name (MLflow's).
+    params, activation_bytes (peak at batch 1, float32), top1, top1_raw, top1_ema (percent, of the last epoch there is),
+    frontier, pareto_rank (1 is the nondominated front), status and name (MLflow's).
 
     Args:
         search: its name; of several under one name the newest. None is the newest search there is.
@@ -50,7 +50,9 @@ def frontier_models(
     import pandas as pd
 
     rows = trial_rows(search, space=space, tracking_uri=tracking_uri, storage=storage, all_trials=all_trials)
-    kinds = dict.fromkeys(_INTS, "int64") | dict.fromkeys(_FLOATS, "float64") | {"frontier": "bool", "pareto_rank": "Int64"}
+    kinds = dict.fromkeys(_INTS, "int64") | dict.fromkeys(_FLOATS, "float64") | {"frontier": "bool"}
+    # Not every trial has a rank, nor every older one a memory.
+    kinds |= dict.fromkeys(("pareto_rank", "activation_bytes"), "Int64")
     return pd.DataFrame(rows, columns=_COLUMNS).astype(kinds)
 
 

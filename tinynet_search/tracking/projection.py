@@ -143,7 +143,9 @@ def ended_ms(result: Mapping[str, Any]) -> int:
 def _figures(candidate: Candidate) -> dict[str, Any]:
     r, d, w = candidate.spec.rdw
     network = candidate.network
-    return {"r": r, "d": d, "w": w, "c": network["c"], **{key: network[key] for key in ("macs", "params", "resolution")}}
+    # Candidates written before peak memory was counted have none.
+    whole = [key for key in ("macs", "params", "resolution", "activation_bytes") if key in network]
+    return {"r": r, "d": d, "w": w, "c": network["c"], **{key: network[key] for key in whole}}
 
 
 def _finite(value: Any) -> bool:
@@ -170,6 +172,7 @@ def _note(plan: Mapping[str, Any]) -> str:
         f"trained network, by the recipe `{recipe['name']}`, {recipe['epochs']} epochs.\n\n"
         f"- Frontier: filter `tags.{FRONTIER_TAG} = 'true'`, or in Python `frontier_models({plan['search']!r})`.\n"
         "- `c` is FLOPs (multiply-adds) over the baseline's, `macs` the multiply-adds, `resolution` pixels.\n"
+        "- `activation_bytes` is the peak memory of feature maps in inference at batch 1, float32.\n"
         "- `final_top1` (percent) is the last epoch's, which ranks.\n"
         "- Artifacts: `frontier.json`, `frontier.csv`, `formula.json`; the formula is the registered model `tiny-formula`.\n"
     )

@@ -19,7 +19,7 @@ SHARED = "mlflow.sharedViewState."
 LONGEST_TAG = 5000
 LOCAL = "http://127.0.0.1:5000"
 COLUMNS = (
-    *(f"metrics.`{name}`" for name in ("final_top1", "c", "macs", "params", "resolution", "r", "d", "w")),
+    *(f"metrics.`{name}`" for name in ("final_top1", "c", "macs", "params", "activation_bytes", "resolution", "r", "d", "w")),
     *(f"tags.`{name}`" for name in ("frontier", "pareto_rank")),
 )
 
