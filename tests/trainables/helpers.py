@@ -14,15 +14,16 @@ def tiny_spec(
     rdw: tuple[float, float, float] = (0.4, 0.4, 0.5),
     *,
     seed: int = 0,
+    space: str = "efficientnet_mini",
     data: dict[str, Any] | None = None,
     **recipe: Any,
 ) -> TrialSpec:
-    """A trial of efficientnet_mini on a few images."""
+    """A trial of a space on a few images."""
     settings = {"epochs": 3, "batch": 32, "micro_batch": 32} | recipe
     data = data or DATA
     opened = open_data(data)
     made = get_recipe("short", **settings)
-    return TrialSpec("efficientnet_mini", 1, rdw, len(opened.class_names), asdict(made), data, opened.fingerprint, seed)
+    return TrialSpec(space, 1, rdw, len(opened.class_names), asdict(made), data, opened.fingerprint, seed)
 
 
 def without_times(result: dict[str, Any]) -> dict[str, Any]:

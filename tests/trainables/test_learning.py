@@ -3,8 +3,10 @@
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
 import torch
 
+from tests.trainables.helpers import tiny_spec
 from trainables.data import open_data
 from trainables.recipe import get_recipe
 from trainables.trial import Alone, TrialSpec, run_trial
@@ -22,3 +24,11 @@ def test_fine_detail_needs_pixels(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     assert _top1((1.01, 0.45, 0.625), tmp_path) >= 85
     assert 15 <= _top1((0.41, 0.45, 0.625), tmp_path) <= 60
+
+
+@pytest.mark.parametrize(("space", "rdw"), [("resnet18", (0.15, 0.5, 0.25)), ("ghostnet_a_hswish", (0.14, 0.3, 0.4))])
+def test_every_family_trains(space: str, rdw: tuple[float, float, float], tmp_path: Path) -> None:
+    """Dropout and stochastic depth on, as a recipe may ask; the loss falls."""
+    result = run_trial(tiny_spec(rdw, space=space, epochs=4, dropout=0.1, drop_path=0.1), str(tmp_path), Alone())
+    assert result["status"] == "finished"
+    assert result["epochs"][-1]["train_loss"] < result["epochs"][0]["train_loss"]
