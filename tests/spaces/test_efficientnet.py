@@ -50,15 +50,6 @@ def test_random_twists(row: dict[str, Any]) -> None:
     assert (network.resolution, network.macs, network.params) == (row["hw"], row["macs"], row["params"])
 
 
-@pytest.mark.parametrize("row", NETWORKS.values(), ids=lambda row: row.name)
-def test_named_networks_meet_the_papers_figures(row: Any) -> None:
-    """Within 1 % of the printed FLOPs or half their last digit, and likewise for params."""
-    network = row.network()
-    assert abs(network.macs / 1e6 - row.paper_flops) <= max(0.01 * row.paper_flops, 0.5)
-    if row.paper_params is not None:
-        assert abs(network.params / 1e6 - row.paper_params) <= max(0.01 * row.paper_params, 0.05)
-
-
 @pytest.mark.parametrize("space", ["efficientnet_b0", "efficientnet_mini", "efficientnet_b0_scaled_head"])
 @pytest.mark.parametrize("rdw", [(0.475, 0.6, 0.51), (0.36, 1.7, 0.36), (0.5, 0.35, 1.3)])
 def test_cost_is_what_the_module_does(space: str, rdw: tuple[float, float, float]) -> None:

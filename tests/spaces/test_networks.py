@@ -1,0 +1,181 @@
+"""Named networks: the paper's figures, the rules behind the rows that were fitted, and every exact integer of the oracles."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_spaces import Network, get_space
+from search_spaces.networks import NETWORKS, Named, get_named
+from search_spaces.paper_tables import NAMES, TABLES, architecture, check_table, meets, off, row_of, value
+from tinynet_search.baselines import inverse_giant
+from tinynet_search.formula import TinyFormula
+
+ORACLES: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "oracles.json").read_text())
+# The space of a row of each section; a section that is not here fails the test.
+SPACES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "tinynet": lambda row: "efficientnet_b0",
+    "b0": lambda row: "efficientnet_b0",
+    "table1": lambda row: "efficientnet_b0",
+    "inverse_giant": lambda row: "efficientnet_b0_scaled_head",
+    "resnet": lambda row: row["name"],
+    "ghost": lambda row: row["name"].lower().replace("-", "_"),
+    "random_efficientnet_b0": lambda row: "efficientnet_b0",
+}
+DETAILS = ("stem", "channels", "repeats", "head")
+# What a row gives or says of the paper; the pooled elements are held by test_ghostnet.py.
+GIVEN = {"name", "r", "d", "w", "phi", "rdw_published", "se_and_final_pool_elems"}
+# Baselines of the rows that the published tiny formula, or EfficientNet's rule, and then a fit have made.
+FITTED = {
+    "resnet50_a": "resnet50",
+    "resnet50_b": "resnet50",
+    "ghostnet_b": "ghostnet_a",
+    "ghostnet_c": "ghostnet_a",
+    "ghostnet_d": "ghostnet_a",
+}
+GIANTS = ("resnet50_giant_a", "resnet50_giant_b")
+# Table 7 as the paper prints it: size, channels, operator, expansion, output, squeeze-excite, stride, repeats.
+TABLE7 = """
+240 3 Conv3×3 - 28 - 2 1
+120 28 G-bneck 1 28 1 1 1
+120 28 G-bneck 3 44 1 2 1
+60 44 G-bneck 3 44 1 1 1
+60 44 G-bneck 3 72 1 2 1
+30 72 G-bneck 3 72 1 1 2
+30 72 G-bneck 6 140 1 2 1
+15 140 G-bneck 2.5 140 1 1 3
+15 140 G-bneck 6 196 1 1 3
+15 196 G-bneck 6 280 1 2 1
+8 280 G-bneck 6 280 1 1 5
+8 280 Conv1×1 - 1680 - 1 1
+8 1680 Pooling - - - - 1
+1 1680 Conv1×1 - 1400 - 1 1
+1 1400 FC - 1000 - - 1
+"""
+
+
+def oracles() -> Iterator[Any]:
+    for section in [key for key in ORACLES if key != "convention"]:
+        rows = ORACLES[section]
+        listed = rows if isinstance(rows, list) else [rows] if "macs" in rows else rows.values()
+        for i, row in enumerate(listed):
+            yield pytest.param(section, row, id=f"{section}-{i}")
+
+
+@pytest.mark.parametrize(("section", "row"), list(oracles()))
+def test_every_exact_integer(section: str, row: dict[str, Any]) -> None:
+    space = get_space(SPACES[section](row))
+    size = row.get("hw", space.base_resolution)
+    network = space.network((row.get("r", size / space.base_resolution), row.get("d", 1), row.get("w", 1)))
+    assert (network.resolution, network.macs, network.params) == (size, row["macs"], row["params"])
+    details = {key for key in DETAILS if not isinstance(row.get(key, ""), str)}
+    assert {key: network.details[key] for key in details} == {key: row[key] for key in details}
+    assert {key for key in row if not key.startswith("paper")} <= GIVEN | {*DETAILS, "hw", "macs", "params"}
+
+
+@pytest.mark.parametrize("row", NETWORKS.values(), ids=lambda row: row.name)
+def test_source_is_what_the_figures_say(row: Named) -> None:
+    network = row.network()
+    params_met = row.paper_params is not None and meets(row.paper_params, network.params)
+    assert meets(row.paper_flops, network.macs)
+    if row.source == "published":
+        assert params_met or row.paper_params is None
+    else:
+        assert row.source == ("inferred" if params_met else "ours")
+
+
+def nearest(row: Named, baseline: Named) -> Network:
+    """The rule of ``search_spaces.networks``: r and d from the formula, then the width, then the pixels nearest to the FLOPs.
+
+    Of pixels with equal FLOPs those nearer to the printed params, then to the formula's.
+    """
+    space, flops = get_space(row.space), value(row.paper_flops)
+    predicted = TinyFormula.load("published").predict(flops / value(baseline.paper_flops))
+    r, d = predicted.r_mean, predicted.d_mean
+    w = space.nearest_width(flops / space.baseline_macs(), r, d).rdw.w
+    params, asked = value(row.paper_params or "0M"), space.pixels(r)
+    tried = [space.network((pixels / space.base_resolution, d, w)) for pixels in range(asked // 2, asked * 2)]
+    return min(tried, key=lambda n: (abs(n.macs - flops), abs(n.params - params), abs(n.resolution - asked)))
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_fitted_rows_follow_from_the_published_formula(name: str) -> None:
+    assert NETWORKS[name].network() == nearest(NETWORKS[name], NETWORKS[FITTED[name]])
+
+
+@pytest.mark.parametrize("name", GIANTS)
+def test_peers_follow_from_efficientnets_rule(name: str) -> None:
+    row, space = NETWORKS[name], get_space("resnet50")
+    assert row.network() == inverse_giant(space, value(row.paper_flops) / value(NETWORKS["resnet50"].paper_flops))
+
+
+def test_every_row_of_ours_has_a_rule() -> None:
+    ours = {row.name.removesuffix("_hswish") for row in NETWORKS.values() if row.source == "ours"}
+    assert ours == {*FITTED, *GIANTS}
+
+
+@pytest.mark.parametrize("name", ["ghostnet_a", "ghostnet_b", "ghostnet_c", "ghostnet_d"])
+def test_hard_swish_twins_cost_the_same(name: str) -> None:
+    plain, twin = get_named(name).network(), get_named(f"{name}_hswish").network()
+    assert twin == plain
+    assert twin.space.name == "ghostnet_a_hswish"
+    assert (twin.params, twin.activation_bytes) == (plain.params, plain.activation_bytes)
+
+
+def test_every_name_has_figures_and_every_figure_a_name() -> None:
+    named = {row.network for table in TABLES.values() for row in table.rows if row.network}
+    assert named == set(NETWORKS)
+
+
+def test_tables_keep_their_own_figures() -> None:
+    """Table 1 rounds otherwise than table 3: its figures of two networks are no counts of these at all."""
+    rows = [(name, row) for name, table in TABLES.items() for row in table.rows if row.network and row.flops]
+    missed = {(name, row.network) for name, row in rows if not meets(row.flops or "", NETWORKS[row.network or ""].network().macs)}
+    assert missed == {("table1", "efficientnet_b-2"), ("table1", "tinynet_c")}
+    assert (row_of("tinynet_c").flops, row_of("efficientnet_b-1").flops) == ("100M", "201M")
+
+
+@pytest.mark.parametrize(
+    ("printed", "exact", "met"),
+    [
+        ("24M", 24.5e6, True),
+        ("24M", 24.51e6, False),
+        ("4.1B", 4.05e9, True),
+        ("3.6B", 3.66e9, False),
+        ("387M", 383.2e6, True),
+        ("387M", 383.0e6, False),
+        ("5.0M", 5.05e6, True),
+        ("5.0M", 5.06e6, False),
+    ],
+)
+def test_half_a_digit_or_one_percent(printed: str, exact: float, met: bool) -> None:
+    assert meets(printed, exact) is met
+
+
+def test_off_is_percent_of_the_papers() -> None:
+    assert off("100M", 99e6) == pytest.approx(-1)
+
+
+def test_table7_is_our_stage_list() -> None:
+    def text(figure: float | str | None) -> str:
+        return "-" if figure is None else f"{figure:g}" if isinstance(figure, float | int) else figure.replace(" ", "")
+
+    rows = [" ".join(text(("-", 1)[value] if isinstance(value, bool) else value) for value in layer) for layer in architecture()]
+    assert rows == TABLE7.strip().split("\n")
+
+
+def test_table7_is_what_is_counted() -> None:
+    network, layers = get_named("ghostnet_a").network(), architecture()
+    outputs = [layer.out for layer in layers if layer.operator == "G-bneck" for _ in range(layer.repeats)]
+    details = network.details
+    assert outputs == [channels for channels, repeats in zip(details["channels"], details["repeats"], strict=True) for _ in range(repeats)]
+    assert (layers[0].out, layers[-4].out, layers[0].size) == (details["stem"], details["head"], network.resolution)
+
+
+def test_tables_that_are_not_here() -> None:
+    for name in NAMES:
+        check_table(name)
+    with pytest.raises(ValueError, match="give table1, table2, table3, table6 or table7"):
+        check_table("table8")

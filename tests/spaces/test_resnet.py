@@ -1,0 +1,84 @@
+"""ResNet: every ResNet integer of the oracles, timm's own networks, and the edges of the rounding."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from search_spaces import RequestError, get_space
+from search_spaces.measured import counted
+
+ORACLES: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "golden" / "oracles.json").read_text())["resnet"]
+NAMES = [row["name"] for row in ORACLES]
+
+
+@pytest.mark.parametrize("row", ORACLES, ids=NAMES)
+def test_golden(row: dict[str, Any]) -> None:
+    network = get_space(row["name"]).baseline()
+    assert (network.macs, network.params, network.c) == (row["macs"], row["params"], 1.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_computes_what_timms_does(name: str) -> None:
+    torch.manual_seed(0)
+    theirs, ours = timm.create_model(name).eval(), get_space(name).baseline().build().eval()
+    # A fresh block of timm's adds nothing: its last gain is 0.
+    state = {key: tensor + 0.1 * torch.rand_like(tensor) if tensor.ndim == 1 else tensor for key, tensor in theirs.state_dict().items()}
+    theirs.load_state_dict(state)
+    ours.load_state_dict(state)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        logits = ours(images)
+        assert logits.isfinite().all()
+        assert torch.equal(logits, theirs(images))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_backward_pass_reaches_every_parameter(name: str) -> None:
+    torch.manual_seed(0)
+    module = get_space(name).network((0.15, 0.5, 0.2), num_classes=5).build(drop_rate=0.2, drop_path_rate=0.1)
+    module.train()(torch.randn(8, 3, 33, 33)).sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_drop_path_rises_over_the_blocks() -> None:
+    module = get_space("resnet50").network((0.15, 1, 0.2)).build(drop_path_rate=0.15)
+    rates = [part.drop_prob for part in module.modules() if type(part).__name__ == "DropPath"]
+    assert rates == pytest.approx([0.01 * i for i in range(1, 16)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("d", [0.05, 3.0])
+@pytest.mark.parametrize("w", [0.02, 0.37])
+def test_edges_are_counted_as_built(name: str, d: float, w: float) -> None:
+    network = get_space(name).network((0.3, d, w), num_classes=5)
+    assert (network.macs, network.params, network.activations) == counted(network)
+
+
+@pytest.mark.parametrize(("d", "repeats"), [(0.05, [1, 1, 1, 1]), (0.5, [2, 2, 3, 2]), (3.0, [9, 12, 18, 9])])
+def test_repeats(d: float, repeats: list[int]) -> None:
+    assert get_space("resnet50").network((1, d, 1)).details["repeats"] == repeats
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_coinciding_channels_keep_their_shortcuts(name: str) -> None:
+    """A first block that the table projects is projected though its planes have shrunk to those before it."""
+    network = get_space(name).network((0.2, 1, 0.02))
+    assert set(network.details["planes"]) - {16} == {8}
+    module = network.build()
+    projected = [module.get_submodule(f"layer{stage}.0").get_parameter("downsample.0.weight").shape for stage in (2, 3)]
+    wide = 8 * (4 if name == "resnet50" else 1)
+    assert [tuple(shape) for shape in projected] == [(wide, wide, 1, 1)] * 2
+
+
+def test_a_basic_first_stage_has_no_projection() -> None:
+    first = {name: get_space(name).network((0.2, 1, 0.3)).build().get_submodule("layer1.0") for name in NAMES}
+    assert {name for name, block in first.items() if getattr(block, "downsample") is not None} == {"resnet50"}  # noqa: B009
+
+
+def test_unknown_build_option_is_refused() -> None:
+    with pytest.raises(RequestError, match="did you mean 'drop_rate'"):
+        get_space("resnet18").network((0.2, 1, 0.2)).build(droprate=0.2)
