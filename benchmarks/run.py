@@ -22,7 +22,7 @@ from tinynet_search.tables import table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-NAMES = ("cost", "startup", "overhead")
+NAMES = ("cost", "memory", "startup", "overhead")
 PACKAGES = ("torch", "ray", "timm", "numpy", "mlflow")
 
 
