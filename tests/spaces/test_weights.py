@@ -1,0 +1,250 @@
+"""Weights from files and from the hub: what is loaded, and the one line for what cannot be."""
+
+import argparse
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from search_spaces import RequestError, get_space
+from search_spaces.networks import get_named
+from search_spaces.weights import load_weights
+
+MINI = get_space("efficientnet_mini").network((0.4, 0.4, 0.5))
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    """Weights of MINI that no other build starts with."""
+    torch.manual_seed(5)
+    return MINI.build().state_dict()
+
+
+def outputs(module: nn.Module, pixels: int) -> Tensor:
+    with torch.inference_mode():
+        return module.eval()(torch.randn(2, 3, pixels, pixels, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize("name", ["tinynet_a", "tinynet_b", "tinynet_c", "tinynet_d", "tinynet_e"])
+def test_the_built_tinynets_are_timms_own(name: str) -> None:
+    """timm's weights fit every name and shape, and the outputs at the network's resolution are the same."""
+    network, theirs = get_named(name).network(), timm.create_model(name)
+    ours = network.build()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert timm.models.get_pretrained_cfg(name).input_size == (3, network.resolution, network.resolution)  # pyright: ignore
+    torch.testing.assert_close(outputs(ours, network.resolution), outputs(theirs, network.resolution), rtol=0, atol=0)
+
+
+WRITERS: dict[str, Callable[[State, Path], None]] = {
+    "plain.pth": torch.save,
+    "plain.pt": torch.save,
+    "legacy.bin": lambda state, file: torch.save(state, file, _use_new_zipfile_serialization=False),
+    "plain.safetensors": save_file,
+    "no_counters.safetensors": lambda state, file: save_file({k: v for k, v in state.items() if v.is_floating_point()}, file),
+    "wrapped.pth": lambda state, file: torch.save({"model": state, "epoch": 3}, file),
+    "timm.pth.tar": lambda state, file: torch.save({"arch": "x", "state_dict": state, "args": argparse.Namespace(lr=0.1)}, file),
+    "averaged.pth": lambda state, file: torch.save({"state_dict": {"other": torch.ones(1)}, "state_dict_ema": state}, file),
+    "parallel.pth": lambda state, file: torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, file),
+    "compiled.pth": lambda state, file: torch.save({f"_orig_mod.module.{k}": v for k, v in state.items()}, file),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_file(state: State, tmp_path: Path, name: str) -> None:
+    WRITERS[name](state, tmp_path / name)
+    found = MINI.build(pretrained=tmp_path / name).state_dict()
+    assert all(torch.equal(found[key], tensor) for key, tensor in state.items())
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_come_in_the_modules_own(state: State, tmp_path: Path, kind: torch.dtype) -> None:
+    torch.save({key: tensor.to(kind) for key, tensor in state.items()}, tmp_path / "half.pth")
+    module = MINI.build(pretrained=str(tmp_path / "half.pth"))
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    assert torch.equal(module.get_parameter("conv_stem.weight"), state["conv_stem.weight"].to(kind).float())
+
+
+def test_timms_file_of_tinynet_e(tmp_path: Path) -> None:
+    theirs = timm.create_model("tinynet_e")
+    torch.save(theirs.state_dict(), tmp_path / "tinynet_e.pth")
+    ours = get_named("tinynet_e").network().build(pretrained=tmp_path / "tinynet_e.pth")
+    assert torch.equal(outputs(ours, 106), outputs(theirs, 106))
+
+
+def saved(content: Any, file: Path) -> None:
+    torch.save(content, file)
+
+
+def other(classes: int | None = None, w: float = 0.5) -> State:
+    return MINI.space.network((0.4, 0.4, w), classes).build().state_dict()
+
+
+WRONG: dict[str, tuple[Callable[[State, Path], object], str]] = {
+    "text.pth": (lambda _, file: file.write_text("weights\n"), "are damaged or no torch file"),
+    "text.safetensors": (lambda _, file: file.write_text("weights\n"), "are damaged or no safetensors file"),
+    "empty.pth": (lambda _, file: file.write_bytes(b""), "are damaged or no torch file"),
+    "pickled.pth": (lambda _, file: saved(MINI.build(), file), "hold Python objects"),
+    "numbers.pth": (lambda _, file: saved({"epoch": 3}, file), "hold no state dict"),
+    "tensor.pth": (lambda _, file: saved(torch.zeros(2), file), "hold no state dict"),
+    "nothing.pth": (lambda _, file: saved({}, file), "hold no state dict"),
+    "folder.pth": (lambda _, file: file.mkdir(), "is a folder"),
+    "missing.pth": (
+        lambda state, file: saved({k: v for k, v in state.items() if k != "bn1.weight"}, file),
+        "bn1.weight is missing in them",
+    ),
+    "extra.pth": (lambda state, file: saved({**state, "scale": torch.zeros(1)}, file), "they have scale, which the network lacks"),
+    "int8.pth": (lambda state, file: saved({**state, "bn1.bias": torch.zeros(8, dtype=torch.int8)}, file), "bn1.bias is torch.int8"),
+    "wide.pth": (
+        lambda _, file: saved(other(w=0.7), file),
+        "blocks.3.0.conv_pwl.weight is (12, 32, 1, 1) in the network and (16, 32, 1, 1) in them",
+    ),
+    "ten.pth": (lambda _, file: saved(other(10), file), "are for 10 classes, and the network has 24: ask for 10"),
+    "tinynet.pth": (lambda _, file: saved(timm.create_model("tinynet_e").state_dict(), file), "conv_stem.weight is (8, 3, 3, 3)"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_one_line_and_the_module_as_it_was(state: State, tmp_path: Path, name: str) -> None:
+    write, words = WRONG[name]
+    write(state, tmp_path / name)
+    refused(tmp_path / name, words)
+
+
+@pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors"])
+def test_a_truncated_file(state: State, tmp_path: Path, name: str) -> None:
+    WRITERS[name.replace("cut", "plain")](state, tmp_path / "whole")
+    data = (tmp_path / "whole").read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    refused(tmp_path / name, "are damaged")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("nowhere.pth", "does not exist"),
+        ("some/where", "does not exist"),
+        (Path("nowhere"), "does not exist"),
+        ("tinynet_f", "did you mean 'tinynet_e'"),
+        ("timm/tinynet_e.in2k", "did you mean 'tinynet_e.in1k'"),
+        ("", "give a file, or a name of timm.list_pretrained()"),
+        ("legacy_seresnet18.in1k", "outside the hub"),
+    ],
+)
+def test_no_such_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str | Path, words: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(source, words)
+
+
+def refused(source: str | Path, words: str) -> None:
+    module = MINI.build()
+    before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    with pytest.raises(RequestError) as raised:
+        load_weights(module, source)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in module.state_dict().items())
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as a client asks of it for one file."""
+
+    files: dict[str, bytes]
+    asked: list[str]
+
+    def do_HEAD(self) -> None:
+        self._answer(head=True)
+
+    def do_GET(self) -> None:
+        self._answer(head=False)
+
+    def _answer(self, *, head: bool) -> None:
+        self.asked.append(f"{self.command} {self.path}")
+        data = self.files.get(self.path)
+        self.send_response(404 if data is None else 200)
+        self.send_header("X-Repo-Commit", "c" * 40)
+        if data is None:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        else:
+            self.send_header("ETag", f'"{hash(self.path) % 10**9}-{len(data)}"')
+        self.send_header("Content-Length", str(len(data or b"")))
+        self.end_headers()
+        if data is not None and not head:
+            self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        return None
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    Hub.files, Hub.asked = {}, []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+BUILD = """
+import sys, time, timm
+from search_spaces import RequestError
+from search_spaces.networks import get_named
+started = time.time()
+for asked in sys.argv[1:]:
+    network, _, source = asked.partition("=")
+    try:
+        found = get_named(network).network().build(pretrained=source)
+        print(f"{found.get_parameter('classifier.bias').mean().item():.4f}")
+    except RequestError as error:
+        print(error)
+print(time.time() - started)
+"""
+
+
+def built(tmp_path: Path, endpoint: str, *asked: str, **environment: str) -> list[str]:
+    """What each ``network=source`` comes to, in a process of its own whose hub is ``endpoint``."""
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE_"))}
+    env = {**own, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub"), **environment}
+    done = subprocess.run([sys.executable, "-W", "error", "-c", BUILD, *asked], env=env, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+def test_published_weights_come_from_the_hub_once(tmp_path: Path, hub: str) -> None:
+    for name, file in (("tinynet_e.in1k", "model.safetensors"), ("tinynet_d.in1k", "pytorch_model.bin"), ("tf_efficientnet_b0.in1k", None)):
+        state = timm.create_model(name).state_dict()
+        state["classifier.bias"].fill_(0.25)
+        torch.save(state, tmp_path / "file") if file == "pytorch_model.bin" else save_file(state, tmp_path / "file")
+        Hub.files[f"/timm/{name}/resolve/main/{file or 'model.safetensors'}"] = (tmp_path / "file").read_bytes()
+    names = [f"tinynet_e={source}" for source in ("tinynet_e.in1k", "timm/tinynet_e.in1k", "tinynet_e")]
+    lines = built(tmp_path, hub, *names, "tinynet_d=tinynet_d", "efficientnet_b0=tf_efficientnet_b0.in1k", "tinynet_a=tinynet_e.in1k")
+    assert lines[:4] == ["0.2500"] * 4
+    assert "another function: timm's tf_efficientnet_b0" in lines[4]
+    assert "weights 'tinynet_e.in1k' are another network's" in lines[5]
+    fetched = [line for line in Hub.asked if line.startswith("GET") and "tinynet_e" in line]
+    assert fetched == ["GET /timm/tinynet_e.in1k/resolve/main/model.safetensors"]
+    # Now from the cache alone.
+    lines = built(tmp_path, "http://127.0.0.1:9", "tinynet_e=tinynet_e", "tinynet_c=tinynet_c", HF_HUB_OFFLINE="1")
+    assert lines[0] == "0.2500"
+    assert "tinynet_c.in1k" in lines[1]
+    assert "HF_HUB_OFFLINE is set" in lines[1]
+
+
+def test_a_hub_out_of_reach_is_one_line_at_once(tmp_path: Path) -> None:
+    line, seconds = built(tmp_path, "http://127.0.0.1:9", "tinynet_e=tinynet_e.in1k")
+    assert "cannot be had from http://127.0.0.1:9" in line
+    assert "set HF_ENDPOINT, or give a file" in line
+    assert float(seconds) < 10

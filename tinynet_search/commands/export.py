@@ -1,0 +1,81 @@
+"""A network as a file for other runtimes."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from search_spaces.errors import RequestError
+from tinynet_search.commands.app import AsJson, app, millions
+
+
+@app.command()
+def export(
+    network: Annotated[
+        str, typer.Argument(metavar="NETWORK", help="A name of tinynet networks, r,d,w, or the folder of a trial or an export.")
+    ],
+    form: Annotated[str, typer.Option("--format", help="onnx, pt2 (torch.export) or safetensors.")],
+    out: Annotated[Path, typer.Option(help="Folder of the files and their config.json; more formats of the same weights may join them.")],
+    weights: Annotated[
+        str | None, typer.Option(help="A .safetensors or .pth file, or timm's name such as tinynet_e.in1k; a folder brings its own.")
+    ] = None,
+    space: Annotated[str | None, typer.Option(help="Search space of r,d,w.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Classes, where not the space's own number.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="With onnx: an int8 file too, and what it costs in accuracy.")] = False,
+    data: Annotated[str | None, typer.Option(help="Images for --int8: petals; a trial brings its own.")] = None,
+    data_path: Annotated[str | None, typer.Option(help="Images for --int8: a folder of train/ and val/, a folder a class in each.")] = None,
+    calibration: Annotated[int, typer.Option(min=1, help="Training images that --int8 measures ranges on.")] = 128,
+    images: Annotated[int, typer.Option(min=1, help="Validation images that --int8 is evaluated on, at most.")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Write a network with its weights as ONNX, torch.export or safetensors; every file is compared with torch first.
+
+    A folder that holds another network, other weights or files of other origin is refused, never overwritten.
+    """
+    from tinynet_search.exporting import Request, export_network
+    from tinynet_search.exporting.formats import ExportError
+
+    settings = None if data is None and data_path is None else _settings(data, data_path)
+    try:
+        done = export_network(Request(network, form, out, weights, space, classes, int8, settings, calibration, images))
+    except ExportError as error:
+        print(f"tinynet: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    print(json.dumps(done, indent=1) if as_json else _text(done))
+
+
+def _settings(data: str | None, data_path: str | None) -> dict[str, Any]:
+    if data_path is None:
+        return {"name": data}
+    if data not in (None, "imagefolder"):
+        raise RequestError(f"--data {data} and --data-path are two sets: give one")
+    return {"name": "imagefolder", "path": data_path}
+
+
+def _text(done: dict[str, Any]) -> str:
+    from tinynet_search.tables import table
+
+    figures = done["network"]
+    size = f"{figures['resolution']} px, {millions(figures['macs'])} FLOPs, {millions(figures['params'], 2)} params"
+    lines = [f"{done['name']}: {size}, {done['num_classes']} classes; weights from {done['weights']['from']}"]
+    rows = []
+    for name in done["written"]:
+        file = done["files"][name]
+        off = file if "largest_difference" in file else file["compared_with_float32"]
+        rows.append((name, f"{file['bytes'] / 1e6:.2f} MB", f"{off['largest_difference']:.3g}", f"{off['largest_output']:.3g}"))
+    lines.append(table((done["folder"], "size", "largest difference", "largest output"), rows))
+    if done["int8"]:
+        lines.append(_int8_text(done["int8"]))
+    return "\n".join(lines)
+
+
+def _int8_text(cost: dict[str, Any]) -> str:
+    from tinynet_search.tables import table
+
+    rows = [(name, f"{cost['top1'][name]:.2f} %", f"{cost['images_per_s'][name]:.0f}") for name in ("float32", "int8")]
+    same = f"int8 {cost['top1_change']:+.2f} points; same class on {cost['agreement']:.2f} % of {cost['images']} images"
+    return "\n".join(
+        [table(("in ONNX Runtime", "top-1", "images/s"), rows), f"{same}; logits differ by {cost['mean_difference']:.3g} on average"]
+    )

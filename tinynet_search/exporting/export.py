@@ -1,0 +1,128 @@
+"""``tinynet export``: from a request to files in a folder, compared with torch before they are put in place."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from search_spaces import RequestError
+from search_spaces.errors import unknown
+from search_spaces.weights import Source, load_weights, locate
+from tinynet_search.exporting.folder import ExportFolder, export_folder
+from tinynet_search.exporting.formats import FORMATS, INPUT, OUTPUT, weights_bytes, write_checked
+from tinynet_search.exporting.images import Images, evaluation_recipe, open_images, preprocessing_of
+from tinynet_search.exporting.int8 import compare, write_int8
+from tinynet_search.exporting.subject import Subject, find_subject
+from trainables.trial import describe
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is exported.
+
+    Attributes:
+        network, space, classes: as ``find_subject`` takes them.
+        weights: a file or published name; None takes what lies in the network's folder.
+        format: a name of ``FORMATS``; out: the folder.
+        int8: quantise the ONNX file as well, with ``calibration`` training images, and evaluate both on ``images``.
+        data: ``[data]`` settings; None takes those of the trial.
+    """
+
+    network: str
+    format: str
+    out: Path
+    weights: str | None = None
+    space: str | None = None
+    classes: int | None = None
+    int8: bool = False
+    data: Mapping[str, Any] | None = None
+    calibration: int = 128
+    images: int = 1000
+
+
+def export_network(request: Request) -> dict[str, Any]:
+    """Write the files and return config.json.
+
+    Raises:
+        RequestError: the request is wrong; ExportError: the file disagrees with torch, and is not kept.
+    """
+    if request.format not in FORMATS:
+        raise unknown("format", request.format, FORMATS)
+    if request.int8 and request.format != "onnx":
+        raise RequestError(f"--int8 goes with --format onnx, not {request.format}")
+    if request.data is not None and not request.int8:
+        raise RequestError("--data and --data-path go with --int8: they are what it calibrates with")
+    subject = find_subject(request.network, request.space, request.classes)
+    source = _weights(subject, request.weights)
+    recipe = evaluation_recipe(subject, request.data)
+    preprocessing = preprocessing_of(subject, source, recipe, request.data)
+    module = subject.network.build().eval().requires_grad_(False)
+    load_weights(module, source)
+    images = open_images(subject, request.data, recipe, preprocessing, request.calibration) if request.int8 else None
+    identity, config = _config(subject, source, module, preprocessing)
+    with export_folder(request.out, identity) as folder:
+        files, measured = _write(folder, subject, module, request, images)
+        written = folder.publish(config, files)
+    return {**written, "folder": str(request.out), "written": list(files), "int8": measured}
+
+
+def _write(
+    folder: ExportFolder, subject: Subject, module: nn.Module, request: Request, images: Images | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
+    """(files by name, what quantisation costs or None)"""
+    name = FORMATS[request.format].file.format(name=subject.name)
+    folder.check_free(name)
+    files = {name: write_checked(request.format, module, subject.network, folder.scratch / name)}
+    if images is None:
+        return files, None
+    small = f"{subject.name}.int8.onnx"
+    folder.check_free(small)
+    files[small] = write_int8(folder.scratch / name, folder.scratch / small, images.calibration)
+    measured = compare(folder.scratch / name, folder.scratch / small, images, request.images)
+    files[small]["compared_with_float32"] = measured
+    return files, measured
+
+
+def _weights(subject: Subject, asked: str | None) -> Source:
+    if asked is not None:
+        return locate(asked)
+    if subject.weights is not None:
+        return Source(subject.weights, str(subject.weights))
+    import timm
+
+    published = subject.name in {name.partition(".")[0] for name in timm.list_pretrained()}
+    hint = f" or --weights {subject.name} (timm's own, from the hub)" if published else ""
+    raise RequestError(f"{subject.name} has no weights here: give --weights FILE{hint}")
+
+
+def _config(subject: Subject, source: Source, module: nn.Module, preprocessing: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what decides which network and weights are meant, the whole of config.json but its files)"""
+    network = subject.network
+    identity = {
+        "space": subject.space,
+        "space_version": network.space.version,
+        "num_classes": network.num_classes,
+        "network": describe(network),
+        "weights_sha256": hashlib.sha256(weights_bytes(module)).hexdigest(),
+    }
+    # As it comes back from a file, where a tuple is a list.
+    identity = json.loads(json.dumps(identity))
+    own = source.path == subject.weights
+    # No path of this machine goes into a file that travels.
+    origin = f"timm/{source.label}" if source.published else subject.origin if own else source.path.name
+    pixels = network.resolution
+    config = {
+        "name": subject.name,
+        **identity,
+        "rdw": list(network.rdw),
+        "weights": {"from": origin},
+        "input": {"name": INPUT, "dtype": "float32", "shape": ["batch", 3, pixels, pixels]},
+        "output": {"name": OUTPUT, "dtype": "float32", "shape": ["batch", network.num_classes]},
+        "preprocessing": dict(preprocessing),
+        "trained": dict(subject.trained) if subject.trained and own else None,
+    }
+    return identity, config

@@ -1,0 +1,116 @@
+"""Images for a network's file as the project's own evaluation gives them, and the same in words for config.json."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from search_spaces import Network, RequestError
+from search_spaces.weights import Source
+from tinynet_search.exporting.subject import Subject
+from trainables.data import MEAN, STD, ImageData, open_data
+from trainables.data.arrays import ArrayData
+from trainables.data.imagefolder import UnreadableImageError
+from trainables.recipe import Recipe, get_recipe, recipe_from
+
+# How a network is evaluated of which nobody knows how it was trained.
+RECIPES = {"petals": "short", "imagefolder": "efficientnet"}
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Images:
+    """Training images to calibrate with and labelled ones to evaluate on, evenly spread over the set.
+
+    Attributes:
+        data: the set; calibration: float32 (n, 3, pixels, pixels).
+    """
+
+    network: Network
+    recipe: Recipe
+    preprocessing: Mapping[str, Any]
+    data: ImageData
+    calibration: np.ndarray
+
+    def validation(self, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Batches of float32 images and int64 labels."""
+        return _images(self.data, count, self.network, self.recipe, self.preprocessing)
+
+
+def open_images(
+    subject: Subject, settings: Mapping[str, Any] | None, recipe: Recipe, preprocessing: Mapping[str, Any], calibration: int
+) -> Images:
+    """The images of the settings, or else of the trial that trained the network.
+
+    Raises:
+        RequestError: there are none, they cannot be read, or their classes are not the network's.
+    """
+    settings = settings or (subject.trained or {}).get("data")
+    if settings is None:
+        raise RequestError("--int8 needs images to calibrate with: give --data petals, or --data-path with a folder of train/ and val/")
+    data = open_data(settings)
+    network = subject.network
+    if len(data.class_names) != network.num_classes:
+        raise RequestError(f"the data has {len(data.class_names)} classes and the network {network.num_classes}: give data of its classes")
+    batches = [images for images, _ in _images(_train_as_val(settings), calibration, network, recipe, preprocessing)]
+    return Images(network, recipe, preprocessing, data, np.concatenate(batches))
+
+
+def evaluation_recipe(subject: Subject, settings: Mapping[str, Any] | None) -> Recipe:
+    """The recipe whose evaluation the network is used with: its trial's, or what suits the data."""
+    trained = (subject.trained or {}).get("recipe")
+    return recipe_from(trained) if trained else get_recipe(RECIPES.get((settings or {}).get("name", ""), RECIPES["imagefolder"]))
+
+
+def preprocessing_of(subject: Subject, source: Source, recipe: Recipe, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How an image becomes the network's input.
+
+    Published weights keep the normalisation and the crop that timm names; other weights have the project's.
+    """
+    if subject.preprocessing is not None and source.published is None:
+        return dict(subject.preprocessing)
+    pixels, ratio = subject.network.resolution, recipe.eval_ratio
+    mean, std = MEAN, STD
+    if source.published is not None:
+        ratio, mean, std = source.published.crop_pct, source.published.mean, source.published.std
+    known = (subject.trained or {}).get("data") or settings or {}
+    squashed = known.get("name") == "petals" and recipe.augment == "shift"
+    steps = (
+        {"resize": [pixels, pixels], "interpolation": "bilinear", "antialias": True}
+        if squashed
+        else {"resize_short_side": int(pixels / ratio), "interpolation": "bicubic", "antialias": True, "centre_crop": pixels}
+    )
+    return {"colour": "RGB", **steps, "crop_ratio": ratio, "scale": "0 to 1", "mean": list(mean), "std": list(std), "size": pixels}
+
+
+def _images(
+    data: ImageData, count: int, network: Network, recipe: Recipe, preprocessing: Mapping[str, Any]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of validation images, spread evenly: an ImageFolder lists its classes one after another."""
+    count = min(count, data.val_size)
+    chosen = np.arange(count) * data.val_size // count
+    loader = data.loader(network.resolution, replace(recipe, eval_ratio=preprocessing["crop_ratio"]), torch.device("cpu"))
+    mean, std, own_mean, own_std = (
+        np.asarray(values, np.float32).reshape(3, 1, 1) for values in (MEAN, STD, preprocessing["mean"], preprocessing["std"])
+    )
+    same = np.array_equal(mean, own_mean) and np.array_equal(std, own_std)
+    try:
+        for images, labels in loader.val([chosen[start : start + BATCH] for start in range(0, count, BATCH)]):
+            array = np.ascontiguousarray(images.numpy())
+            yield array if same else (array * std + mean - own_mean) / own_std, labels.numpy()
+    except (UnreadableImageError, OSError) as error:
+        raise RequestError(f"the data cannot be read: {error}") from error
+
+
+def _train_as_val(settings: Mapping[str, Any]) -> ImageData:
+    """The set with its training images in the place of the others: calibration wants them as evaluation sees them."""
+    if settings.get("name", "petals") == "imagefolder":
+        return open_data({**settings, "val": settings.get("train", "train")})
+    from trainables.data import petals
+
+    sizes = {key: value for key, value in settings.items() if key != "name"}
+    arrays = petals.load(sizes.pop("cache", None), **sizes)
+    train = (arrays.train_images, arrays.train_labels)
+    return ArrayData(train, train, petals.CLASS_NAMES, "")

@@ -1,0 +1,114 @@
+"""Which network is meant: a named one, a twist r,d,w of a space, or what a trial or an earlier export left."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from search_spaces import Network, RequestError, get_space
+from search_spaces.errors import unknown
+from search_spaces.networks import NETWORKS, get_named
+
+CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+# What a trial's configuration says of its training; an export of the trial keeps it.
+TRAINED = ("recipe", "data", "data_fingerprint", "seed", "metrics")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and what is known of it.
+
+    Attributes:
+        name: of the files.
+        space: as ``get_space`` takes it.
+        weights: the file that lies beside the configuration, None where none does; origin: where it came from.
+        trained: recipe, data, seed and metrics of its training, empty where nobody knows.
+        preprocessing: of an earlier export, None elsewhere.
+    """
+
+    name: str
+    space: str
+    network: Network
+    weights: Path | None = None
+    origin: str = ""
+    trained: Mapping[str, Any] | None = None
+    preprocessing: Mapping[str, Any] | None = None
+
+
+def find_subject(text: str, space: str | None = None, classes: int | None = None) -> Subject:
+    """The network that a text means.
+
+    Args:
+        text: a name of ``tinynet networks``, ``r,d,w``, or a folder or config.json.
+        space: of ``r,d,w``; a folder whose space is a user's own module has it repeated here.
+        classes: instead of the space's own number.
+
+    Raises:
+        RequestError: nothing is meant by it, or the folder's configuration is damaged or of another version.
+    """
+    path = Path(os.path.expanduser(text))
+    if text in NETWORKS:
+        if space is not None:
+            raise RequestError(f"--space goes with r,d,w: {text!r} has its own")
+        row = get_named(text)
+        network = row.network()
+        return Subject(text, row.space, network.space.network(network.rdw, classes))
+    if path.is_dir() or path.suffix == ".json":
+        if classes is not None:
+            raise RequestError(f"--classes goes with a name or r,d,w: {text!r} says itself how many it has")
+        return read_subject(path, space)
+    if "," in text:
+        return _twist(text, space, classes)
+    if "/" in text or text.startswith("."):
+        raise RequestError(f"no folder {text!r}: give a network's name, r,d,w with --space, or the folder of a trial or an export")
+    raise unknown("network", text, NETWORKS)
+
+
+def _twist(text: str, space: str | None, classes: int | None) -> Subject:
+    if space is None:
+        raise RequestError(f"{text} is a twist of what? give --space, for example --space efficientnet_b0")
+    try:
+        r, d, w = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise RequestError(f"{text!r} is no r,d,w: give three numbers such as 0.86,1.2,1.0") from error
+    network = get_space(space).network((r, d, w), classes)
+    return Subject(re.sub(r"[^\w.-]", "_", f"{space}-r{r:g}-d{d:g}-w{w:g}"), space, network)
+
+
+def read_subject(path: Path, space: str | None = None) -> Subject:
+    """The network of a folder or config.json that a trial or an export left.
+
+    Raises:
+        RequestError: it is not there, damaged, another version's, or names a user's module that ``space`` does not repeat.
+    """
+    file = path / CONFIG if path.is_dir() else path
+    try:
+        found = json.loads(file.read_bytes())
+        r, d, w = (float(value) for value in found["rdw"])
+        own = str(found["space"])
+        version, classes, figures = int(found["space_version"]), int(found["num_classes"]), dict(found["network"])
+        name = str(found["name"]) if "name" in found else re.sub(r"[^\w.-]", "_", f"{own}-{file.parent.resolve().name}")
+    except OSError as error:
+        raise RequestError(f"{str(file)!r} cannot be read ({error.strerror}): give the folder of a trial or an export") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{str(file)!r} is no configuration of a trial or an export, or damaged ({error})") from error
+    _check_space(file, own, space)
+    network = get_space(own).network((r, d, w), classes)
+    same = (network.space.version, network.macs, network.resolution) == (version, figures.get("macs"), figures.get("resolution"))
+    if not same:
+        raise RequestError(f"{str(file)!r} is of version {version} of {own}, which meant another network: here is {network.space.version}")
+    weights, folder = file.parent / WEIGHTS, file.parent.resolve().name
+    trained = {key: found[key] for key in TRAINED if key in found} or found.get("trained")
+    origin = found["weights"]["from"] if "weights" in found else f"trial {folder}"
+    return Subject(name, own, network, weights if weights.is_file() else None, origin, trained, found.get("preprocessing"))
+
+
+def _check_space(file: Path, own: str, space: str | None) -> None:
+    """A module's name in a file would be code to run: the user says it again."""
+    if space is not None and space != own:
+        raise RequestError(f"--space is {space!r}, and {str(file)!r} is a network of {own!r}: leave --space out or give that one")
+    if ":" in own and space is None:
+        raise RequestError(f"{str(file)!r} is of {own!r}, which would be code to run: say --space {own} if it is yours")
