@@ -234,23 +234,37 @@ class SearchSpace(ABC):
             tol: largest accepted ``abs(network.c - c) / c``.
 
         Raises:
-            RequestError: no width meets the budget at this depth and near this resolution.
+            RequestError: no width meets the budget at this depth and near this resolution; below what the thinnest network
+                there costs, the line says the smallest c that can be met.
         """
-        if not c > 0:
+        if not 0 < c < math.inf:
             raise RequestError(f"c = {c:g} is no budget: give a fraction of the baseline's FLOPs above 0")
         classes = self.num_classes if num_classes is None else num_classes
         asked = self.network(RDW(r, d, 1.0), classes).resolution
         best = self.nearest_width(c, r, d, classes)
         if abs(best.c - c) <= tol * c:
             return best
+        least = self.thinnest(r, d, classes).c
+        if least - c > tol * c:
+            raise RequestError(
+                f"c = {c:g} is below every network near r = {r:g}, d = {d:g}: "
+                f"the smallest that can be met there is c = {least:.4g}; raise c, or lower r or d"
+            )
         for step in range(1, max(2, int(asked * MAX_NUDGE)) + 1):
-            around = [self.nearest_width(c, p / self.base_resolution, d, classes) for p in (asked + step, asked - step) if p > 0]
+            nudged = [p / self.base_resolution for p in (asked + step, asked - step)]
+            around = [self.nearest_width(c, near, d, classes) for near in nudged if SANE[0] <= near <= SANE[1]]
             best = min([best, *around], key=lambda n: abs(n.c - c))
             if abs(best.c - c) <= tol * c:
                 return best
         raise RequestError(
             f"no width meets c = {c:g} within {tol:.0%} near r = {r:g}, d = {d:g}: the nearest has c = {best.c:.4f}; change r, d or c"
         )
+
+    def thinnest(self, r: float, d: float, num_classes: int | None = None) -> Network:
+        """The cheapest network that ``solve_width`` may answer with: no width at all, at the lowest resolution it tries."""
+        asked = self.pixels(r)
+        pixels = max(asked - max(2, int(asked * MAX_NUDGE)), math.ceil(SANE[0] * self.base_resolution))
+        return self.network(RDW(min(r, pixels / self.base_resolution), d, SANE[0]), num_classes)
 
     def nearest_width(self, c: float, r: float, d: float, num_classes: int | None = None) -> Network:
         """At exactly this (r, d): of the two networks beside the budget on the staircase of widths, the nearer one."""

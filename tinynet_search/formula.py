@@ -14,10 +14,12 @@ import numpy as np
 
 from search_spaces import RequestError, SearchSpace, get_space, list_spaces
 from search_spaces.errors import unknown
+from tinynet_search.curve import Curve
 from tinynet_search.errors import one_line
 from tinynet_search.formula_io import FORMS, MIN_POINTS, SCHEMA, DamagedError, check_point, parse, read_text
 from tinynet_search.gaussian import Bounds, Kernel, Posterior, fit_forms
-from tinynet_search.suggestion import Prediction, Suggestion, checked_budget, tidy
+from tinynet_search.limits import checked_request, largest
+from tinynet_search.suggestion import Prediction, Suggestion, tidy
 
 __all__ = ["Prediction", "Suggestion", "TinyFormula", "fit_formula", "suggest_rdw"]
 
@@ -114,8 +116,11 @@ class TinyFormula:
 
     def suggest(
         self,
-        c: float,
+        c: float | None = None,
         *,
+        macs: float | None = None,
+        params: float | None = None,
+        activation_bytes: float | None = None,
         extrapolate: bool = False,
         form: str = "default",
         tol: float = 0.03,
@@ -127,32 +132,31 @@ class TinyFormula:
         Predictions are clipped to the space's ranges. Outside the range of the training points, and only when told to
         ``extrapolate``, r and d are those of the nearest end of the range; the standard deviations stay those at c.
 
+        With limits it is the network of the largest c on the formula that meets them all, c itself a limit where it is
+        given too: largest to .1 % of c (see ``limits.largest``). ``binding`` says which of them the next larger breaks.
+
         Args:
             c: budget, a fraction of the baseline's multiply-adds in (0, 1].
+            macs, params: most multiply-adds and parameters; the exact figures keep to them.
+            activation_bytes: most peak memory of feature maps, float32 at batch 1. Give four times the bytes of an 8-bit runtime.
             tol: largest accepted ``abs(suggestion.c - c) / c``.
             space: where to build it; None is the formula's own space.
             num_classes: classes of the network; None is the formula's own on its own space, else the space's default.
 
         Raises:
-            RequestError: c is no budget or outside the range, the formula is not usable, or no network meets the budget.
+            RequestError: c is no budget or outside the range, a limit is no number above 0 or beyond the formula's reach, the
+                formula is not usable, or no network meets the budget.
         """
-        budget = checked_budget(c)
+        asked = checked_request({"c": c, "macs": macs, "params": params, "activation_bytes": activation_bytes})
         self._require_usable()
-        low, high = self.points[0][0], self.points[-1][0]
-        extrapolated = not low - 1e-9 <= budget <= high + 1e-9
-        if extrapolated and not extrapolate:
-            raise RequestError(
-                f"c = {budget:g} is outside the range {low:g} to {high:g} of formula {one_line(self.source)}: "
-                "ask within it, or pass extrapolate=True (--extrapolate) to keep r and d of its nearest end"
-            )
         target = self._space(space)
         classes = self.num_classes if num_classes is None and target.name == self.space else num_classes
-        inside = self.predict(min(max(budget, low), high), form)
-        r, d = (float(np.clip(mean, *target.ranges[name])) for name, mean in (("r", inside.r_mean), ("d", inside.d_mean)))
-        network = tidy(target.solve_width(budget, r, d, tol=tol, num_classes=classes))
-        at_c = self.predict(budget, form)
-        predicted = inside._replace(r_std=at_c.r_std, d_std=at_c.d_std)
-        return Suggestion(budget, network, predicted, extrapolated, self.source, form, self._note(target, predicted, (r, d), extrapolated))
+        curve = Curve(self, form, target, target.num_classes if classes is None else classes, tol, extrapolate)
+        alone = asked.keys() == {"c"}
+        budget, binding = (asked["c"], ()) if alone else largest(curve, asked)
+        network, predicted = tidy(curve.network(budget)), curve.predicted(budget)
+        note, limits = curve.note(budget, predicted), {} if alone else asked
+        return Suggestion(budget, network, predicted, curve.outside(budget), self.source, form, note, limits, binding)
 
     def _require_usable(self) -> None:
         if not self.usable:
@@ -175,19 +179,6 @@ class TinyFormula:
         if space is None and self.space not in list_spaces():
             raise RequestError(f"formula {one_line(self.source)} is of {one_line(self.space)!r}, no built-in space: pass the space itself")
         return space if isinstance(space, SearchSpace) else get_space(space or self.space)
-
-    def _note(self, space: SearchSpace, predicted: Prediction, used: tuple[float, float], extrapolated: bool) -> str | None:
-        notes = []
-        if space.name != self.space:
-            notes.append(f"{space.name} has no formula of its own here: r(c) and d(c) were fitted on {one_line(self.space)}")
-        elif space.version != self.space_version:
-            notes.append(f"fitted on version {self.space_version} of {space.name}, built on version {space.version}")
-        if extrapolated:
-            low, high = self.points[0][0], self.points[-1][0]
-            notes.append(f"outside the formula's range {low:g} to {high:g}: r and d are those of its nearest end")
-        if used != (predicted.r_mean, predicted.d_mean):
-            notes.append("r or d clipped to the space's range")
-        return "; ".join(notes) or None
 
 
 def fit_formula(
@@ -225,18 +216,22 @@ def fit_formula(
 
 
 def suggest_rdw(
-    c: float,
+    c: float | None = None,
     *,
+    macs: float | None = None,
+    params: float | None = None,
+    activation_bytes: float | None = None,
     space: str | SearchSpace | None = None,
     formula: str | Path | TinyFormula = "published",
     extrapolate: bool = False,
     form: str = "default",
     tracking_uri: str | None = None,
 ) -> Suggestion:
-    """The tiny formula's network for a budget: ``r, d, w = suggest_rdw(0.25)``.
+    """The tiny formula's network for a budget, ``r, d, w = suggest_rdw(0.25)``, or within limits, ``suggest_rdw(params=2e6)``.
 
     Args:
         c: budget, a fraction of the baseline's FLOPs (multiply-adds) in (0, 1].
+        macs, params, activation_bytes: limits, alone or beside c; see ``TinyFormula.suggest``.
         space: search space, or its name; None is the formula's own. A space other than the formula's gets a note.
         formula: ``published``, a .json file, ``models:/name@alias``, ``models:/name/version``, or a formula itself.
         extrapolate: accept a c outside the formula's range, with r and d of its nearest end.
@@ -244,9 +239,10 @@ def suggest_rdw(
         tracking_uri: MLflow's address for ``models:/``; None is MLflow's own default.
 
     Raises:
-        RequestError: the budget, space, formula or form is wrong; the message says how to mend it.
+        RequestError: the budget, a limit, the space, formula or form is wrong; the message says how to mend it.
         TrackingError: MLflow does not answer.
     """
-    checked_budget(c)
+    limits: dict[str, Any] = {"macs": macs, "params": params, "activation_bytes": activation_bytes}
+    checked_request({"c": c, **limits})
     found = formula if isinstance(formula, TinyFormula) else TinyFormula.load(formula, tracking_uri=tracking_uri)
-    return found.suggest(c, extrapolate=extrapolate, form=form, space=space)
+    return found.suggest(c, **limits, extrapolate=extrapolate, form=form, space=space)

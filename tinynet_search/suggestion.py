@@ -1,14 +1,13 @@
 """What the tiny formula answers: (r, d, w) of a real network, its exact cost, and how far the formula can be trusted."""
 
 import html
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from search_spaces import RDW, Network, RequestError
+from search_spaces import RDW, Network
 from search_spaces.space import SANE
-from tinynet_search.errors import one_line
+from tinynet_search.limits import amount
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +27,14 @@ class Suggestion:
     """A network for a budget; unpacks to the (r, d, w) of the network itself: ``space.network(RDW(*suggestion))`` is it.
 
     Attributes:
-        budget: c that was asked for, a fraction of the baseline's multiply-adds.
-        network: the suggested network; r, d, w, c, resolution, macs, params and activations are its own.
+        budget: c that was asked for, a fraction of the baseline's multiply-adds; under limits the largest that meets them.
+        network: the suggested network; r, d, w, c, resolution, macs, params, activations and activation_bytes are its own.
         predicted: the formula's r(c) and d(c), equation 4.
         extrapolated: c lies outside the formula's range; r and d are those of the nearest end, the stds those at c.
         formula, form: the formula's source and which of its two forms answered.
         note: what the reader should know besides; None where there is nothing.
+        limits: what was asked by name (``macs``, ``params``, ``activation_bytes``, ``c``); empty where c alone was.
+        binding: the limits that the network of the next larger c breaks, or ``c``; none at the formula's own end.
     """
 
     budget: float
@@ -43,6 +44,8 @@ class Suggestion:
     formula: str
     form: str
     note: str | None = None
+    limits: Mapping[str, float] = field(default_factory=dict, hash=False)
+    binding: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[float]:
         return iter((self.r, self.d, self.w))
@@ -91,6 +94,11 @@ class Suggestion:
         return self.network.activations
 
     @property
+    def activation_bytes(self) -> int:
+        """Peak memory of feature maps in inference at batch 1, float32; an 8-bit runtime needs a quarter."""
+        return self.network.activation_bytes
+
+    @property
     def space(self) -> str:
         """Name of the search space; the space itself is ``network.space``."""
         return self.network.space.name
@@ -121,10 +129,11 @@ class Suggestion:
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure as plain JSON data, with the family's own details (channels and repeats per stage, ...)."""
-        own = ("budget", "c", "r", "d", "w", "resolution", "macs", "params", "activations")
+        own = ("budget", "c", "r", "d", "w", "resolution", "macs", "params", "activations", "activation_bytes")
         formula = ("r_mean", "r_std", "d_mean", "d_std", "extrapolated", "space", "formula", "form", "note")
         figures = {name: getattr(self, name) for name in own + formula}
-        return {**figures, "num_classes": self.network.num_classes, "details": dict(self.network.details)}
+        asked = {"limits": dict(self.limits), "binding": list(self.binding)}
+        return {**figures, **asked, "num_classes": self.network.num_classes, "details": dict(self.network.details)}
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and text of each figure, for people."""
@@ -135,18 +144,34 @@ class Suggestion:
             *((_label(key, value), _text(value)) for key, value in self.network.details.items()),
             ("FLOPs (multiply-adds)", f"{self.macs / 1e6:,.1f}M"),
             ("parameters", f"{self.params / 1e6:,.2f}M with {self.network.num_classes:,} classes"),
+            ("peak activation memory", f"{self.activation_bytes / 1e6:,.2f}MB (float32, batch 1)"),
             ("r(c)", f"{self.r_mean:.4f} ± {self.r_std:.4f}"),
             ("d(c)", f"{self.d_mean:.4f} ± {self.d_std:.4f}"),
-            ("budget", f"c = {self.budget:g} of {base / 1e6:,.1f}M; met with {self.c:.4f} ({self.c / self.budget - 1:+.1%})"),
+            (
+                "largest c" if self.limits else "budget",
+                f"c = {self.budget:g} of {base / 1e6:,.1f}M; met with {self.c:.4f} ({self.c / self.budget - 1:+.1%})",
+            ),
+            *self._limit_rows(),
             ("formula", f"{self.formula}, {self.form} form"),
             *([("note", self.note)] if self.note else []),
         ]
 
+    def _limit_rows(self) -> list[tuple[str, str]]:
+        """What was asked, and the binding limits, each with how much of it is used."""
+        if not self.limits:
+            return []
+        asked = [f"{name} {amount(name, limit)}" for name, limit in self.limits.items()]
+        used = [f"{name} ({amount(name, getattr(self, name))} of {amount(name, self.limits[name])})" for name in self.binding]
+        none = "none: every limit is met at the formula's largest c"
+        return [("limits", ", ".join(asked)), ("binding", ", ".join(used) or none)]
+
     def __repr__(self) -> str:
+        bound = f", binding {', '.join(self.binding) or 'none'}" if self.limits else ""
         mark = ", extrapolated" if self.extrapolated else ""
         return (
             f"Suggestion({self.space} at c = {self.budget:g}: r={self.r:.4g}, d={self.d:.4g}, w={self.w:.6g}, "
-            f"{self.resolution}px, {self.macs / 1e6:,.1f}M FLOPs, {self.params / 1e6:,.2f}M params, c={self.c:.4f}{mark})"
+            f"{self.resolution}px, {self.macs / 1e6:,.1f}M FLOPs, {self.params / 1e6:,.2f}M params, "
+            f"{self.activation_bytes / 1e6:,.2f}MB peak, c={self.c:.4f}{bound}{mark})"
         )
 
     def __str__(self) -> str:
@@ -166,26 +191,13 @@ class Suggestion:
         return f'<table style="border-collapse:collapse;line-height:1.35">{caption}<tbody>{body}</tbody></table>'
 
 
-def checked_budget(c: Any) -> float:
-    """c as a float.
-
-    Raises:
-        RequestError: it is no number in (0, 1], the budgets of equation 5.
-    """
-    try:
-        value = float(c)
-    except (TypeError, ValueError, OverflowError):
-        value = math.nan
-    if not 0 < value <= 1:
-        raise RequestError(f"c = {one_line(c, 40)} is no budget: give a fraction of the baseline's FLOPs above 0 and at most 1")
-    return value
-
-
 def tidy(network: Network) -> Network:
     """The same network under its whole-pixel r and the shortest w that still gives it."""
     space, d = network.space, network.rdw.d
     r = network.resolution / space.base_resolution
-    widths = [*(round(network.rdw.w, digits) for digits in range(2, 7)), network.rdw.w]
+    w = network.rdw.w
+    # A solved width can lie so close to its step's edge that rounding crosses it: a millionth beside it is well inside.
+    widths = [*(round(w, digits) for digits in range(2, 7)), round(w - 1e-6, 6), round(w + 1e-6, 6), w]
     # Two decimals turn the smallest widths into none at all.
     twists = (space.network(RDW(r, d, w), network.num_classes) for w in widths if w >= SANE[0])
     return next(twist for twist in twists if twist == network)
