@@ -18,7 +18,7 @@ from matplotlib.markers import CARETDOWN, CARETUP
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from search_spaces import RequestError, get_space
-from tinynet_search.outcome import GIANT, TINY
+from tinynet_search.outcome import TINY
 from tinynet_search.plan import candidates_of, final_candidates
 from tinynet_search.store import FINALS, FRONTIER, Candidate, SearchStore
 
@@ -81,7 +81,7 @@ def draw(store: SearchStore, target: Path) -> None:
         _budgets(axes, plan, rows)
         for label, name, marker, colour in (
             (TINY, "the tiny formula's network (the tip is its value)", CARETDOWN, ORANGE),
-            (GIANT, "the inverse giant rule's, at the same FLOPs", CARETUP, GREEN),
+            ("inverse giant", "the inverse giant rule's, at the same FLOPs", CARETUP, GREEN),
         ):
             runs = [row["run"] for row in rows if row["label"] == label]
             _finals(axes, [finals[run] for run in runs if run in finals], name, marker, colour)

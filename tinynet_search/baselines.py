@@ -68,16 +68,17 @@ def baselines(space: str | SearchSpace, c: float, num_classes: int | None = None
     """
     budget, target = checked_budget(c), get_space(space) if isinstance(space, str) else space
     classes = target.baseline(num_classes).num_classes
-    return [_baseline(name, rule, target, budget, classes) for name, rule in RULES.items()]
+    return [baseline(rule, target, budget, classes) for rule in RULES]
 
 
-def _baseline(name: str, rule: "Rule", space: SearchSpace, c: float, classes: int) -> Baseline:
+def baseline(rule: str, space: SearchSpace, c: float, num_classes: int) -> Baseline:
+    """One rule's network, or why there is none; arguments as of ``baselines``."""
     try:
-        network = tidy(rule(space, c, num_classes=classes))
+        network = tidy(RULES[rule](space, c, num_classes=num_classes))
     except RequestError as error:
-        return Baseline(name, None, str(error))
+        return Baseline(rule, None, str(error))
     off = network.c / c - 1
-    return Baseline(name, network, f"{abs(off):.1%} {'above' if off > 0 else 'below'} the budget" if abs(off) > TOL else None)
+    return Baseline(rule, network, f"{abs(off):.1%} {'above' if off > 0 else 'below'} the budget" if abs(off) > TOL else None)
 
 
 def _alone(axis: str, space: SearchSpace, c: float, *, num_classes: int) -> Network:

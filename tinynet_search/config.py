@@ -18,6 +18,7 @@ from search_spaces import RequestError, SearchSpace, get_space
 from search_spaces.errors import unknown
 from search_spaces.samplers import ADAPTIVE, SAMPLERS
 from search_spaces.space import SANE
+from tinynet_search.baselines import RULES
 from trainables.data import absolute
 from trainables.recipe import Recipe, get_recipe, validated
 
@@ -47,7 +48,7 @@ class SpaceSection(Section):
 
 class SearchSection(Section):
     """What is searched and what follows: ``finals`` are the budgets c that the formula's networks are trained for,
-    ``compare`` also trains the inverse giant formula's network at each of them."""
+    ``compare`` the rules whose networks are trained beside them (``baselines.RULES``; true is the inverse giant formula)."""
 
     name: str | None = None
     trials: int = Field(default=100, ge=1, le=100_000)
@@ -58,13 +59,23 @@ class SearchSection(Section):
     fraction: float = Field(default=0.2, gt=0, le=1)
     minimum: int = Field(default=6, ge=1)
     finals: tuple[float, ...] = ()
-    compare: bool = True
+    compare: tuple[str, ...] = ("inverse giant",)
 
     @field_validator("name")
     @classmethod
     def _plain(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", value):
             raise ValueError("give the search a name of letters, digits and . _ - (without one it is the file's)")
+        return value
+
+    @field_validator("compare", mode="before")
+    @classmethod
+    def _rules(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return ("inverse giant",) if value else ()
+        for rule in value if isinstance(value, list | tuple) else [value]:
+            if rule not in RULES:
+                raise ValueError(str(unknown("rule", str(rule), RULES)))
         return value
 
     @field_validator("finals")

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search_spaces import RequestError, get_space
-from tinynet_search.baselines import inverse_giant
+from search_spaces import Network, RequestError, SearchSpace, get_space
+from tinynet_search.baselines import baseline
 from tinynet_search.formula import TinyFormula, fit_formula
 from tinynet_search.frontier import TrialPoint, select_frontier, spearman
 from tinynet_search.plan import candidate_of
 from tinynet_search.store import FINALS, FORMULA, FRONTIER, Candidate, SearchStore
 
-TINY, GIANT = "tiny formula", "inverse giant formula"
+TINY = "tiny formula"
 
 
 def points_of(candidates: Sequence[Candidate], results: Mapping[str, Mapping[str, Any]]) -> list[TrialPoint]:
@@ -63,9 +63,9 @@ def write_formula(store: SearchStore, plan: Mapping[str, Any], frontier: Sequenc
 
 
 def write_finals(
-    store: SearchStore, plan: Mapping[str, Any], formula: TinyFormula, budgets: Sequence[float], epochs: int, *, compare: bool
+    store: SearchStore, plan: Mapping[str, Any], formula: TinyFormula, budgets: Sequence[float], epochs: int, *, rules: Sequence[str]
 ) -> tuple[list[Candidate], list[str]]:
-    """The final jobs of the formula's networks, and of the inverse giant formula's beside them; and why any are missing.
+    """The final jobs of the formula's networks, and of other rules' beside them; and why any are missing.
 
     A budget beyond the frontier is extrapolated, since it was asked for by name, and its row says so.
     """
@@ -74,20 +74,26 @@ def write_finals(
     refused: list[str] = []
     candidates: list[Candidate] = []
     for c in budgets:
-        for label in (TINY, GIANT) if compare else (TINY,):
-            try:
-                extrapolated = False
-                if label == TINY:
-                    suggestion = formula.suggest(c, space=space, num_classes=classes, extrapolate=True)
-                    network, extrapolated = suggestion.network, suggestion.extrapolated
-                else:
-                    network = inverse_giant(space, c, num_classes=classes)
-            except RequestError as error:
-                refused.append(f"no final network of the {label} for c = {c:g}: {error}")
+        for label in (TINY, *rules):
+            network, note, extrapolated = _final(formula, space, c, classes, label)
+            if network is None:
+                refused.append(f"no final network of the rule {label!r} for c = {c:g}: {note}")
                 continue
             candidate = candidate_of(plan, network, epochs=epochs, kind="final")
             candidates.append(candidate)
-            row = {"run": candidate.run, "label": label, "c": c}
+            row = {"run": candidate.run, "label": label, "c": c, "note": note}
             rows.append({**row, "rdw": list(network.rdw), "extrapolated": extrapolated, "spec": candidate.spec.to_json()})
     store.write_json(FINALS, rows)
     return candidates, refused
+
+
+def _final(formula: TinyFormula, space: SearchSpace, c: float, classes: int, label: str) -> tuple[Network | None, str | None, bool]:
+    """(network, why there is none or how far it lies from the budget, whether the formula was extrapolated)"""
+    if label != TINY:
+        found = baseline(label, space, c, classes)
+        return found.network, found.note, False
+    try:
+        suggestion = formula.suggest(c, space=space, num_classes=classes, extrapolate=True)
+    except RequestError as error:
+        return None, str(error), False
+    return suggestion.network, None, suggestion.extrapolated

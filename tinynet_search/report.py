@@ -160,6 +160,7 @@ def finals(outcome: Outcome) -> list[dict[str, Any]]:
             "budget": row["c"],
             "label": row["label"],
             "extrapolated": row.get("extrapolated", False),
+            "note": row.get("note"),
             "id": row["run"].rsplit("-e", 1)[0],
             **dict(zip("rdw", row["rdw"], strict=True)),
             **({key: result["network"][key] for key in ("resolution", "macs", "params", "c")} if result else {}),
@@ -175,14 +176,13 @@ def finals_table(outcome: Outcome) -> str:
     if not rows:
         return ""
     head = ("network", "budget", "r", "d", "w", "pixels", "FLOPs", "c", "params", "top-1 %", "")
-    names = {row["id"]: "formula" if row["label"] == TINY else "shrunken baseline" for row in rows}
     cells = [
         (
-            names[row["id"]] if row["label"] == TINY else "shrunken baseline (inverse giant rule)",
+            "formula" if row["label"] == TINY else f"shrunken baseline ({row['label']})",
             f"{row['budget']:g}",
             *_figures(row)[1:],
             _number(row["top1"], 1),
-            "beyond the data" if row["extrapolated"] else "",
+            "beyond the data" if row["extrapolated"] else row["note"] or "",
         )
         for row in rows
     ]

@@ -164,8 +164,8 @@ class _Driver:
         self.frontier = write_frontier(self.store, self.plan, self.candidates)
         self.formula = write_formula(self.store, self.plan, self.frontier)
         if self.formula.usable:
-            budgets, compare = self.config.search.finals, self.config.search.compare
-            self.finals, self.notes = write_finals(self.store, self.plan, self.formula, budgets, self.epochs, compare=compare)
+            budgets, rules = self.config.search.finals, self.config.search.compare
+            self.finals, self.notes = write_finals(self.store, self.plan, self.formula, budgets, self.epochs, rules=rules)
             self.publisher.watch(self.finals)
         elif self.config.search.finals:
             self.notes = [f"no final networks: {self.formula.reason}"]

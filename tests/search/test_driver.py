@@ -54,7 +54,7 @@ def test_frontier_and_formula_are_written(searched: tuple[Path, Any]) -> None:
 def test_finals_are_the_formulas_networks(searched: tuple[Path, Any]) -> None:
     storage, outcome = searched
     rows = json.loads((storage / "demo" / "finals.json").read_text())
-    assert [row["label"] for row in rows] == ["tiny formula", "inverse giant formula"]
+    assert [row["label"] for row in rows] == ["tiny formula", "inverse giant"]
     network = outcome.finals[0].spec.network()
     suggestion = outcome.formula.suggest(0.3, num_classes=24, extrapolate=True)
     assert network.key == suggestion.network.key

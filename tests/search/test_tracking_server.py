@@ -118,7 +118,7 @@ def test_sync_catches_up_on_a_real_server(tmp_path: Path, server: str) -> None:
         results[candidate.run] = search.end(candidate)
     final = candidate_of(search.plan, get_space("efficientnet_b0").network((0.9, 0.9, 0.9), 10), kind="final", epochs=5)
     results[final.run] = search.end(final)
-    row = {"run": final.run, "label": "inverse giant formula", "c": 0.5, "rdw": [0.9, 0.9, 0.9], "spec": final.spec.to_json()}
+    row = {"run": final.run, "label": "inverse giant", "c": 0.5, "rdw": [0.9, 0.9, 0.9], "spec": final.spec.to_json()}
     search.store.write_json(FINALS, [row])
     search.store.write_json(FRONTIER, search.rows([b, c]))
     search.store.folder.write(FORMULA, FORMULA_TEXT.encode())
@@ -131,7 +131,7 @@ def test_sync_catches_up_on_a_real_server(tmp_path: Path, server: str) -> None:
         assert (window.parent.info.status, window.statuses()) == ("FINISHED", ["FINISHED"] * 5)
         assert {run: window.points(run) for run in window.runs} == {run: wanted_points(r["epochs"]) for run, r in results.items()}
     assert again.parent.to_dictionary() == whole.parent.to_dictionary()
-    assert again.runs[final.run].data.tags["label"] == "inverse giant formula"
+    assert again.runs[final.run].data.tags["label"] == "inverse giant"
     models = frontier_models("caught-up", tracking_uri=server)
     assert sorted(models["id"]) == sorted([b.id, c.id])
     check_registry_over_http(server, again)

@@ -6,28 +6,30 @@ from typing import Annotated, Any
 
 import typer
 
-from tinynet_search.commands.app import AsJson, app, millions
+from tinynet_search.commands.app import AsJson, Tracking, app, millions
 
 
 @app.command()
 def baselines(
     budgets: Annotated[list[float], typer.Argument(metavar="C...", help="FLOPs as a fraction of the baseline's, in (0, 1].")],
     space: Annotated[str, typer.Option(help="Search space.")] = "efficientnet_b0",
+    formula: Annotated[str, typer.Option(help="The formula beside the rules, as tinynet suggest takes it.")] = "published",
     classes: Annotated[int | None, typer.Option(help="Classes; the space's own where none is given.")] = None,
+    tracking: Tracking = None,
     as_json: AsJson = False,
 ) -> None:
-    """At each budget the published formula's network, the inverse giant formula's, and r, d or w shrunk alone (Table 1)."""
+    """At each budget the formula's network, the inverse giant formula's, and r, d or w shrunk alone (Table 1)."""
     from search_spaces import RequestError, get_space
     from tinynet_search.baselines import Baseline
     from tinynet_search.baselines import baselines as ruled
     from tinynet_search.formula import TinyFormula
 
-    target, formula = get_space(space), TinyFormula.load("published")
+    target, fitted = get_space(space), TinyFormula.load(formula, tracking_uri=tracking)
     rows: list[tuple[float, Baseline]] = []
     for c in budgets:
         others = ruled(target, c, classes)
         try:
-            found = formula.suggest(c, space=target, num_classes=classes, extrapolate=True)
+            found = fitted.suggest(c, space=target, num_classes=classes, extrapolate=True)
             tiny = Baseline("tiny formula", found.network, found.note)
         except RequestError as error:
             tiny = Baseline("tiny formula", None, str(error))
