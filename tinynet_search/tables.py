@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns wide enough for their cells; figures to the right, the first column to the left."""
+    """Columns wide enough for their cells; figures to the right, the first column and those without a head to the left."""
     grid = [list(head), *[list(row) for row in rows]]
     widths = [max(len(row[column]) for row in grid) for column in range(len(head))]
 
     def line(row: Sequence[str]) -> str:
         cells = [
-            cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if column == 0 or not head[column] else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         return "  ".join(cells).rstrip()
 
