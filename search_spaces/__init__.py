@@ -1,10 +1,10 @@
 """What can be twisted: search spaces, exact costs, samplers. Importing this loads neither torch nor ray."""
 
-import importlib
 from functools import lru_cache
 
 from search_spaces import efficientnet, ghostnet, resnet
 from search_spaces.errors import RequestError, unknown
+from search_spaces.own import is_own, load_space
 from search_spaces.space import RDW, Cost, Network, SearchSpace
 
 __all__ = ["RDW", "Cost", "Network", "RequestError", "SearchSpace", "get_space", "list_spaces"]
@@ -26,18 +26,10 @@ def get_space(name: str) -> SearchSpace:
     """A built-in space by name, or a user's own as ``module:attribute`` (a SearchSpace, or a class or function giving one).
 
     Raises:
-        RequestError: nobody knows the name, or the module or attribute is not there.
+        RequestError: nobody knows the name, or the module gives no space; the line says what is wrong with it.
     """
-    if ":" not in name:
-        if name not in _built_in():
-            raise unknown("space", name, _built_in())
-        return _built_in()[name]
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-        found = found if isinstance(found, SearchSpace) else found()
-    except Exception as error:  # a user's module may raise anything
-        raise RequestError(f"space {name!r} cannot be loaded ({error}): give module:attribute, importable from here") from error
-    if not isinstance(found, SearchSpace):
-        raise RequestError(f"space {name!r} is a {type(found).__name__}, no search_spaces.SearchSpace")
-    return found
+    if is_own(name):
+        return load_space(name)
+    if name not in _built_in():
+        raise unknown("space", name, _built_in())
+    return _built_in()[name]

@@ -20,6 +20,8 @@ from tinynet_search.errors import TrackingError, extras
 def main() -> None:
     """The command's entry: mistakes of the request are one line and exit code 2."""
     signal.signal(signal.SIGTERM, _terminated)
+    # A space of the user's may lie in the current folder; last, so that no file there is taken for an installed module.
+    sys.path.append("")
     sys.exit(run(sys.argv[1:]))
 
 

@@ -1,0 +1,115 @@
+"""A space of your own: MobileNetV3-Large, which the package does not ship, twisted in resolution, depth and width.
+
+Four methods make a space: ``decode`` rounds (r, d, w) to a real network, ``cost`` counts it, ``build`` makes the torch
+module, ``describe`` names it. The baseline (1, 1, 1) is torchvision's own network, and torchvision's weights fit it.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from torch import nn
+from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualConfig, MobileNetV3
+from torchvision.ops import StochasticDepth
+
+from search_spaces import Cost, Network, SearchSpace
+from search_spaces.errors import unknown
+from search_spaces.rounding import round_channels, round_repeats
+from search_spaces.tally import Tally, highest
+
+STEM, HIDDEN, DIVISOR = 16, 1280, 8
+
+
+# 1. The baseline is data, a row a stage.
+class Stage(NamedTuple):
+    """``expanded`` are the widths inside the first blocks; further blocks repeat the last. ``stride`` is the first block's."""
+
+    kernel: int
+    stride: int
+    channels: int
+    repeats: int
+    expanded: tuple[int, ...]
+    squeeze: bool
+    activation: str
+
+
+STAGES = (
+    Stage(3, 1, 16, 1, (16,), False, "RE"),
+    Stage(3, 2, 24, 2, (64, 72), False, "RE"),
+    Stage(5, 2, 40, 3, (72, 120), True, "RE"),
+    Stage(3, 2, 80, 4, (240, 200, 184), False, "HS"),
+    Stage(3, 1, 112, 2, (480, 672), True, "HS"),
+    Stage(5, 2, 160, 3, (672, 960), True, "HS"),
+)
+
+
+# 2. A shape is all that (r, d, w) decides: ints, or equally long arrays when many networks are costed at once.
+class Shape(NamedTuple):
+    resolution: Any
+    stem: Any
+    channels: tuple[Any, ...]
+    expanded: tuple[tuple[Any, ...], ...]
+    repeats: tuple[Any, ...]
+
+
+def blocks(shape: Shape) -> Iterator[tuple[Stage, int, Any, Any, Any, Any]]:
+    """(stage, stride, channels in, inside and out, times) of each kind of block: what the counter and the builder read."""
+    cin = shape.stem
+    for stage, cout, widths, repeats in zip(STAGES, shape.channels, shape.expanded, shape.repeats, strict=True):
+        for i, expanded in enumerate(widths):
+            # A shallow stage keeps its first blocks, a deep one repeats its last.
+            times = highest(repeats - i, 0) if i == len(widths) - 1 else 1 * (repeats > i)
+            yield stage, 1 if i else stage.stride, cin, expanded, cout, times
+            cin = cout
+
+
+class Space(SearchSpace):
+    name, base_resolution, num_classes = "mobilenet_v3_large", 224, 1000
+
+    def decode(self, r: Any, d: Any, w: Any) -> Shape:
+        stem, *channels = (round_channels(n, w, DIVISOR) for n in (STEM, *(stage.channels for stage in STAGES)))
+        expanded = tuple(tuple(round_channels(n, w, DIVISOR) for n in stage.expanded) for stage in STAGES)
+        return Shape(self.pixels(r), stem, tuple(channels), expanded, tuple(round_repeats(stage.repeats, d) for stage in STAGES))
+
+    # 3. The cost follows the layers in the order they run, and Tally does the sums.
+    def cost(self, shape: Shape, num_classes: int) -> Cost:
+        tally = Tally()
+        size = tally.conv((3, shape.stem), 3, shape.resolution, 2)
+        for stage, stride, cin, expanded, cout, times in blocks(shape):
+            # torchvision leaves out the first convolution where it would expand nothing.
+            expands = 1 * (expanded != cin)
+            shortcut = (stride == 1) * (cin == cout) * cin * size * size
+            tally.conv((cin, expanded), 1, size, times=times * expands)
+            # Where nothing expands, the shortcut is the input of this convolution, and counted as such.
+            size = tally.conv((expanded, expanded), stage.kernel, size, stride, depthwise=True, held=shortcut * expands, times=times)
+            if stage.squeeze:
+                tally.squeeze_excite(expanded, round_channels(1, expanded // 4, DIVISOR), size, held=shortcut, times=times)
+            tally.conv((expanded, cout), 1, size, held=shortcut, times=times)
+        cin, wide = shape.channels[-1], 6 * shape.channels[-1]
+        tally.conv((cin, wide), 1, size)
+        tally.live(wide * size * size + wide)
+        tally.linear((wide, HIDDEN))
+        tally.linear((HIDDEN, num_classes))
+        return tally.total()
+
+    # 4. One text for each shape, and what people want to know of it.
+    def describe(self, shape: Shape) -> str:
+        stages = (f"{c}x{n}e{'-'.join(map(str, e))}" for c, n, e in zip(shape.channels, shape.repeats, shape.expanded, strict=True))
+        return f"{shape.resolution}px-{shape.stem}.{'.'.join(stages)}"
+
+    def details(self, shape: Shape) -> Mapping[str, Any]:
+        return {"stem": shape.stem, "channels": list(shape.channels), "repeats": list(shape.repeats)}
+
+    # 5. The module. A training passes both rates; torchvision's blocks have no stochastic depth, so it is added.
+    def build(self, network: Network, *, drop_rate: float = 0.0, drop_path_rate: float = 0.0, **options: Any) -> nn.Module:
+        if options:
+            raise unknown("build option", next(iter(options)), ("drop_rate", "drop_path_rate"))
+        rows = [
+            InvertedResidualConfig(cin, stage.kernel, expanded, cout, stage.squeeze, stage.activation, stride, 1, 1.0)
+            for stage, stride, cin, expanded, cout, times in blocks(network.shape)
+            for _ in range(times)
+        ]
+        model = MobileNetV3(rows, HIDDEN, network.num_classes, dropout=drop_rate)
+        residual = [m for m in model.modules() if isinstance(m, InvertedResidual) and m.use_res_connect]
+        for i, block in enumerate(residual if drop_path_rate else (), 1):
+            block.block.append(StochasticDepth(drop_path_rate * i / len(residual), "row"))
+        return model
