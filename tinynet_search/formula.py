@@ -175,10 +175,19 @@ class TinyFormula:
         return self._posteriors[form, target]
 
     def _space(self, space: str | SearchSpace | None) -> SearchSpace:
-        """A formula may name built-in spaces only: a ``module:attribute`` read from a file would be code to run."""
+        """The space to build in; one given by name also reaches to the r and d that the formula was fitted to.
+
+        A formula may name built-in spaces only: a ``module:attribute`` read from a file would be code to run.
+        """
+        if isinstance(space, SearchSpace):
+            return space
         if space is None and self.space not in list_spaces():
-            raise RequestError(f"formula {one_line(self.source)} is of {one_line(self.space)!r}, no built-in space: pass the space itself")
-        return space if isinstance(space, SearchSpace) else get_space(space or self.space)
+            mend = "pass the space itself (--space module:attribute)"
+            raise RequestError(f"formula {one_line(self.source)} is of {one_line(self.space)!r}, no built-in space: {mend}")
+        found = get_space(space or self.space)
+        fitted = {"r": [r for _, r, _ in self.points], "d": [d for _, _, d in self.points]}
+        spans = {key: (min(found.ranges[key][0], *values), max(found.ranges[key][1], *values)) for key, values in fitted.items()}
+        return found if all(found.ranges[key] == span for key, span in spans.items()) else found.narrowed(spans)
 
 
 def fit_formula(

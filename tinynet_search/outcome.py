@@ -69,7 +69,7 @@ def write_finals(
 
     A budget beyond the frontier is extrapolated, since it was asked for by name, and its row says so.
     """
-    space, classes = get_space(plan["space"]["name"]), plan["space"]["num_classes"]
+    space, classes = get_space(plan["space"]["name"]).narrowed(plan["space"]["ranges"]), plan["space"]["num_classes"]
     rows: list[dict[str, Any]] = []
     refused: list[str] = []
     candidates: list[Candidate] = []

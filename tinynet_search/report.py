@@ -253,7 +253,9 @@ def _places(outcome: Outcome) -> str:
         backend = shlex.quote(outcome.tracking)
         lines.append(f"opened by         {_command('mlflow')} server --backend-store-uri {backend} --host 127.0.0.1 --port 5000")
     if outcome.formula.usable:
-        lines.append(f"ask the formula   {_command('tinynet')} suggest 0.3 --formula {shlex.quote(formula)}")
+        own = outcome.plan["space"]["name"]
+        space = f" --space {shlex.quote(own)}" if ":" in own else ""
+        lines.append(f"ask the formula   {_command('tinynet')} suggest 0.3{space} --formula {shlex.quote(formula)}")
     return "\n".join(lines)
 
 

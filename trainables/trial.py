@@ -272,6 +272,7 @@ def _described(spec: TrialSpec, reporter: Reporter, started: float) -> dict[str,
 def describe(network: Network) -> dict[str, Any]:
     """The real network's figures, as they stand in candidates, results and MLflow."""
     return {
+        **network.details,
         "resolution": network.resolution,
         "macs": network.macs,
         "params": network.params,
@@ -279,7 +280,6 @@ def describe(network: Network) -> dict[str, Any]:
         "activation_bytes": network.activation_bytes,
         "c": network.c,
         "num_classes": network.num_classes,
-        **network.details,
     }
 
 

@@ -377,3 +377,11 @@ def test_no_password_in_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9 ") as caught:
         TinyFormula.load("models:/tiny-formula@champion", tracking_uri="http://me:secret@127.0.0.1:9")
     assert "secret" not in str(caught.value)
+
+
+def test_what_a_formula_was_fitted_to_is_believed() -> None:
+    """A search may draw below its space's own ranges: r = .2 stays .2, and is not lifted to the range's .35."""
+    formula = fit_formula(B0, [(c, 0.2 + 0.01 * c, 0.5) for c in (0.05, 0.08, 0.12, 0.2, 0.3)], provenance={})
+    found = formula.suggest(0.1)
+    assert (found.resolution, found.note) == (int(224 * found.r_mean + 1e-6), None)
+    assert found.r < B0.ranges["r"][0]
