@@ -63,7 +63,7 @@ NETWORKS = {
     row.name: row
     for row in (
         Named("efficientnet_b0", "EfficientNet-B0", _B0, "published", 1, 1, r=1),
-        Named("efficientnet_b-1", "EfficientNet-B^-1", _SCALED, "published", 0.8, 0.89, pixels=192),
+        Named("efficientnet_b-1", "EfficientNet-B^-1", _SCALED, "published", 0.8, 0.89, r=0.86),
         Named("efficientnet_b-2", "EfficientNet-B^-2", _SCALED, "inferred", 0.7, 0.8, pixels=154),
         Named("efficientnet_b-3", "EfficientNet-B^-3", _SCALED, "inferred", 0.45, 0.7, pixels=130),
         Named("efficientnet_b-4", "EfficientNet-B^-4", _SCALED, "inferred", 0.45, 0.53, pixels=128),

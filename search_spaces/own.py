@@ -7,8 +7,10 @@ from pathlib import Path, PureWindowsPath
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from search_spaces.errors import RequestError, unknown
-from search_spaces.space import SearchSpace
+from search_spaces.space import Cost, SearchSpace
 
 
 def is_own(name: str) -> bool:
@@ -34,7 +36,22 @@ def load_space(name: str) -> SearchSpace:
     lacking = [needed for needed in ("name", "base_resolution") if not hasattr(space, needed)]
     if lacking:
         raise _refusal(name, f"its class lacks {' and '.join(lacking)}, which every space has")
+    _try(name, module, space)
     return space
+
+
+def _try(name: str, module: str, space: SearchSpace) -> None:
+    """Its baseline costed in numbers and in arrays: a fault is said here and not in the middle of a search."""
+    hold = "hold it to search_spaces.testing.SpaceContract"
+    for one in (1.0, np.ones(2)):
+        kind = "arrays" if isinstance(one, np.ndarray) else "numbers"
+        try:
+            cost = space.cost(space.decode(one, one, one), 10)
+        except Exception as error:  # a user's module may raise anything
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise _refusal(name, f"{_place(module, error)} fails on {kind} ({said}); {hold}") from error
+        if not isinstance(cost, Cost):
+            raise _refusal(name, f"its cost gives a {type(cost).__name__} and no search_spaces.Cost; {hold}")
 
 
 def _refusal(name: str, reason: str) -> RequestError:
@@ -93,7 +110,7 @@ def _made(name: str, module: str, found: Any) -> SearchSpace:
             raise _failed(name, module, error) from error
     if not isinstance(found, SearchSpace):
         mend = "name one, or a class or function that gives one without arguments"
-        raise _refusal(name, f"it is a {type(found).__name__}, no search_spaces.SearchSpace; {mend}")
+        raise _refusal(name, f"it is of type {type(found).__name__}, no search_spaces.SearchSpace; {mend}")
     return found
 
 

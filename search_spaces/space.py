@@ -192,7 +192,10 @@ class SearchSpace(ABC):
         Raises:
             RequestError: a multiplier is not a positive, sane number, or the input shrinks to nothing.
         """
-        r, d, w = (float(v) for v in rdw)
+        try:
+            r, d, w = (float(v) for v in rdw)
+        except (TypeError, ValueError) as error:
+            raise RequestError(f"{rdw!r} is no (r, d, w): give three numbers such as (0.86, 1.2, 1.0)") from error
         for label, value in (("r", r), ("d", d), ("w", w)):
             if not SANE[0] <= value <= SANE[1]:
                 raise RequestError(f"{label} = {value:g} is no multiplier: give a number in [{SANE[0]:g}, {SANE[1]:g}] (1 is the baseline)")

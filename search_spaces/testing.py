@@ -40,6 +40,10 @@ class SpaceContract:
     twists: int = 20
     seed: int = 0
 
+    def __init_subclass__(cls) -> None:
+        if not isinstance(getattr(cls, "space", None), SearchSpace):
+            raise TypeError(f"{cls.__name__} has no space to hold to the contract: write space = MySpace() in it")
+
     def test_the_baseline_is_one(self) -> None:
         for classes in (self.space.num_classes, CLASSES):
             with self._at(RDW(1.0, 1.0, 1.0), classes) as network:
@@ -64,7 +68,7 @@ class SpaceContract:
                 _same("elements that convolutions write", network.activations, module.activations)
 
     def test_peak_is_the_modules(self) -> None:
-        for rdw in self._small():
+        for rdw in (RDW(1.0, 1.0, 1.0), *self._small()):
             with self._at(rdw) as network:
                 peak = measured_peak(network.build(), network.resolution)
                 _same("most elements alive at once", network.activation_bytes // FLOAT32_BYTES, peak)
@@ -213,6 +217,8 @@ def check_space(space: SearchSpace, twists: int = 20, seed: int = 0) -> None:
     Raises:
         AssertionError: the first breach: the twist (r, d, w), what the space says and what its module really has.
     """
+    if not isinstance(space, SearchSpace):
+        raise TypeError(f"check_space takes a space, not {space!r}: give an instance of a SearchSpace")
     contract = type("Contract", (SpaceContract,), {"space": space, "twists": twists, "seed": seed})
     for name in vars(SpaceContract):
         if name.startswith("test_"):

@@ -19,7 +19,8 @@ from tinynet_search.errors import one_line
 from tinynet_search.formula_io import FORMS, MIN_POINTS, SCHEMA, DamagedError, check_point, parse, read_text
 from tinynet_search.gaussian import Bounds, Kernel, Posterior, fit_forms
 from tinynet_search.limits import checked_request, largest
-from tinynet_search.suggestion import Prediction, Suggestion, tidy
+from tinynet_search.spelling import tidy
+from tinynet_search.suggestion import Prediction, Suggestion
 
 __all__ = ["Prediction", "Suggestion", "TinyFormula", "fit_formula", "suggest_rdw"]
 
@@ -149,13 +150,15 @@ class TinyFormula:
         """
         asked = checked_request({"c": c, "macs": macs, "params": params, "activation_bytes": activation_bytes})
         self._require_usable()
-        target = self._space(space)
+        target = self.get_space(space)
         classes = self.num_classes if num_classes is None and target.name == self.space else num_classes
         curve = Curve(self, form, target, target.num_classes if classes is None else classes, tol, extrapolate)
         alone = asked.keys() == {"c"}
         budget, binding = (asked["c"], ()) if alone else largest(curve, asked)
         network, predicted = tidy(curve.network(budget)), curve.predicted(budget)
         note, limits = curve.note(budget, predicted), {} if alone else asked
+        if limits and not binding:
+            note = "; ".join(filter(None, (note, f"no limit binds: c = {budget:g} is where the formula's range ends")))
         return Suggestion(budget, network, predicted, curve.outside(budget), self.source, form, note, limits, binding)
 
     def _require_usable(self) -> None:
@@ -174,7 +177,7 @@ class TinyFormula:
                 raise RequestError(f"formula {one_line(self.source)}: the kernel matrix of forms.{form}.{target} is singular") from error
         return self._posteriors[form, target]
 
-    def _space(self, space: str | SearchSpace | None) -> SearchSpace:
+    def get_space(self, space: str | SearchSpace | None) -> SearchSpace:
         """The space to build in; one given by name also reaches to the r and d that the formula was fitted to.
 
         A formula may name built-in spaces only: a ``module:attribute`` read from a file would be code to run.
@@ -231,6 +234,7 @@ def suggest_rdw(
     params: float | None = None,
     activation_bytes: float | None = None,
     space: str | SearchSpace | None = None,
+    num_classes: int | None = None,
     formula: str | Path | TinyFormula = "published",
     extrapolate: bool = False,
     form: str = "default",
@@ -242,6 +246,7 @@ def suggest_rdw(
         c: budget, a fraction of the baseline's FLOPs (multiply-adds) in (0, 1].
         macs, params, activation_bytes: limits, alone or beside c; see ``TinyFormula.suggest``.
         space: search space, or its name; None is the formula's own. A space other than the formula's gets a note.
+        num_classes: classes of the network; None is the formula's own on its own space, else the space's default.
         formula: ``published``, a .json file, ``models:/name@alias``, ``models:/name/version``, or a formula itself.
         extrapolate: accept a c outside the formula's range, with r and d of its nearest end.
         form: ``default``, or ``paper`` for equations 2-4 to the letter.
@@ -254,4 +259,4 @@ def suggest_rdw(
     limits: dict[str, Any] = {"macs": macs, "params": params, "activation_bytes": activation_bytes}
     checked_request({"c": c, **limits})
     found = formula if isinstance(formula, TinyFormula) else TinyFormula.load(formula, tracking_uri=tracking_uri)
-    return found.suggest(c, **limits, extrapolate=extrapolate, form=form, space=space)
+    return found.suggest(c, **limits, extrapolate=extrapolate, form=form, space=space, num_classes=num_classes)

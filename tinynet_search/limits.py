@@ -78,7 +78,7 @@ def amount(name: str, value: float) -> str:
     if name == "c":
         return f"{value:.4f}"
     scale, prefix = next(((s, p) for s, p in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= s), (1.0, ""))
-    return (f"{value / scale:.2f}{prefix}" if prefix else f"{value:g}") + LIMITS[name].unit
+    return f"{value / scale:.2f}{prefix}{LIMITS[name].unit}" if prefix else f"{value:g}{' bytes' if LIMITS[name].unit else ''}"
 
 
 def largest(curve: Curve, request: Mapping[str, float]) -> tuple[float, tuple[str, ...]]:
@@ -143,10 +143,11 @@ def _refusal(curve: Curve, figures: Figures, limits: Mapping[str, float]) -> Req
         curve.refuse_small(high)
         return RequestError(f"formula {one_line(curve.formula.source)} has no network on {curve.space.name} up to c = {high:g}")
     least = {name: int(np.argmin(there[name])) for name in limits}
+    within = "" if curve.extrapolate else " within its range {:g} to {:g}".format(*curve.range)
     short = [name for name, limit in limits.items() if there[name][least[name]] > limit]
     lines = [
         f"has at most {amount(name, limits[name])}{LIMITS[name].words}: "
-        f"the smallest has {amount(name, there[name][least[name]])}, at c = {there['c'][least[name]]:g}"
+        f"the smallest{within} has {amount(name, there[name][least[name]])}, at c = {there['c'][least[name]]:g}"
         for name in short
     ]
     if not short:

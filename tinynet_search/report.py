@@ -255,7 +255,9 @@ def _places(outcome: Outcome) -> str:
     if outcome.formula.usable:
         own = outcome.plan["space"]["name"]
         space = f" --space {shlex.quote(own)}" if ":" in own else ""
-        lines.append(f"ask the formula   {_command('tinynet')} suggest 0.3{space} --formula {shlex.quote(formula)}")
+        low, high = outcome.formula.range or (0.3, 0.3)
+        middle = (low * min(high, 1.0)) ** 0.5
+        lines.append(f"ask the formula   {_command('tinynet')} suggest {middle:.2g}{space} --formula {shlex.quote(formula)}")
     return "\n".join(lines)
 
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from search_spaces import RDW, Network
-from search_spaces.space import SANE
+from search_spaces import Network
 from tinynet_search.limits import amount
+from tinynet_search.spelling import spelled
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +139,7 @@ class Suggestion:
         """Label and text of each figure, for people."""
         base = self.network.space.baseline_macs(self.network.num_classes)
         return [
-            ("r, d, w", f"{self.r:.4g}, {self.d:.4g}, {self.w:.6g}"),
+            ("r, d, w", ", ".join(spelled(self.network))),
             ("resolution", f"{self.resolution} pixels"),
             *((_label(key, value), _text(value)) for key, value in self.network.details.items()),
             ("FLOPs (multiply-adds)", f"{self.macs / 1e6:,.1f}M"),
@@ -168,8 +168,9 @@ class Suggestion:
     def __repr__(self) -> str:
         bound = f", binding {', '.join(self.binding) or 'none'}" if self.limits else ""
         mark = ", extrapolated" if self.extrapolated else ""
+        r, d, w = spelled(self.network)
         return (
-            f"Suggestion({self.space} at c = {self.budget:g}: r={self.r:.4g}, d={self.d:.4g}, w={self.w:.6g}, "
+            f"Suggestion({self.space} at c = {self.budget:g}: r={r}, d={d}, w={w}, "
             f"{self.resolution}px, {self.macs / 1e6:,.1f}M FLOPs, {self.params / 1e6:,.2f}M params, "
             f"{self.activation_bytes / 1e6:,.2f}MB peak, c={self.c:.4f}{bound}{mark})"
         )
@@ -189,18 +190,6 @@ class Suggestion:
         title = html.escape(f"{self.space} at c = {self.budget:g}")
         caption = f'<caption style="{cell};font-weight:600;caption-side:top">{title}</caption>'
         return f'<table style="border-collapse:collapse;line-height:1.35">{caption}<tbody>{body}</tbody></table>'
-
-
-def tidy(network: Network) -> Network:
-    """The same network under its whole-pixel r and the shortest w that still gives it."""
-    space, d = network.space, network.rdw.d
-    r = network.resolution / space.base_resolution
-    w = network.rdw.w
-    # A solved width can lie so close to its step's edge that rounding crosses it: a millionth beside it is well inside.
-    widths = [*(round(w, digits) for digits in range(2, 7)), round(w - 1e-6, 6), round(w + 1e-6, 6), w]
-    # Two decimals turn the smallest widths into none at all.
-    twists = (space.network(RDW(r, d, w), network.num_classes) for w in widths if w >= SANE[0])
-    return next(twist for twist in twists if twist == network)
 
 
 def _label(key: str, value: Any) -> str:

@@ -1,6 +1,7 @@
 """Plain text tables, the same on a terminal and in a file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -16,3 +17,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "  ".join(cells).rstrip()
 
     return "\n".join([line(grid[0]), "  ".join("-" * width for width in widths).rstrip(), *map(line, grid[1:])])
+
+
+def apart(groups: Iterable[Sequence[Sequence[str]]]) -> list[Sequence[str]]:
+    """The rows of all groups, an empty one between two groups."""
+    return [*chain.from_iterable([[""] * len(group[0]), *group] for group in groups)][1:]

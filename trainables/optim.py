@@ -94,11 +94,15 @@ class MicroBatchStatistics:
 
     def collect(self) -> None:
         """After one micro-batch's forward pass."""
+        if not self._live:
+            return  # the foreach calls take no empty list
         torch._foreach_add_(self._sum, self._live)  # pyright: ignore[reportPrivateImportUsage]
         copy_all(self._live, self._start)
 
     def finish(self, micro_batches: int, all_sum: Callable[[Tensor], Tensor]) -> None:
         """After the step's last micro-batch; ``all_sum`` adds a flat tensor over the ranks."""
+        if not self._live:
+            return
         flat = all_sum(torch.cat([b.flatten() for b in self._sum])) / micro_batches
         parts = flat.split([b.numel() for b in self._live])
         copy_all(self._live, [part.view_as(b) for part, b in zip(parts, self._live, strict=True)])

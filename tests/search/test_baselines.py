@@ -110,7 +110,7 @@ def test_so_small_that_no_rule_has_a_network() -> None:
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["baselines", "0.5168", "0.2584"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:24].strip() for line in lines[2:]] == ["tiny formula", *RULES] * 2
+    assert [line[:24].strip() for line in lines[2:]] == ["tiny formula", *RULES, "", "tiny formula", *RULES]
     assert sum("depth underflow: the shallowest has c = 0.449" in line for line in lines) == 1
     assert run(["baselines", "0.25", "--space", "ghostnet_a", "--classes", "10", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -60,7 +60,7 @@ def test_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (["suggest", "0.5", "--formula", "nowhere.json"], "nowhere.json"),
         (["suggest", "half"], "valid number"),
         (["suggest", "0.5", "--space", "os:path"], "cannot be loaded"),
-        (["suggest", "0.5", "--space", "os:getcwd"], "is a str, no search_spaces.SearchSpace"),
+        (["suggest", "0.5", "--space", "os:getcwd"], "is of type str, no search_spaces.SearchSpace"),
         (["suggest", "0.5", "--space", ":x"], "cannot be loaded"),
         (["search", "--preset", "demo", "--set", "data.vall=3"], "did you mean 'val'"),
         (["search", "--preset", "demo", "--set", "data.name=imagefolder"], "data.path of 'imagefolder' is missing"),

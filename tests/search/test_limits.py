@@ -161,13 +161,13 @@ REFUSED = [
     ({"c": "half", "params": 2e6}, "c = half is no budget"),
     (
         {"params": 1.5e6},
-        "no network of the formula has at most 1.50M parameters: the smallest has 1.98M, at c = 0.06; "
+        "no network of the formula has at most 1.50M parameters: the smallest within its range 0.06 to 0.9 has 1.98M, at c = 0.06; "
         "raise params, or pass extrapolate=True (--extrapolate)",
     ),
     ({"params": 1e6}, "at c = 0.06; raise params"),
     (
         {"params": 1e6, "macs": 1e3, "activation_bytes": 1e9},
-        "the smallest has 23.50M, at c = 0.06, and none has at most 1.00M parameters: the smallest has 1.98M",
+        "has 23.50M, at c = 0.06, and none has at most 1.00M parameters: the smallest within its range 0.06 to 0.9 has 1.98M",
     ),
     ({"params": 4.85e6, "macs": 250e6, "space": "resnet34"}, "meets all limits at once: the nearest, at c = "),
     ({"params": 2e6, "c": 0.001, "extrapolate": True}, "the smallest is at c = "),
@@ -218,7 +218,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, err) == (0, "") and lines[0].split()[-5:] == ["±", "r", "±", "d", "binds"]
     assert " 1.98M  0.75MB " in lines[2] and lines[2].endswith(" params")
     code, lines, _ = tinynet(capsys, "suggest", "0.5", "0.1", "--activation-bytes", "1.5MB", "--macs", "100M")
-    assert [(line.split()[0], line.split()[-1]) for line in lines[2:]] == [("0.5", "activation_bytes"), ("0.1", "c")]
+    assert [(line.split()[0], line.split()[-1]) for line in lines[2:]] == [("0.1312", "activation_bytes"), ("0.1", "c")]
     code, lines, _ = tinynet(capsys, "suggest", "0.25")
     assert "memory" in lines[0] and "binds" not in lines[0] and " 2.17MB " in lines[2]
     code, lines, _ = tinynet(capsys, "suggest", "--params", "5M", "--space", "ghostnet_a", "--json")
@@ -238,7 +238,7 @@ def test_numbers_on_the_command_line(capsys: pytest.CaptureFixture[str], text: s
     ("arguments", "words"),
     [
         (["suggest"], "nothing to answer"),
-        (["suggest", "--params", "few"], "--params 'few' is no number: give one such as 2e6, 1.5M or 512KiB"),
+        (["suggest", "--params", "few"], "--params 'few' is no number: give one such as 2e6, 1.5M or 4.1B"),
         (["suggest", "--activation-bytes", "-5"], "--activation-bytes '-5' is no number"),
         (["suggest", "--macs", "1.2.3"], "is no number"),
         (["suggest", "--macs", "5i"], "is no number"),

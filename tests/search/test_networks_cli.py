@@ -40,7 +40,7 @@ def test_all_by_family_in_the_papers_order(capsys: pytest.CaptureFixture[str]) -
 def test_figures_stand_beside_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
     lines = {line.partition(" ")[0]: " ".join(line.split()) for line in printed(capsys).splitlines()}
     assert lines["tinynet_c"] == "tinynet_c 0.825 0.85 0.54 184 2.46M 2.5M -1.7 % 99.5M 100M -0.5 % published"
-    assert lines["resnet50"] == "resnet50 1.000 1 1 224 25.56M - - 4089.2M 4.1B -0.3 % published"
+    assert lines["resnet50"] == "resnet50 1 1 1 224 25.56M - - 4089.2M 4.1B -0.3 % published"
     assert lines["ghostnet_c_hswish"] == "ghostnet_c_hswish 0.821 0.84 0.58 197 5.16M 5.0M +3.2 % 141.0M 141M +0.0 % ours"
 
 

@@ -18,6 +18,7 @@ from search_spaces import RDW, RequestError, SearchSpace, get_space, list_spaces
 from search_spaces.efficientnet import TABLES, EfficientNetSpace
 from tinynet_search import Suggestion, TinyFormula, suggest_rdw
 from tinynet_search.formula import fit_formula
+from tinynet_search.spelling import spelled
 
 B0 = get_space("efficientnet_b0")
 C0 = 385_814_752
@@ -197,3 +198,20 @@ def test_package_names() -> None:
     assert set(tinynet_search._HOMES) | {"__version__"} == set(tinynet_search.__all__)
     with pytest.raises(AttributeError, match="no attribute 'suggest_rwd'"):
         tinynet_search.__getattr__("suggest_rwd")
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "resnet50", "ghostnet_a"])
+def test_what_is_printed_can_be_typed_in(name: str) -> None:
+    """184 of 224 pixels are r = .822 in three digits: .821 would be 183."""
+    space = get_space(name)
+    for c in np.geomspace(0.06, 0.9, 60):
+        network = suggest_rdw(float(c), space=space).network
+        texts = spelled(network)
+        assert space.network(tuple(map(float, texts))) == network
+        assert all(len(text) <= 9 for text in texts)
+
+
+def test_another_number_of_classes() -> None:
+    few = suggest_rdw(0.25, num_classes=10)
+    assert few.network.num_classes == 10 and few.params < suggest_rdw(0.25).params - 1e6
+    assert suggest_rdw(params=0.9e6, num_classes=10).binding == ("params",)

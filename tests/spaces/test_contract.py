@@ -202,3 +202,10 @@ def test_a_build_may_read_tensors() -> None:
 
 def test_the_contract_itself_is_not_collected(request: pytest.FixtureRequest) -> None:
     assert not [item.nodeid for item in request.session.items if "::SpaceContract" in item.nodeid]
+
+
+def test_the_contract_needs_a_space() -> None:
+    with pytest.raises(TypeError, match="Forgot has no space to hold to the contract"):
+        type("Forgot", (SpaceContract,), {})
+    with pytest.raises(TypeError, match="give an instance"):
+        check_space(_Mini)  # pyright: ignore[reportArgumentType]

@@ -91,11 +91,20 @@ LACKING = GOOD + (
     "    def cost(self, shape, num_classes): ...\n"
     "    def build(self, network, **options): ...\n"
 )
+MADE = (
+    "from search_spaces import Cost, SearchSpace\n"
+    "class Space(SearchSpace):\n"
+    "    name, base_resolution = 'mine', 32\n"
+    "    def decode(self, r, d, w): return {}\n"
+    "    def cost(self, shape, num_classes): return {}\n"
+    "    def build(self, network, **options): ...\n"
+    "    def describe(self, shape): ...\n"
+)
 MISTAKES = [
     ("", "no_such_module:Space", "there is no module 'no_such_module'; run from the folder that no_such_module lies in"),
     (GOOD + "class Mine(SearchSpace): ...", "own_space:Mini", "did you mean 'own_space:Mine'?"),
     ("", "own_space:Space", "own_space has neither that name nor any other space; subclass search_spaces.SearchSpace in it"),
-    ("Space = {}", "own_space:Space", "it is a dict, no search_spaces.SearchSpace; name one, or a class or function"),
+    ("Space = {}", "own_space:Space", "it is of type dict, no search_spaces.SearchSpace; name one, or a class or function"),
     ("def Space(table): ...", "own_space:Space", "it needs arguments (missing a required argument: 'table'); make it in the module"),
     (
         "def Space():\n    return 1 / 0",
@@ -108,6 +117,13 @@ MISTAKES = [
     ("import not_there", "own_space:Space", "own_space.py, line 1, needs not_there, which is not installed; install it"),
     (LACKING, "own_space:Space", "its class lacks the method describe; search_spaces.SearchSpace says what to write"),
     (LACKING + "    def describe(self, shape): ...", "own_space:Space", "its class lacks name and base_resolution, which every space has"),
+    (
+        MADE.format("tuple(r)", "None"),
+        "own_space:Space",
+        "own_space.py, line 4, fails on numbers (TypeError: 'float' object is not iterable); hold it to",
+    ),
+    (MADE.format("int(r)", "None"), "own_space:Space", "its cost gives a NoneType and no search_spaces.Cost; hold it to"),
+    (MADE.format("int(r)", "Cost(1, 1, 1, 1)"), "own_space:Space", "own_space.py, line 4, fails on arrays (TypeError"),
     ("", "own_space.py:Mine", "it is a file; give module:attribute, own_space:Mine, and run from the folder that own_space.py lies in"),
     ("", "C:\\spaces\\own_space.py:Mine", "it is a file; give module:attribute, own_space:Mine"),
     ("", "C:\\spaces\\own_space.py", "it is a file; give module:attribute, own_space:Space"),

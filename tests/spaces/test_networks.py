@@ -12,6 +12,7 @@ from search_spaces.networks import NETWORKS, Named, get_named
 from search_spaces.paper_tables import NAMES, TABLES, architecture, check_table, meets, off, row_of, value
 from tinynet_search.baselines import inverse_giant
 from tinynet_search.formula import TinyFormula
+from tinynet_search.spelling import spelled
 
 ORACLES: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "oracles.json").read_text())
 # The space of a row of each section; a section that is not here fails the test.
@@ -179,3 +180,10 @@ def test_tables_that_are_not_here() -> None:
         check_table(name)
     with pytest.raises(ValueError, match="give table1, table2, table3, table6 or table7"):
         check_table("table8")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_printed_can_be_typed_in(name: str) -> None:
+    network = NETWORKS[name].network()
+    r, d, w = (float(f"{float(text):g}") for text in spelled(network))
+    assert network.space.network((r, d, w)) == network

@@ -89,3 +89,10 @@ def test_rmsprop_the_tensorflow_way() -> None:
         momentum = 0.9 * momentum + 0.048 * gradient / (square + 1e-3).sqrt()
         value -= momentum
         torch.testing.assert_close(weight.detach(), value)
+
+
+def test_a_network_without_batch_norm_has_no_statistics() -> None:
+    statistics = MicroBatchStatistics(nn.Linear(2, 2))
+    statistics.begin()
+    statistics.collect()
+    statistics.finish(1, lambda flat: flat)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from search_spaces.errors import RequestError
-from tinynet_search.commands.app import AsJson, app, millions
+from tinynet_search.commands.app import SPACES, AsJson, app, millions
 
 
 @app.command()
@@ -21,7 +21,7 @@ def export(
     weights: Annotated[
         str | None, typer.Option(help="A .safetensors or .pth file, or timm's name such as tinynet_e.in1k; a folder brings its own.")
     ] = None,
-    space: Annotated[str | None, typer.Option(help="Search space of r,d,w.")] = None,
+    space: Annotated[str | None, typer.Option(help=f"Of r,d,w. {SPACES}")] = None,
     classes: Annotated[int | None, typer.Option(help="Classes, where not the space's own number.")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="With onnx: an int8 file too, and what it costs in accuracy.")] = False,
     data: Annotated[str | None, typer.Option(help="Images for --int8: petals; a trial brings its own.")] = None,
@@ -30,7 +30,9 @@ def export(
     images: Annotated[int, typer.Option(min=1, help="Validation images that --int8 is evaluated on, at most.")] = 1000,
     as_json: AsJson = False,
 ) -> None:
-    """Write a network with its weights as ONNX, torch.export or safetensors; every file is compared with torch first.
+    """ONNX, pt2 (torch.export) or safetensors of a network.
+
+    Every file is read again and compared with torch before it is kept.
 
     A folder that holds another network, other weights or files of other origin is refused, never overwritten.
     """

@@ -3,7 +3,7 @@
 import json
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, groupby, zip_longest
+from itertools import groupby, zip_longest
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +12,8 @@ from search_spaces import Network, RequestError, get_space
 from search_spaces.networks import NETWORKS, Named, get_named
 from search_spaces.paper_tables import TABLES, Layer, PaperTable, Row, architecture, check_table, off, value
 from tinynet_search.commands.app import AsJson, app, millions
-from tinynet_search.tables import table
+from tinynet_search.spelling import spelled
+from tinynet_search.tables import apart, table
 
 NONE = "-"
 ARCHITECTURE = "the layers of GhostNet-A, from the stage list that is counted and built here"
@@ -27,10 +28,12 @@ SOURCES = {
 @app.command()
 def networks(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help="Names; all of them where none is given.")] = None,
-    paper: Annotated[str | None, typer.Option(metavar="TABLE", help="A table of the paper beside ours: table1, 2, 3, 6 or 7.")] = None,
+    paper: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="A table of the paper beside ours: table1, table2, table3, table6 or table7.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Every named network: (r, d, w), pixels, params, FLOPs, beside the paper's figures."""
+    """The paper's networks and tables, beside our exact figures."""
     if paper is not None and names:
         raise RequestError("give names or --paper, not both: a table of the paper has its own networks")
     document, text = _all(names or NETWORKS) if paper is None else _paper(paper)
@@ -42,13 +45,16 @@ def _all(names: Iterable[str]) -> tuple[list[dict[str, Any]], str]:
     rows = [(row, row.network()) for row in map(get_named, names)]
     head = ("network", "r", "d", "w", "pixels", "params", "paper", "off", "FLOPs", "paper", "off", "source")
     families = [[_network_cells(*pair) for pair in family] for _, family in groupby(rows, lambda pair: type(pair[1].space))]
-    return [_network_row(*pair) for pair in rows], table(head, _apart(families))
+    return [_network_row(*pair) for pair in rows], table(head, apart(families))
 
 
 def _network_cells(row: Named, network: Network) -> tuple[str, ...]:
-    r, d, w = network.rdw
     beside = (*_beside(row.paper_params, network.params, 2), *_beside(row.paper_flops, network.macs, 1))
-    return (row.name, f"{r:.3f}", f"{d:g}", f"{w:g}", str(network.resolution), *beside, row.source)
+    return (row.name, *map(_short, spelled(network)), str(network.resolution), *beside, row.source)
+
+
+def _short(text: str) -> str:
+    return f"{float(text):g}"
 
 
 def _network_row(row: Named, network: Network) -> dict[str, Any]:
@@ -74,17 +80,14 @@ def _beside(printed: str | None, exact: int, digits: int) -> tuple[str, str, str
     return millions(exact, digits), printed, f"{off(printed, exact):+.1f} %"
 
 
-def _apart(groups: Iterable[Sequence[Sequence[str]]]) -> list[Sequence[str]]:
-    """The rows of all groups, an empty one between two groups."""
-    return [*chain.from_iterable([[""] * len(group[0]), *group] for group in groups)][1:]
-
-
 def _paper(name: str) -> tuple[dict[str, Any], str]:
     """A table of the paper as JSON data and as text."""
     check_table(name)
     if name not in TABLES:
         layers = architecture()
-        return {"table": name, "title": ARCHITECTURE, "rows": [layer._asdict() for layer in layers]}, _layers_text(name, layers)
+        return {"table": name, "title": ARCHITECTURE, "rows": [layer._asdict() for layer in layers], **_totals()}, _layers_text(
+            name, layers
+        )
     found = TABLES[name]
     notes = list(_notes(found))
     rows = {
@@ -121,7 +124,7 @@ def _paper_text(name: str, found: PaperTable, notes: Sequence[str]) -> str:
     weights, top5 = any(row.params for row in found.rows), any(row.top5 for row in found.rows)
     head = ["model", *["weights", "ours", "off"] * weights, "FLOPs", "ours", "off", "paper's top-1 %", *["paper's top-5 %"] * top5]
     groups = [[_paper_cells(row, weights=weights, top5=top5) for row in group] for group in found.groups]
-    body = _side_by_side([table(head, group) for group in groups]) if found.side_by_side else table(head, _apart(groups))
+    body = _side_by_side([table(head, group) for group in groups]) if found.side_by_side else table(head, apart(groups))
     wrapped = [textwrap.fill(note, 120, break_on_hyphens=False) for note in notes]
     return "\n".join((f"{name}: {found.title}; accuracies on {found.images}", "", body, "", *wrapped))
 
@@ -144,9 +147,13 @@ def _side_by_side(tables: Sequence[str]) -> str:
 
 def _layers_text(name: str, layers: Sequence[Layer]) -> str:
     head = ("input size", "operator", "#exp", "#out", "SE", "stride", "#repeat")
-    network = get_space("ghostnet_a").baseline()
-    total = f"These layers have {network.params:,} params and {network.macs:,} multiply-adds."
+    total = "These layers have {params:,} params and {macs:,} multiply-adds.".format(**_totals())
     return "\n".join((f"{name}: {ARCHITECTURE}", "", table(head, list(map(_layer_cells, layers))), "", total))
+
+
+def _totals() -> dict[str, int]:
+    network = get_space("ghostnet_a").baseline()
+    return {"params": network.params, "macs": network.macs}
 
 
 def _layer_cells(layer: Layer) -> tuple[str, ...]:

@@ -28,7 +28,10 @@ def search(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the candidates and what they will cost; run and write nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a search, or take it up where it was left: plan, trials, frontier, formula, final networks."""
+    """Run a search, or take it up where it was left.
+
+    Plan, trials, frontier, formula, final networks.
+    """
     from tinynet_search.config import load_config
 
     if config is None and preset is None:
@@ -60,7 +63,7 @@ def frontier(
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
 ) -> None:
-    """The frontier models of a search, as MLflow has them."""
+    """A search's frontier models, as MLflow has them."""
     from tinynet_search.tracking import frontier_models, trial_rows
 
     asked: dict[str, Any] = {"tracking_uri": tracking, "storage": storage, "all_trials": all_trials}
@@ -83,7 +86,10 @@ def sync(
     tracking: Tracking = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring MLflow up to date with what lies in the search directory; sending twice changes nothing."""
+    """Bring MLflow up to date with a search directory.
+
+    Sending twice changes nothing.
+    """
     from tinynet_search.report import stored_searches
     from tinynet_search.store import SearchStore
     from tinynet_search.tracking import resolve_uri, sync_search
