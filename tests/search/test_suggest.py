@@ -207,7 +207,8 @@ def test_what_is_printed_can_be_typed_in(name: str) -> None:
     for c in np.geomspace(0.06, 0.9, 60):
         network = suggest_rdw(float(c), space=space).network
         texts = spelled(network)
-        assert space.network(tuple(map(float, texts))) == network
+        r, d, w = map(float, texts)
+        assert space.network((r, d, w)) == network
         assert all(len(text) <= 9 for text in texts)
 
 
