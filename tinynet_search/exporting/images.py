@@ -67,7 +67,8 @@ def evaluation_recipe(subject: Subject, settings: Mapping[str, Any] | None) -> R
 def preprocessing_of(subject: Subject, source: Source, recipe: Recipe, settings: Mapping[str, Any] | None) -> dict[str, Any]:
     """How an image becomes the network's input.
 
-    Published weights keep the normalisation and the crop that timm names; other weights have the project's.
+    Published weights keep the normalisation and the crop that timm names, a trial's have the project's. Of other weights
+    nobody knows: the project's are written down and marked as assumed.
     """
     if subject.preprocessing is not None and source.published is None:
         return dict(subject.preprocessing)
@@ -75,14 +76,16 @@ def preprocessing_of(subject: Subject, source: Source, recipe: Recipe, settings:
     mean, std = MEAN, STD
     if source.published is not None:
         ratio, mean, std = source.published.crop_pct, source.published.mean, source.published.std
-    known = (subject.trained or {}).get("data") or settings or {}
-    squashed = known.get("name") == "petals" and recipe.augment == "shift"
+    seen = (subject.trained or {}).get("data") or settings or {}
+    squashed = seen.get("name") == "petals" and recipe.augment == "shift"
     steps = (
         {"resize": [pixels, pixels], "interpolation": "bilinear", "antialias": True}
         if squashed
         else {"resize_short_side": int(pixels / ratio), "interpolation": "bicubic", "antialias": True, "centre_crop": pixels}
     )
-    return {"colour": "RGB", **steps, "crop_ratio": ratio, "scale": "0 to 1", "mean": list(mean), "std": list(std), "size": pixels}
+    known = source.published is not None or source.path == subject.weights
+    values = {"crop_ratio": ratio, "scale": "0 to 1", "mean": list(mean), "std": list(std), "size": pixels}
+    return {"colour": "RGB", **steps, **values, "assumed": not known}
 
 
 def _images(
