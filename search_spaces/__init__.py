@@ -28,6 +28,8 @@ def get_space(name: str) -> SearchSpace:
     Raises:
         RequestError: nobody knows the name, or the module gives no space; the line says what is wrong with it.
     """
+    if not isinstance(name, str):
+        raise RequestError(f"space {name!r} is no name: give one of {', '.join(list_spaces())}, or module:attribute")
     if is_own(name):
         return load_space(name)
     if name not in _built_in():

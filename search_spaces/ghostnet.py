@@ -41,7 +41,7 @@ class Stage(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """A real network; ``expanded`` has for each stage the width of each of its rows."""
+    """A real network; ``expanded`` has for each stage the width of each of its rows, 0 for one that it leaves out."""
 
     resolution: Any
     stem: Any
@@ -139,14 +139,15 @@ class GhostNetSpace(SearchSpace):
     def decode(self, r: Any, d: Any, w: Any) -> Shape:
         t = self.table
         cin = stem = round_channels(t.stem, w, t.divisor)
+        repeats = tuple([round_repeats(stage.repeats, d) for stage in t.stages])
         channels, expanded = [], []
-        for stage in t.stages:
+        for stage, blocks in zip(t.stages, repeats, strict=True):
             cout = round_channels(stage.channels, w, t.divisor)
             inputs = (cin, *[cout] * (len(stage.rows) - 1))
-            expanded.append(tuple([self._expanded(row, source, w) for row, source in zip(stage.rows, inputs, strict=True)]))
+            widths = [self._expanded(row, source, w) for row, source in zip(stage.rows, inputs, strict=True)]
+            expanded.append(tuple([width * (blocks > i) for i, width in enumerate(widths)]))
             channels.append(cout)
             cin = cout
-        repeats = tuple([round_repeats(stage.repeats, d) for stage in t.stages])
         return Shape(self.pixels(r), stem, tuple(channels), repeats, tuple(expanded), round_channels(t.head, w, t.divisor))
 
     def _expanded(self, row: Row, cin: Any, w: Any) -> Any:

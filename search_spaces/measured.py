@@ -50,7 +50,7 @@ def measured_peak(module: nn.Module, resolution: int) -> int:
     """Elements alive at the worst moment of a real forward pass at batch 1, as ``search_spaces.space`` defines them.
 
     The module is traced to its single operations and these are run one by one: a tensor is dropped after its last reader,
-    batch norm and element-wise operations write into an input that nobody reads afterwards.
+    batch norm and element-wise operations take the place of an input that nobody reads afterwards.
     """
     image = torch.zeros(1, 3, resolution, resolution)
     with torch.no_grad():
@@ -76,12 +76,12 @@ class _Run:
             if node.op == "output":
                 return
             dying = [other for other in self.values if self.last[other] is node]
-            self.values[node] = self._evaluated(node, dying)
-            yield sum(self._alive(self.values).values())
+            self.values[node] = self._evaluated(node)
+            yield sum(self._alive(self.values).values()) - self._reused(node, dying)
             for other in [*dying, *([node] if self.last[node] is node else [])]:
                 del self.values[other]
 
-    def _evaluated(self, node: fx.Node, dying: Sequence[fx.Node]) -> Any:
+    def _evaluated(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
             return self.image
         if node.op == "get_attr":
@@ -89,19 +89,23 @@ class _Run:
             self.weights.add(value.untyped_storage().data_ptr())
             return value
         arguments, options = fx.map_arg((node.args, node.kwargs), self.values.__getitem__)
-        result = _read(node.target(*arguments, **options), node)  # pyright: ignore[reportCallIssue]
-        if not _element_wise(node):
-            return result
+        return _read(node.target(*arguments, **options), node)  # pyright: ignore[reportCallIssue]
+
+    def _reused(self, node: fx.Node, dying: Sequence[fx.Node]) -> int:
+        """Bytes of an input that nobody reads afterwards, where an element-wise result can take its place."""
+        result = self.values[node]
         written = result[0] if isinstance(result, tuple) else result
+        if not _element_wise(node) or not isinstance(written, torch.Tensor):
+            return 0
         free = self._alive({other: self.values[other] for other in dying})
         taken = self._alive({other: value for other, value in self.values.items() if other not in dying})
-        for value in arguments:
+        for other in dying:
+            value = self.values[other]
             if isinstance(value, torch.Tensor) and value.shape == written.shape:
-                place = value.untyped_storage().data_ptr()
-                if place in free and place not in taken:
-                    value.copy_(written)
-                    return (value, *result[1:]) if isinstance(result, tuple) else value
-        return result
+                place, size = value.untyped_storage().data_ptr(), written.untyped_storage().nbytes()
+                if place not in taken and free.get(place) == size:
+                    return size
+        return 0
 
     def _alive(self, values: dict[fx.Node, Any]) -> dict[int, int]:
         """Address and bytes of each distinct piece of memory behind values, weights left out."""

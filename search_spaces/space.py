@@ -56,9 +56,9 @@ class Cost(NamedTuple):
     peak: Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Network:
-    """One real network: what (r, d, w) comes to after rounding.
+    """One real network: what (r, d, w) comes to after rounding; equal where space, shape and classes are.
 
     Attributes:
         rdw: the multipliers that were asked for.
@@ -70,12 +70,22 @@ class Network:
         c: ``macs`` over the baseline's ``macs`` for the same number of classes.
     """
 
-    space: "SearchSpace" = field(repr=False, compare=False)
-    rdw: RDW = field(compare=False)
+    space: "SearchSpace" = field(repr=False)
+    rdw: RDW
     resolution: int
     shape: Any
     num_classes: int
     macs: int
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Network) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        return self.space.name, self.space.version, self.shape, self.num_classes
 
     @property
     def params(self) -> int:
@@ -194,14 +204,14 @@ class SearchSpace(ABC):
         """
         try:
             r, d, w = (float(v) for v in rdw)
-        except (TypeError, ValueError) as error:
-            raise RequestError(f"{rdw!r} is no (r, d, w): give three numbers such as (0.86, 1.2, 1.0)") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise RequestError(f"{str(rdw)[:80]} is no (r, d, w): give three numbers such as (0.86, 1.2, 1.0)") from error
         for label, value in (("r", r), ("d", d), ("w", w)):
             if not SANE[0] <= value <= SANE[1]:
                 raise RequestError(f"{label} = {value:g} is no multiplier: give a number in [{SANE[0]:g}, {SANE[1]:g}] (1 is the baseline)")
         classes = self.num_classes if num_classes is None else num_classes
-        if classes < 2:
-            raise RequestError(f"num_classes = {classes}: a classifier needs at least two classes")
+        if not isinstance(classes, (int, np.integer)) or classes < 2:
+            raise RequestError(f"num_classes = {classes}: a classifier needs at least two classes, and whole ones")
         if self.pixels(r) < 1:
             raise RequestError(f"r = {r:g} leaves no pixel of the baseline's {self.base_resolution}: raise r")
         shape = self.decode(r, d, w)
@@ -242,6 +252,8 @@ class SearchSpace(ABC):
         """
         if not 0 < c < math.inf:
             raise RequestError(f"c = {c:g} is no budget: give a fraction of the baseline's FLOPs above 0")
+        if not 0 < tol < 1:
+            raise RequestError(f"tol = {tol:g} is no tolerance: give a share of the budget between 0 and 1, such as 0.03")
         classes = self.num_classes if num_classes is None else num_classes
         asked = self.network(RDW(r, d, 1.0), classes).resolution
         best = self.nearest_width(c, r, d, classes)
@@ -249,9 +261,11 @@ class SearchSpace(ABC):
             return best
         least = self.thinnest(r, d, classes).c
         if least - c > tol * c:
+            # Rounded up: who asks for what is printed is answered.
+            smallest = least / (1 + tol) * 1.0005
             raise RequestError(
                 f"c = {c:g} is below every network near r = {r:g}, d = {d:g}: "
-                f"the smallest that can be met there is c = {least:.4g}; raise c, or lower r or d"
+                f"the smallest that can be met there is c = {smallest:.4g}; raise c, or lower r or d"
             )
         for step in range(1, max(2, int(asked * MAX_NUDGE)) + 1):
             nudged = [p / self.base_resolution for p in (asked + step, asked - step)]

@@ -7,6 +7,7 @@ import argparse
 import os
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 # Averaged weights first, as timm takes them.
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+# What readers raise on bytes that make no sense.
+MANGLED = (RuntimeError, ValueError, EOFError, KeyError, IndexError, AttributeError, TypeError, AssertionError)
 WRAPPERS = ("module.", "_orig_mod.")
 # Counters that no output depends on: of batch norm, and of a profiler that the GhostNet authors left in.
 COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
@@ -72,8 +75,10 @@ def locate(source: str | Path) -> Source:
     Raises:
         RequestError: there is no such file or name, or the hub cannot be reached.
     """
+    if not isinstance(source, str | Path):
+        raise RequestError(f"pretrained={source!r} names no weights: give a file, or a name such as 'tinynet_e.in1k'")
     path, text = Path(os.path.expanduser(source)), str(source)
-    if path.is_file():
+    if os.path.isfile(path):  # False, too, where the text is too long for a path
         return Source(path, text)
     # A folder with a published name is often an export of that network.
     if isinstance(source, Path) or path.suffix in SUFFIXES or "/" in text.removeprefix("timm/"):
@@ -93,13 +98,10 @@ def read_weights(source: Source) -> dict[str, "Tensor"]:
     """
     state = _read(source)
     for key in CONTAINERS:
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
+        if isinstance(state, Mapping) and isinstance(inner := state.get(key), Mapping) and inner:
+            state = inner
             break
-    import torch
-
-    tensors = isinstance(state, Mapping) and state and all(isinstance(value, torch.Tensor) for value in state.values())
-    if not isinstance(state, Mapping) or not tensors:
+    if not isinstance(state, Mapping) or not state or not all(isinstance(k, str) and _plain(v) for k, v in state.items()):
         raise RequestError(f"weights {source.label!r} hold no state dict: write the file with torch.save(module.state_dict(), ...)")
     return dict(state)
 
@@ -112,6 +114,9 @@ def _read(source: Source) -> Any:
     try:
         if source.path.suffix == ".safetensors":
             return load_file(source.path)
+        # torch does not look at the checksums of its own archives.
+        if zipfile.is_zipfile(source.path) and zipfile.ZipFile(source.path).testzip():
+            raise RequestError(_damaged(source))
         # timm's training checkpoints hold their argparse.Namespace; torch warns of a script's archive before it refuses it.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -123,8 +128,15 @@ def _read(source: Source) -> Any:
             raise RequestError(_damaged(source)) from error
         advice = "write torch.save(module.state_dict(), ...) where they were made"
         raise RequestError(f"weights {source.label!r} hold Python objects beside tensors, which would be code to run: {advice}") from error
-    except (safetensors.SafetensorError, RuntimeError, ValueError, EOFError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except (safetensors.SafetensorError, zipfile.BadZipFile, *MANGLED) as error:
         raise RequestError(_damaged(source)) from error
+
+
+def _plain(value: Any) -> bool:
+    """Whether it is a tensor that can be copied from: dense, whole and with its values."""
+    import torch
+
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_nested and value.device.type == "cpu"
 
 
 def _damaged(source: Source) -> str:

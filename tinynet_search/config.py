@@ -73,10 +73,11 @@ class SearchSection(Section):
     def _rules(cls, value: Any) -> Any:
         if isinstance(value, bool):
             return ("inverse giant",) if value else ()
-        for rule in value if isinstance(value, list | tuple) else [value]:
-            if rule not in RULES:
+        rules = value if isinstance(value, list | tuple) else [value]
+        for rule in rules:
+            if not isinstance(rule, str) or rule not in RULES:
                 raise ValueError(str(unknown("rule", str(rule), RULES)))
-        return value
+        return tuple(dict.fromkeys(rules))
 
     @field_validator("finals")
     @classmethod

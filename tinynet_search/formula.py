@@ -158,7 +158,7 @@ class TinyFormula:
         network, predicted = tidy(curve.network(budget)), curve.predicted(budget)
         note, limits = curve.note(budget, predicted), {} if alone else asked
         if limits and not binding:
-            note = "; ".join(filter(None, (note, f"no limit binds: c = {budget:g} is where the formula's range ends")))
+            note = "; ".join(filter(None, (note, f"no limit binds: c = {budget:g} is the largest that the formula is asked for")))
         return Suggestion(budget, network, predicted, curve.outside(budget), self.source, form, note, limits, binding)
 
     def _require_usable(self) -> None:
@@ -178,16 +178,16 @@ class TinyFormula:
         return self._posteriors[form, target]
 
     def get_space(self, space: str | SearchSpace | None) -> SearchSpace:
-        """The space to build in; one given by name also reaches to the r and d that the formula was fitted to.
+        """The space to build in; the formula's own also reaches to the r and d that it was fitted to.
 
         A formula may name built-in spaces only: a ``module:attribute`` read from a file would be code to run.
         """
-        if isinstance(space, SearchSpace):
-            return space
         if space is None and self.space not in list_spaces():
             mend = "pass the space itself (--space module:attribute)"
             raise RequestError(f"formula {one_line(self.source)} is of {one_line(self.space)!r}, no built-in space: {mend}")
-        found = get_space(space or self.space)
+        found = space if isinstance(space, SearchSpace) else get_space(space or self.space)
+        if (found.name, found.version) != (self.space, self.space_version):
+            return found
         fitted = {"r": [r for _, r, _ in self.points], "d": [d for _, _, d in self.points]}
         spans = {key: (min(found.ranges[key][0], *values), max(found.ranges[key][1], *values)) for key, values in fitted.items()}
         return found if all(found.ranges[key] == span for key, span in spans.items()) else found.narrowed(spans)

@@ -68,7 +68,7 @@ def checked_budget(c: Any) -> float:
 def _checked_limit(name: str, value: Any) -> float:
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     # An int may be finite and yet beyond every float.
-    if not number or not 0 < value <= sys.float_info.max:
+    if not number or not 0 < (value if isinstance(value, int) else float(value)) <= sys.float_info.max:
         raise RequestError(f"{name} = {one_line(repr(value), 40)} is no limit: give a number above 0")
     return float(value)
 
@@ -147,7 +147,7 @@ def _refusal(curve: Curve, figures: Figures, limits: Mapping[str, float]) -> Req
     short = [name for name, limit in limits.items() if there[name][least[name]] > limit]
     lines = [
         f"has at most {amount(name, limits[name])}{LIMITS[name].words}: "
-        f"the smallest{within} has {amount(name, there[name][least[name]])}, at c = {there['c'][least[name]]:g}"
+        f"the smallest{within} has {there[name][least[name]]:,.0f}, at c = {there['c'][least[name]]:g}"
         for name in short
     ]
     if not short:

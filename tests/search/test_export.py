@@ -270,7 +270,11 @@ def test_what_is_there_is_never_overwritten(capsys: pytest.CaptureFixture[str], 
     [
         ({"space_version": 99}, "is of version 99"),
         ({"rdw": [1, 1]}, "or damaged"),
-        ({"network": {"macs": 1}}, "meant another network"),
+        ({"network": {"macs": 1}}, "its figures are not those"),
+        ({"rdw": [10**400, 1, 1]}, "or damaged"),
+        ({"weights": None}, "or damaged"),
+        ({"recipe": {"x": 1}}, "or damaged"),
+        ({"preprocessing": "abc"}, "or damaged"),
         ({"space": "os:path"}, "would be code to run: say --space os:path"),
         ({"space": None}, "unknown space"),
     ],
@@ -283,6 +287,42 @@ def test_a_configuration_is_checked(
     refused(capsys, words, tmp_path, "--format", "onnx", "--out", tmp_path / "out")
     (tmp_path / "config.json").write_text("{")
     refused(capsys, "or damaged", tmp_path, "--format", "onnx", "--out", tmp_path / "out")
+
+
+def test_a_name_in_a_file_leads_nowhere_else(capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path) -> None:
+    source, out = tmp_path / "received", tmp_path / "out"
+    source.mkdir()
+    (source / "weights.safetensors").write_bytes((trial / "weights.safetensors").read_bytes())
+    config = json.loads((trial / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "name": f"{tmp_path}/../elsewhere"}))
+    exported(capsys, source, "--format", "pt2", "--out", out)
+    assert {path.parent for path in tmp_path.rglob("*.pt2")} == {out}
+
+
+def test_a_damaged_export_is_no_export(capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path) -> None:
+    exported(capsys, trial, "--format", "safetensors", "--out", tmp_path)
+    file = tmp_path / "weights.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    refused(capsys, "is not the file that config.json lists", tmp_path, "--format", "onnx", "--out", tmp_path)
+
+
+def test_an_export_names_no_folder_of_the_machine(capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path) -> None:
+    (tmp_path / "trial").mkdir()
+    config = json.loads((trial / "config.json").read_text())
+    away = {**config, "data": {"name": "imagefolder", "path": str(tmp_path / "images")}}
+    (tmp_path / "trial" / "config.json").write_text(json.dumps(away))
+    (tmp_path / "trial" / "weights.safetensors").write_bytes((trial / "weights.safetensors").read_bytes())
+    exported(capsys, tmp_path / "trial", "--format", "safetensors", "--out", tmp_path / "out")
+    assert str(tmp_path) not in (tmp_path / "out" / "config.json").read_text()
+
+
+def test_weights_that_are_no_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module) -> None:
+    torch.save({name: tensor * float("nan") for name, tensor in module.state_dict().items()}, tmp_path / "nan.pth")
+    asked = (RDW, "--space", MINI, "--weights", tmp_path / "nan.pth", "--format", "safetensors", "--out", tmp_path / "out")
+    code, _, err = call(capsys, *asked)
+    assert code == 1 and "its weights hold NaN" in err and not (tmp_path / "out").exists()
 
 
 def test_a_users_own_space_is_named_again(capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module, weights: str) -> None:

@@ -161,13 +161,13 @@ REFUSED = [
     ({"c": "half", "params": 2e6}, "c = half is no budget"),
     (
         {"params": 1.5e6},
-        "no network of the formula has at most 1.50M parameters: the smallest within its range 0.06 to 0.9 has 1.98M, at c = 0.06; "
+        "no network of the formula has at most 1.50M parameters: the smallest within its range 0.06 to 0.9 has 1,980,648, at c = 0.06; "
         "raise params, or pass extrapolate=True (--extrapolate)",
     ),
     ({"params": 1e6}, "at c = 0.06; raise params"),
     (
         {"params": 1e6, "macs": 1e3, "activation_bytes": 1e9},
-        "has 23.50M, at c = 0.06, and none has at most 1.00M parameters: the smallest within its range 0.06 to 0.9 has 1.98M",
+        "has 23,500,656, at c = 0.06, and none has at most 1.00M parameters: the smallest within its range 0.06 to 0.9 has 1,980,648",
     ),
     ({"params": 4.85e6, "macs": 250e6, "space": "resnet34"}, "meets all limits at once: the nearest, at c = "),
     ({"params": 2e6, "c": 0.001, "extrapolate": True}, "the smallest is at c = "),

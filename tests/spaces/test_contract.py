@@ -15,7 +15,7 @@ from torch.utils import flop_counter
 
 from search_spaces import Cost, Network, get_space, list_spaces
 from search_spaces.efficientnet import TABLES, EfficientNetSpace, Shape
-from search_spaces.testing import SpaceContract, check_space, counted
+from search_spaces.testing import SpaceContract, check_space, counted, measured_peak
 
 CHECKS = [name for name in vars(SpaceContract) if name.startswith("test_")]
 CONTRACTS = {name: type(name, (SpaceContract,), {"space": get_space(name), "twists": 2}) for name in list_spaces()}
@@ -209,3 +209,32 @@ def test_the_contract_needs_a_space() -> None:
         type("Forgot", (SpaceContract,), {})
     with pytest.raises(TypeError, match="give an instance"):
         check_space(_Mini)  # pyright: ignore[reportArgumentType]
+
+
+class _Gate(nn.Module):
+    """Element-wise operations whose inputs are views, masks and tensors of other strides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = x.mean((2, 3), keepdim=True).expand_as(x) * x
+        kept = torch.where(~(x > 0), gate, x.flip(1))
+        return kept.transpose(2, 3).clone(memory_format=torch.contiguous_format).view(1, -1)
+
+
+def test_memory_of_ordinary_networks_can_be_measured() -> None:
+    from torchvision.models import shufflenet_v2_x0_5
+
+    assert measured_peak(shufflenet_v2_x0_5(weights=None), 64) >= 3 * 64 * 64 + 24 * 32 * 32
+    # The image, the mask (a byte an element), what where() and flip() gave.
+    assert measured_peak(_Gate(), 32) >= 3 * 3 * 32 * 32
+
+
+@pytest.mark.parametrize("d", [0.2, 0.35, 0.6])
+def test_rows_that_a_shallow_stage_leaves_out_name_no_other_network(d: float) -> None:
+    space = get_space("ghostnet")
+    one, other = space.network((1, d, 0.3585)), space.network((1, d, 0.359))
+    assert (one == other) == (one.key == other.key) == (one.params == other.params)
+
+
+def test_equal_shapes_of_two_spaces_are_two_networks() -> None:
+    assert get_space("ghostnet_a").baseline() != get_space("ghostnet_a_hswish").baseline()
+    assert len({get_space(name).baseline() for name in list_spaces()}) == len(list_spaces())

@@ -120,7 +120,7 @@ def test_every_row_of_ours_has_a_rule() -> None:
 @pytest.mark.parametrize("name", ["ghostnet_a", "ghostnet_b", "ghostnet_c", "ghostnet_d"])
 def test_hard_swish_twins_cost_the_same(name: str) -> None:
     plain, twin = get_named(name).network(), get_named(f"{name}_hswish").network()
-    assert twin == plain
+    assert (twin.shape, twin.macs) == (plain.shape, plain.macs)
     assert twin.space.name == "ghostnet_a_hswish"
     assert (twin.params, twin.activation_bytes) == (plain.params, plain.activation_bytes)
 

@@ -97,6 +97,9 @@ WRONG: dict[str, tuple[Callable[[State, Path], object], str]] = {
     "pickled.pth": (lambda _, file: saved(MINI.build(), file), "hold Python objects"),
     "numbers.pth": (lambda _, file: saved({"epoch": 3}, file), "hold no state dict"),
     "tensor.pth": (lambda _, file: saved(torch.zeros(2), file), "hold no state dict"),
+    "sparse.pth": (lambda state, file: saved({**state, "bn1.bias": torch.zeros(8).to_sparse()}, file), "hold no state dict"),
+    "hollow.pth": (lambda state, file: saved({**state, "bn1.bias": torch.zeros(8, device="meta")}, file), "hold no state dict"),
+    "keys.pth": (lambda state, file: saved({**state, 3: torch.zeros(1)}, file), "hold no state dict"),
     "nothing.pth": (lambda _, file: saved({}, file), "hold no state dict"),
     "folder.pth": (lambda _, file: file.mkdir(), "is a folder"),
     "missing.pth": (
@@ -217,7 +220,14 @@ print(time.time() - started)
 def built(tmp_path: Path, endpoint: str, *asked: str, **environment: str) -> list[str]:
     """What each ``network=source`` comes to, in a process of its own whose hub is ``endpoint``."""
     own = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE_"))}
-    env = {**own, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub"), **environment}
+    env = {
+        **own,
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(tmp_path / "hub"),
+        **environment,
+    }
     done = subprocess.run([sys.executable, "-W", "error", "-c", BUILD, *asked], env=env, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     return done.stdout.splitlines()

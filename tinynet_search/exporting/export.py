@@ -123,6 +123,12 @@ def _config(subject: Subject, source: Source, module: nn.Module, preprocessing: 
         "input": {"name": INPUT, "dtype": "float32", "shape": ["batch", 3, pixels, pixels]},
         "output": {"name": OUTPUT, "dtype": "float32", "shape": ["batch", network.num_classes]},
         "preprocessing": dict(preprocessing),
-        "trained": dict(subject.trained) if subject.trained and own else None,
+        "trained": _travels(subject.trained) if subject.trained and own else None,
     }
     return identity, config
+
+
+def _travels(trained: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the training, without the folders of the machine that its images lay on."""
+    data = {key: value for key, value in dict(trained.get("data") or {}).items() if key not in ("path", "cache")}
+    return {**trained, **({"data": data} if "data" in trained else {})}

@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ def write_checked(kind: str, module: nn.Module, network: Network, path: Path) ->
     with attempted(kind):
         form.write(module, network, path)
         difference, largest = compared(module, network, form.run(network, path))
+    if not math.isfinite(largest):
+        raise ExportError(f"the network's outputs are not finite: its weights hold NaN or infinity, or are far too large ({largest:g})")
     if not difference <= form.tolerance * largest:
         raise ExportError(
             f"the {kind} file disagrees with torch by {difference:.3g} where the largest output is {largest:.3g} "
@@ -111,7 +114,7 @@ def compared(module: nn.Module, network: Network, run: Callable[[Tensor], Tensor
             return float("nan"), wanted.abs().max().item()
         # Torch's max keeps a NaN, Python's would lose it.
         difference = torch.tensor([difference, (got - wanted).abs().max().item()]).max().item()
-        largest = max(largest, wanted.abs().max().item())
+        largest = torch.tensor([largest, wanted.abs().max().item()]).max().item()
     return difference, largest
 
 

@@ -48,7 +48,7 @@ def open_images(
         RequestError: there are none, they cannot be read, or their classes are not the network's.
     """
     settings = settings or (subject.trained or {}).get("data")
-    if settings is None:
+    if not settings or (settings.get("name") == "imagefolder" and "path" not in settings):
         raise RequestError("--int8 needs images to calibrate with: give --data petals, or --data-path with a folder of train/ and val/")
     data = open_data(settings)
     network = subject.network

@@ -1,5 +1,6 @@
 """Which network is meant: a named one, a twist r,d,w of a space, or what a trial or an earlier export left."""
 
+import hashlib
 import json
 import os
 import re
@@ -11,6 +12,8 @@ from typing import Any
 from search_spaces import Network, RequestError, get_space
 from search_spaces.errors import unknown
 from search_spaces.networks import NETWORKS, get_named
+from tinynet_search.errors import one_line
+from trainables.recipe import recipe_from
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 # What a trial's configuration says of its training; an export of the trial keeps it.
@@ -90,20 +93,29 @@ def read_subject(path: Path, space: str | None = None) -> Subject:
         r, d, w = (float(value) for value in found["rdw"])
         own = str(found["space"])
         version, classes, figures = int(found["space_version"]), int(found["num_classes"]), dict(found["network"])
-        name = str(found["name"]) if "name" in found else re.sub(r"[^\w.-]", "_", f"{own}-{file.parent.resolve().name}")
+        trained = {key: found[key] for key in TRAINED if key in found} or dict(found.get("trained") or {})
+        trained |= {key: dict(trained[key]) for key in ("recipe", "data") if key in trained}
+        preprocessing = dict(found["preprocessing"]) if found.get("preprocessing") else None
+        origin = str(found["weights"]["from"]) if "weights" in found else f"trial {file.parent.resolve().name}"
+        digest = dict(dict(found.get("files") or {}).get(WEIGHTS) or {}).get("sha256")
+        if "recipe" in trained:
+            recipe_from(trained["recipe"])
     except OSError as error:
         raise RequestError(f"{str(file)!r} cannot be read ({error.strerror}): give the folder of a trial or an export") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{str(file)!r} is no configuration of a trial or an export, or damaged ({error})") from error
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise RequestError(f"{str(file)!r} is no configuration of a trial or an export, or damaged ({one_line(error, 80)})") from error
     _check_space(file, own, space)
     network = get_space(own).network((r, d, w), classes)
-    same = (network.space.version, network.macs, network.resolution) == (version, figures.get("macs"), figures.get("resolution"))
-    if not same:
-        raise RequestError(f"{str(file)!r} is of version {version} of {own}, which meant another network: here is {network.space.version}")
-    weights, folder = file.parent / WEIGHTS, file.parent.resolve().name
-    trained = {key: found[key] for key in TRAINED if key in found} or found.get("trained")
-    origin = found["weights"]["from"] if "weights" in found else f"trial {folder}"
-    return Subject(name, own, network, weights if weights.is_file() else None, origin, trained, found.get("preprocessing"))
+    if network.space.version != version:
+        raise RequestError(f"{str(file)!r} is of version {version} of {own}, which meant other networks: here is {network.space.version}")
+    if (network.macs, network.resolution) != (figures.get("macs"), figures.get("resolution")):
+        raise RequestError(f"{str(file)!r} is damaged: its figures are not those of its own r, d, w and classes")
+    weights = file.parent / WEIGHTS
+    if digest and weights.is_file() and hashlib.sha256(weights.read_bytes()).hexdigest() != digest:
+        raise RequestError(f"{str(weights)!r} is not the file that {CONFIG} lists: it is damaged, or another's")
+    # The name becomes a file's: nothing in it may lead elsewhere.
+    name = re.sub(r"[^\w.-]", "_", str(found.get("name") or f"{own}-{file.parent.resolve().name}"))[:100]
+    return Subject(name, own, network, weights if weights.is_file() else None, origin, trained, preprocessing)
 
 
 def _check_space(file: Path, own: str, space: str | None) -> None:
