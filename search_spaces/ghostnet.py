@@ -10,6 +10,7 @@ has convolutions where the table changes the shape, whatever the rounding makes 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -135,24 +136,32 @@ class GhostNetSpace(SearchSpace):
         self.table = table
         self.name, self.version = table.name, table.version
         self.base_resolution, self.num_classes = table.resolution, table.num_classes
+        # (window, stride, squeeze or 0, projected, last of its stage) of each row of each stage.
+        befores = (table.stem, *(stage.channels for stage in table.stages))
+        self._rows = tuple(tuple(self._kinds(stage, before)) for stage, before in zip(table.stages, befores, strict=False))
 
     def decode(self, r: Any, d: Any, w: Any) -> Shape:
-        t = self.table
+        t, remembered = self.table, not isinstance(w, np.ndarray)
         cin = stem = round_channels(t.stem, w, t.divisor)
-        repeats = tuple([round_repeats(stage.repeats, d) for stage in t.stages])
-        channels, expanded = [], []
-        for stage, blocks in zip(t.stages, repeats, strict=True):
-            cout = round_channels(stage.channels, w, t.divisor)
-            inputs = (cin, *[cout] * (len(stage.rows) - 1))
-            widths = [self._expanded(row, source, w) for row, source in zip(stage.rows, inputs, strict=True)]
-            expanded.append(tuple([width * (blocks > i) for i, width in enumerate(widths)]))
+        channels, repeats, expanded = [], [], []
+        for stage in t.stages:
+            cout, blocks, widths = round_channels(stage.channels, w, t.divisor), round_repeats(stage.repeats, d), []
+            for i, row in enumerate(stage.rows):
+                near = _remembered if remembered else round_channels
+                width = near(row.expanded, cin, 8) if t.relative else round_channels(row.expanded, w, t.divisor)
+                # Rows that a shallow stage leaves out are none of its shape.
+                widths.append(width * (blocks > i) if i else width)
+                cin = cout
             channels.append(cout)
-            cin = cout
-        return Shape(self.pixels(r), stem, tuple(channels), repeats, tuple(expanded), round_channels(t.head, w, t.divisor))
+            repeats.append(blocks)
+            expanded.append(tuple(widths))
+        head = round_channels(t.head, w, t.divisor)
+        return Shape(self.pixels(r), stem, tuple(channels), tuple(repeats), tuple(expanded), head)
 
-    def _expanded(self, row: Row, cin: Any, w: Any) -> Any:
-        """Width between a block's ghost modules: a ratio of its input in multiples of 8, or a number that scales."""
-        return round_channels(row.expanded, cin, 8) if self.table.relative else round_channels(row.expanded, w, self.table.divisor)
+    def _kinds(self, stage: Stage, before: int) -> Iterator[tuple[int, int, int, bool, bool]]:
+        for i, row in enumerate(stage.rows):
+            projected = not i and (row.stride > 1 or before != stage.channels)
+            yield row.kernel * row.kernel, row.stride, self.table.squeeze * row.squeeze, projected, i == len(stage.rows) - 1
 
     def blocks(self, shape: Shape) -> Iterator[Block]:
         """Each kind of block in order; one that a shallow network leaves out stands there 0 times."""
@@ -166,14 +175,33 @@ class GhostNetSpace(SearchSpace):
                 cin, before = cout, stage.channels
 
     def count(self, shape: Shape, num_classes: int) -> Any:
+        """Multiply-adds, block kind by block kind; unrolled, since a search asks for nothing else as often."""
+        many = isinstance(shape.resolution, np.ndarray)
+        near = round_channels if many else _remembered
         size = (shape.resolution - 1) // 2 + 1
-        macs = 27 * shape.stem * size * size + self.table.hidden * (shape.head + num_classes)
-        for (cin, cout), mid, reduced, kernel, stride, projected, times in self.blocks(shape):
-            before, size = size * size, (size - 1) // stride + 1
-            area, window = size * size, kernel * kernel
-            block = before * (mid // 2) * (cin + 9) + area * (cout // 2) * (mid + 9) + 2 * mid * reduced
-            macs += times * (block + area * ((stride > 1) * mid * window + projected * cin * (window + cout)))
-        return macs + size * size * shape.channels[-1] * shape.head
+        area, cin = size * size, shape.stem
+        macs = 27 * cin * area + self.table.hidden * (shape.head + num_classes)
+        for rows, cout, repeats, expanded in zip(self._rows, shape.channels, shape.repeats, shape.expanded, strict=True):
+            left = repeats
+            for (window, stride, squeeze, projected, last), mid in zip(rows, expanded, strict=True):
+                if not many and left <= 0:
+                    break
+                before = area
+                if stride > 1:
+                    size = (size - 1) // stride + 1
+                    area = size * size
+                block = before * (mid // 2) * (cin + 9) + area * (cout // 2) * (mid + 9)
+                if squeeze:
+                    block += 2 * mid * near(1, mid // squeeze, self.table.squeeze_divisor)
+                if stride > 1:
+                    block += area * mid * window
+                if projected:
+                    block += area * cin * (window + cout)
+                macs += block * (_or_none(left) if last else 1 * (left > 0))
+                left = left - 1
+                cin = cout
+            cin = cout
+        return macs + area * cin * shape.head
 
     def cost(self, shape: Shape, num_classes: int) -> Cost:
         tally, last = Tally(), shape.channels[-1]
@@ -237,6 +265,10 @@ class GhostNetSpace(SearchSpace):
                 groups.append([])
             groups[-1].append(_module(kind, act, drop_path_rate * i / max(len(kinds) - 1, 1)))
         return [nn.Sequential(*group) for group in groups]
+
+
+# What a block's width rounds to from whole numbers of channels: the same few again and again.
+_remembered = lru_cache(maxsize=65536)(round_channels)
 
 
 def _or_none(times: Any) -> Any:
