@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,10 @@ def test_a_dead_tracking_server_does_not_stop_a_search(ray_cluster: Any, tmp_pat
 def test_an_interrupted_search_says_so(ray_cluster: Any, tmp_path: Path, sent: signal.Signals, code: int) -> None:
     command = [sys.executable, "-m", "tinynet_search.cli", "search", *tiny_arguments(tmp_path, "recipe.epochs=40", trials=2)]
     environment = {**os.environ, "RAY_ADDRESS": ray_cluster.address}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
+    # A background job starts with SIGINT ignored, and so would whatever it starts.
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=listening) as driver:
         deadline = time.time() + 120
         while not list(tmp_path.glob("demo/trials/*/epoch-*")) and time.time() < deadline and driver.poll() is None:
             time.sleep(0.1)
