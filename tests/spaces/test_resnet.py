@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
-import torch
 
 from search_spaces import RequestError, get_space
 from search_spaces.measured import counted
+from tests.spaces.helpers import assert_a_backward_pass_reaches_every_parameter, assert_computes_what_timms_does
 
 ORACLES: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "golden" / "oracles.json").read_text())["resnet"]
 NAMES = [row["name"] for row in ORACLES]
@@ -23,25 +22,12 @@ def test_golden(row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_computes_what_timms_does(name: str) -> None:
-    torch.manual_seed(0)
-    theirs, ours = timm.create_model(name).eval(), get_space(name).baseline().build().eval()
-    # A fresh block of timm's adds nothing: its last gain is 0.
-    state = {key: tensor + 0.1 * torch.rand_like(tensor) if tensor.ndim == 1 else tensor for key, tensor in theirs.state_dict().items()}
-    theirs.load_state_dict(state)
-    ours.load_state_dict(state)
-    images = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        logits = ours(images)
-        assert logits.isfinite().all()
-        assert torch.equal(logits, theirs(images))
+    assert_computes_what_timms_does(get_space(name).baseline().build(), name)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_backward_pass_reaches_every_parameter(name: str) -> None:
-    torch.manual_seed(0)
-    module = get_space(name).network((0.15, 0.5, 0.2), num_classes=5).build(drop_rate=0.2, drop_path_rate=0.1)
-    module.train()(torch.randn(8, 3, 33, 33)).sum().backward()
-    assert all(parameter.grad is not None for parameter in module.parameters())
+    assert_a_backward_pass_reaches_every_parameter(get_space(name), (0.15, 0.5, 0.2))
 
 
 def test_drop_path_rises_over_the_blocks() -> None:
