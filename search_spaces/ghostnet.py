@@ -141,13 +141,12 @@ class GhostNetSpace(SearchSpace):
         self._rows = tuple(tuple(self._kinds(stage, before)) for stage, before in zip(table.stages, befores, strict=False))
 
     def decode(self, r: Any, d: Any, w: Any) -> Shape:
-        t, remembered = self.table, not isinstance(w, np.ndarray)
+        t, near = self.table, round_channels if isinstance(w, np.ndarray) else _remembered
         cin = stem = round_channels(t.stem, w, t.divisor)
         channels, repeats, expanded = [], [], []
         for stage in t.stages:
             cout, blocks, widths = round_channels(stage.channels, w, t.divisor), round_repeats(stage.repeats, d), []
             for i, row in enumerate(stage.rows):
-                near = _remembered if remembered else round_channels
                 width = near(row.expanded, cin, 8) if t.relative else round_channels(row.expanded, w, t.divisor)
                 # Rows that a shallow stage leaves out are none of its shape.
                 widths.append(width * (blocks > i) if i else width)

@@ -151,8 +151,7 @@ class TinyFormula:
         asked = checked_request({"c": c, "macs": macs, "params": params, "activation_bytes": activation_bytes})
         self._require_usable()
         target = self.get_space(space)
-        classes = self.num_classes if num_classes is None and target.name == self.space else num_classes
-        curve = Curve(self, form, target, target.num_classes if classes is None else classes, tol, extrapolate)
+        curve = Curve(self, form, target, self.classes(target) if num_classes is None else num_classes, tol, extrapolate)
         alone = asked.keys() == {"c"}
         budget, binding = (asked["c"], ()) if alone else largest(curve, asked)
         network, predicted = tidy(curve.network(budget)), curve.predicted(budget)
@@ -176,6 +175,10 @@ class TinyFormula:
             except np.linalg.LinAlgError as error:
                 raise RequestError(f"formula {one_line(self.source)}: the kernel matrix of forms.{form}.{target} is singular") from error
         return self._posteriors[form, target]
+
+    def classes(self, space: SearchSpace) -> int:
+        """Classes where none are asked for: the formula's own on its own space, else the space's default."""
+        return self.num_classes if space.name == self.space else space.num_classes
 
     def get_space(self, space: str | SearchSpace | None) -> SearchSpace:
         """The space to build in; the formula's own also reaches to the r and d that it was fitted to.

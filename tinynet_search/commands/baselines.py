@@ -30,8 +30,7 @@ def baselines(
 
     fitted = TinyFormula.load(formula, tracking_uri=tracking)
     target = fitted.get_space(space)
-    own = fitted.num_classes if target.name == fitted.space else target.num_classes
-    classes = own if classes is None else classes
+    classes = fitted.classes(target) if classes is None else classes
     rows: list[tuple[float, Baseline]] = []
     for c in budgets:
         others = ruled(target, c, classes)
