@@ -158,7 +158,12 @@ def run_source(config: Config, root: str, source: Source, most: int, at_once: in
     from ray import tune
 
     scaling = _of_trial(config)
-    settings: Mapping[str, Any] = {"root": root, "scaling": vars(scaling), "placement": config.scaling.placement}
+    settings: Mapping[str, Any] = {
+        "root": root,
+        "scaling": vars(scaling),
+        "execution": config.execution.model_dump(),
+        "placement": config.scaling.placement,
+    }
     with tempfile.TemporaryDirectory(prefix="tinynet-tune-") as scratch, _hushed():
         tune.Tuner(
             tune.with_resources(TRAINABLES[config.run.executor], tune_resources(config.run.executor, scaling)),

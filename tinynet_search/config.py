@@ -1,7 +1,7 @@
 """The configuration of a search: TOML, presets, ``--set key=value``, checked before anything runs.
 
 ``[space] [search] [recipe] [data]`` decide results and must match the plan of a search that exists (trials, finals
-and epochs may grow); ``[run] [scaling] [storage] [tracking]`` say where it runs and may change from run to run.
+and epochs may grow); ``[run] [scaling] [execution] [storage] [tracking]`` say where and how it runs and may change from run to run.
 """
 
 import re
@@ -20,6 +20,7 @@ from search_spaces.samplers import ADAPTIVE, SAMPLERS
 from search_spaces.space import SANE
 from tinynet_search.baselines import RULES
 from trainables.data import absolute
+from trainables.execution import Switch
 from trainables.recipe import Recipe, get_recipe, validated
 
 PRESETS = ("demo", "imagenet100")
@@ -112,6 +113,17 @@ class ScalingSection(Section):
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
 
 
+class ExecutionSection(Section):
+    """How trainings are computed (``trainables.execution.Execution``); ``auto`` is on where it helps on the device at hand."""
+
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    channels_last: Switch = "auto"
+    compile: Switch = "auto"
+    foreach: Switch = "auto"
+    pinned: Switch = "auto"
+    checkpoint_every_steps: int = Field(default=0, ge=0)
+
+
 class StorageSection(Section):
     path: str = Field(default="searches", min_length=1)
 
@@ -130,6 +142,7 @@ class Config(BaseModel):
     data: OpenSection = OpenSection(name="petals")
     run: RunSection = RunSection()
     scaling: ScalingSection = ScalingSection()
+    execution: ExecutionSection = ExecutionSection()
     storage: StorageSection = StorageSection()
     tracking: TrackingSection = TrackingSection()
 

@@ -18,7 +18,8 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from trainables.checkpoint import State, final_weights, load_checkpoint, newest_epoch, save_checkpoint
-from trainables.data import ImageData, MicroBatch
+from trainables.data import ImageData, MicroBatch, Reading
+from trainables.execution import Execution
 from trainables.folder import Folder
 from trainables.optim import Average, MicroBatchStatistics, make_optimizer, set_lr
 from trainables.recipe import Recipe, ema_decay_at, lr_at
@@ -31,11 +32,13 @@ ORDER, AUGMENT = 1, 2
 class Trainer:
     """One training. ``run`` returns (the last epoch's metrics, every epoch's)."""
 
-    def __init__(self, spec: TrialSpec, data: ImageData, root: Folder, reporter: Reporter) -> None:
+    def __init__(self, spec: TrialSpec, data: ImageData, root: Folder, reporter: Reporter, execution: Execution | None = None) -> None:
         self.spec, self.data, self.reporter = spec, data, reporter
         self.recipe: Recipe = spec.get_recipe()
         self.folder, self.root = root.sub(spec.folder), root
         self.device = pick_device()
+        self.execution = execution or Execution()
+        self.chosen = self.execution.on(self.device)
         self.steps = data.train_size // self.recipe.batch
         self._check()
         torch.manual_seed(spec.seed)
@@ -44,7 +47,8 @@ class Trainer:
         self.model = prepared(model, self.recipe).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.state = State(self.model, Average(self.model), make_optimizer(self.recipe, self.model), [])
         self.statistics = MicroBatchStatistics(self.model) if self.recipe.micro_batches > 1 else None
-        self.loader = data.loader(network.resolution, self.recipe, self.device)
+        reading = Reading(self.execution.loader_workers, self.chosen.pinned)
+        self.loader = data.loader(network.resolution, self.recipe, self.device, reading)
         self.parallel: nn.Module = self.model
         if reporter.world_size > 1:
             self.parallel = DistributedDataParallel(self.model, forward_sync_buffers=False)

@@ -5,17 +5,20 @@
 Both call the same ``run_trial`` on the same search directory. Tune and Train see metrics only; what they keep
 themselves is scratch.
 
-``config`` holds ``trial`` (a TrialSpec as plain values), ``root`` (the search directory) and ``scaling``.
+``config`` holds ``trial`` (a TrialSpec as plain values), ``root`` (the search directory), ``scaling`` and ``execution``.
 """
 
 import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainables.folder import open_folder
 from trainables.trial import TrialSpec, read_result, run_trial
+
+if TYPE_CHECKING:
+    from trainables.execution import Execution
 
 # Seconds after which a collective whose peer is gone gives up.
 COLLECTIVE_TIMEOUT = 120
@@ -48,7 +51,7 @@ class Scaling:
 def inline_trial(config: Mapping[str, Any]) -> None:
     """Tune trainable: the whole trial in this process."""
     _take_place(config["scaling"])
-    _finished(run_trial(TrialSpec.from_json(config["trial"]), config["root"], _TuneReporter()))
+    _finished(run_trial(TrialSpec.from_json(config["trial"]), config["root"], _TuneReporter(), _execution(config)))
 
 
 def ray_train_trial(config: Mapping[str, Any]) -> None:
@@ -123,7 +126,7 @@ def _train_worker(config: Mapping[str, Any]) -> None:
         from ray.train.torch import get_device
 
         torch.cuda.set_device(get_device())
-    run_trial(TrialSpec.from_json(config["trial"]), config["root"], _TrainReporter())
+    run_trial(TrialSpec.from_json(config["trial"]), config["root"], _TrainReporter(), _execution(config))
 
 
 def _finished(result: Mapping[str, Any]) -> None:
@@ -143,4 +146,9 @@ def _take_place(scaling: Mapping[str, Any]) -> None:
     if scaling["gpus"] and not torch.cuda.is_available():
         raise RuntimeError("this trial was given a GPU and torch finds none: the node's driver or torch build is at fault")
     torch.set_num_threads(max(1, int(scaling["cpus"])))
-    os.environ["TINYNET_LOADER_WORKERS"] = str(scaling["loader_workers"])
+
+
+def _execution(config: Mapping[str, Any]) -> "Execution":
+    from trainables.execution import Execution
+
+    return Execution(**{**config.get("execution", {}), "loader_workers": config["scaling"]["loader_workers"]})

@@ -13,11 +13,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from search_spaces import Network, RequestError, SearchSpace, get_space
 from trainables.folder import Folder, open_folder
 from trainables.recipe import Recipe, recipe_from
+
+if TYPE_CHECKING:
+    from trainables.execution import Execution
 
 log = logging.getLogger("tinynet")
 
@@ -165,11 +168,12 @@ def newest_progress(folder: Folder) -> list[dict[str, Any]]:
     return []
 
 
-def run_trial(spec: TrialSpec, root_url: str, reporter: Reporter) -> dict[str, Any]:
+def run_trial(spec: TrialSpec, root_url: str, reporter: Reporter, execution: "Execution | None" = None) -> dict[str, Any]:
     """Train a trial, or take up what is there of it, and write its result.
 
     Args:
         root_url: the search directory.
+        execution: how it is computed on this machine; None is every default.
 
     Returns:
         The result, the same on every rank; whoever comes after a result gets it unchanged.
@@ -181,7 +185,7 @@ def run_trial(spec: TrialSpec, root_url: str, reporter: Reporter) -> dict[str, A
         return found
     started = time.time()
     try:
-        metrics, epochs = _trained(spec, root, reporter)
+        metrics, epochs = _trained(spec, root, reporter, execution)
         outcome: dict[str, Any] = {"status": "finished", "reason": None, "detail": None, "metrics": metrics, "epochs": epochs}
     except TrialFailure as failure:
         epochs = newest_progress(root.sub(spec.folder))
@@ -197,18 +201,20 @@ def run_trial(spec: TrialSpec, root_url: str, reporter: Reporter) -> dict[str, A
     return result
 
 
-def _trained(spec: TrialSpec, root: Folder, reporter: Reporter) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _trained(
+    spec: TrialSpec, root: Folder, reporter: Reporter, execution: "Execution | None"
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The training, with everything that is the trial's own fault turned into TrialFailure."""
     import torch
 
     from trainables.classification import Trainer
-    from trainables.data.imagefolder import UnreadableImageError
+    from trainables.data.encoded import UnreadableImageError
 
     try:
         data = _opened(json.dumps(spec.data, sort_keys=True), spec.data_fingerprint)
         if data.fingerprint != spec.data_fingerprint:
             raise TrialFailure("data changed", f"planned on {spec.data_fingerprint}, found {data.fingerprint}")
-        return Trainer(spec, data, root, reporter).run()
+        return Trainer(spec, data, root, reporter, execution).run()
     except TrialFailure:
         raise
     except torch.OutOfMemoryError as error:

@@ -11,8 +11,7 @@ from search_spaces import Network, RequestError
 from search_spaces.weights import Source
 from tinynet_search.exporting.subject import Subject
 from trainables.data import MEAN, STD, ImageData, open_data
-from trainables.data.arrays import ArrayData
-from trainables.data.imagefolder import UnreadableImageError
+from trainables.data.encoded import UnreadableImageError
 from trainables.recipe import Recipe, get_recipe, recipe_from
 
 # How a network is evaluated of which nobody knows how it was trained.
@@ -54,7 +53,7 @@ def open_images(
     network = subject.network
     if len(data.class_names) != network.num_classes:
         raise RequestError(f"the data has {len(data.class_names)} classes and the network {network.num_classes}: give data of its classes")
-    batches = [images for images, _ in _images(_train_as_val(settings), calibration, network, recipe, preprocessing)]
+    batches = [images for images, _ in _images(data.swapped(), calibration, network, recipe, preprocessing)]
     return Images(network, recipe, preprocessing, data, np.concatenate(batches))
 
 
@@ -105,15 +104,3 @@ def _images(
             yield array if same else (array * std + mean - own_mean) / own_std, labels.numpy()
     except (UnreadableImageError, OSError) as error:
         raise RequestError(f"the data cannot be read: {error}") from error
-
-
-def _train_as_val(settings: Mapping[str, Any]) -> ImageData:
-    """The set with its training images in the place of the others: calibration wants them as evaluation sees them."""
-    if settings.get("name", "petals") == "imagefolder":
-        return open_data({**settings, "val": settings.get("train", "train")})
-    from trainables.data import petals
-
-    sizes = {key: value for key, value in settings.items() if key != "name"}
-    arrays = petals.load(sizes.pop("cache", None), **sizes)
-    train = (arrays.train_images, arrays.train_labels)
-    return ArrayData(train, train, petals.CLASS_NAMES, "")

@@ -29,6 +29,16 @@ class MicroBatch(NamedTuple):
 Batch = tuple["torch.Tensor", "torch.Tensor"]
 
 
+class Reading(NamedTuple):
+    """How a loader gets at images: worker processes (or threads), and page-locked batches for a GPU."""
+
+    workers: int = 0
+    pinned: bool = False
+
+
+IN_PROCESS = Reading()
+
+
 class Loader(Protocol):
     """Images of one resolution, as a network of that resolution takes them."""
 
@@ -53,7 +63,11 @@ class ImageData(Protocol):
     val_size: int
     fingerprint: str
 
-    def loader(self, resolution: int, recipe: "Recipe", device: "torch.device") -> Loader: ...
+    def loader(self, resolution: int, recipe: "Recipe", device: "torch.device", reading: Reading = IN_PROCESS) -> Loader: ...
+
+    def swapped(self) -> "ImageData":
+        """The same set with its training images in the place of the others: for whoever wants them as evaluation sees them."""
+        ...
 
 
 def absolute(settings: Mapping[str, Any]) -> dict[str, Any]:

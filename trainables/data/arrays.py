@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from search_spaces.errors import RequestError
-from trainables.data import ImageData, Loader
+from trainables.data import IN_PROCESS, ImageData, Loader, Reading
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ class ArrayData(ImageData):
         self.class_names, self.fingerprint = class_names, fingerprint
         self.train_size, self.val_size = len(train[1]), len(val[1])
 
-    def loader(self, resolution: int, recipe: "Recipe", device: "torch.device") -> Loader:
+    def loader(self, resolution: int, recipe: "Recipe", device: "torch.device", reading: Reading = IN_PROCESS) -> Loader:
         if recipe.augment == "paper":
             from PIL import Image
 
@@ -37,10 +37,13 @@ class ArrayData(ImageData):
             def split(images: np.ndarray, labels: np.ndarray) -> Split:
                 return Split(lambda i: Image.fromarray(images[i]), labels)
 
-            return PerImageLoader(split(*self._train), split(*self._val), resolution, recipe, device)
+            return PerImageLoader(split(*self._train), split(*self._val), resolution, recipe, device, reading)
         from trainables.data.array_loader import ArrayLoader
 
         return ArrayLoader(self._train, self._val, resolution, recipe, device)
+
+    def swapped(self) -> "ArrayData":
+        return ArrayData(self._val, self._train, self.class_names, self.fingerprint)
 
 
 def petals(seed: int = 0, train: int = 2880, val: int = 960, cache: str | None = None) -> ArrayData:

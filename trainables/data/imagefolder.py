@@ -1,29 +1,17 @@
 """Any ImageFolder tree: ``<path>/train/<class>/<image>`` and ``<path>/val/<class>/<image>``."""
 
-import errno
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from search_spaces.errors import RequestError
-from trainables.data import ImageData, Loader
-
-if TYPE_CHECKING:
-    import torch
-
-    from trainables.recipe import Recipe
+from trainables.data.encoded import EncodedData, Part
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 
 
-class UnreadableImageError(RuntimeError):
-    """An image that cannot be decoded; the message names the file."""
-
-
-class ImageFolderData(ImageData):
+class ImageFolderData(EncodedData):
     """Classes are the folders of ``train`` in sorted order; ``val`` must hold the same classes."""
 
     def __init__(self, path: str, train: str = "train", val: str = "val") -> None:
@@ -31,26 +19,25 @@ class ImageFolderData(ImageData):
         if not root.is_dir():
             raise RequestError(f"data folder {str(root)!r} does not exist: give the folder that holds {train}/ and {val}/")
         parts = [_scan(root, part) for part in (train, val)]
-        self.class_names: Sequence[str] = sorted({file.parts[0] for file, _ in parts[0]})
-        if len(self.class_names) < 2:
+        classes = sorted({file.parts[0] for file, _ in parts[0]})
+        if len(classes) < 2:
             raise RequestError(
-                f"data folder {str(root / train)!r} has {len(self.class_names)} class: an ImageFolder tree needs two class folders or more"
+                f"data folder {str(root / train)!r} has {len(classes)} class: an ImageFolder tree needs two class folders or more"
             )
-        strange = sorted({file.parts[0] for file, _ in parts[1]} ^ set(self.class_names))
+        strange = sorted({file.parts[0] for file, _ in parts[1]} ^ set(classes))
         if strange:
             here = f"{train}/ and {val}/ of {str(root)!r}"
             raise RequestError(f"class {strange[0]!r} is in only one of {here}: both must hold the same classes")
-        number = {name: i for i, name in enumerate(self.class_names)}
-        self._files = [[root / part / file for file, _ in files] for part, files in zip((train, val), parts, strict=True)]
-        self._labels = [np.array([number[file.parts[0]] for file, _ in files], dtype=np.int64) for files in parts]
-        self.train_size, self.val_size = len(self._files[0]), len(self._files[1])
-        self.fingerprint = _fingerprint(parts)
+        number = {name: i for i, name in enumerate(classes)}
+        files = [_part(root / part, found, number) for part, found in zip((train, val), parts, strict=True)]
+        super().__init__(classes, files[0], files[1], _fingerprint(parts))
 
-    def loader(self, resolution: int, recipe: "Recipe", device: "torch.device") -> Loader:
-        from trainables.data.per_image import PerImageLoader, Split
 
-        train, val = (Split(_Opener(files), labels) for files, labels in zip(self._files, self._labels, strict=True))
-        return PerImageLoader(train, val, resolution, recipe, device)
+def _part(base: Path, found: list[tuple[Path, int]], number: dict[str, int]) -> Part:
+    names = [file.as_posix() for file, _ in found]
+    labels = np.array([number[file.parts[0]] for file, _ in found], dtype=np.int64)
+    files = _Files(base, names)
+    return Part(names, labels, np.array([size for _, size in found], dtype=np.int64), files.read, files.place)
 
 
 def _scan(root: Path, part: str) -> list[tuple[Path, int]]:
@@ -74,19 +61,14 @@ def _fingerprint(parts: list[list[tuple[Path, int]]]) -> str:
     return f"imagefolder-{digest.hexdigest()[:16]}"
 
 
-class _Opener:
-    """Opens images by number; picklable, so that loader processes can have it."""
+class _Files:
+    """Files by number; picklable, so that loader processes can have it."""
 
-    def __init__(self, files: list[Path]) -> None:
-        self._files = files
+    def __init__(self, base: Path, names: list[str]) -> None:
+        self._base, self._names = base, names
 
-    def __call__(self, index: int) -> Any:
-        from PIL import Image
+    def read(self, index: int) -> bytes:
+        return (self._base / self._names[index]).read_bytes()
 
-        try:
-            with Image.open(self._files[index]) as image:
-                return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
-            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
-                raise  # the storage's fault (stale handle, too many files, ...), not the image's
-            raise UnreadableImageError(f"image {str(self._files[index])!r} cannot be read: {error}") from error
+    def place(self, index: int) -> str:
+        return str(self._base / self._names[index])

@@ -1,6 +1,5 @@
 """One image at a time, as the paper's script does: decode, augment, collate, in worker processes where asked."""
 
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from trainables.data import MEAN, STD, Batch, MicroBatch
+from trainables.data import MEAN, STD, Batch, MicroBatch, Reading
 from trainables.recipe import Recipe
 
 BICUBIC = v2.InterpolationMode.BICUBIC
@@ -78,11 +77,10 @@ class _Images(Dataset[tuple[Tensor, int]]):
 class PerImageLoader:
     """The general loader: any image source, the paper's transforms."""
 
-    def __init__(self, train: Split, val: Split, resolution: int, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, train: Split, val: Split, resolution: int, recipe: Recipe, device: torch.device, reading: Reading) -> None:
         self._device = device
-        workers = int(os.environ.get("TINYNET_LOADER_WORKERS", "0"))
-        context = "fork" if workers else None
-        load = partial(DataLoader, num_workers=workers, pin_memory=device.type == "cuda", multiprocessing_context=context)
+        context = "fork" if reading.workers else None
+        load = partial(DataLoader, num_workers=reading.workers, pin_memory=reading.pinned, multiprocessing_context=context)
         self._train_loader = partial(load, _Images(train, train_transform(recipe, resolution)))
         self._val_loader = partial(load, _Images(val, val_transform(recipe, resolution)))
 

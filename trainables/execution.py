@@ -1,0 +1,68 @@
+"""How a training is computed: its speed, and its bits in the last places, but no part of what is asked of it."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+Switch = Literal["auto", "on", "off"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Settings of the machine at hand; ``auto`` is on where it helps there.
+
+    Attributes:
+        precision: of the forward pass; ``auto`` is bf16 autocast on a GPU that has it, float32 elsewhere.
+        channels_last: memory layout of weights and images.
+        compile: ``torch.compile`` of the network; it costs a minute before the first step.
+        foreach: optimizer steps over all parameters at once, fused where torch has a fused form.
+        pinned: page-locked batches, copied to a GPU while it works.
+        loader_workers: processes (or threads, where images need no Python) that prepare images.
+        checkpoint_every_steps: a checkpoint after so many optimizer steps of an epoch too; 0 is one an epoch.
+    """
+
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    channels_last: Switch = "auto"
+    compile: Switch = "auto"
+    foreach: Switch = "auto"
+    pinned: Switch = "auto"
+    loader_workers: int = 0
+    checkpoint_every_steps: int = 0
+
+    def on(self, device: "torch.device") -> "Chosen":
+        """What the settings mean on a device."""
+        import torch
+
+        gpu = device.type == "cuda"
+        bf16 = gpu and torch.cuda.is_bf16_supported() if self.precision == "auto" else self.precision == "bf16"
+        return Chosen(
+            device=device.type,
+            bf16=bf16,
+            channels_last=self.channels_last != "off",
+            compile=self.compile == "on",
+            foreach=self.foreach != "off",
+            pinned=gpu and self.pinned != "off",
+        )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Settings with every ``auto`` decided."""
+
+    device: str
+    bf16: bool
+    channels_last: bool
+    compile: bool
+    foreach: bool
+    pinned: bool
+
+    @property
+    def layout(self) -> "torch.memory_format":
+        import torch
+
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
