@@ -119,7 +119,7 @@ class ExecutionSection(Section):
     precision: Literal["auto", "float32", "bf16"] = "auto"
     channels_last: Switch = "auto"
     compile: Switch = "auto"
-    foreach: Switch = "auto"
+    fused: Switch = "auto"
     pinned: Switch = "auto"
     checkpoint_every_steps: int = Field(default=0, ge=0)
 
@@ -185,19 +185,37 @@ def load_config(source: str | Path | None = None, *, preset: str | None = None, 
     Raises:
         RequestError: no such file or preset, an unknown key, a value out of range.
     """
-    values: dict[str, Any] = {}
-    if preset is not None:
-        values = _merged(values, _preset(preset))
-    if source is not None:
-        values = _merged(values, _file(Path(source)))
-    for setting in settings:
-        values = _merged(values, _setting(setting))
+    values = with_settings(read_values(source, preset=preset), settings)
     name = Path(source).stem if source is not None else preset or "search"
     defaults = {"search": name, "recipe": "efficientnet", "data": "petals"}
     for section, named in defaults.items():
         if isinstance(values.setdefault(section, {}), dict):
             values[section] = {"name": named, **values[section]}
     return validate(values, str(source or preset or "the settings"))
+
+
+def read_values(source: str | Path | None = None, *, preset: str | None = None) -> dict[str, Any]:
+    """What a preset and a file on top of it say, not checked yet.
+
+    Raises:
+        RequestError: no such file or preset.
+    """
+    values: dict[str, Any] = {}
+    if preset is not None:
+        values = _merged(values, _preset(preset))
+    return values if source is None else _merged(values, _file(Path(source)))
+
+
+def with_settings(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """Plain values with ``section.key=value`` texts on top.
+
+    Raises:
+        RequestError: a text is none.
+    """
+    changed = dict(values)
+    for setting in settings:
+        changed = _merged(changed, _setting(setting))
+    return changed
 
 
 def validate(values: Mapping[str, Any], where: str) -> Config:

@@ -8,8 +8,8 @@ from typing import Any
 from search_spaces import Network, RequestError, get_space
 from search_spaces.samplers import ADAPTIVE, draw
 from tinynet_search.config import Config
-from tinynet_search.store import FINALS, PLAN, SCHEMA, Candidate, SearchStore
-from trainables.data import open_data
+from tinynet_search.store import FINALS, JOB, PLAN, SCHEMA, Candidate, SearchStore
+from trainables.data import ImageData, open_data
 from trainables.recipe import Recipe, recipe_from
 from trainables.trial import TrialSpec, describe
 
@@ -27,10 +27,7 @@ def make_plan(config: Config) -> dict[str, Any]:
     """
     space, recipe = config.get_space(), config.get_recipe()
     data = open_data(config.data_settings())
-    if data.train_size < recipe.batch:
-        raise RequestError(
-            f"{data.train_size} training images are fewer than one batch of {recipe.batch}: set recipe.batch and recipe.micro_batch"
-        )
+    check_batch(data, recipe)
     return {
         "schema": SCHEMA,
         "search": config.search.name,
@@ -51,6 +48,14 @@ def make_plan(config: Config) -> dict[str, Any]:
     }
 
 
+def check_batch(data: ImageData, recipe: Recipe) -> None:
+    """Raises RequestError where the training images do not fill one batch."""
+    if data.train_size < recipe.batch:
+        raise RequestError(
+            f"{data.train_size} training images are fewer than one batch of {recipe.batch}: set recipe.batch and recipe.micro_batch"
+        )
+
+
 def agreed_plan(store: SearchStore, config: Config) -> dict[str, Any]:
     """The search's plan: written now if there is none, else the one that is there, if the configuration agrees.
 
@@ -61,6 +66,8 @@ def agreed_plan(store: SearchStore, config: Config) -> dict[str, Any]:
     """
     asked = make_plan(config)
     if store.plan() is None:
+        if store.folder.exists(JOB):
+            raise RequestError(f"{store.url} is a training job: give the search another search.name")
         if config.search.sampler not in ADAPTIVE:
             planned_networks(asked, config, config.search.trials)  # a band without networks leaves nothing behind
         store.write_json(PLAN, asked, once=True)
@@ -80,7 +87,7 @@ def _refuse_difference(store: SearchStore, there: Mapping[str, Any], asked: Mapp
 
 def _decisive(plan: Mapping[str, Any]) -> dict[str, Any]:
     """What may not change: everything but the number of epochs, the recipe's name, where the data lies, and dates."""
-    recipe = {key: value for key, value in plan["recipe"].items() if key not in ("name", "epochs")}
+    recipe = recipe_from(plan["recipe"]).identity()
     kept = {key: plan[key] for key in ("space", "sampler", "seed", "frontier", "ranks")}
     return {**kept, "recipe": recipe, "data": plan["data"]["fingerprint"]}
 

@@ -1,15 +1,16 @@
-"""Checkpoints of one trial: a folder an epoch, complete once its ``progress.json`` is there.
+"""Checkpoints of one trial: a folder each, complete once its ``progress.json`` is there.
 
-``epoch-0003/`` holds ``weights.safetensors`` (raw and averaged weights), ``optimizer.safetensors`` and, written last,
-``progress.json`` with every epoch's metrics and the size and digest of the other two: together they are read or
-not at all. Nothing in them can run code. Randomness needs no state of its own: augmentation and dropout are
-seeded by (trial seed, epoch, step, micro-batch), so the position is the state.
+``epoch-0003/`` (or ``epoch-0003-step-000120/``, in the middle of the fourth) holds ``weights.safetensors`` (raw and
+averaged weights), ``optimizer.safetensors`` and, written last, ``progress.json`` with every epoch's metrics and the
+size and digest of the other two: together they are read or not at all. Nothing in them can run code. Randomness needs
+no state of its own: order, augmentation and dropout are seeded by (trial seed, epoch, step, micro-batch), and the
+learning rate follows from the step, so the position is the state.
 """
 
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,45 +20,62 @@ from torch import Tensor, nn
 
 from trainables.folder import Folder
 from trainables.optim import Average, float_state
-from trainables.trial import PROGRESS, checkpoints
+from trainables.optimizer_state import optimizer_state, restore_optimizer
+from trainables.trial import PROGRESS, checkpoints, position
 
 log = logging.getLogger("tinynet")
 
 KEPT = 2
+# 2: an optimizer's state by the parameters' names.
+SCHEMA = 2
 WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 
 
 @dataclass
 class State:
-    """What a training is made of between two epochs."""
+    """What a training is made of between two steps.
+
+    Attributes:
+        epochs: the metrics of every whole epoch.
+        step, loss, seconds: of the epoch that has begun: steps done, the sum of their losses, time in steps.
+    """
 
     model: nn.Module
     average: Average
     optimizer: torch.optim.Optimizer
-    epochs: list[dict[str, Any]]
+    flat: Any
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    step: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
 
     @property
     def epoch(self) -> int:
         """Epochs done."""
         return len(self.epochs)
 
+    def end_epoch(self, record: dict[str, Any]) -> None:
+        self.epochs.append(record)
+        self.step, self.loss, self.seconds = 0, 0.0, 0.0
 
-def checkpoint_name(epoch: int) -> str:
-    return f"epoch-{epoch:04d}"
+
+def checkpoint_name(epoch: int, step: int = 0) -> str:
+    return f"epoch-{epoch:04d}" + (f"-step-{step:06d}" if step else "")
 
 
 def save_checkpoint(folder: Folder, trial: str, state: State) -> None:
-    """Commit the state after an epoch and drop all but the newest two."""
-    name = checkpoint_name(state.epoch)
-    tensors, scalars = optimizer_state(state.optimizer)
-    weights = {f"raw.{k}": v for k, v in float_state(state.model).items()} | {f"ema.{k}": v for k, v in state.average.state.items()}
+    """Commit the state and drop all but the newest two."""
+    name = checkpoint_name(state.epoch, state.step)
+    tensors, scalars = optimizer_state(state.optimizer, state.flat, state.model)
+    weights = {f"raw.{k}": v for k, v in float_state(state.model).items()} | {f"ema.{k}": v for k, v in state.average.state().items()}
     files = {WEIGHTS: save(_plain(weights)), OPTIMIZER: save(_plain(tensors))}
     for file, data in files.items():
         folder.write(f"{name}/{file}", data)
     progress = {
-        "schema": 1,
+        "schema": SCHEMA,
         "trial": trial,
         "epochs": state.epochs,
+        "begun": {"step": state.step, "loss": state.loss, "seconds": state.seconds},
         "optimizer": scalars,
         "files": {file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()},
     }
@@ -66,54 +84,33 @@ def save_checkpoint(folder: Folder, trial: str, state: State) -> None:
         folder.remove(old)
 
 
-def newest_epoch(folder: Folder, trial: str) -> int:
-    """Epochs of the newest whole checkpoint, 0 where there is none; a damaged one is named and passed over."""
+def newest_checkpoint(folder: Folder, trial: str) -> tuple[int, int]:
+    """(epochs, steps) done at the newest whole checkpoint, zeros where there is none; a damaged one is named and passed over."""
     for name in reversed(checkpoints(folder)):
         if _intact(folder, name, trial) is not None:
-            return int(name.rsplit("-", 1)[1])
-    return 0
+            return position(name)
+    return 0, 0
 
 
-def load_checkpoint(folder: Folder, trial: str, epoch: int, state: State) -> None:
+def load_checkpoint(folder: Folder, trial: str, epoch: int, step: int, state: State) -> None:
     """Put a checkpoint's weights, average, optimizer and metrics into ``state``."""
-    found = _intact(folder, checkpoint_name(epoch), trial)
+    name = checkpoint_name(epoch, step)
+    found = _intact(folder, name, trial)
     if found is None:
-        raise FileNotFoundError(f"checkpoint {checkpoint_name(epoch)} of {folder.url} is not whole here")
+        raise FileNotFoundError(f"checkpoint {name} of {folder.url} is not whole here")
     progress, files = found
     weights = load(files[WEIGHTS])
-    for prefix, target in (("raw.", float_state(state.model)), ("ema.", state.average.state)):
-        for key, tensor in target.items():
-            tensor.copy_(weights[prefix + key])
-    restore_optimizer(state.optimizer, load(files[OPTIMIZER]), progress["optimizer"])
+    for key, tensor in float_state(state.model).items():
+        tensor.copy_(weights[f"raw.{key}"])
+    state.average.load({key.removeprefix("ema."): tensor for key, tensor in weights.items() if key.startswith("ema.")})
+    restore_optimizer(state.optimizer, state.flat, state.model, load(files[OPTIMIZER]), progress["optimizer"])
     state.epochs[:] = progress["epochs"]
+    state.step, state.loss, state.seconds = (progress["begun"][key] for key in ("step", "loss", "seconds"))
 
 
 def final_weights(state: State, ranks: str) -> bytes:
     """Safetensors with timm's names: the weights that ``top1`` belongs to."""
-    own = state.model.state_dict()
-    chosen = own | state.average.state if ranks == "ema" else own
-    return save(_plain({k: v for k, v in chosen.items() if v.is_floating_point()}))
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """An optimizer's state as named tensors and named numbers; settings of the groups come from the recipe."""
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, float] = {}
-    for index, values in optimizer.state_dict()["state"].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{key}"] = value
-            elif value is not None:
-                scalars[f"{index}.{key}"] = value
-    return tensors, scalars
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], scalars: dict[str, float]) -> None:
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in (*tensors.items(), *scalars.items()):
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return save(_plain(state.average.state() if ranks == "ema" else float_state(state.model)))
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -127,6 +124,10 @@ def _intact(folder: Folder, name: str, trial: str) -> tuple[dict[str, Any], dict
         progress = json.loads(folder.read(f"{name}/{PROGRESS}"))
         if progress["trial"] != trial or not isinstance(progress["epochs"], list):
             raise ValueError("it belongs to another trial")
+        if progress["schema"] != SCHEMA:
+            raise ValueError(f"it is of version {progress['schema']}, and this is {SCHEMA}")
+        if (len(progress["epochs"]), progress["begun"]["step"]) != position(name):
+            raise ValueError("it says to be of another step")
         files = {file: folder.read(f"{name}/{file}") for file in (WEIGHTS, OPTIMIZER)}
         for file, data in files.items():
             if hashlib.sha256(data).hexdigest() != progress["files"][file]["sha256"]:

@@ -1,10 +1,15 @@
 """How a training is computed: its speed, and its bits in the last places, but no part of what is asked of it."""
 
+import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
+
+# Forward passes of a whole training from which a minute of compilation pays, and what TorchInductor needs.
+COMPILE_FROM = 20_000
+COMPILERS = ("g++", "gcc", "clang++", "c++")
 
 Switch = Literal["auto", "on", "off"]
 
@@ -16,8 +21,9 @@ class Execution:
     Attributes:
         precision: of the forward pass; ``auto`` is bf16 autocast on a GPU that has it, float32 elsewhere.
         channels_last: memory layout of weights and images.
-        compile: ``torch.compile`` of the network; it costs a minute before the first step.
-        foreach: optimizer steps over all parameters at once, fused where torch has a fused form.
+        compile: ``torch.compile`` of the network; it costs a minute before the first step, so ``auto`` wants a long training
+            (of the whole trial, not of what is left: a resumed one must do the same).
+        fused: optimizer steps over flat buffers, by torch's fused kernels where there is one, instead of tensor by tensor.
         pinned: page-locked batches, copied to a GPU while it works.
         loader_workers: processes (or threads, where images need no Python) that prepare images.
         checkpoint_every_steps: a checkpoint after so many optimizer steps of an epoch too; 0 is one an epoch.
@@ -26,23 +32,24 @@ class Execution:
     precision: Literal["auto", "float32", "bf16"] = "auto"
     channels_last: Switch = "auto"
     compile: Switch = "auto"
-    foreach: Switch = "auto"
+    fused: Switch = "auto"
     pinned: Switch = "auto"
     loader_workers: int = 0
     checkpoint_every_steps: int = 0
 
-    def on(self, device: "torch.device") -> "Chosen":
-        """What the settings mean on a device."""
+    def on(self, device: "torch.device", passes: int = 0) -> "Chosen":
+        """What the settings mean on a device, for a training of so many forward passes in all."""
         import torch
 
         gpu = device.type == "cuda"
         bf16 = gpu and torch.cuda.is_bf16_supported() if self.precision == "auto" else self.precision == "bf16"
+        pays = passes >= COMPILE_FROM and any(map(shutil.which, COMPILERS))
         return Chosen(
             device=device.type,
             bf16=bf16,
             channels_last=self.channels_last != "off",
-            compile=self.compile == "on",
-            foreach=self.foreach != "off",
+            compile=pays if self.compile == "auto" else self.compile == "on",
+            fused=self.fused != "off",
             pinned=gpu and self.pinned != "off",
         )
 
@@ -55,7 +62,7 @@ class Chosen:
     bf16: bool
     channels_last: bool
     compile: bool
-    foreach: bool
+    fused: bool
     pinned: bool
 
     @property

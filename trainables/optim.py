@@ -1,34 +1,37 @@
-"""Optimizers by name, and the moving average of weights."""
+"""Optimizers by name, the moving average of weights, and batch norm's statistics of a step."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainables.flat import Flat
 from trainables.recipe import Recipe
 
 
-def _rmsprop_tf(groups: Any, lr: float) -> torch.optim.Optimizer:
+def _rmsprop_tf(groups: Any, lr: float, fused: bool) -> torch.optim.Optimizer:
     """RMSProp the TensorFlow way: mean square starts at one, eps inside the root, learning rate inside the momentum."""
     from timm.optim.rmsprop_tf import RMSpropTF
 
-    return RMSpropTF(groups, lr=lr, alpha=0.9, momentum=0.9, eps=1e-3)
+    return RMSpropTF(groups, lr=lr, alpha=0.9, momentum=0.9, eps=1e-3, foreach=False)
 
 
-def _rmsprop(groups: Any, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.RMSprop(groups, lr=lr, alpha=0.9, momentum=0.9, eps=1e-3, foreach=True)
+def _rmsprop(groups: Any, lr: float, fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(groups, lr=lr, alpha=0.9, momentum=0.9, eps=1e-3, foreach=False)
 
 
-def _sgd(groups: Any, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=lr, momentum=0.9, foreach=True)
+def _sgd(groups: Any, lr: float, fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=fused, foreach=False)
 
 
-def _adamw(groups: Any, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=lr, foreach=True)
+def _adamw(groups: Any, lr: float, fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=lr, fused=fused, foreach=False)
 
 
-OPTIMIZERS: dict[str, Callable[[Any, float], torch.optim.Optimizer]] = {
+# Never torch's foreach loops: a piece of the flat buffers stays in the cache from an optimizer's first operation to its last.
+OPTIMIZERS: dict[str, Callable[[Any, float, bool], torch.optim.Optimizer]] = {
     "rmsprop_tf": _rmsprop_tf,
     "rmsprop": _rmsprop,
     "sgd": _sgd,
@@ -36,12 +39,19 @@ OPTIMIZERS: dict[str, Callable[[Any, float], torch.optim.Optimizer]] = {
 }
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimizer; weight decay on weights only, none on biases and batch-norm parameters."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
+def make_optimizer(recipe: Recipe, model: nn.Module, flat: Flat | None = None) -> torch.optim.Optimizer:
+    """The recipe's optimizer; weight decay on weights only, none on biases and batch-norm parameters.
+
+    Args:
+        flat: the model's buffers; without them the optimizer visits parameter by parameter.
+    """
+    if flat is not None:
+        decayed, plain = flat.pieces()
+    else:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        decayed, plain = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return OPTIMIZERS[recipe.optimizer](groups, recipe.lr)
+    return OPTIMIZERS[recipe.optimizer]([group for group in groups if group["params"]], recipe.peak_lr, flat is not None)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -55,54 +65,70 @@ def float_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 class Average:
-    """Exponential moving average over parameters and batch-norm statistics, one fused call a step."""
+    """Exponential moving average over parameters and batch-norm statistics, one call a buffer and step."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._live = float_state(model)
-        self.state = {name: tensor.clone() for name, tensor in self._live.items()}
+    def __init__(self, model: nn.Module, flat: Flat) -> None:
+        self._model, self._live = model, [flat.parameters, flat.others]
+        self._kept = [tensor.clone() for tensor in self._live]
 
     def update(self, decay: float) -> None:
-        torch._foreach_lerp_(list(self.state.values()), list(self._live.values()), 1.0 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        for kept, live in zip(self._kept, self._live, strict=True):
+            kept.lerp_(live, 1.0 - decay)
 
-    def swap(self) -> None:
-        """Exchange the average and the model's own values (call twice to evaluate the average)."""
-        own = [tensor.clone() for tensor in self._live.values()]
-        copy_all(self._live.values(), self.state.values())
-        copy_all(self.state.values(), own)
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the averaged values inside, and its own again after."""
+        own = [tensor.clone() for tensor in self._live]
+        _copy_all(self._live, self._kept)
+        try:
+            yield
+            _copy_all(self._kept, self._live)  # whatever was loaded into the model meanwhile
+        finally:
+            _copy_all(self._live, own)
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of the averaged values by the model's own names."""
+        with self.in_place():
+            return {name: tensor.clone() for name, tensor in float_state(self._model).items()}
+
+    def load(self, values: dict[str, Tensor]) -> None:
+        """Take over averaged values by the model's own names."""
+        with self.in_place():
+            for name, tensor in float_state(self._model).items():
+                tensor.copy_(values[name])
 
 
-def copy_all(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
-    torch._foreach_copy_(list(targets), list(sources))  # pyright: ignore[reportPrivateImportUsage]
+def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
 
 
-class MicroBatchStatistics:
-    """Running batch-norm statistics of a step are the mean over its micro-batches, on all ranks.
+class StepSums:
+    """What a step sums over its micro-batches on all ranks: the loss, and batch norm's running statistics.
 
-    Torch would instead move them once per micro-batch, on each rank by itself, so that they depended on how a step is
+    Torch would move the statistics once per micro-batch, on each rank by itself, so that they depended on how a step is
     split. Each micro-batch here starts from the step's statistics; the mean of what they come to is what the step leaves.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self._live = [b for m in norms for b in (m.running_mean, m.running_var) if isinstance(b, Tensor)]
-        self._start: list[Tensor] = []
-        self._sum: list[Tensor] = []
+    def __init__(self, statistics: Tensor, micro_batches: int) -> None:
+        self._live, self._count = statistics, micro_batches
+        self._start = statistics.clone()
+        self._sums = statistics.new_zeros(len(statistics) + 1)
 
     def begin(self) -> None:
-        self._start = [b.clone() for b in self._live]
-        self._sum = [torch.zeros_like(b) for b in self._live]
+        self._start.copy_(self._live)
+        self._sums.zero_()
 
-    def collect(self) -> None:
-        """After one micro-batch's forward pass."""
-        if not self._live:
-            return  # the foreach calls take no empty list
-        torch._foreach_add_(self._sum, self._live)  # pyright: ignore[reportPrivateImportUsage]
-        copy_all(self._live, self._start)
+    def collect(self, loss: Tensor) -> None:
+        """After one micro-batch."""
+        self._sums[-1].add_(loss)
+        if self._count > 1:
+            self._sums[:-1].add_(self._live)
+            self._live.copy_(self._start)
 
-    def finish(self, micro_batches: int, all_sum: Callable[[Tensor], Tensor]) -> None:
-        """After the step's last micro-batch; ``all_sum`` adds a flat tensor over the ranks."""
-        if not self._live:
-            return
-        flat = all_sum(torch.cat([b.flatten() for b in self._sum])) / micro_batches
-        parts = flat.split([b.numel() for b in self._live])
-        copy_all(self._live, [part.view_as(b) for part, b in zip(parts, self._live, strict=True)])
+    def finish(self, all_sum: Callable[[Tensor], Tensor]) -> Tensor:
+        """After the step's last micro-batch; ``all_sum`` adds a tensor over the ranks. Returns the mean loss, a scalar."""
+        means = all_sum(self._sums) / self._count
+        if self._count > 1:
+            self._live.copy_(means[:-1])
+        return means[-1]

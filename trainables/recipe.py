@@ -6,11 +6,14 @@ micro-batch, so where a trial runs is no part of its result.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from search_spaces.errors import RequestError, unknown
+
+_RANDAUGMENT = re.compile(r"rand(-(m|n|p|mstd|mmax|inc|w|t)\d+(\.\d+)?)*")
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Recipe:
         epochs: passes over the training set.
         batch, micro_batch: images a step, and images batch norm sees at once.
         optimizer: a name in ``trainables.optim.OPTIMIZERS``.
-        lr: peak learning rate at ``batch``.
+        lr, lr_batch: peak learning rate at a batch of ``lr_batch`` images; it scales linearly with the global batch
+            (``peak_lr``). Without ``lr_batch`` it is the rate itself, whatever the batch.
         schedule: ``step`` (``lr * decay ** floor(epoch / decay_epochs)``, constant within an epoch) or ``cosine``
             (to zero over all steps).
         warmup_epochs, warmup_lr: linear warm-up from ``warmup_lr``; by whole epochs for ``step``, by steps for ``cosine``.
@@ -29,6 +33,8 @@ class Recipe:
         bn_momentum: torch's convention; None keeps torch's .1 (the paper's .99 is .01 here).
         ema_decay, ema_warmup: average of weights and batch-norm statistics after every step; with warm-up the decay
             is min(ema_decay, (1 + t) / (10 + t)).
+        sync_bn: batch norm over the micro-batches of all ranks at once, which makes the number of workers part of the
+            result; GPUs only.
         ranks: which top-1 of the last epoch is ``top1``, what the search ranks by.
         augment: ``paper`` (random-resized crop, flip, colour jitter), ``shift`` (shift by ``shift`` of the side,
             brightness and contrast jitter).
@@ -62,6 +68,13 @@ class Recipe:
     shift: float = 0.0
     randaugment: str = ""
     eval_ratio: float = 0.875
+    lr_batch: int | None = None
+    sync_bn: bool = False
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate: linear in the global batch where the recipe says for which batch ``lr`` is."""
+        return self.lr if self.lr_batch is None else self.lr * self.batch / self.lr_batch
 
     @property
     def micro_batches(self) -> int:
@@ -69,9 +82,13 @@ class Recipe:
         return self.batch // self.micro_batch
 
     def identity(self) -> dict[str, Any]:
-        """What is part of a trial's id: all but the name and the epochs (each epoch budget is a result under the id)."""
-        settings = asdict(self)
-        return {key: value for key, value in settings.items() if key not in ("name", "epochs")}
+        """What is part of a trial's id: all but the name and the epochs (each epoch budget is a result under the id).
+
+        The learning rate is the one that is used. Settings younger than some ids are in only where they are set.
+        """
+        settings = asdict(self) | {"lr": self.peak_lr}
+        left_out = {"name", "epochs", "lr_batch"} | ({"sync_bn"} if not self.sync_bn else set())
+        return {key: value for key, value in settings.items() if key not in left_out}
 
 
 EFFICIENTNET = Recipe(
@@ -81,6 +98,7 @@ EFFICIENTNET = Recipe(
     micro_batch=128,
     optimizer="rmsprop_tf",
     lr=0.048,
+    lr_batch=1024,
     schedule="step",
     warmup_epochs=3,
     warmup_lr=1e-6,
@@ -102,6 +120,7 @@ RECIPES: Mapping[str, Recipe] = {
             micro_batch=128,
             optimizer="sgd",
             lr=0.4,
+            lr_batch=1024,
             schedule="step",
             warmup_epochs=0,
             warmup_lr=0.0,
@@ -173,6 +192,8 @@ def validated(recipe: Recipe) -> Recipe:
         "label_smoothing must lie in [0, 1)": 0 <= recipe.label_smoothing < 1,
         "eval_ratio must lie in (0, 1]": 0 < recipe.eval_ratio <= 1,
         "shift must lie in [0, .5]": 0 <= recipe.shift <= 0.5,
+        "lr_batch must be at least 1": recipe.lr_batch is None or recipe.lr_batch >= 1,
+        "randaugment is timm's text, as in rand-m9-mstd0.5": not recipe.randaugment or _RANDAUGMENT.fullmatch(recipe.randaugment),
     }
     for rule, holds in rules.items():
         if not holds:
@@ -182,15 +203,16 @@ def validated(recipe: Recipe) -> Recipe:
 
 def lr_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """Learning rate of an optimizer step (0 is the first): section 4.1's curve, or a cosine to zero."""
+    peak = recipe.peak_lr
     if recipe.schedule == "step":
         epoch = step // steps_per_epoch
         if epoch < recipe.warmup_epochs:
-            return recipe.warmup_lr + epoch * (recipe.lr - recipe.warmup_lr) / recipe.warmup_epochs
-        return recipe.lr * recipe.decay ** math.floor(epoch / recipe.decay_epochs)
+            return recipe.warmup_lr + epoch * (peak - recipe.warmup_lr) / recipe.warmup_epochs
+        return peak * recipe.decay ** math.floor(epoch / recipe.decay_epochs)
     warmup, total = recipe.warmup_epochs * steps_per_epoch, recipe.epochs * steps_per_epoch
     if step < warmup:
-        return recipe.warmup_lr + (step + 1) * (recipe.lr - recipe.warmup_lr) / warmup
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+        return recipe.warmup_lr + (step + 1) * (peak - recipe.warmup_lr) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 def ema_decay_at(recipe: Recipe, step: int) -> float:

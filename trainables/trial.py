@@ -8,6 +8,7 @@ cannot be read, an exception in a user's space are results, written once with th
 import hashlib
 import json
 import logging
+import re
 import socket
 import time
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tinynet")
 
+_CHECKPOINT = re.compile(r"epoch-(\d+)(?:-step-(\d+))?")
 WEIGHTS_FILE, CONFIG_FILE, PROGRESS = "weights.safetensors", "config.json", "progress.json"
 
 
@@ -153,7 +155,15 @@ def _check_result(result: Any, run: str) -> None:
 
 def checkpoints(folder: Folder) -> list[str]:
     """Names of a trial folder's checkpoints, oldest first; one is whole once it has its ``progress.json``."""
-    return [name for name in folder.names() if name.startswith("epoch-")]
+    found = [name for name in folder.names() if _CHECKPOINT.fullmatch(name)]
+    return sorted(found, key=position)
+
+
+def position(checkpoint: str) -> tuple[int, int]:
+    """(epochs done, steps done of the next) by a checkpoint's name."""
+    found = _CHECKPOINT.fullmatch(checkpoint)
+    assert found
+    return int(found[1]), int(found[2] or 0)
 
 
 def newest_progress(folder: Folder) -> list[dict[str, Any]]:
