@@ -70,6 +70,15 @@ class Trainer:
             self._finish()
         return self.state.epochs[-1], self.state.epochs
 
+    def try_step(self) -> None:
+        """One optimizer step on blank images: does a step fit into memory?"""
+        self.model.train()
+        pixels, size = self.spec.network().resolution, self.recipe.micro_batch
+        blank = torch.zeros(size, 3, pixels, pixels, device=self.device).contiguous(memory_format=self.chosen.layout)
+        labels = torch.zeros(size, dtype=torch.int64, device=self.device)
+        share = [MicroBatch(np.arange(size), 0)] * self.recipe.micro_batches
+        self._step(0, share, iter([(blank, labels)] * len(share))).item()
+
     def _check(self) -> None:
         share, world = self.recipe.micro_batches, self.reporter.world_size
         if share % world:

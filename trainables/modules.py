@@ -24,9 +24,9 @@ def prepared(model: nn.Module, recipe: Recipe, world_size: int = 1) -> nn.Module
 
 
 def compiled(model: nn.Module) -> nn.Module:
-    """The model compiled by TorchInductor, for one shape of input.
+    """The model compiled by TorchInductor for one shape of input, with the random numbers that it draws uncompiled.
 
     A process that trains many networks would run into the limit of recompilations: each starts with an empty cache.
     """
     torch._dynamo.reset()
-    return torch.compile(model, dynamic=False)  # pyright: ignore[reportReturnType]
+    return torch.compile(model, dynamic=False, options={"fallback_random": True})  # pyright: ignore[reportReturnType]

@@ -193,6 +193,8 @@ def run_trial(spec: TrialSpec, root_url: str, reporter: Reporter, execution: "Ex
     if found is not None:
         _tidy(root.sub(spec.folder))
         return found
+    from trainables.memory import release
+
     started = time.time()
     try:
         metrics, epochs = _trained(spec, root, reporter, execution)
@@ -202,8 +204,8 @@ def run_trial(spec: TrialSpec, root_url: str, reporter: Reporter, execution: "Ex
         outcome = {"status": "failed", "reason": failure.reason, "detail": failure.detail, "metrics": {}, "epochs": epochs}
         log.warning("trial %s failed: %s", spec.id, failure)
     finally:
-        _release()
-    result = _described(spec, reporter, started) | outcome
+        release()
+    result = _described(spec, reporter, execution, started) | outcome
     if reporter.rank == 0 or outcome["status"] == "failed":
         written = root.write_once(result_name(spec.run), json.dumps(result, indent=1).encode())
         _tidy(root.sub(spec.folder))
@@ -215,29 +217,51 @@ def _trained(
     spec: TrialSpec, root: Folder, reporter: Reporter, execution: "Execution | None"
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The training, with everything that is the trial's own fault turned into TrialFailure."""
+    from trainables.memory import ran_out, release, what_fits
+
+    try:
+        return _attempted(spec, root, reporter, execution)
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        said = str(error).splitlines()[0] if str(error) else "memory ran out"
+    # Past the handler nothing holds the training's tensors any more.
+    release()
+    detail = f"{said}; recipe.micro_batch = {spec.recipe['micro_batch']} does not fit"
+    if reporter.world_size == 1:
+        detail += f": {what_fits(spec, _data(spec), root, execution)}"
+    raise TrialFailure("out of memory", detail)
+
+
+def _attempted(
+    spec: TrialSpec, root: Folder, reporter: Reporter, execution: "Execution | None"
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     import torch
 
     from trainables.classification import Trainer
     from trainables.data.encoded import UnreadableImageError
+    from trainables.memory import ran_out
 
     try:
-        data = _opened(json.dumps(spec.data, sort_keys=True), spec.data_fingerprint)
-        if data.fingerprint != spec.data_fingerprint:
-            raise TrialFailure("data changed", f"planned on {spec.data_fingerprint}, found {data.fingerprint}")
-        return Trainer(spec, data, root, reporter, execution).run()
+        return Trainer(spec, _data(spec), root, reporter, execution).run()
     except TrialFailure:
         raise
-    except torch.OutOfMemoryError as error:
-        raise TrialFailure("out of memory", str(error).splitlines()[0]) from error
     except UnreadableImageError as error:
         raise TrialFailure("unreadable data", str(error)) from error
     except (RequestError, OSError, torch.distributed.DistError, torch.AcceleratorError):
         raise  # this node's fault: the driver opened the same space and data, and a broken GPU breaks the next trial too
     except Exception as error:
-        if _process_lost(error, reporter.world_size):
+        if ran_out(error) or _process_lost(error, reporter.world_size):
             raise
         log.exception("trial %s", spec.id)
         raise TrialFailure("error", f"{type(error).__name__}: {error}"[:500]) from error
+
+
+def _data(spec: TrialSpec) -> Any:
+    data = _opened(json.dumps(spec.data, sort_keys=True), spec.data_fingerprint)
+    if data.fingerprint != spec.data_fingerprint:
+        raise TrialFailure("data changed", f"planned on {spec.data_fingerprint}, found {data.fingerprint}")
+    return data
 
 
 @lru_cache(maxsize=1)
@@ -255,18 +279,7 @@ def _process_lost(error: Exception, world_size: int) -> bool:
     return isinstance(error, RuntimeError) and any(mark in words for mark in ("dataloader worker", "shared memory", *peers))
 
 
-def _release() -> None:
-    """Give a trial's memory back: the next one in this process, and neighbours on the same GPU, need it."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-
-
-def _described(spec: TrialSpec, reporter: Reporter, started: float) -> dict[str, Any]:
+def _described(spec: TrialSpec, reporter: Reporter, execution: "Execution | None", started: float) -> dict[str, Any]:
     network = spec.network()
     return {
         "schema": 1,
@@ -279,6 +292,7 @@ def _described(spec: TrialSpec, reporter: Reporter, started: float) -> dict[str,
         "budget_epochs": spec.recipe["epochs"],
         "seed": spec.seed,
         "workers": reporter.world_size,
+        "execution": asdict(execution) if execution else {},
         "host": socket.gethostname(),
         "started": round(started, 3),
         "ended": round(time.time(), 3),

@@ -186,3 +186,28 @@ def test_a_network_without_batch_norm_has_no_statistics() -> None:
     sums.collect(torch.tensor(3.0))
     sums.collect(torch.tensor(1.0))
     assert sums.finish(lambda flat: flat).item() == 2.0
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_to_rounding() -> None:
+    """A module that looks into flat buffers, with batch norm and dropout, compiled: weights, statistics and random numbers."""
+    from trainables.modules import compiled
+
+    def made() -> nn.Module:
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(8 * 36, 5)
+        return nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    ends = []
+    for change in (lambda model: model, compiled):
+        model = made().train()
+        flat = Flat(model)
+        optimizer, forward = make_optimizer(get_recipe("short"), model, flat), change(model)
+        for step in range(3):
+            torch.manual_seed(step)
+            forward(torch.randn(4, 3, 8, 8)).square().sum().backward()
+            optimizer.step()
+            flat.gradients.zero_()
+        ends.append(float_state(model))
+    for key, value in ends[0].items():
+        torch.testing.assert_close(ends[1][key], value, rtol=1e-4, atol=1e-5)
