@@ -239,6 +239,8 @@ def validate(values: Mapping[str, Any], where: str) -> Config:
         raise RequestError('scaling: more than one worker or GPU a trial needs run.executor = "ray_train"')
     if config.scaling.workers > 1 and 0 < config.scaling.gpus < 1:
         raise RequestError("scaling: workers of one trial cannot share a GPU; use scaling.workers = 1 with a fraction of a GPU")
+    if config.get_recipe().sync_bn and config.scaling.gpus < 1:
+        raise RequestError("recipe.sync_bn: synchronised batch norm exists on GPUs only; set scaling.gpus = 1, or leave it out")
     share = config.get_recipe().micro_batches
     if share % config.scaling.workers:
         workers = config.scaling.workers

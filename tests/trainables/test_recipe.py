@@ -1,5 +1,7 @@
 """The curves of the recipes, held against timm's scheduler and the authors' settings."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
@@ -22,6 +24,51 @@ def test_efficientnet_learning_rates_are_timms() -> None:
         assert lr_at(recipe, epoch * STEPS, STEPS) == pytest.approx(theirs, rel=1e-12)
         assert lr_at(recipe, epoch * STEPS + STEPS - 1, STEPS) == pytest.approx(theirs, rel=1e-12)
     assert [round(lr_at(recipe, e * STEPS, STEPS), 6) for e in range(3)] == [1e-6, 0.016001, 0.032]
+
+
+# Section 4.1's curve over the first 26 epochs, worked out by hand: three of warm-up, then a factor .97 as often as 2.4
+# epochs have passed at an epoch's beginning (once at epoch 3, twice at 5, three times at 8, ...).
+WARM_UP = (0.000001, 0.016000667, 0.032000333)
+TIMES = (1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 5, 5, 6, 6, 7, 7, 7, 8, 8, 9, 9, 10, 10)
+
+
+@pytest.mark.parametrize(("batch", "scale"), [(1024, 1.0), (256, 0.25), (2048, 2.0)])
+def test_golden_learning_rates_step_by_step(batch: int, scale: float) -> None:
+    """Every step of 26 epochs; the rate is linear in the global batch, the start of the warm-up is not."""
+    recipe = get_recipe("efficientnet_paper", batch=batch)
+    peak = 0.048 * scale
+    warm_up = [WARM_UP[0] + (peak - WARM_UP[0]) * k / 3 for k in range(3)]
+    if scale == 1:
+        assert warm_up == pytest.approx(WARM_UP, rel=1e-6)
+    epochs = [*warm_up, *(peak * 0.97**k for k in TIMES)]
+    curve = [lr_at(recipe, step, STEPS) for step in range(26 * STEPS)]
+    assert curve == pytest.approx([rate for rate in epochs for _ in range(STEPS)], rel=1e-12)
+    assert round(lr_at(recipe, 99 * STEPS, STEPS) / scale, 9) == round(0.048 * 0.97**41, 9)
+
+
+def test_golden_resnet_rates_step_by_step() -> None:
+    curve = [lr_at(RECIPES["resnet"], step, STEPS) for step in range(90 * STEPS)]
+    assert curve == pytest.approx([0.4] * 30 * STEPS + [0.04] * 30 * STEPS + [0.004] * 30 * STEPS, rel=1e-12)
+
+
+def test_the_rate_that_is_used_is_part_of_an_id() -> None:
+    """Not how it was written down: recipes from before the rule keep their ids."""
+    recipe = RECIPES["efficientnet"]
+    assert (recipe.peak_lr, get_recipe("short", batch=96).peak_lr) == (0.048, 2e-3)
+    before = {key: value for key, value in asdict(recipe).items() if key not in ("lr_batch", "sync_bn")}
+    assert recipe_from(before).identity() == recipe.identity()
+    assert not {"lr_batch", "sync_bn"} & recipe.identity().keys()
+    assert get_recipe("efficientnet", batch=512).identity()["lr"] == 0.024
+    assert get_recipe("efficientnet", sync_bn=True).identity()["sync_bn"]
+
+
+@pytest.mark.parametrize("text", ["rand-m9-mstd0.5", "rand-m9-mstd0.5-inc1", "rand-n3-m7-p0.5", ""])
+def test_randaugment_texts_are_timms(text: str) -> None:
+    from timm.data.auto_augment import rand_augment_transform
+
+    assert get_recipe("efficientnet", randaugment=text).randaugment == text
+    if text:
+        rand_augment_transform(text, {"translate_const": 100, "img_mean": (1, 1, 1)})
 
 
 def test_resnet_steps_tenfold() -> None:
