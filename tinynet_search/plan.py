@@ -40,7 +40,7 @@ def make_plan(config: Config) -> dict[str, Any]:
         },
         "sampler": {"name": config.search.sampler, **({"c": config.search.c, "tol": config.search.tol} if config.search.c else {})},
         "recipe": asdict(recipe),
-        "data": {"settings": config.data_settings(), "fingerprint": data.fingerprint, "train": data.train_size, "val": data.val_size},
+        "data": _described(config, data),
         "seed": config.search.seed,
         "frontier": {"fraction": config.search.fraction, "minimum": config.search.minimum},
         "ranks": recipe.ranks,
@@ -54,6 +54,22 @@ def check_batch(data: ImageData, recipe: Recipe) -> None:
         raise RequestError(
             f"{data.train_size} training images are fewer than one batch of {recipe.batch}: set recipe.batch and recipe.micro_batch"
         )
+
+
+def _described(config: Config, data: ImageData) -> dict[str, Any]:
+    counts = {"fingerprint": data.fingerprint, "train": data.train_size, "val": data.val_size}
+    largest = getattr(data, "largest_pixels", None)
+    return {"settings": config.data_settings(), **counts, **({"largest_pixels": largest} if largest else {})}
+
+
+def too_large(plan: Mapping[str, Any], resolutions: Iterable[int]) -> str | None:
+    """One line where networks want more pixels than a packed set was made for; None where they do not."""
+    largest = plan["data"].get("largest_pixels")
+    beyond = [pixels for pixels in resolutions if largest and pixels > largest]
+    if not beyond:
+        return None
+    what = f"{len(beyond)} networks of more than {largest} pixels (up to {max(beyond)}) will see enlarged images"
+    return f"the data were packed for up to {largest} pixels: {what}; pack them with --pixels {max(beyond)} to mend it"
 
 
 def agreed_plan(store: SearchStore, config: Config) -> dict[str, Any]:

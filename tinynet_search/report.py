@@ -14,7 +14,7 @@ from tinynet_search.config import Config
 from tinynet_search.formula import TinyFormula
 from tinynet_search.frontier import TrialPoint, spearman
 from tinynet_search.outcome import TINY
-from tinynet_search.plan import CHECKPOINT_BYTES_PER_PARAM, candidate_of, make_plan, planned_networks, training_macs
+from tinynet_search.plan import CHECKPOINT_BYTES_PER_PARAM, candidate_of, make_plan, planned_networks, too_large, training_macs
 from tinynet_search.search import Outcome
 from tinynet_search.store import FINALS, SearchStore
 from tinynet_search.tables import table
@@ -53,6 +53,7 @@ def preview(config: Config) -> dict[str, Any]:
         "trials": config.search.trials,
         "adaptive": adaptive,
         "candidates": rows,
+        "warning": too_large(plan, (row["resolution"] for row in rows)),
         "training_macs_left": sum(row["training_macs"] for row in left),
         "checkpoint_bytes_peak": max((row["params"] for row in left), default=0) * CHECKPOINT_BYTES_PER_PARAM,
         "weights_bytes": sum(row["params"] for row in left) * 4,
@@ -81,6 +82,8 @@ def preview_text(preview: Mapping[str, Any]) -> str:
         f"(three forward passes an image and epoch, two evaluations an epoch)"
     )
     weights, peak = preview["weights_bytes"] / 1e6, preview["checkpoint_bytes_peak"] / 1e6
+    if preview["warning"]:
+        lines.append(preview["warning"])
     lines.append(f"{weights:.0f} MB of weights at the end, up to {peak:.0f} MB of checkpoints a running trial")
     return "\n".join(lines)
 

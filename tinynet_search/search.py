@@ -15,7 +15,7 @@ from tinynet_search.config import Config
 from tinynet_search.errors import require
 from tinynet_search.formula import TinyFormula
 from tinynet_search.outcome import write_finals, write_formula, write_frontier
-from tinynet_search.plan import agreed_plan, candidates_of, grow
+from tinynet_search.plan import agreed_plan, candidates_of, grow, too_large
 from tinynet_search.store import Candidate, SearchStore
 
 
@@ -77,6 +77,8 @@ def run_search(config: Config, *, tracking: str | None = None, warn: Callable[[s
     uri = resolve_uri(tracking, config.tracking.uri, config.storage.path)
     plan = agreed_plan(store, config)
     driver = _Driver(config, store, plan, grow(plan, store, config))
+    if warning := too_large(plan, (c.network["resolution"] for c in driver.candidates)):
+        warn(warning)
     publisher = Publisher(store, dict(plan), uri, warn=warn)
     publisher.start()
     status = "KILLED"

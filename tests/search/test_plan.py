@@ -11,6 +11,8 @@ from tests.search.helpers import tiny_config
 from tinynet_search.plan import agreed_plan, candidates_of, grow
 from tinynet_search.report import preview, preview_text
 from tinynet_search.store import SearchStore
+from trainables.data.imagefolder import ImageFolderData
+from trainables.data.packing import Packing
 
 
 def test_growing_keeps_the_first(tmp_path: Path) -> None:
@@ -104,3 +106,20 @@ def test_preview_writes_nothing(tmp_path: Path) -> None:
 def test_data_smaller_than_a_batch(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="fewer than one batch of 256"):
         agreed_plan(SearchStore(str(tmp_path / "demo")), tiny_config(tmp_path, "recipe.batch=256"))
+
+
+def test_networks_that_want_more_pixels_than_were_packed(tmp_path: Path) -> None:
+    """One line in the dry run; none where the set serves them all, and none for sets that are not packed."""
+    tree = ImageFolderData(str(make_tree(tmp_path / "tree")))
+    for short in (16, 128):
+        Packing(tree, tmp_path / f"packed{short}", short).run(1, "fail")
+    shown = {}
+    for name, path in (("packed", "packed16"), ("packed", "packed128"), ("imagefolder", "tree")):
+        settings = (f"data.name={name}", f'data.path="{tmp_path / path}"', "recipe.batch=8", "recipe.micro_batch=8")
+        shown[path] = preview(tiny_config(tmp_path, *settings))
+    most = max(row["resolution"] for row in shown["packed16"]["candidates"])
+    wanted = f"packed for up to 14 pixels: {{}} networks of more than 14 pixels (up to {most}) will see enlarged images"
+    count = sum(row["resolution"] > 14 for row in shown["packed16"]["candidates"])
+    assert wanted.format(count) in preview_text(shown["packed16"])
+    assert shown["packed128"]["warning"] is None
+    assert shown["tree"]["warning"] is None

@@ -1,5 +1,6 @@
-"""Image data by name: the built-in set and ImageFolder trees, behind one seam."""
+"""Image data by name: the built-in set and everybody's own, behind one seam."""
 
+import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
 # timm's and the paper's normalisation, of RGB in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+
+# Data by name: module and what to call there, loaded when it is asked for.
+MAKERS = {
+    "petals": ("arrays", "petals"),
+    "imagefolder": ("imagefolder", "ImageFolderData"),
+    "imagenet": ("imagenet", "ImageNetData"),
+    "parquet": ("parquet", "ParquetData"),
+    "packed": ("packed", "PackedData"),
+}
 
 
 class MicroBatch(NamedTuple):
@@ -77,26 +87,27 @@ def absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_data(settings: Mapping[str, Any]) -> ImageData:
-    """The data that ``[data]`` names: ``petals`` (built in) or ``imagefolder`` (a tree with ``train`` and ``val``).
+    """The data that ``[data]`` names.
+
+    ``petals`` (built in), ``imagefolder`` (a tree with ``train`` and ``val``), ``imagenet`` (its original files, or
+    Kaggle's), ``parquet`` (the Hugging Face hub's shards) or ``packed`` (what ``tinynet data pack`` makes of any of them).
 
     Raises:
         RequestError: unknown name or setting, a missing folder, fewer than two classes, classes that differ.
     """
-    from trainables.data.arrays import petals
-    from trainables.data.imagefolder import ImageFolderData
-
-    makers: dict[str, Any] = {"petals": petals, "imagefolder": ImageFolderData}
     options = dict(settings)
     name = options.pop("name", "petals")
-    if name not in makers:
-        raise unknown("data", name, makers)
-    known = inspect.signature(makers[name]).parameters
+    if name not in MAKERS:
+        raise unknown("data", name, MAKERS)
+    module, maker = MAKERS[name]
+    make = getattr(importlib.import_module(f"trainables.data.{module}"), maker)
+    known = inspect.signature(make).parameters
     for key in options:
         if key not in known:
             raise unknown(f"setting of data {name!r}", key, known)
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in options:
             raise RequestError(f"data.{key} of {name!r} is missing: it says where the images are")
-        if key in ("path", "train", "val", "cache") and "str" in str(parameter.annotation) and not isinstance(options.get(key, ""), str):
+        if parameter.annotation in (str, str | None) and not isinstance(options.get(key, ""), str):
             raise RequestError(f"data.{key} of {name!r} must be text (it is {options[key]!r})")
-    return makers[name](**options)
+    return make(**options)

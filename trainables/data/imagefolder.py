@@ -1,7 +1,8 @@
 """Any ImageFolder tree: ``<path>/train/<class>/<image>`` and ``<path>/val/<class>/<image>``."""
 
 import hashlib
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -18,29 +19,37 @@ class ImageFolderData(EncodedData):
         root = Path(path).expanduser()
         if not root.is_dir():
             raise RequestError(f"data folder {str(root)!r} does not exist: give the folder that holds {train}/ and {val}/")
-        parts = [_scan(root, part) for part in (train, val)]
+        parts = [scan(root, part) for part in (train, val)]
         classes = sorted({file.parts[0] for file, _ in parts[0]})
         if len(classes) < 2:
             raise RequestError(
                 f"data folder {str(root / train)!r} has {len(classes)} class: an ImageFolder tree needs two class folders or more"
             )
-        strange = sorted({file.parts[0] for file, _ in parts[1]} ^ set(classes))
-        if strange:
-            here = f"{train}/ and {val}/ of {str(root)!r}"
-            raise RequestError(f"class {strange[0]!r} is in only one of {here}: both must hold the same classes")
+        check_classes(classes, {file.parts[0] for file, _ in parts[1]}, f"{train}/ and {val}/ of {str(root)!r}")
         number = {name: i for i, name in enumerate(classes)}
         files = [_part(root / part, found, number) for part, found in zip((train, val), parts, strict=True)]
-        super().__init__(classes, files[0], files[1], _fingerprint(parts))
+        super().__init__(classes, files[0], files[1], fingerprint("imagefolder", parts))
+
+
+def check_classes(train: Iterable[str], val: Iterable[str], where: str) -> None:
+    """Both splits must hold the same classes.
+
+    Raises:
+        RequestError: they do not; it names the first that is in only one.
+    """
+    strange = sorted(set(train) ^ set(val))
+    if strange:
+        raise RequestError(f"class {strange[0]!r} is in only one of {where}: both must hold the same classes")
 
 
 def _part(base: Path, found: list[tuple[Path, int]], number: dict[str, int]) -> Part:
     names = [file.as_posix() for file, _ in found]
     labels = np.array([number[file.parts[0]] for file, _ in found], dtype=np.int64)
-    files = _Files(base, names)
+    files = Files(base, names)
     return Part(names, labels, np.array([size for _, size in found], dtype=np.int64), files.read, files.place)
 
 
-def _scan(root: Path, part: str) -> list[tuple[Path, int]]:
+def scan(root: Path, part: str) -> list[tuple[Path, int]]:
     """(class/.../file, bytes) of every image, sorted."""
     base = root / part
     if not base.is_dir():
@@ -52,16 +61,17 @@ def _scan(root: Path, part: str) -> list[tuple[Path, int]]:
     return files
 
 
-def _fingerprint(parts: list[list[tuple[Path, int]]]) -> str:
+def fingerprint(kind: str, parts: Sequence[Sequence[tuple[PurePath, int]]]) -> str:
+    """Of every part's (class/.../file, bytes), in their order."""
     digest = hashlib.sha256()
     for files in parts:
         for file, size in files:
             digest.update(f"{file.as_posix()} {size}\n".encode())
         digest.update(b"--\n")
-    return f"imagefolder-{digest.hexdigest()[:16]}"
+    return f"{kind}-{digest.hexdigest()[:16]}"
 
 
-class _Files:
+class Files:
     """Files by number; picklable, so that loader processes can have it."""
 
     def __init__(self, base: Path, names: list[str]) -> None:

@@ -1,0 +1,43 @@
+"""Which kind of image set lies at a path."""
+
+import os
+from pathlib import Path
+
+from search_spaces.errors import RequestError
+from trainables.data.devkit import DEVKIT
+from trainables.data.imagenet import KAGGLE_TREE, TRAIN_TAR, VAL_TAR
+from trainables.data.parquet import shards
+
+LOOKED_FOR = (
+    "packed.json, train-*.parquet, train/ and val/ with a folder a class in each, "
+    f"{TRAIN_TAR} with {VAL_TAR} and {DEVKIT}, or {KAGGLE_TREE}/"
+)
+
+
+def detected(path: str) -> dict[str, str]:
+    """The ``[data]`` settings of what lies at a path: ``name`` and ``path``. No image and no long list is read.
+
+    Raises:
+        RequestError: there is no such folder, or nothing known in it.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise RequestError(f"data folder {str(root)!r} does not exist: give a folder with {LOOKED_FOR}")
+    return {"name": _kind(root), "path": path}
+
+
+def _kind(root: Path) -> str:
+    if (root / "packed.json").is_file():
+        return "packed"
+    if shards(root, "train"):
+        return "parquet"
+    if (root / TRAIN_TAR).is_file() or (root / VAL_TAR).is_file() or (root / KAGGLE_TREE).is_dir():
+        return "imagenet"
+    if (root / "train").is_dir() and (root / "val").is_dir():
+        return "imagefolder" if _has_folders(root / "val") else "imagenet"
+    raise RequestError(f"no image set in {str(root)!r}: looked for {LOOKED_FOR}")
+
+
+def _has_folders(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.is_dir() for entry in entries)
