@@ -1,23 +1,23 @@
 """Packing: decode a set once, shrink it, keep it as raw pixels; ``packed.py`` says in which files.
 
-Every shard is written aside and renamed, its index last, so a packing that was stopped goes on where it was. JPEGs are
-decoded whole: draft mode (a smaller inverse transform) is faster but gives other pixels.
+Every shard is written aside and renamed, its index last, so a packing that was stopped goes on where it was.
 """
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from search_spaces.errors import RequestError
-from trainables.data.encoded import EncodedData, Part, UnreadableImageError
+from trainables.data.encoded import EncodedData, Part
 from trainables.data.packed import (
     HEIGHT,
-    LABEL,
     NUMBER,
     PARTS,
     SETTINGS,
@@ -29,37 +29,14 @@ from trainables.data.packed import (
     digest_of,
     kept_size,
 )
-from trainables.data.packing_files import alone, committed, write_file
+from trainables.data.packing_files import alone, write_file
+from trainables.data.packing_workers import Done, Job, PackingError, Task, written
 
-SHARD_IMAGES = 2048
+# Small shards divide the work evenly and lose little when it stops; few files, since a reader keeps each one open.
+LEAST_SHARD, MOST_SHARDS = 512, 400
+# Headers that are read of each part to know what it will take.
+SAMPLE = 1000
 OnError = Literal["fail", "skip"]
-
-
-class PackingError(RuntimeError):
-    """The packing ended without a whole store; the message is one line."""
-
-
-class Stop(Protocol):
-    """An event of threads or of processes."""
-
-    def is_set(self) -> bool: ...
-
-
-class Task(NamedTuple):
-    """A shard to write: the images ``first`` to ``stop`` of a part, in the order in which they lie."""
-
-    part: str
-    number: int
-    first: int
-    stop: int
-
-
-class Done(NamedTuple):
-    """A written shard: its images, the unreadable ones among them, and why."""
-
-    task: Task
-    images: int
-    unreadable: list[str]
 
 
 @dataclass(frozen=True)
@@ -70,7 +47,7 @@ class Settings:
     short_side: int
     train: int
     val: int
-    shard_images: int = SHARD_IMAGES
+    shard_images: int
     version: int = VERSION
 
     def tasks(self) -> Iterator[Task]:
@@ -82,19 +59,20 @@ class Settings:
 
 @dataclass
 class Packing:
-    """One packing of a set into a folder."""
+    """One packing of a set into a folder; without ``shard_images`` the set's size decides how many lie in one file."""
 
     data: EncodedData
     root: Path
     short_side: int
-    shard_images: int = SHARD_IMAGES
+    shard_images: int | None = None
     parts: dict[str, Part] = field(init=False)
     settings: Settings = field(init=False)
 
     def __post_init__(self) -> None:
         self.parts = {"train": self.data.train, "val": self.data.val}
         sizes = (self.data.train_size, self.data.val_size)
-        self.settings = Settings(self.data.fingerprint, self.short_side, *sizes, self.shard_images)
+        shard_images = self.shard_images or max(LEAST_SHARD, -(-max(sizes) // MOST_SHARDS))
+        self.settings = Settings(self.data.fingerprint, self.short_side, *sizes, shard_images)
 
     def todo(self, on_error: OnError) -> list[Task]:
         """The shards that are missing, damaged, or (unless they are to be skipped) lack an image.
@@ -117,53 +95,28 @@ class Packing:
             RequestError: as ``todo``; or another packing is at work in the folder.
             PackingError: images cannot be read, storage failed, or a worker process was lost.
         """
-        from trainables.data.packing_workers import written
-
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(f"folder {str(self.root)!r} cannot be made ({error.strerror}): give another --out") from error
         with alone(self.root):
             todo = self.todo(on_error)
             if todo:
                 (self.root / WHOLE).unlink(missing_ok=True)
             write_file(self.root / SETTINGS, json.dumps(asdict(self.settings), indent=1).encode())
             unreadable: list[str] = []
-            for done in written(self, todo, workers):
+            for done in written(Job(self.parts, self.root, self.short_side), todo, workers):
                 unreadable += done.unreadable
                 report(done)
             if unreadable and on_error == "fail":
                 raise PackingError(_refusal(sorted(unreadable)))
             return self._finish()
 
-    def write(self, task: Task, stop: Stop) -> Done:
-        """Decode, shrink and commit one shard.
-
-        Raises:
-            OSError: storage failed. KeyboardInterrupt: ``stop`` was set.
-        """
-        from PIL import Image
-
-        part, shard = self.parts[task.part], Shard.at(self.root, task.part, task.number)
-        numbers = getattr(part, "order", np.arange(len(part.labels)))[task.first : task.stop]
-        rows, unreadable = np.zeros((len(numbers), 4), np.int32), []
-        rows[:, NUMBER], rows[:, LABEL] = numbers, part.labels[numbers]
-        with committed(shard.pixels) as file:
-            for row, i in enumerate(numbers.tolist()):
-                if stop.is_set():
-                    raise KeyboardInterrupt
-                try:
-                    picture = shrunk(part.image(i), self.short_side)
-                except (UnreadableImageError, Image.DecompressionBombError) as error:
-                    unreadable.append(f"{task.part}/{part.names[i]} ({str(error).rpartition(': ')[2]})")
-                    continue
-                pixels = np.asarray(picture)
-                rows[row, HEIGHT:] = pixels.shape[:2]
-                file.write(pixels.tobytes())
-        with committed(shard.index) as file:
-            np.save(file, rows)
-        return Done(task, len(rows), unreadable)
-
     def _check_settings(self) -> None:
         try:
             found = json.loads((self.root / SETTINGS).read_text())
+        except NotADirectoryError:
+            raise RequestError(f"{str(self.root)!r} is a file: give --out a folder") from None
         except FileNotFoundError:
             if self.root.is_dir() and any(not entry.name.startswith(".") for entry in self.root.iterdir()):
                 raise RequestError(f"folder {str(self.root)!r} holds other files: give --out a new or an empty folder") from None
@@ -211,18 +164,10 @@ class Packing:
         return record
 
 
-def shrunk(image: Any, short: int) -> Any:
-    """The PIL image with a short side of ``short`` pixels, antialiased; a smaller one as it is."""
-    from PIL import Image
-
-    size = kept_size(image.width, image.height, short)
-    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
-
-
 def _refusal(unreadable: Sequence[str]) -> str:
     count, few = len(unreadable), ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
     what = f"{count} images cannot be read" if count > 1 else "1 image cannot be read"
-    return f"{what}: {few}: leave them out with --on-error skip (the rest is packed already), or mend them and pack into a new folder"
+    return f"{what}: {few}: give --on-error skip to pack without (the rest is packed already), or mend and pack into a new folder"
 
 
 def _record(root: Path) -> dict[str, Any]:
@@ -231,3 +176,52 @@ def _record(root: Path) -> dict[str, Any]:
         return json.loads((root / WHOLE).read_text())
     except (OSError, ValueError):
         return {}
+
+
+class Cost(NamedTuple):
+    """Disk space in bytes: of the whole store, of what is still to be written, and what is free; ``exact`` or from a sample."""
+
+    whole: int
+    missing: int
+    free: int
+    exact: bool
+
+
+def cost(packing: Packing, missing: Sequence[Task]) -> Cost:
+    """What a packing takes, from the header of every image, or of ``SAMPLE`` of each part."""
+    whole = left = 0.0
+    exact = True
+    for name, part in packing.parts.items():
+        count = len(part.labels)
+        chosen = np.unique(np.linspace(0, count - 1, min(count, SAMPLE)).astype(int))
+        each = np.mean([_bytes(part, i, packing.short_side) for i in chosen.tolist()])
+        exact = exact and len(chosen) == count
+        whole += each * count
+        left += each * sum(task.stop - task.first for task in missing if task.part == name)
+    folder = packing.root.absolute()
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    return Cost(round(whole), round(left), shutil.disk_usage(existing).free, exact)
+
+
+def check_room(costs: Cost, place: str) -> None:
+    """Make sure that the missing part fits, with a twentieth to spare for a sample's error.
+
+    Raises:
+        RequestError: it does not.
+    """
+    needed = costs.missing * (1 if costs.exact else 1.05)
+    if needed > costs.free:
+        gigabytes = f"needs {needed / 1e9:.3g} GB and {costs.free / 1e9:.3g} GB are free"
+        raise RequestError(f"no room: packing into {place!r} {gigabytes}: free some, give another --out, or a smaller --largest-r")
+
+
+def _bytes(part: Part, index: int, short: int) -> int:
+    """Bytes of one image when packed; none of one that cannot be read, which the packing itself will name."""
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(part.read(index))) as image:
+            width, height = kept_size(image.width, image.height, short)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return 0
+    return 3 * width * height

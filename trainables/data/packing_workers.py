@@ -1,42 +1,73 @@
-"""The processes that pack shards, and what packing costs in disk space."""
+"""Shards written one by one: decoded, shrunk and committed, in this process or in several.
+
+JPEGs are decoded whole: draft mode (a smaller inverse transform) is faster but gives other pixels.
+"""
 
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from search_spaces.errors import RequestError
-from trainables.data.packed import kept_size
-
-if TYPE_CHECKING:
-    from trainables.data.encoded import Part
-    from trainables.data.packing import Done, Packing, Stop, Task
-
-SAMPLE = 1000
+from trainables.data.encoded import Part, UnreadableImageError
+from trainables.data.packed import HEIGHT, LABEL, NUMBER, Shard, kept_size
+from trainables.data.packing_files import committed
 
 
-def written(packing: "Packing", tasks: Sequence["Task"], workers: int) -> Iterator["Done"]:
+class PackingError(RuntimeError):
+    """The packing ended without a whole store; the message is one line."""
+
+
+class Stop(Protocol):
+    """An event of threads or of processes."""
+
+    def is_set(self) -> bool: ...
+
+
+class Job(NamedTuple):
+    """What all shards have in common; it is sent to other processes."""
+
+    parts: Mapping[str, Part]
+    root: Path
+    short_side: int
+
+
+class Task(NamedTuple):
+    """A shard to write: the images ``first`` to ``stop`` of a part, in the order in which they lie."""
+
+    part: str
+    number: int
+    first: int
+    stop: int
+
+
+class Done(NamedTuple):
+    """A written shard: its images, the unreadable ones among them, and why."""
+
+    task: Task
+    images: int
+    unreadable: list[str]
+
+
+def written(job: Job, tasks: Sequence[Task], workers: int) -> Iterator[Done]:
     """Each shard when it is written: in this process, or in processes that are started afresh where ``workers`` > 1.
 
     Raises:
         PackingError: storage failed, or a worker process was lost.
     """
-    from trainables.data.packing import PackingError
-
     try:
         if workers == 1 or len(tasks) < 2:
             never = threading.Event()
             for task in tasks:
-                yield packing.write(task, never)
+                yield write(job, task, never)
         else:
-            yield from _in_processes(packing, tasks, min(workers, len(tasks)))
+            yield from _in_processes(job, tasks, min(workers, len(tasks)))
     except BrokenProcessPool as error:
         raise PackingError(
             "a worker process was killed (out of memory?): the same command goes on from here, with fewer --workers"
@@ -45,10 +76,46 @@ def written(packing: "Packing", tasks: Sequence["Task"], workers: int) -> Iterat
         raise PackingError(f"{error}: the same command goes on from here") from error
 
 
-def _in_processes(packing: "Packing", tasks: Sequence["Task"], workers: int) -> Iterator["Done"]:
+def write(job: Job, task: Task, stop: Stop) -> Done:
+    """Decode, shrink and commit one shard.
+
+    Raises:
+        OSError: storage failed. KeyboardInterrupt: ``stop`` was set.
+    """
+    from PIL import Image
+
+    part, shard = job.parts[task.part], Shard.at(job.root, task.part, task.number)
+    numbers = getattr(part, "order", np.arange(len(part.labels)))[task.first : task.stop]
+    rows, unreadable = np.zeros((len(numbers), 4), np.int32), []
+    rows[:, NUMBER], rows[:, LABEL] = numbers, part.labels[numbers]
+    with committed(shard.pixels) as file:
+        for row, i in enumerate(numbers.tolist()):
+            if stop.is_set():
+                raise KeyboardInterrupt
+            try:
+                pixels = np.asarray(shrunk(part.image(i), job.short_side))
+            except (UnreadableImageError, Image.DecompressionBombError) as error:
+                unreadable.append(f"{task.part}/{part.names[i]} ({str(error).rpartition(': ')[2]})")
+                continue
+            rows[row, HEIGHT:] = pixels.shape[:2]
+            file.write(pixels.data)
+    with committed(shard.index) as file:
+        np.save(file, rows)
+    return Done(task, len(rows), unreadable)
+
+
+def shrunk(image: Any, short: int) -> Any:
+    """The PIL image with a short side of ``short`` pixels, antialiased; a smaller one as it is."""
+    from PIL import Image
+
+    size = kept_size(image.width, image.height, short)
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _in_processes(job: Job, tasks: Sequence[Task], workers: int) -> Iterator[Done]:
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    pool = ProcessPoolExecutor(workers, context, _start, (packing, stop))
+    pool = ProcessPoolExecutor(workers, context, _start, (job, stop))
     try:
         for future in as_completed([pool.submit(_write, task) for task in tasks]):
             yield future.result()
@@ -57,12 +124,12 @@ def _in_processes(packing: "Packing", tasks: Sequence["Task"], workers: int) -> 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_job: tuple["Packing", "Stop"]
+_shared: tuple[Job, Stop]
 
 
-def _start(packing: "Packing", stop: "Stop") -> None:
-    global _job
-    _job = packing, stop
+def _start(job: Job, stop: Stop) -> None:
+    global _shared
+    _shared = job, stop
     # An interrupt is the parent's to handle; a parent that is killed must not leave workers behind.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -74,52 +141,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _write(task: "Task") -> "Done":
-    packing, stop = _job
-    return packing.write(task, stop)
-
-
-class Cost(NamedTuple):
-    """Disk space in bytes: of the whole store, of what is still to be written, and what is free; ``exact`` or from a sample."""
-
-    whole: int
-    missing: int
-    free: int
-    exact: bool
-
-
-def cost(packing: "Packing", missing: Sequence["Task"]) -> Cost:
-    """What a packing takes, from the header of every image, or of ``SAMPLE`` of them."""
-    whole = left = 0.0
-    exact = True
-    for name, part in packing.parts.items():
-        count = len(part.labels)
-        chosen = np.unique(np.linspace(0, count - 1, min(count, SAMPLE)).astype(int))
-        each = np.mean([_bytes(part, int(i), packing.short_side) for i in chosen])
-        exact = exact and len(chosen) == count
-        whole += each * count
-        left += each * sum(task.stop - task.first for task in missing if task.part == name)
-    existing = next(folder for folder in (packing.root.absolute(), *packing.root.absolute().parents) if folder.exists())
-    return Cost(round(whole), round(left), shutil.disk_usage(existing).free, exact)
-
-
-def check_room(costs: Cost, place: str) -> None:
-    """Raise RequestError where the missing part does not fit, with a twentieth to spare for a sample's error."""
-    needed = costs.missing * (1 if costs.exact else 1.05)
-    if needed > costs.free:
-        gigabytes = f"needs {needed / 1e9:.3g} GB and {costs.free / 1e9:.3g} GB are free"
-        raise RequestError(f"no room: packing into {place!r} {gigabytes}: free some, give another --out, or a smaller --largest-r")
-
-
-def _bytes(part: "Part", index: int, short: int) -> int:
-    """Bytes of one image when packed; none of one that cannot be read, which the packing itself will name."""
-    import io
-
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(part.read(index))) as image:
-            width, height = kept_size(*image.size, short)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return 0
-    return 3 * width * height
+def _write(task: Task) -> Done:
+    job, stop = _shared
+    return write(job, task, stop)

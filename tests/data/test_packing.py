@@ -1,0 +1,263 @@
+"""Packing: shards, interruption, unreadable images, refusals, and every way a store can be damaged."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from search_spaces import RequestError
+from tests.data.test_augment import picture
+from tinynet_search.cli import run
+from trainables.data import open_data
+from trainables.data.detect import detected
+from trainables.data.encoded import EncodedData
+from trainables.data.imagefolder import ImageFolderData
+from trainables.data.packed import PackedData, short_side
+from trainables.data.packed_loader import Regions
+from trainables.data.packing import Cost, Packing, check_room
+from trainables.data.packing_workers import PackingError, shrunk
+
+SIZES = ((60, 80), (80, 60), (50, 50), (24, 40))
+
+
+def make_photos(root: Path, train: int = 16, val: int = 4, scale: int = 1) -> Path:
+    """Smooth JPEGs of four sizes in two classes."""
+    for part, count in (("train", train), ("val", val)):
+        for c, name in enumerate(("cat", "dog")):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for k in range(count):
+                height, width = SIZES[k % len(SIZES)]
+                pixels = picture(height * scale, width * scale, seed=2 * k + c).permute(1, 2, 0).numpy()
+                Image.fromarray(pixels).save(folder / f"{k:03d}.jpg", quality=95)
+    return root
+
+
+def packed(tree: Path, out: Path, short: int = 40, shard_images: int | None = 6, workers: int = 1) -> PackedData:
+    Packing(ImageFolderData(str(tree)), out, short, shard_images).run(workers, "fail")
+    return PackedData(str(out))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != ".lock"}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_photos(tmp_path_factory.mktemp("photos") / "tree")
+
+
+def test_pixels_labels_and_sizes_are_the_sources(tree: Path, tmp_path: Path) -> None:
+    """Shrunk to a short side of 40, a smaller image as it is; in the source's order, memory-mapped and read-only."""
+    source, data = ImageFolderData(str(tree)), packed(tree, tmp_path / "out")
+    assert (data.class_names, data.train_size, data.val_size, data.largest_pixels) == (["cat", "dog"], 32, 8, 35)
+    for part, ours in ((source.train, data.train), (source.val, data.val)):
+        assert np.array_equal(ours.labels, part.labels)
+        regions = Regions(ours)
+        assert all(isinstance(pixels, np.memmap) and not pixels.flags.writeable for pixels in regions.maps)
+        for i in range(len(part.labels)):
+            wanted = np.asarray(shrunk(part.image(i), 40))
+            found = regions.view(i, np.array([0, 0, *ours.sizes[i]])).permute(1, 2, 0).numpy()
+            assert np.array_equal(found, wanted)
+            assert np.shares_memory(found, regions.maps[ours.shards[i]])
+    assert sorted(set(map(tuple, data.train.sizes.tolist()))) == [(24, 40), (40, 40), (40, 53), (53, 40)]
+    assert (data.swapped().train_size, data.swapped().val_size) == (8, 32)
+    opened = open_data(detected(str(tmp_path / "out")))
+    assert (type(opened), opened.fingerprint) == (PackedData, data.fingerprint)
+
+
+def test_images_are_read_in_the_order_in_which_they_lie(tree: Path, tmp_path: Path) -> None:
+    """A set with an order of its own (row groups) gives the same store to whoever opens it."""
+    source = ImageFolderData(str(tree))
+    order, seen = np.random.default_rng(0).permutation(32), []
+    object.__setattr__(source.train, "order", order)
+    read = source.train.read
+    object.__setattr__(source.train, "read", lambda i: [seen.append(i), read(i)][1])
+    Packing(source, tmp_path / "out", 40, 6).run(1, "fail")
+    assert seen == order.tolist()
+    one, other = PackedData(str(tmp_path / "out")).train, packed(tree, tmp_path / "plain").train
+    assert np.array_equal(one.labels, other.labels)
+    for i in range(32):
+        whole = np.array([0, 0, *one.sizes[i]])
+        assert Regions(one).view(i, whole).equal(Regions(other).view(i, whole))
+
+
+def test_the_fingerprint_names_source_and_short_side_never_the_place(tree: Path, tmp_path: Path) -> None:
+    one = packed(tree, tmp_path / "one")
+    assert packed(tree, tmp_path / "other", workers=2, shard_images=9).fingerprint == one.fingerprint
+    assert packed(tree, tmp_path / "small", short=32).fingerprint != one.fingerprint
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from trainables.data.imagefolder import ImageFolderData
+from trainables.data.packing import Packing
+if __name__ == "__main__":
+    Packing(ImageFolderData(sys.argv[1]), Path(sys.argv[2]), 40, 6).run(2, "fail")
+"""
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    tree, out, script = make_photos(tmp_path / "tree", 60, scale=8), tmp_path / "out", tmp_path / "packs.py"
+    script.write_text(SCRIPT)
+    process = subprocess.Popen([sys.executable, str(script), str(tree), str(out)], env={**os.environ, "PYTHONPATH": os.getcwd()})
+    while len(list(out.glob("train-*.npy"))) < 4:
+        assert process.poll() is None
+        time.sleep(0.002)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(_alive(pid) for pid in workers):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.01)
+    with pytest.raises(RequestError, match="is not finished: run the same tinynet data pack command again"):
+        PackedData(str(out))
+    kept = {file: file.stat().st_mtime_ns for file in out.glob("*.npy")}
+    assert 4 <= len(kept) < 22
+    packed(tree, out)
+    assert all(file.stat().st_mtime_ns == then for file, then in kept.items())
+    packed(tree, tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def _alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_killed_worker_ends_the_packing_in_one_line(tree: Path, tmp_path: Path) -> None:
+    def kill(_: object) -> None:
+        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+    packing = Packing(ImageFolderData(str(tree)), tmp_path / "out", 40, 1)
+    with pytest.raises(PackingError, match="a worker process was killed"):
+        packing.run(2, "fail", kill)
+    assert not list((tmp_path / "out").glob("packed.json"))
+    packed(tree, tmp_path / "out", shard_images=1)
+
+
+def test_unreadable_images_are_all_named_then_refused_or_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree, out = make_photos(tmp_path / "tree"), tmp_path / "out"
+    for k, name in enumerate(("train/cat/003.jpg", "train/dog/001.jpg", "train/dog/007.jpg", "val/dog/000.jpg")):
+        (tree / name).write_bytes(b"no image" if k % 2 else (tree / name).read_bytes()[:300])
+    command = ["data", "pack", "--data", str(tree), "--out", str(out), "--short-side", "40", "--workers", "1", "--yes"]
+    assert run(command) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("tinynet: 4 images cannot be read: train/cat/003.jpg (") and "--on-error skip" in said
+    with pytest.raises(RequestError, match="is not finished"):
+        PackedData(str(out))
+    before = {file: file.stat().st_mtime_ns for file in out.glob("*.u8")}
+    assert run([*command, "--on-error", "skip", "--json"]) == 0
+    assert {file: file.stat().st_mtime_ns for file in out.glob("*.u8")} == before
+    record = json.loads(capsys.readouterr().out)
+    assert record["skipped"] == ["train/cat/003.jpg", "train/dog/001.jpg", "train/dog/007.jpg", "val/dog/000.jpg"]
+    data = PackedData(str(out))
+    assert (data.train_size, data.val_size, len(data.train.labels)) == (29, 7, 29)
+    assert data.train.labels.tolist() == [0] * 15 + [1] * 14
+    assert data.fingerprint == record["fingerprint"]
+    assert run(command) == 2
+    assert "was packed without 4 images" in capsys.readouterr().err
+    assert PackedData(str(out)).fingerprint == data.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--short-side", "32"], "short side is another: 40 there, 32 now"),
+        (["--pixels", "35", "--largest-r", "1.2"], "--largest-r and --pixels say the same thing"),
+        (["--short-side", "4"], "out of range"),
+        (["--on-error", "stop"], "neither fail nor skip"),
+        (["--workers", "0"], "must be 1 or more"),
+        (["--data", "nowhere"], "does not exist"),
+        (["--data", "OUT", "--out", "OUT/again"], "a packed set is not packed again"),
+        (["--out", "TREE"], "holds other files"),
+        (["--out", "TREE/train/cat/000.jpg"], "is a file"),
+    ],
+)
+def test_refusals(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    out = tmp_path / "out"
+    packed(tree, out, shard_images=None)
+    given = [a.replace("OUT", str(out)).replace("TREE", str(tree)) for a in arguments]
+    sized = [] if "--pixels" in given else ["--short-side", "40"]
+    assert run(["data", "pack", "--data", str(tree), "--out", str(out), *sized, *given]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_changed_source_is_refused(tmp_path: Path) -> None:
+    tree, out = make_photos(tmp_path / "tree"), tmp_path / "out"
+    packed(tree, out)
+    (tree / "train" / "cat" / "003.jpg").unlink()
+    with pytest.raises(RequestError, match="the images are others"):
+        packed(tree, out)
+
+
+def test_cost_is_exact_and_a_dry_run_writes_nothing(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, options = tmp_path / "out", ["--space", "efficientnet_mini", "--largest-r", "1.1", "--json"]
+    assert run(["data", "pack", "--data", str(tree), "--out", str(out), "--dry-run", *options]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert not out.exists()
+    assert (plan["short_side"], plan["exact"]) == (short_side(35), True) == (40, True)
+    assert run(["data", "pack", "--data", str(tree), "--out", str(out), "--yes", *options]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["bytes"] == plan["whole"] == sum(file.stat().st_size for file in out.glob("*.u8"))
+    assert "32 training and 8 validation images, short side 40 (evaluation up to 35 pixels)" in printed.err
+    with pytest.raises(RequestError, match=r"needs 10.5 GB and 9 GB are free"):
+        check_room(Cost(10**10, 10**10, 9 * 10**9, exact=False), "x")
+
+
+@pytest.mark.parametrize("damage", ["short", "missing", "index", "record"])
+def test_damage_is_found_at_opening_and_mended_by_the_same_command(tree: Path, tmp_path: Path, damage: str) -> None:
+    out = tmp_path / "out"
+    packed(tree, out)
+    whole = contents(out)
+    pixels, index = out / "train-00001.u8", out / "train-00001.npy"
+    if damage == "short":
+        pixels.write_bytes(pixels.read_bytes()[:-1])
+    elif damage == "missing":
+        pixels.unlink()
+    elif damage == "index":
+        rows = np.load(index)
+        rows[0, 1] = 1 - rows[0, 1]
+        np.save(index, rows)
+    else:
+        (out / "packed.json").write_text("{")
+    with pytest.raises(RequestError, match="run the same tinynet data pack command again") as refused:
+        PackedData(str(out))
+    assert "\n" not in str(refused.value)
+    packed(tree, out)
+    assert contents(out) == whole
+
+
+def test_no_store_and_another_version(tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="does not exist: make it with tinynet data pack"):
+        PackedData(str(tmp_path / "none"))
+    with pytest.raises(RequestError, match="is no packed set"):
+        PackedData(str(tree))
+    packed(tree, tmp_path / "out")
+    record = tmp_path / "out" / "packed.json"
+    record.write_text(record.read_text().replace('"version": 1', '"version": 99'))
+    with pytest.raises(RequestError, match="another version"):
+        PackedData(str(tmp_path / "out"))
+
+
+def test_two_packings_of_one_folder_exclude_each_other(tree: Path, tmp_path: Path) -> None:
+    data: EncodedData = ImageFolderData(str(tree))
+    packing = Packing(data, tmp_path / "out", 40, 6)
+
+    def second(_: object) -> None:
+        Packing(data, tmp_path / "out", 40, 6).run(1, "fail")
+
+    with pytest.raises(RequestError, match="another packing is at work"):
+        packing.run(1, "fail", second)

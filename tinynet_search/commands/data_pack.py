@@ -1,0 +1,140 @@
+"""Pack an image set: decoded once, read by every trial."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from search_spaces.errors import RequestError
+from tinynet_search.commands.app import SPACES, AsJson
+from tinynet_search.commands.data import data_app
+
+if TYPE_CHECKING:
+    from trainables.data.packing import Cost, Packing
+    from trainables.data.packing_workers import Done
+
+LARGEST_R = 1.7
+EVERY_SECONDS = 10
+
+
+@data_app.command()
+def pack(
+    data: Annotated[str, typer.Option(metavar="DIR", help="Where the images are: a tree of folders, tar files, or Parquet shards.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The packed set's folder: new, empty, or of a packing to go on with.")],
+    space: Annotated[str, typer.Option(help=SPACES)] = "efficientnet_b0",
+    largest_r: Annotated[
+        float | None,
+        typer.Option(help=f"Largest r of the search ({LARGEST_R}): evaluation at so many pixels enlarges nothing that packing shrank."),
+    ] = None,
+    pixels: Annotated[int | None, typer.Option(help="The same as a resolution in pixels, in place of --space and --largest-r.")] = None,
+    short_side: Annotated[int | None, typer.Option(help="The same as the short side that is kept: pixels / .875.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core where none is given.")] = None,
+    on_error: Annotated[
+        str, typer.Option(help="What an image that cannot be read does: fail (in the end, naming them), or skip.")
+    ] = "fail",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before starting; only a terminal is asked.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost; write nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Decode an image set once, and keep it as raw pixels for fast reading.
+
+    Larger images are shrunk to a common short side, smaller ones kept as they are. The same command goes on with an interrupted
+    packing. Train on the packed set with data.name = "packed" and data.path = its folder.
+    """
+    from trainables.data import open_data
+    from trainables.data.detect import detected
+    from trainables.data.encoded import EncodedData
+    from trainables.data.packing import Packing, check_room, cost
+    from trainables.data.packing_workers import PackingError
+
+    short = _short_side(space, largest_r, pixels, short_side)
+    count = len(os.sched_getaffinity(0)) if workers is None else workers
+    if count < 1:
+        raise RequestError("--workers must be 1 or more")
+    if on_error not in ("fail", "skip"):
+        raise RequestError(f"--on-error {on_error!r} is neither fail nor skip")
+    source = open_data(detected(data))
+    if not isinstance(source, EncodedData):
+        raise RequestError(f"the images in {data!r} are not encoded: a packed set is not packed again")
+    packing = Packing(source, out.expanduser(), short)
+    missing = packing.todo(on_error)
+    costs = cost(packing, missing)
+    _say(_plan_text(packing, costs, len(missing)))
+    check_room(costs, str(out))
+    if dry_run:
+        if as_json:
+            print(json.dumps({"short_side": short, "train": source.train_size, "val": source.val_size, **costs._asdict()}, indent=1))
+        return
+    if missing and not yes and sys.stdin.isatty():
+        typer.confirm("Start?", abort=True, err=True)
+    started = time.monotonic()
+    try:
+        record = packing.run(count, on_error, _Progress(sum(task.stop - task.first for task in missing)).add)
+    except PackingError as error:
+        _say(f"tinynet: {' '.join(str(error).split())}")
+        raise typer.Exit(1) from None
+    print(json.dumps(record, indent=1) if as_json else _text(record, out, time.monotonic() - started))
+
+
+def _short_side(space: str, largest_r: float | None, pixels: int | None, short: int | None) -> int:
+    from search_spaces import get_space
+    from trainables.data.packed import short_side
+
+    given = [name for name, value in (("--largest-r", largest_r), ("--pixels", pixels), ("--short-side", short)) if value is not None]
+    if len(given) > 1:
+        raise RequestError(f"{' and '.join(given)} say the same thing: give one of them")
+    if short is None:
+        if pixels is None:
+            pixels = int(get_space(space).base_resolution * (LARGEST_R if largest_r is None else largest_r) + 1e-6)
+        short = short_side(pixels)
+    if not 8 <= short <= 8192:
+        raise RequestError(f"a short side of {short} pixels is out of range: 8 to 8192")
+    return short
+
+
+def _plan_text(packing: "Packing", costs: "Cost", missing: int) -> str:
+    about = "" if costs.exact else "about "
+    shards = len(list(packing.settings.tasks()))
+    left = f"; {shards - missing} of {shards} shards are there, {_size(costs.missing)} to go" if missing < shards else ""
+    largest = int(packing.short_side * 0.875)
+    return (
+        f"{packing.data.train_size} training and {packing.data.val_size} validation images, short side {packing.short_side} "
+        f"(evaluation up to {largest} pixels): {about}{_size(costs.whole)}{left}; {_size(costs.free)} free"
+    )
+
+
+def _text(record: dict[str, Any], out: Path, seconds: float) -> str:
+    counts, skipped = record["counts"], record["skipped"]
+    lines = [
+        f"packed {counts['train']} training and {counts['val']} validation images, {_size(record['bytes'])}, in {seconds:.1f} s: {out}"
+    ]
+    if skipped:
+        lines.append(f"skipped {len(skipped)} that cannot be read: {', '.join(skipped[:3])}{', ...' if len(skipped) > 3 else ''}")
+    return "\n".join([*lines, f"fingerprint {record['fingerprint']}"])
+
+
+class _Progress:
+    """A line every few seconds."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done, self._started = total, 0, time.monotonic()
+        self._said = self._started
+
+    def add(self, done: "Done") -> None:
+        self._done += done.images
+        now = time.monotonic()
+        if now - self._said >= EVERY_SECONDS:
+            self._said = now
+            _say(f"{self._done} of {self._total} images, {self._done / (now - self._started):.0f} images/s")
+
+
+def _size(value: float) -> str:
+    return f"{value / 1e9:.3g} GB" if value >= 1e9 else f"{value / 1e6:.3g} MB"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
