@@ -22,7 +22,8 @@ from trainables.evaluation import Scores, evaluate
 from trainables.execution import Execution
 from trainables.flat import Flat
 from trainables.folder import Folder
-from trainables.modules import compiled, pick_device, prepared
+from trainables.memory import hold_memory
+from trainables.modules import compiled, keep_layout, pick_device, prepared, seed
 from trainables.optim import Average, StepSums, make_optimizer, set_lr
 from trainables.recipe import Recipe, ema_decay_at, lr_at
 from trainables.trial import CONFIG_FILE, WEIGHTS_FILE, Reporter, TrialFailure, TrialSpec, describe
@@ -41,6 +42,7 @@ class Trainer:
         self.recipe: Recipe = spec.get_recipe()
         self.folder, self.root = root.sub(spec.folder), root
         self.device = pick_device()
+        hold_memory()
         self.execution = execution or Execution()
         self.steps = data.train_size // self.recipe.batch
         self.chosen = self.execution.on(self.device, self.recipe.epochs * self.steps * self.recipe.micro_batches)
@@ -55,6 +57,8 @@ class Trainer:
         self.sums, self.gradients = StepSums(flat.statistics, self.recipe.micro_batches), flat.gradients
         reading = Reading(self.execution.loader_workers, self.chosen.pinned)
         self.loader = data.loader(network.resolution, self.recipe, self.device, reading)
+        if self.chosen.channels_last and not self.chosen.compile:
+            keep_layout(self.model)
         self.parallel: nn.Module = compiled(self.model) if self.chosen.compile else self.model
         if reporter.world_size > 1:
             self.parallel = DistributedDataParallel(self.parallel, forward_sync_buffers=False)
@@ -159,7 +163,7 @@ class Trainer:
         """One optimizer step over this rank's micro-batches; the mean loss over all of them on all ranks, a scalar."""
         self.sums.begin()
         for k, (micro, (images, labels)) in enumerate(zip(share, batches, strict=False)):
-            torch.manual_seed(micro.seed)
+            seed(micro.seed, self.device)
             self.sums.collect(self._backward(images, labels, len(share), last=k == len(share) - 1))
         loss = self.sums.finish(self._summed)
         set_lr(self.state.optimizer, lr_at(self.recipe, step, self.steps))

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 # Floats between the beginnings of two tensors: a cache line, and what vector instructions like.
 ALIGNED = 16
-# Floats of an optimizer's piece on a CPU: five of these are in the second-level cache at once.
-PIECE = 32_768
+# Floats of an optimizer's piece on a CPU: small enough for the cache, large enough that calls cost little.
+PIECE = 65_536
 
 
 class Flat:

@@ -1,20 +1,24 @@
 """Memory that runs out: how it is recognised, and which micro-batch would have fitted."""
 
+import ctypes
 import gc
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainables.data import ImageData
-from trainables.folder import Folder
 from trainables.recipe import Recipe
-from trainables.trial import Alone, TrialSpec
+from trainables.trial import TrialSpec
 
 if TYPE_CHECKING:
     from trainables.execution import Execution
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, HELD = -1, -3, 2**30
 ON_A_CPU = ("can't allocate memory", "could not create a primitive", "could not create a memory object")
 
 
@@ -25,25 +29,27 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in ON_A_CPU)
 
 
-def what_fits(spec: TrialSpec, data: ImageData, root: Folder, execution: "Execution | None") -> str:
+def what_fits(spec: TrialSpec, execution: "Execution | None") -> str:
     """The largest micro-batch of about a half, a quarter, ... that takes a training step on this device, in words.
 
-    Nothing of the failed training may be held any more. Tried by real steps on blank images, a few seconds each.
+    Tried by real steps on blank images in a process of its own, some seconds each: what the failed training leaves of a
+    process's memory is not to be relied on.
     """
-    from trainables.classification import Trainer
-
     recipe = spec.get_recipe()
     for size in smaller(recipe):
         # Two micro-batches a step, so that accumulation is part of it.
         tried = replace(spec, recipe={**spec.recipe, "micro_batch": size, "batch": 2 * size})
-        try:
-            Trainer(tried, data, root, Alone(), execution).try_step()
+        if _steps(tried, execution):
             return f"recipe.micro_batch = {size} fits, as {recipe.batch // size} parts of a batch of {recipe.batch}"
-        except Exception as error:
-            if not ran_out(error):
-                raise
-        release()
     return "no smaller recipe.micro_batch was found to fit: this network needs more memory, or a recipe.batch with smaller divisors"
+
+
+def _steps(spec: TrialSpec, execution: "Execution | None") -> bool:
+    """Whether a step of this trial ends well in a process of its own."""
+    threads = str(torch.get_num_threads())
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": threads}
+    command = [sys.executable, "-m", "trainables.try_step", json.dumps([spec.to_json(), asdict(execution) if execution else {}])]
+    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
 
 
 def smaller(recipe: Recipe) -> Iterator[int]:
@@ -55,8 +61,23 @@ def smaller(recipe: Recipe) -> Iterator[int]:
             size = candidate
 
 
+def hold_memory() -> None:
+    """Have freed memory kept for the next tensor: the C library would give feature maps back to the system at every step,
+    and get them again a page at a time. ``release`` gives it back. Only glibc knows these settings."""
+    if libc := _glibc():
+        for option, value in ((M_MMAP_THRESHOLD, HELD), (M_TRIM_THRESHOLD, HELD)):
+            libc.mallopt(option, value)
+
+
 def release() -> None:
     """Give back what is not held any more: the next trial of this process, and neighbours on the same GPU, need it."""
     gc.collect()
+    if libc := _glibc():
+        libc.malloc_trim(0)
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def _glibc() -> Any:
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None

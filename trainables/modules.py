@@ -1,7 +1,9 @@
 """What becomes of a network's module before it is trained: settings of its batch norm, compilation, and where it runs."""
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainables.recipe import Recipe
 
@@ -21,6 +23,30 @@ def prepared(model: nn.Module, recipe: Recipe, world_size: int = 1) -> nn.Module
 
         model = convert_sync_batchnorm(model)
     return model.float()
+
+
+def keep_layout(model: nn.Module) -> None:
+    """Gradients of a global pool in channels_last, as the feature maps before it are.
+
+    They are one number spread over a map, which autograd lays out the other way, and everything before the pool would go
+    back through kernels for mixed layouts.
+    """
+
+    def ask(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        features = inputs[0]
+        if isinstance(features, Tensor) and features.requires_grad and features.ndim == 4:
+            features.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == "global_pool":
+            module.register_forward_pre_hook(ask)
+
+
+def seed(value: int, device: torch.device) -> None:
+    """Seed the generators that a network draws from; ``torch.manual_seed`` does more, and takes a tenth of a millisecond."""
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(value)
 
 
 def compiled(model: nn.Module) -> nn.Module:

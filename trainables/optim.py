@@ -9,13 +9,11 @@ from torch import Tensor, nn
 
 from trainables.flat import Flat
 from trainables.recipe import Recipe
+from trainables.rmsprop import RMSpropTF
 
 
 def _rmsprop_tf(groups: Any, lr: float, fused: bool) -> torch.optim.Optimizer:
-    """RMSProp the TensorFlow way: mean square starts at one, eps inside the root, learning rate inside the momentum."""
-    from timm.optim.rmsprop_tf import RMSpropTF
-
-    return RMSpropTF(groups, lr=lr, alpha=0.9, momentum=0.9, eps=1e-3, foreach=False)
+    return RMSpropTF(groups, lr=lr, alpha=0.9, momentum=0.9, eps=1e-3)
 
 
 def _rmsprop(groups: Any, lr: float, fused: bool) -> torch.optim.Optimizer:

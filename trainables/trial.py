@@ -229,7 +229,7 @@ def _trained(
     release()
     detail = f"{said}; recipe.micro_batch = {spec.recipe['micro_batch']} does not fit"
     if reporter.world_size == 1:
-        detail += f": {what_fits(spec, _data(spec), root, execution)}"
+        detail += f": {what_fits(spec, execution)}"
     raise TrialFailure("out of memory", detail)
 
 
