@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench bench-train gpu-check clean
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -29,6 +29,14 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run
+
+# Training against timm's parts and the machine's floor: some ten minutes on two CPU cores.
+bench-train: $(READY)
+	$(BIN)/python -m benchmarks.run train_speed train_data
+
+# Everything that needs a GPU, in under eight minutes.
+gpu-check: $(READY)
+	$(BIN)/python -m benchmarks.gpu.check
 
 clean:
 	rm -rf $(VENV) searches

@@ -1,0 +1,81 @@
+"""What a measurement of training alone needs: images that are ready, and a folder that keeps nothing."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from search_spaces import Network
+from trainables.data import IN_PROCESS, Batch, ImageData, MicroBatch, Reading
+from trainables.recipe import Recipe
+from trainables.trial import TrialSpec
+
+if TYPE_CHECKING:
+    from trainables.folder import Folder
+
+
+def ready_batch(network: Network, size: int, device: torch.device) -> Batch:
+    """Normal noise (size, 3, resolution, resolution) in channels_last and labels (size,), on the device."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(size, 3, network.resolution, network.resolution, generator=generator)
+    labels = torch.randint(network.num_classes, (size,), generator=generator)
+    return images.to(device).contiguous(memory_format=torch.channels_last), labels.to(device)
+
+
+class Ready(ImageData):
+    """Hands out one ready batch again and again; a validation set is that batch once."""
+
+    fingerprint = "ready"
+
+    def __init__(self, batch: Batch, steps: int, num_classes: int) -> None:
+        self.batch = batch
+        self.class_names = [str(k) for k in range(num_classes)]
+        self.val_size = len(batch[1])
+        self.train_size = steps * self.val_size
+
+    def loader(self, resolution: int, recipe: Recipe, device: torch.device, reading: Reading = IN_PROCESS) -> "Ready":
+        return self
+
+    def train(self, batches: Sequence[MicroBatch]) -> Iterator[Batch]:
+        return (self.batch for _ in batches)
+
+    def val(self, batches: Sequence[np.ndarray]) -> Iterator[Batch]:
+        return ((self.batch[0][: len(indices)], self.batch[1][: len(indices)]) for indices in batches)
+
+    def swapped(self) -> "Ready":
+        return self
+
+
+class Nowhere:
+    """A folder whose files are gone as soon as they are written: no disk in the measurement."""
+
+    url = "nowhere"
+
+    def read(self, name: str) -> bytes:
+        raise FileNotFoundError(name)
+
+    def write(self, name: str, data: bytes) -> None:
+        return None
+
+    def write_once(self, name: str, data: bytes) -> bool:
+        return True
+
+    def exists(self, name: str) -> bool:
+        return False
+
+    def names(self, below: str = "") -> list[str]:
+        return []
+
+    def remove(self, name: str) -> None:
+        return None
+
+    def sub(self, name: str) -> "Folder":
+        return self
+
+
+def spec_of(network: Network, recipe: Recipe, data: ImageData) -> TrialSpec:
+    """The trial of a network on data that is at hand."""
+    settings: dict[str, Any] = asdict(recipe)
+    return TrialSpec(network.space.name, network.space.version, network.rdw, network.num_classes, settings, {}, data.fingerprint, seed=0)

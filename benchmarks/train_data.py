@@ -1,0 +1,136 @@
+"""Training and reading from our packed store beside timm's pipeline over the JPEG files it was packed from.
+
+The files are real JPEGs (``benchmarks/jpegs.py``); timm's parts are those of ``benchmarks/timm_reference.py``. On a CPU
+both read in the training's own thread, as a search with one core a trial does; on a GPU both have as many readers (our
+threads, timm's processes) as there are other cores. Reading is compared without readers beside it, so per core; every
+figure takes turns with the one beside it.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from benchmarks.jpegs import make_tree
+from benchmarks.measure import Row, in_turns, ratio
+from benchmarks.synthetic import Ready, ready_batch
+from benchmarks.timm_reference import TimmLoop, timm_loader
+from benchmarks.train_speed import RECIPE, rate, settled
+from benchmarks.turns import Turns, in_turns_with
+from search_spaces import Network, get_space
+from trainables.classification import pick_device
+from trainables.data import Batch, MicroBatch, Reading
+from trainables.data.imagefolder import ImageFolderData
+from trainables.data.packed import PackedData, short_side
+from trainables.data.packing import Packing
+from trainables.execution import Execution
+from trainables.recipe import Recipe, get_recipe
+
+TURNS = 5
+# What is packed must serve the search's largest r, as ``tinynet data pack`` has it.
+SHORT_SIDE = short_side(round(1.7 * 224))
+CLASSES = 24
+BATCH = 32
+READ_PIXELS = (106, 224)
+
+
+class Trees(NamedTuple):
+    """The same pictures as JPEG files and as a packed store."""
+
+    files: Path
+    packed: PackedData
+
+
+def run() -> list[Row]:
+    device = pick_device()
+    with tempfile.TemporaryDirectory() as scratch, settled():
+        photos = made(Path(scratch) / "photos", 288 if device.type == "cpu" else 4096, photos=True)
+        small = made(Path(scratch) / "small", 960 if device.type == "cpu" else 16384, photos=False)
+        demo = get_space("efficientnet_mini").network((1, 1, 1))
+        e = get_space("efficientnet_b0").network((0.475, 0.6, 0.51), CLASSES)
+        target = 1.5 if device.type == "cpu" else 1.3
+        return [
+            *_trained("demo's network, 64 px files", demo, small, device, target),
+            *_trained(f"TinyNet-E at {e.resolution} px, 500 x 375 files", e, photos, device, None),
+            *(row for pixels in READ_PIXELS for row in _read(pixels, photos)),
+            _limit(e, photos, device),
+        ]
+
+
+def made(root: Path, train: int, *, photos: bool) -> Trees:
+    make_tree(root / "files", train, CLASSES, photos=photos)
+    Packing(ImageFolderData(str(root / "files")), root / "packed", SHORT_SIDE).run(1, "fail")
+    return Trees(root / "files", PackedData(str(root / "packed")))
+
+
+def _trained(name: str, network: Network, trees: Trees, device: torch.device, target: float | None) -> list[Row]:
+    turns = trained(network, trees, device)
+    return [
+        Row(f"trained, {name}: ours from the packed store", turns.ours, "images/s"),
+        Row(f"trained, {name}: timm's from JPEGs", turns.others, "images/s"),
+        Row(f"trained, {name}: ours / timm's", turns.ratio, "times", target, "above"),
+    ]
+
+
+def trained(network: Network, trees: Trees, device: torch.device, turns: int = TURNS) -> Turns:
+    """Whole training, reading included, ours in turns with timm's."""
+    workers, recipe = readers(device), recipe_of(turns + 1, device)
+    execution = Execution(compile="off", loader_workers=workers)
+    loop = TimmLoop(network, recipe, device, compiled=False, bf16=execution.on(device).bf16)
+    loader = timm_loader(trees.files, network.resolution, recipe, device, workers)
+    images = trees.packed.train_size // recipe.batch * recipe.batch
+    return in_turns_with(lambda: rate(images, device, lambda: loop.train(loader)), network, recipe, trees.packed, execution)
+
+
+def recipe_of(epochs: int, device: torch.device) -> Recipe:
+    batch = BATCH if device.type == "cpu" else 16 * BATCH
+    return get_recipe(RECIPE, batch=batch, micro_batch=batch, epochs=epochs)
+
+
+def readers(device: torch.device) -> int:
+    return 0 if device.type == "cpu" else max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+def _read(pixels: int, trees: Trees) -> list[Row]:
+    """Reading alone, on a CPU by one core."""
+    cpu = torch.device("cpu")
+    recipe = recipe_of(1, cpu)
+    theirs = timm_loader(trees.files, pixels, recipe, cpu, 0)
+    times = in_turns({"timm": lambda: _consume(theirs), "ours": lambda: packed_pass(trees.packed, pixels, recipe)}, TURNS)
+    count = trees.packed.train_size // BATCH * BATCH
+    return [
+        Row(f"read at {pixels} px: packed, a core", count / min(times["ours"]), "images/s"),
+        Row(f"read at {pixels} px: timm's from JPEGs, a core", count / min(times["timm"]), "images/s"),
+        Row(f"read at {pixels} px: packed / JPEGs", ratio(times, "timm", "ours"), "times", 8.0, "above"),
+    ]
+
+
+def packed_pass(data: PackedData, pixels: int, recipe: Recipe, device: torch.device | None = None, workers: int = 0) -> None:
+    """One pass over the training images."""
+    loader = data.loader(pixels, recipe, device or torch.device("cpu"), Reading(workers, device is not None))
+    _consume(loader.train(batches_of(data.train_size, recipe.micro_batch)))
+
+
+def batches_of(images: int, size: int) -> Sequence[MicroBatch]:
+    """Shuffled micro-batches; what is left over is dropped."""
+    order = np.random.default_rng(0).permutation(images)
+    return [MicroBatch(order[start : start + size], start) for start in range(0, images - size + 1, size)]
+
+
+def _consume(batches: Iterable[Batch]) -> None:
+    for _ in batches:
+        pass
+
+
+def _limit(network: Network, trees: Trees, device: torch.device) -> Row:
+    """How many times faster the pipeline, with its readers, is than training on ready images."""
+    recipe, workers = recipe_of(TURNS + 1, device), readers(device)
+    count = trees.packed.train_size // recipe.batch * recipe.batch
+    read: Callable[[], None] = lambda: packed_pass(trees.packed, network.resolution, recipe, device, workers)  # noqa: E731
+    ready = Ready(ready_batch(network, recipe.batch, device), max(2, count // recipe.batch // 2), CLASSES)
+    turns = in_turns_with(lambda: rate(count, device, read), network, recipe, ready, Execution(compile="off"))
+    return Row(f"read / trained, TinyNet-E at {network.resolution} px on the same core", 1 / turns.ratio, "times", 1.0, "above")
