@@ -8,12 +8,14 @@ figure takes turns with the one beside it.
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from timm.data.dataset_factory import create_dataset
+from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from benchmarks.jpegs import make_tree
 from benchmarks.measure import Row, in_turns, ratio
@@ -23,10 +25,14 @@ from benchmarks.train_speed import RECIPE, rate, settled
 from benchmarks.turns import Turns, in_turns_with
 from search_spaces import Network, get_space
 from trainables.classification import pick_device
-from trainables.data import Batch, MicroBatch, Reading
+from trainables.data import MicroBatch, Reading
+from trainables.data.augment import draw
 from trainables.data.imagefolder import ImageFolderData
 from trainables.data.packed import PackedData, short_side
+from trainables.data.packed_loader import Regions
 from trainables.data.packing import Packing
+from trainables.data.resample import crops as crops_of
+from trainables.data.resample import native
 from trainables.execution import Execution
 from trainables.recipe import Recipe, get_recipe
 
@@ -96,16 +102,40 @@ def readers(device: torch.device) -> int:
 
 
 def _read(pixels: int, trees: Trees) -> list[Row]:
-    """Reading alone, on a CPU by one core."""
-    cpu = torch.device("cpu")
-    recipe = recipe_of(1, cpu)
-    theirs = timm_loader(trees.files, pixels, recipe, cpu, 0)
-    times = in_turns({"timm": lambda: _consume(theirs), "ours": lambda: packed_pass(trees.packed, pixels, recipe)}, TURNS)
-    count = trees.packed.train_size // BATCH * BATCH
+    """Reading alone, on a CPU by one core: to the bytes of a resized crop, and with all else to what a network takes."""
+    recipe = recipe_of(1, torch.device("cpu"))
+    crop = RandomResizedCropAndInterpolation(pixels, interpolation="bicubic")
+    files: Any = create_dataset("", root=str(trees.files), split="train", transform=crop)
+    theirs = timm_loader(trees.files, pixels, recipe, torch.device("cpu"), 0)
+    count = trees.packed.train_size
+    crops: Mapping[str, Callable[[], None]] = {
+        "timm": lambda: _consume(np.asarray(image) for image, _ in (files[i] for i in range(count))),
+        "ours": lambda: _cropped(trees.packed, pixels, recipe),
+    }
+    batches: Mapping[str, Callable[[], None]] = {
+        "timm": lambda: _consume(theirs),
+        "ours": lambda: packed_pass(trees.packed, pixels, recipe),
+    }
     return [
-        Row(f"read at {pixels} px: packed, a core", count / min(times["ours"]), "images/s"),
-        Row(f"read at {pixels} px: timm's from JPEGs, a core", count / min(times["timm"]), "images/s"),
-        Row(f"read at {pixels} px: packed / JPEGs", ratio(times, "timm", "ours"), "times", 8.0, "above"),
+        *_compared(f"read at {pixels} px, a resized crop", crops, count, 8.0),
+        *_compared(f"read at {pixels} px, a batch with flip and jitter", batches, count // BATCH * BATCH, None),
+    ]
+
+
+def _cropped(data: PackedData, pixels: int, recipe: Recipe) -> None:
+    """The same random crops, image by image, as bytes."""
+    regions = Regions(data.train)
+    plan = crops_of(draw(recipe, data.train.sizes, 0).boxes, pixels)
+    for i in range(data.train_size):
+        native(regions.view(i, plan.regions[i]), plan.scaled[i], plan.offsets[i], pixels, "bicubic")
+
+
+def _compared(name: str, calls: Mapping[str, Callable[[], None]], count: int, target: float | None) -> list[Row]:
+    times = in_turns(calls, TURNS)
+    return [
+        Row(f"{name}: packed, a core", count / min(times["ours"]), "images/s"),
+        Row(f"{name}: timm's from JPEGs, a core", count / min(times["timm"]), "images/s"),
+        Row(f"{name}: packed / JPEGs", ratio(times, "timm", "ours"), "times", target, "above"),
     ]
 
 
@@ -121,7 +151,7 @@ def batches_of(images: int, size: int) -> Sequence[MicroBatch]:
     return [MicroBatch(order[start : start + size], start) for start in range(0, images - size + 1, size)]
 
 
-def _consume(batches: Iterable[Batch]) -> None:
+def _consume(batches: Iterable[object]) -> None:
     for _ in batches:
         pass
 
