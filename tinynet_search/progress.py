@@ -11,6 +11,7 @@ import numpy as np
 from ray.tune import Callback
 
 from tinynet_search.store import Candidate
+from tinynet_search.tables import duration
 
 
 @dataclass
@@ -135,17 +136,6 @@ class Progress(Callback):
             figures = (f"{r:.2f}", f"{d:.2f}", f"{w:.2f}", str(row.candidate.network["resolution"]), f"{row.candidate.c:.3f}", epochs)
             table.add_row(row.candidate.id, *figures, "" if row.top1 is None else f"{row.top1:.1f}", row.state)
         return table
-
-
-def duration(seconds: float | None) -> str:
-    """``1 h 05 min``, ``4 min 10 s``, ``12 s``."""
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _title(row: Row) -> str:

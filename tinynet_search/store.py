@@ -21,6 +21,8 @@ from trainables.folder import Folder, open_folder
 from trainables.trial import TrialSpec, newest_progress, read_result
 
 PLAN, FRONTIER, FORMULA, FINALS = "plan.json", "frontier.json", "formula.json", "finals.json"
+# In the place of a plan: the directory is a training job's.
+JOB = "job.json"
 SCHEMA = 1
 
 

@@ -1,4 +1,4 @@
-"""Plain text tables, the same on a terminal and in a file."""
+"""Plain text tables and durations, the same on a terminal and in a file."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -22,3 +22,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def apart(groups: Iterable[Sequence[Sequence[str]]]) -> list[Sequence[str]]:
     """The rows of all groups, an empty one between two groups."""
     return [*chain.from_iterable([[""] * len(group[0]), *group] for group in groups)][1:]
+
+
+def duration(seconds: float | None) -> str:
+    """``1 h 05 min``, ``4 min 10 s``, ``12 s``."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -16,7 +16,9 @@ import pytest
 
 from search_spaces import get_space
 from tests.search.mlflow_window import FORMULA_TEXT, SQLALCHEMY, Search, Window, calm, free_port, wait_until, wanted_points
+from tests.search.train_helpers import LABEL, JobRuns, arguments, trained
 from tinynet_search import TrackingError, frontier_models
+from tinynet_search.exporting import load_exported
 from tinynet_search.formula_io import read_text
 from tinynet_search.plan import candidate_of
 from tinynet_search.store import FINALS, FORMULA, FRONTIER
@@ -143,6 +145,29 @@ def check_registry_over_http(server: str, window: Window) -> None:
     assert version.run_id == window.parent.info.run_id
     names = [item.path for item in window.client.list_artifacts(window.parent.info.run_id)]
     assert sorted(names) == ["formula.json", "frontier.csv", "frontier.json"]
+
+
+def test_a_job_and_its_weights_over_http(
+    tmp_path: Path, server: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights reach the server's artifacts, and come back as a model version from which the network is built."""
+    import mlflow
+    from mlflow.artifacts import download_artifacts
+
+    done = trained(capsys, *arguments(tmp_path, "--tracking", server))
+    run = JobRuns(server).only()
+    assert done["link"] == f"{server}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    assert trained(capsys, *arguments(tmp_path, "--tracking", server)) == done | {"trained_now": False}
+    (version,) = JobRuns(server).client.search_model_versions(f"name = '{LABEL}'")
+    assert version.run_id == run.info.run_id
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    mlflow.set_tracking_uri(server)
+    try:
+        folder = download_artifacts(f"models:/{LABEL}@champion", dst_path=str(tmp_path / "fetched"))
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    assert load_exported(folder)[0] == load_exported(done["weights"])[0]
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_a_server_that_comes_back_gets_everything(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,23 +86,17 @@ def sync(
     tracking: Tracking = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring MLflow up to date with a search directory.
+    """Bring MLflow up to date with a search, or a training job.
 
     Sending twice changes nothing.
     """
-    from tinynet_search.report import stored_searches
     from tinynet_search.store import SearchStore
-    from tinynet_search.tracking import resolve_uri, sync_search
+    from tinynet_search.tracking import resolve_uri, stored, sync_stored
     from tinynet_search.tracking.connection import address
 
-    names = [search_name] if search_name else stored_searches(storage)
+    names = [search_name] if search_name else stored(storage)
     uri = resolve_uri(tracking, None, storage)
-    reports = {}
-    for name in names:
-        store = SearchStore(f"{storage.rstrip('/')}/{name}")
-        if store.plan() is None:
-            raise RequestError(f"no search at {store.url}: give --search and --storage")
-        reports[name] = sync_search(store, uri)
+    reports = {name: sync_stored(SearchStore(f"{storage.rstrip('/')}/{name}"), uri) for name in names}
     if as_json:
         print(json.dumps({name: vars(done) for name, done in reports.items()}, indent=1))
     else:

@@ -10,7 +10,7 @@ import torch
 from search_spaces import Network, RequestError
 from search_spaces.weights import Source
 from tinynet_search.exporting.subject import Subject
-from trainables.data import MEAN, STD, ImageData, open_data
+from trainables.data import IN_PROCESS, MEAN, STD, ImageData, Reading, open_data
 from trainables.data.encoded import UnreadableImageError
 from trainables.recipe import Recipe, get_recipe, recipe_from
 
@@ -93,14 +93,33 @@ def _images(
     """Batches of validation images, spread evenly: an ImageFolder lists its classes one after another."""
     count = min(count, data.val_size)
     chosen = np.arange(count) * data.val_size // count
-    loader = data.loader(network.resolution, replace(recipe, eval_ratio=preprocessing["crop_ratio"]), torch.device("cpu"))
+    for images, labels in validation_batches(data, chosen, network, recipe, preprocessing, torch.device("cpu")):
+        yield np.ascontiguousarray(images.numpy()), labels.numpy()
+
+
+def validation_batches(
+    data: ImageData,
+    chosen: np.ndarray,
+    network: Network,
+    recipe: Recipe,
+    preprocessing: Mapping[str, Any],
+    device: torch.device,
+    *,
+    reading: Reading = IN_PROCESS,
+    at_once: int = BATCH,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Validation images (n, 3, pixels, pixels) by their indices, as ``preprocessing`` gives them, and int64 labels.
+
+    Raises:
+        RequestError: an image cannot be read.
+    """
+    loader = data.loader(network.resolution, replace(recipe, eval_ratio=preprocessing["crop_ratio"]), device, reading)
     mean, std, own_mean, own_std = (
-        np.asarray(values, np.float32).reshape(3, 1, 1) for values in (MEAN, STD, preprocessing["mean"], preprocessing["std"])
+        torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD, preprocessing["mean"], preprocessing["std"])
     )
-    same = np.array_equal(mean, own_mean) and np.array_equal(std, own_std)
+    same = torch.equal(mean, own_mean) and torch.equal(std, own_std)
     try:
-        for images, labels in loader.val([chosen[start : start + BATCH] for start in range(0, count, BATCH)]):
-            array = np.ascontiguousarray(images.numpy())
-            yield array if same else (array * std + mean - own_mean) / own_std, labels.numpy()
+        for images, labels in loader.val([chosen[start : start + at_once] for start in range(0, len(chosen), at_once)]):
+            yield images if same else (images * std + mean - own_mean) / own_std, labels
     except (UnreadableImageError, OSError) as error:
         raise RequestError(f"the data cannot be read: {error}") from error

@@ -8,14 +8,14 @@ from urllib.parse import quote
 from search_spaces.errors import RequestError
 from tinynet_search.tracking.connection import address, connect, database_file, reaching, resolve_uri, search_runs
 from tinynet_search.tracking.projection import FRONTIER_TAG, ID, KEY, KIND, PARENT, RANK_TAG, SEARCH, experiment_name
-from tinynet_search.tracking.sync import SyncReport, sync_search
+from tinynet_search.tracking.sync import SyncReport, stored, sync_search, sync_stored
 
 if TYPE_CHECKING:
     import pandas
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-__all__ = ["SyncReport", "frontier_models", "resolve_uri", "sync_search", "trial_rows"]
+__all__ = ["SyncReport", "frontier_models", "resolve_uri", "stored", "sync_search", "sync_stored", "trial_rows"]
 
 _INTS, _FLOATS = ("resolution", "macs", "params", "activation_bytes"), ("r", "d", "w", "c", "top1", "top1_raw", "top1_ema")
 _COLUMNS = ["search", "id", "run_id", "r", "d", "w", "resolution", "c", "macs", "params", "activation_bytes"]

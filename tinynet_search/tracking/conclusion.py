@@ -1,25 +1,20 @@
 """What follows from a search's results, in MLflow: frontier tags, labels, artifacts, and the formula as a registered model."""
 
 import csv
-import hashlib
 import io
 import json
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinynet_search.tracking.connection import is_served
+from tinynet_search.tracking.models import CHAMPION, DIGEST, REGISTERED, allowed_alias, digest_of, ensure_model, version_of
 from tinynet_search.tracking.projection import FRONTIER_TAG, KEY, KIND, LABEL_TAG, RANK_TAG, SEARCH
-from tinynet_search.tracking.runs import Runs, by_run
+from tinynet_search.tracking.runs import SearchRuns, by_run
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-MODEL, CHAMPION = "tiny-formula", "champion"
-DIGEST, REGISTERED = "tinynet.digest", "tinynet.registered"
+MODEL = "tiny-formula"
 CSV_COLUMNS = ["id", "r", "d", "w", "resolution", "c", "macs", "params", "top1", "pareto_rank"]
 
 
@@ -33,7 +28,7 @@ class Conclusion:
     report: str | None
 
 
-def write_conclusion(runs: Runs, conclusion: Conclusion) -> None:
+def write_conclusion(runs: SearchRuns, conclusion: Conclusion) -> None:
     """Bring MLflow in line with a conclusion; what is already so is not sent again. ``runs`` is fresh."""
     if conclusion.frontier is not None:
         _mark_frontier(runs, {row["run"]: row["pareto_rank"] for row in conclusion.frontier})
@@ -46,7 +41,7 @@ def write_conclusion(runs: Runs, conclusion: Conclusion) -> None:
         _register(runs, conclusion.formula_json)
 
 
-def _mark_frontier(runs: Runs, ranks: Mapping[str, int]) -> None:
+def _mark_frontier(runs: SearchRuns, ranks: Mapping[str, int]) -> None:
     """``frontier`` is true or false on every trial; who leaves the frontier loses its ``pareto_rank``."""
     for name, run in by_run(runs.children):
         tags = run.data.tags
@@ -60,15 +55,15 @@ def _mark_frontier(runs: Runs, ranks: Mapping[str, int]) -> None:
             runs.client.delete_tag(run.info.run_id, RANK_TAG)
 
 
-def _write_artifacts(runs: Runs, conclusion: Conclusion) -> None:
+def _write_artifacts(runs: SearchRuns, conclusion: Conclusion) -> None:
     """Files on the parent run; a tag with the content's digest tells which are there."""
     texts = {"formula.json": conclusion.formula_json, "report.md": conclusion.report}
     if conclusion.frontier is not None:
         texts |= {"frontier.json": json.dumps(list(conclusion.frontier), indent=1) + "\n", "frontier.csv": _csv(conclusion.frontier)}
     for name, text in texts.items():
-        if text is not None and runs.parent.data.tags.get(f"{DIGEST}.{name}") != _digest(text):
+        if text is not None and runs.parent.data.tags.get(f"{DIGEST}.{name}") != digest_of(text):
             runs.client.log_text(runs.parent_id, text, name)
-            runs.client.set_tag(runs.parent_id, f"{DIGEST}.{name}", _digest(text))
+            runs.client.set_tag(runs.parent_id, f"{DIGEST}.{name}", digest_of(text))
 
 
 def _csv(frontier: Sequence[Mapping[str, Any]]) -> str:
@@ -81,44 +76,27 @@ def _csv(frontier: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _register(runs: Runs, formula: str) -> None:
+def _register(runs: SearchRuns, formula: str) -> None:
     """The formula as the newest version of one registered model: a JSON file, no code. Aliases move only with a new one."""
-    digest = _digest(formula)
+    digest = digest_of(formula)
     if runs.parent.data.tags.get(REGISTERED) == digest:
         return
-    version = _registered(runs.client, runs.key, digest) or _new_version(runs, formula, digest)
+    version = version_of(runs.client, MODEL, runs.key, digest) or _new_version(runs, formula, digest)
     for alias in {CHAMPION, runs.plan["search"]}:
-        # MLflow keeps v1, v2, ... and latest for itself.
-        if re.fullmatch(r"[\w-]{1,255}", alias, re.ASCII) and not re.fullmatch(r"v\d+|latest", alias, re.IGNORECASE):
+        if allowed_alias(alias):
             runs.client.set_registered_model_alias(MODEL, alias, version)
     runs.client.set_tag(runs.parent_id, REGISTERED, digest)
 
 
-def _registered(client: "MlflowClient", key: str, digest: str) -> str | None:
-    """The version that an interrupted attempt left without aliases."""
-    versions = client.search_model_versions(f"name = '{MODEL}' and tags.`{DIGEST}` = '{digest}'")
-    return next((str(v.version) for v in versions if v.tags.get(KEY) == key), None)
-
-
-def _new_version(runs: Runs, formula: str, digest: str) -> str:
-    from mlflow.exceptions import MlflowException
-
+def _new_version(runs: SearchRuns, formula: str, digest: str) -> str:
     client, tags = runs.client, {KEY: runs.key, SEARCH: runs.plan["search"], DIGEST: digest}
     model = client.create_logged_model(runs.experiment_id, MODEL, source_run_id=runs.parent_id, tags=tags, model_type=MODEL)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "formula.json").write_text(formula, encoding="utf-8")
         client.log_model_artifacts(model.model_id, folder)
     client.finalize_logged_model(model.model_id, "READY")
-    try:
-        client.create_registered_model(MODEL, description="r(c) and d(c) of the tiny formula: formula.json")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    ensure_model(client, MODEL, "r(c) and d(c) of the tiny formula: formula.json")
     # Without a server, MLflow would look models:/ up at its global address, which is not ours.
     source = f"models:/{model.model_id}" if is_served(runs.uri) else model.artifact_location
     version = client.create_model_version(MODEL, source, run_id=runs.parent_id, tags=tags, model_id=model.model_id)
     return str(version.version)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

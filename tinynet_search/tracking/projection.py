@@ -16,11 +16,9 @@ KEY, KIND, SEARCH, ID = "tinynet.key", "tinynet.kind", "tinynet.search", "tinyne
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 FRONTIER_TAG, RANK_TAG, LABEL_TAG = "frontier", "pareto_rank", "label"
 
-# An epoch record's keys by the metric they become.
+# An epoch record's keys by the metric they become; what an older record lacks is left out.
 EPOCH_METRICS = {
-    "top1": "top1",
-    "top1_raw": "top1_raw",
-    "top1_ema": "top1_ema",
+    **{f"{name}{which}": f"{name}{which}" for name in ("top1", "top5", "val_loss") for which in ("", "_raw", "_ema")},
     "train_loss": "train_loss",
     "lr": "lr",
     "images_per_s": "images_per_s",
@@ -41,7 +39,7 @@ class Point(NamedTuple):
 
 def experiment_name(space: str) -> str:
     """One experiment a space; MLflow's pages show only what follows the last slash of a name."""
-    return f"tinynet-{_plain(space)}"
+    return f"tinynet-{plain(space)}"
 
 
 def search_key(plan: Mapping[str, Any]) -> str:
@@ -54,7 +52,7 @@ def search_key(plan: Mapping[str, Any]) -> str:
         plan["data"]["fingerprint"],
         plan.get("created"),
     ]
-    return f"{_plain(plan['search'])}/{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:10]}"
+    return f"{plain(plan['search'])}/{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:10]}"
 
 
 def created_ms(plan: Mapping[str, Any]) -> int:
@@ -74,7 +72,12 @@ def search_tags(plan: Mapping[str, Any]) -> dict[str, str]:
 
 def search_params(plan: Mapping[str, Any]) -> dict[str, str]:
     """The plan, flattened: ``recipe.lr``, ``space.band``, ..."""
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in _flat(plan) if key not in ("schema", "search")}
+    return flat_params({key: value for key, value in plan.items() if key not in ("schema", "search")})
+
+
+def flat_params(values: Mapping[str, Any]) -> dict[str, str]:
+    """Nested values as params with dotted names."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in _flat(values)}
 
 
 def trial_name(candidate: Candidate) -> str:
@@ -103,9 +106,9 @@ def trial_params(candidate: Candidate) -> dict[str, str]:
     return {key: str(value) for key, value in (_figures(candidate) | settings).items()}
 
 
-def trial_points(plan: Mapping[str, Any], candidate: Candidate) -> list[Point]:
-    """The network's figures as metrics too: params are strings, and cannot be compared as numbers."""
-    return [Point(key, float(value), created_ms(plan), 0) for key, value in _figures(candidate).items()]
+def figure_points(candidate: Candidate, created: int) -> list[Point]:
+    """The network's figures as metrics too, ``created`` ms since 1970: params are strings, and cannot be compared as numbers."""
+    return [Point(key, float(value), created, 0) for key, value in _figures(candidate).items()]
 
 
 def epoch_points(epochs: Iterable[Mapping[str, Any]]) -> list[Point]:
@@ -118,10 +121,11 @@ def epoch_points(epochs: Iterable[Mapping[str, Any]]) -> list[Point]:
 
 
 def result_points(result: Mapping[str, Any]) -> list[Point]:
-    last = result["epochs"][-1] if result["epochs"] else None
-    if last is None or not _finite(result["metrics"].get("top1")):
+    last, metrics = result["epochs"][-1] if result["epochs"] else None, result["metrics"]
+    if last is None:
         return []
-    return [Point("final_top1", float(result["metrics"]["top1"]), int(last["ts"]), last["epoch"])]
+    final = [(f"final_{name}", metrics.get(name)) for name in ("top1", "top5")]
+    return [Point(name, float(value), int(last["ts"]), last["epoch"]) for name, value in final if _finite(value)]
 
 
 def result_tags(result: Mapping[str, Any]) -> dict[str, str]:
@@ -153,7 +157,8 @@ def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A name as MLflow takes it anywhere."""
     return re.sub(r"[^\w.@=+-]", "-", name)
 
 

@@ -1,21 +1,24 @@
-"""Publishing a search directory that is already there: what ``tinynet sync`` does."""
+"""Publishing a directory that is already there, a search's or a training job's: what ``tinynet sync`` does."""
 
 import time
 from dataclasses import dataclass
 
 from search_spaces.errors import RequestError
-from tinynet_search.store import FINALS, FORMULA, FRONTIER, SearchStore
+from tinynet_search.store import FINALS, FORMULA, FRONTIER, JOB, PLAN, SearchStore
+from tinynet_search.tracking.jobs import JobPublisher
 from tinynet_search.tracking.projection import ended_ms
 from tinynet_search.tracking.publisher import Publisher
+from tinynet_search.training.job import ended_or_begun, read_job
+from trainables.folder import open_folder
 
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What ``sync_search`` did.
+    """What a sync did.
 
     Attributes:
-        search: its name.
-        runs: trials and finals of the search now in MLflow.
+        search: its name, or the job's.
+        runs: trials and finals of the search now in MLflow, trainings of the job.
         epochs: epochs sent by this call.
         link: where to look.
     """
@@ -24,6 +27,43 @@ class SyncReport:
     runs: int
     epochs: int
     link: str | None
+
+
+def stored(storage: str) -> list[str]:
+    """Names of the searches and jobs in a storage folder.
+
+    Raises:
+        RequestError: there are none.
+    """
+    folder = open_folder(storage)
+    names = [name for name in folder.names() if folder.exists(f"{name}/{PLAN}") or folder.exists(f"{name}/{JOB}")]
+    if not names:
+        raise RequestError(f"no searches and no jobs at {folder.url}: run tinynet search first, or tinynet train, or give --storage")
+    return names
+
+
+def sync_stored(store: SearchStore, uri: str) -> SyncReport:
+    """Publish what a directory holds; see ``sync_search`` and ``sync_job``."""
+    return sync_job(store, uri) if store.folder.exists(JOB) else sync_search(store, uri)
+
+
+def sync_job(store: SearchStore, uri: str) -> SyncReport:
+    """Publish a whole job, whatever its process could not send. Not while it trains.
+
+    Raises:
+        TrackingError: MLflow does not answer, or refuses.
+        RequestError: there is no job, or a file of it is damaged.
+    """
+    job = read_job(store)
+    if job is None:
+        raise RequestError(f"no job at {store.url}: name one by --search and --storage")
+    trained = ended_or_begun(store, job)
+    if not trained:
+        return SyncReport(job.name, 0, 0, None)
+    publisher = JobPublisher(store, trained, uri, warn=lambda line: None)
+    publisher.sync_once()
+    runs = publisher.finish("KILLED", int(time.time() * 1000))
+    return SyncReport(job.name, runs, publisher.epochs_sent, publisher.link)
 
 
 def sync_search(store: SearchStore, uri: str) -> SyncReport:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from tinynet_search.tracking.connection import address
 from tinynet_search.tracking.projection import KIND, PARENT
-from tinynet_search.tracking.runs import Runs
+from tinynet_search.tracking.runs import SearchRuns
 
 SHARED = "mlflow.sharedViewState."
 LONGEST_TAG = 5000
@@ -24,7 +24,7 @@ COLUMNS = (
 )
 
 
-def add_view(runs: Runs) -> str | None:
+def add_view(runs: SearchRuns) -> str | None:
     """The key of the search's view, written if it is not there; None where that failed."""
     from mlflow.exceptions import MlflowException
 
@@ -45,8 +45,16 @@ def add_view(runs: Runs) -> str | None:
 def link_of(uri: str, experiment_id: str, view: str | None) -> str:
     """The search's page on a server; for a database, on a server that is started on it with its usual port."""
     shared = f"&viewStateShareKey={quote(view)}" if view else ""
-    served = uri.startswith(("http:", "https:"))
-    return f"{address(uri) if served else LOCAL}/#/experiments/{experiment_id}/runs?workflowType=machine_learning{shared}"
+    return f"{_server(uri)}/#/experiments/{experiment_id}/runs?workflowType=machine_learning{shared}"
+
+
+def page_of(uri: str, experiment_id: str, run_id: str) -> str:
+    """A run's page, on a server as ``link_of``."""
+    return f"{_server(uri)}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def _server(uri: str) -> str:
+    return address(uri) if uri.startswith(("http:", "https:")) else LOCAL
 
 
 def _state(parent_id: str) -> dict[str, Any]:

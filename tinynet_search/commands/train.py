@@ -1,0 +1,156 @@
+"""One network trained to its end, or weights evaluated."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from search_spaces.errors import RequestError
+from tinynet_search.commands.app import SPACES, AsJson, Tracking, app, millions
+
+if TYPE_CHECKING:
+    from tinynet_search.training.request import Request
+    from tinynet_search.training.run import Outcome
+
+
+@app.command()
+def train(
+    network: Annotated[
+        str | None, typer.Argument(metavar="NETWORK", help="A name of tinynet networks; none with --rdw or --c.", show_default=False)
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="A TOML configuration, as a search's.", show_default=False)
+    ] = None,
+    rdw: Annotated[str | None, typer.Option(metavar="R,D,W", help="A twist of --space.")] = None,
+    c: Annotated[float | None, typer.Option(metavar="C", help="A budget: the formula's network for this fraction of the FLOPs.")] = None,
+    space: Annotated[str | None, typer.Option(help=f"Of --rdw and --c. {SPACES}")] = None,
+    formula: Annotated[str | None, typer.Option(help="Of --c: published, a formula.json, or models:/tiny-formula@champion.")] = None,
+    extrapolate: Annotated[bool, typer.Option("--extrapolate", help="With --c: outside the formula's data too.")] = False,
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A folder of images of any known kind, or petals, the built-in set.")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="efficientnet, resnet, short, ...; by default what suits the network, and short on petals."),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="By default the recipe's own (100, resnet 90, short 10); 450 by EfficientNet's recipes on 1000 classes."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation: search.seed (0).")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the job; by default the network's and the data's.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; comes last. May be repeated.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Folder or URL of all jobs and searches: storage.path (./searches).")] = None,
+    tracking: Tracking = None,
+    eval_only: Annotated[bool, typer.Option("--eval-only", help="Train nothing: evaluate --weights on the validation images.")] = False,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Of --eval-only: a .safetensors or .pth file, timm's name, or the folder of a trial, an export or a checkpoint."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train one network to its end, or take it up where it was left.
+
+    The same command again goes on from the last checkpoint, and prints the result of a job that has ended. Trains in
+    this process, on all its CPUs or its GPU; with scaling.workers above 1, run.executor = "ray_train" or run.address
+    through Ray.
+
+    --eval-only evaluates weights instead, and writes nothing; with --tracking it leaves a run in MLflow. A folder brings
+    its network and, unless --data says otherwise, its data.
+    """
+    from tinynet_search.training.request import Request
+
+    if network is not None and network.endswith(".toml") and config is None:
+        network, config = None, Path(network)
+    request = Request(
+        network=network,
+        config=config,
+        rdw=rdw,
+        c=c,
+        space=space,
+        formula=formula,
+        extrapolate=extrapolate,
+        data=data,
+        settings=settings or (),
+        recipe=recipe,
+        epochs=epochs,
+        seed=seed,
+        name=name,
+        storage=storage,
+        tracking=tracking,
+    )
+    if eval_only != (weights is not None):
+        raise RequestError("--eval-only and --weights go together: give both, or neither to train")
+    if weights is not None:
+        _evaluate(request, weights, as_json=as_json)
+    else:
+        _train(request, as_json=as_json)
+
+
+def _train(request: "Request", *, as_json: bool) -> None:
+    from tinynet_search.training.request import make_job
+    from tinynet_search.training.run import run_job, summary
+
+    config, job = make_job(request)
+    outcome = run_job(config, job, tracking=request.tracking, say=_say)
+    result = outcome.result
+    if as_json:
+        print(json.dumps(summary(outcome), indent=1))
+    elif result is not None and result["status"] == "finished":
+        print(_text(outcome, result))
+    if result is None:
+        _say(f"tinynet: job {job.name} has no result (its processes were lost too often): run the same command again")
+        raise typer.Exit(1)
+    if result["status"] != "finished":
+        file = f"results/{outcome.job.spec.run}.json"
+        _say(f"tinynet: job {job.name} failed: {result['reason']}: {result['detail']} (remove its {file} to try again)")
+        raise typer.Exit(1)
+
+
+def _text(outcome: "Outcome", result: Mapping[str, Any]) -> str:
+    from tinynet_search.tables import duration, table
+
+    job, metrics = outcome.job, result["metrics"]
+    seconds = sum(epoch["seconds"] for epoch in result["epochs"])
+    head = ("network", "pixels", "FLOPs", "params", "epochs", "top-1 %", "top-5 %", "loss", "trained in")
+    row = (
+        *_network(job.network, result["network"]),
+        str(len(result["epochs"])),
+        *(f"{metrics[key]:.{digits}f}" if key in metrics else "" for key, digits in (("top1", 2), ("top5", 2), ("val_loss", 4))),
+        duration(seconds),
+    )
+    places = [("weights", f"{outcome.store.url}/{job.spec.folder}"), ("MLflow", outcome.tracking), ("", outcome.link or "")]
+    lines = [f"{label:<7}  {place}" for label, place in places if place]
+    return "\n".join([table(head, [row]), "", *lines])
+
+
+def _evaluate(request: "Request", weights: str, *, as_json: bool) -> None:
+    from tinynet_search.tables import table
+    from tinynet_search.training.evaluate import evaluate_weights
+
+    evaluation = evaluate_weights(request, weights, _say)
+    figures = evaluation.figures
+    if as_json:
+        print(json.dumps(figures, indent=1))
+    else:
+        head = ("network", "pixels", "FLOPs", "params", "images", "top-1 %", "top-5 %", "loss", "images/s")
+        scores = (f"{figures['top1']:.2f}", f"{figures['top5']:.2f}", f"{figures['loss']:.4f}", f"{figures['images_per_s']:,.0f}")
+        print(table(head, [(*_network(evaluation.label, figures["network"]), str(figures["images"]), *scores)]))
+    if request.tracking is not None:
+        from tinynet_search.tracking.connection import resolve_uri
+        from tinynet_search.tracking.evaluations import log_evaluation
+
+        _say(log_evaluation(resolve_uri(request.tracking, None, "searches"), evaluation))
+
+
+def _network(label: str, figures: Mapping[str, Any]) -> tuple[str, ...]:
+    return label, str(figures["resolution"]), millions(figures["macs"]), millions(figures["params"], 2)
+
+
+def _say(message: str) -> None:
+    """In one write: an interruption leaves no half line."""
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()

@@ -1,0 +1,137 @@
+"""Publishing from a thread, never in the way of what is published: shared by searches and training jobs.
+
+Storage is the truth and MLflow its window, so nothing is remembered on disk: what was sent is known in memory,
+and sending again changes nothing. A server that does not answer is named once, then tried quietly until the end.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from search_spaces.errors import RequestError
+from tinynet_search.errors import TrackingError, one_line
+from tinynet_search.tracking.connection import MANNERS, address, preload, reaching
+from tinynet_search.tracking.runs import Runs
+
+LONGEST_WAIT = 60.0
+Kind = TypeVar("Kind", bound=Runs)
+
+
+class Background(ABC, Generic[Kind]):
+    """One thread that publishes. One at a time may publish a search or a job; ``warn`` gets at most one line.
+
+    Attributes:
+        busy_seconds: wall time spent publishing.
+        link: where to look, once MLflow has been reached: a page of the server, or how to start one on the database.
+    """
+
+    def __init__(self, uri: str, what: str, warn: Callable[[str], None]) -> None:
+        self._uri, self._what, self._warn = uri, what, warn
+        self._runs: Kind | None = None
+        self._thread: threading.Thread | None = None
+        self._stop, self._tried = threading.Event(), threading.Event()
+        self._status, self._live, self._warned, self._all_sent = "FINISHED", False, False, False
+        self.busy_seconds = 0.0
+        self.link: str | None = None
+        for key, value in MANNERS.items():
+            os.environ.setdefault(key, value)
+
+    @abstractmethod
+    def sync_once(self) -> None:
+        """Send what is new.
+
+        Raises:
+            TrackingError: MLflow does not answer, or refuses.
+            RequestError: a file in storage is damaged.
+        """
+
+    @abstractmethod
+    def _connect(self) -> Kind:
+        """The runs in MLflow, looked at anew. Called within ``reaching``."""
+
+    def finish(self, status: str, end: int) -> int:
+        """Leave nothing running (``end`` in ms); the number of trainings there are.
+
+        Raises:
+            TrackingError: MLflow does not answer, or refuses.
+        """
+        with reaching(self._uri):
+            runs = self._connected()
+            runs.refresh()
+            runs.finish(status, end)
+            return len(runs.children)
+
+    def _connected(self) -> Kind:
+        if self._runs is None:
+            self._runs = self._connect()
+        return self._runs
+
+    def start(self, interval: float = 3.0) -> None:
+        """Publish every ``interval`` seconds from a daemon thread; what is published counts as RUNNING until ``close``."""
+        with contextlib.suppress(ImportError):
+            preload(self._uri)
+        self._live = True
+        self._thread = threading.Thread(target=self._loop, args=(interval,), name="tinynet-publisher", daemon=True)
+        self._thread.start()
+
+    def settle(self, timeout: float) -> None:
+        """Wait until MLflow was tried once: making a database takes seconds of a CPU, which a training beside it would want."""
+        self._tried.wait(timeout)
+
+    def close(self, timeout: float = 30.0, status: str = "FINISHED") -> bool:
+        """Send the rest and end with an MLflow ``status``, within ``timeout`` seconds.
+
+        Trainings without a result are left as KILLED: nothing trains any more.
+
+        Returns:
+            Whether everything was sent.
+        """
+        self._status = status
+        self._stop.set()
+        if self._thread is None:
+            self.start()
+        assert self._thread is not None
+        self._thread.join(timeout)
+        return self._all_sent
+
+    def _loop(self, interval: float) -> None:
+        wait = interval
+        while not self._stop.is_set():
+            wait = interval if self._attempt(self.sync_once) else min(2 * max(wait, 1.0), LONGEST_WAIT)
+            self._tried.set()
+            self._stop.wait(wait)
+        self._all_sent = self._attempt(self._last)
+
+    def _last(self) -> None:
+        end = int(time.time() * 1000)
+        self._live = False
+        try:
+            self.sync_once()
+        except Exception:
+            if self._runs is not None:  # it answers, so at least nothing is left running
+                with contextlib.suppress(TrackingError):
+                    self.finish(self._status, end)
+            raise
+        self.finish(self._status, end)
+
+    def _attempt(self, work: Callable[[], None]) -> bool:
+        """Whether it went well. What failed may have half happened, so the next attempt looks at MLflow anew."""
+        started = time.perf_counter()
+        try:
+            work()
+            return True
+        except Exception as error:  # whatever it is, the work that is published goes on
+            self._runs = None
+            if not self._warned:
+                self._warned = True
+                said = str(error) if isinstance(error, (TrackingError, RequestError)) else one_line(repr(error))
+                named = said if address(self._uri) in said else f"publishing to MLflow at {address(self._uri)}: {said}"
+                with contextlib.suppress(Exception):
+                    self._warn(f"{named}; the {self._what} goes on, and tinynet sync sends what is missing")
+            return False
+        finally:
+            self.busy_seconds += time.perf_counter() - started

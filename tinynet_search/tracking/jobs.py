@@ -1,0 +1,139 @@
+"""A training job in MLflow: one run of its space's experiment for each number of epochs, and a model version of its weights.
+
+The run is RUNNING while it trains, is taken up where the job is, and has its last status once everything was sent.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tinynet_search.store import SearchStore
+from tinynet_search.tracking.background import Background
+from tinynet_search.tracking.connection import reaching
+from tinynet_search.tracking.feed import Feed, News, Sheet, read_news
+from tinynet_search.tracking.projection import (
+    ID,
+    KEY,
+    KIND,
+    NOTE,
+    STATUS,
+    Point,
+    begun_ms,
+    epoch_points,
+    figure_points,
+    flat_params,
+    plain,
+    trial_params,
+)
+from tinynet_search.tracking.runs import UNFINISHED, TaggedRuns
+from tinynet_search.tracking.view import page_of
+from tinynet_search.tracking.weights import deliver
+from tinynet_search.training.job import Job
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+JOB_TAG, JOB_KEY, NETWORK, DATA = "tinynet.job", "tinynet.job_key", "tinynet.network", "tinynet.data"
+
+
+def job_key(job: Job) -> str:
+    """Names a job for good, wherever its directory is reached or moved to; its epochs are not in it."""
+    decides = json.dumps([job.name, job.spec.id, job.created])
+    return f"job/{plain(job.name)}/{hashlib.sha256(decides.encode()).hexdigest()[:10]}"
+
+
+def seconds_left(epochs: Sequence[Mapping[str, Any]], total: int) -> float:
+    """The epochs that are left, at the mean of those that were."""
+    return (total - len(epochs)) * sum(epoch["seconds"] for epoch in epochs) / max(len(epochs), 1)
+
+
+def job_sheet(job: Job, epochs: Sequence[Mapping[str, Any]]) -> Sheet:
+    candidate, spec = job.candidate, job.spec
+    total = spec.recipe["epochs"]
+    left = [Point("eta_s", round(seconds_left(epochs[:n], total), 1), int(epochs[n - 1]["ts"]), n) for n in range(1, len(epochs) + 1)]
+    tags = {
+        KEY: f"{job_key(job)}/{spec.run}",
+        KIND: "train",
+        ID: spec.id,
+        JOB_TAG: job.name,
+        JOB_KEY: job_key(job),
+        NETWORK: job.network,
+        DATA: spec.data_fingerprint,
+        NOTE: _note(job),
+        "mlflow.source.name": "tinynet train",
+        "mlflow.source.type": "LOCAL",
+    }
+    recipe = {f"recipe.{key}": value for key, value in spec.recipe.items() if key not in ("name", "epochs")}
+    data = {"fingerprint": spec.data_fingerprint, "train": job.train, "val": job.val, "classes": spec.num_classes}
+    own = flat_params({"network": job.network, "space": spec.space, "data": data, **recipe})
+    figures = figure_points(candidate, 1000 * job.created)
+    return Sheet(f"{job.name} · {total} epochs", tags, trial_params(candidate) | own, figures, [*epoch_points(epochs), *left])
+
+
+class JobPublisher(Background[TaggedRuns]):
+    """Publishes one job, at the numbers of epochs that are given; see ``Background``.
+
+    Attributes:
+        at: the job at each number of epochs.
+    """
+
+    def __init__(self, store: SearchStore, at: Sequence[Job], uri: str, *, warn: Callable[[str], None]) -> None:
+        super().__init__(uri, "training", warn)
+        self._store, self.at = store, at
+        self._feed = Feed()
+
+    @property
+    def epochs_sent(self) -> int:
+        return self._feed.epochs
+
+    def sync_once(self) -> None:
+        with reaching(self._uri):
+            runs = self._connected()
+        candidates = [job.candidate for job in self.at]
+        found = {news.candidate.run: news for news in read_news(self._store, candidates)}
+        with reaching(self._uri):
+            for job, candidate in zip(self.at, candidates, strict=True):
+                news = found.get(candidate.run, News(candidate, [], None))
+                if news.result or news.epochs or self._live:
+                    self._publish(runs, job, news)
+
+    def _connect(self) -> TaggedRuns:
+        job = self.at[0]
+        return TaggedRuns(self._uri, job.spec.space, f"job {job.name}", JOB_KEY, job_key(job))
+
+    def _publish(self, runs: TaggedRuns, job: Job, news: News) -> None:
+        sheet, result = job_sheet(job, news.epochs), news.result
+        run = runs.ensure(sheet.name, self._begun(news), sheet.tags)
+        self.link = page_of(self._uri, runs.experiment_id, run.info.run_id)
+        if result and run.info.status in STATUS.values():
+            return
+        if self._live and not result and run.info.status not in UNFINISHED:
+            runs.reopen(run)
+        self._feed.tell(runs, run, sheet, news)
+        if result:
+            self._end(runs, run, job, result)
+
+    def _end(self, runs: TaggedRuns, run: "Run", job: Job, result: Mapping[str, Any]) -> None:
+        if result["status"] == "finished":
+            tags = {KEY: run.data.tags[KEY], JOB_TAG: job.name, "data": job.spec.data_fingerprint, "run_id": run.info.run_id}
+            tags |= {"top1": f"{result['metrics']['top1']:.4f}", "epochs": str(job.spec.recipe["epochs"])}
+            deliver(runs, run, self._store.folder.sub(job.spec.folder), plain(job.network), tags)
+        self._feed.end(runs, run, result)
+        runs.refresh()
+
+    def _begun(self, news: News) -> int:
+        return begun_ms(news.epochs, news.result) if news.epochs or news.result else int(time.time() * 1000)
+
+
+def _note(job: Job) -> str:
+    spec, model = job.spec, plain(job.network)
+    return (
+        f"**Job `{job.name}`**: `{job.network}` of `{spec.space}` by the recipe `{spec.recipe['name']}`, {spec.recipe['epochs']} epochs "
+        f"on `{spec.data_fingerprint}` ({job.train} training and {job.val} validation images).\n\n"
+        "- `top1` and `top5` (percent) and `val_loss` are of the weights that rank; `_raw` and `_ema` of both.\n"
+        "- `final_top1` is the last epoch's; `eta_s` what was left at the mean of the epochs before.\n"
+        f"- The weights are the artifacts `model/`, and a version of the registered model `{model}`, whose alias `champion` is the "
+        "version of the highest `top1` on the images of the version registered last.\n"
+    )

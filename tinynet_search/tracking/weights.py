@@ -1,0 +1,66 @@
+"""The weights of a finished training in MLflow: artifacts of its run, a version of the model named after its network.
+
+``champion`` is, of the versions trained on the same data (tag ``data``) as the one registered last, that of the highest
+``top1``; of equal ones the first. Accuracies on other data are not compared. A downloaded version is a folder that
+``load_exported`` and ``tinynet export`` read.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinynet_search.tracking.models import CHAMPION, DIGEST, REGISTERED, digest_of, ensure_model, version_of
+from tinynet_search.tracking.projection import KEY
+from tinynet_search.tracking.runs import Runs
+from trainables.folder import Folder
+from trainables.trial import CONFIG_FILE, WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PLACE = "model"
+SENT = f"{DIGEST}.{PLACE}"
+
+
+def deliver(runs: Runs, run: "Run", folder: Folder, model: str, tags: Mapping[str, str]) -> None:
+    """Bring the weights in a trial's folder to MLflow; what is already there is not sent again.
+
+    Args:
+        model: the registered model's name.
+        tags: of the version: ``top1``, ``data``, ``run_id``, ...
+    """
+    client, run_id = runs.client, run.info.run_id
+    try:
+        files = {WEIGHTS_FILE: folder.read(WEIGHTS_FILE), CONFIG_FILE: _travelling(folder.read(CONFIG_FILE), model)}
+    except FileNotFoundError:
+        return  # someone has made room: the result counts without its weights
+    digest = digest_of(files[WEIGHTS_FILE] + files[CONFIG_FILE])
+    if run.data.tags.get(SENT) != digest:
+        with tempfile.TemporaryDirectory() as place:
+            for name, data in files.items():
+                (Path(place) / name).write_bytes(data)
+            client.log_artifacts(run_id, place, PLACE)
+        client.set_tag(run_id, SENT, digest)
+    version = version_of(client, model, tags[KEY], digest)
+    if version is None:
+        ensure_model(client, model, f"Weights of {model}: {WEIGHTS_FILE} and {CONFIG_FILE}")
+        source = f"{run.info.artifact_uri}/{PLACE}"
+        version = str(client.create_model_version(model, source, run_id=run_id, tags={**tags, DIGEST: digest}).version)
+    _crown(client, model, tags["data"])
+    client.set_tag(run_id, REGISTERED, f"{model}/{version}")
+
+
+def _crown(client: "MlflowClient", model: str, data: str) -> None:
+    versions = client.search_model_versions(f"name = '{model}' and tags.`data` = '{data}'")
+    best = max(versions, key=lambda version: (float(version.tags["top1"]), -int(version.version)))
+    client.set_registered_model_alias(model, CHAMPION, best.version)
+
+
+def _travelling(config: bytes, name: str) -> bytes:
+    """A trial's configuration under its network's name, without the folders of the machine that its images lay on."""
+    values: dict[str, Any] = json.loads(config)
+    data = {key: value for key, value in values["data"].items() if key not in ("path", "cache")}
+    return json.dumps({**values, "name": name, "data": data}, indent=1).encode()

@@ -1,0 +1,1 @@
+"""Final jobs: one network trained to its end, or a checkpoint evaluated."""

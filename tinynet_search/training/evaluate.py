@@ -1,0 +1,164 @@
+"""``--eval-only``: weights from anywhere on the validation images of any data; nothing is trained or written."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search_spaces import RequestError
+from search_spaces.weights import Source, load_weights, locate
+from tinynet_search.config import Config
+from tinynet_search.errors import require
+from tinynet_search.exporting.subject import CONFIG, Subject, read_subject
+from tinynet_search.training.checkpoints import checkpoint_subject, job_around, plain_weights
+from tinynet_search.training.request import Chooser, Request, read_request, settled
+from tinynet_search.training.run import take_machine
+from trainables.data import ImageData, Reading, open_data
+from trainables.recipe import Recipe
+from trainables.trial import describe
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was evaluated, and how it did.
+
+    Attributes:
+        figures: the one JSON document of ``--json``.
+        digest: of the weights, the data and how an image was prepared.
+    """
+
+    space: str
+    label: str
+    figures: Mapping[str, Any]
+    digest: str
+
+
+def evaluate_weights(request: Request, weights: str, say: Callable[[str], None]) -> Evaluation:
+    """Top-1, top-5 and loss of weights on the data's validation images.
+
+    Args:
+        weights: a file, timm's name of published ones, or the folder of a trial, an export or a checkpoint.
+
+    Raises:
+        RequestError: the weights, the data and the network do not go together, or one of them is not there.
+    """
+    require("torch", "timm", "safetensors")
+    folder = Path(weights).expanduser()
+    subject = _of_folder(folder, request) if folder.is_dir() else None
+    chooser = Chooser(request) if subject is None or _names_one(request) else None
+    values = read_request(request)
+    if not values.get("data"):
+        values["data"] = _own_data(subject)
+    config = settled(values, chooser.space if chooser else subject.space if subject else "", request)
+    data = open_data(config.data_settings())
+    classes = len(data.class_names)
+    chosen = chooser.network(subject.network.num_classes if subject else classes) if chooser else None
+    if subject is None:
+        assert chosen is not None
+        subject = Subject(chosen.label, chosen.space, chosen.network)
+    elif chosen is not None and chosen.network != subject.network:
+        raise RequestError(f"weights {weights!r} are of {subject.name}, not of {chosen.label}: leave the network out")
+    if subject.network.num_classes != classes:
+        raise _other_classes(weights, subject.network.num_classes, classes)
+    source = Source(subject.weights, weights) if subject.weights else locate(weights)
+    if source.published is not None and source.published.num_classes != classes:
+        raise _other_classes(weights, source.published.num_classes, classes)
+    if source.published is None and subject.weights is None:
+        say(f"weights {weights!r} say nothing of how their images were prepared: taken as the recipe {config.get_recipe().name} does")
+    return _evaluated(subject, source, config, data)
+
+
+def _evaluated(subject: Subject, source: Source, config: Config, data: ImageData) -> Evaluation:
+    import torch
+
+    from tinynet_search.exporting.images import preprocessing_of, validation_batches
+    from trainables.classification import EVALUATED_AT_ONCE
+    from trainables.evaluation import evaluate
+    from trainables.execution import Execution
+    from trainables.modules import pick_device
+
+    recipe = _recipe(subject, config)
+    preprocessing = preprocessing_of(subject, source, recipe, config.data_settings())
+    loaders = take_machine(config.scaling)
+    device = pick_device()
+    chosen = Execution(**config.execution.model_dump()).on(device)
+    module = subject.network.build().eval()
+    with plain_weights(source, recipe.ranks) as plain:
+        digest = hashlib.sha256(plain.path.read_bytes()).hexdigest()
+        _load(module, plain)
+    module = module.to(device, memory_format=chosen.layout)  # type: ignore[call-overload]
+    reading, at_once = Reading(loaders, chosen.pinned), max(recipe.micro_batch, EVALUATED_AT_ONCE)
+    every = np.arange(data.val_size)
+    started = time.perf_counter()
+    with torch.inference_mode():
+        batches = validation_batches(data, every, subject.network, recipe, preprocessing, device, reading=reading, at_once=at_once)
+        scores = evaluate(module, batches, device, bf16=chosen.bf16)
+    seconds = time.perf_counter() - started
+    return _described(
+        subject,
+        {
+            "weights": source.label,
+            "weights_sha256": digest,
+            "data": {"settings": config.data_settings(), "fingerprint": data.fingerprint},
+            "preprocessing": preprocessing,
+            **scores._asdict(),
+            "seconds": round(seconds, 3),
+            "images_per_s": round(scores.images / seconds, 1),
+            "device": device.type,
+            "precision": "bf16" if chosen.bf16 else "float32",
+        },
+    )
+
+
+def _described(subject: Subject, measured: dict[str, Any]) -> Evaluation:
+    r, d, w = subject.network.rdw
+    network = {"name": subject.name, "space": subject.space, "r": r, "d": d, "w": w, **describe(subject.network)}
+    decides = [measured[key] for key in ("weights_sha256", "preprocessing", "precision")] + [measured["data"]["fingerprint"]]
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    return Evaluation(subject.space, subject.name, {"network": network, **measured}, digest)
+
+
+def _of_folder(folder: Path, request: Request) -> Subject:
+    if (folder / CONFIG).is_file():
+        subject = read_subject(folder, request.space)
+        if subject.weights is None:
+            raise RequestError(f"{str(folder)!r} has a {CONFIG} and no weights: give the folder of a finished trial, or a weights file")
+        job = job_around(folder)
+        return replace(subject, name=job.network) if job else subject
+    return checkpoint_subject(folder)
+
+
+def _own_data(subject: Subject | None) -> dict[str, Any]:
+    """What the weights were trained on, if it is known where that lies."""
+    settings = dict((subject.trained or {}).get("data") or {}) if subject else {}
+    if not settings or (settings.get("name") != "petals" and "path" not in settings):
+        raise RequestError("nothing to evaluate on: give --data petals, or --data with a folder of images")
+    return settings
+
+
+def _recipe(subject: Subject, config: Config) -> Recipe:
+    from tinynet_search.exporting.images import evaluation_recipe
+
+    return evaluation_recipe(subject, None) if (subject.trained or {}).get("recipe") else config.get_recipe()
+
+
+def _names_one(request: Request) -> bool:
+    """A folder says itself which network it holds; who names one too must mean the same."""
+    return any(each is not None for each in (request.network, request.rdw, request.c))
+
+
+def _load(module: Any, source: Source) -> None:
+    try:
+        load_weights(module, source)
+    except RequestError as error:
+        said, mark, _ = str(error).partition(": ask for ")  # advice for whoever chooses the classes, which here the data does
+        raise RequestError(f"{said}: give data of as many classes") if mark else error from None
+
+
+def _other_classes(weights: str, theirs: int, ours: int) -> RequestError:
+    return RequestError(f"weights {weights!r} are for {theirs} classes, and the data has {ours}: give data of as many classes")

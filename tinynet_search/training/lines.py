@@ -1,0 +1,36 @@
+"""What a person sees while a job trains: a line an epoch on stderr."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tinynet_search.tables import duration
+from tinynet_search.tracking.jobs import seconds_left
+
+
+class EpochLines:
+    """The reporter of a training in this process; of one elsewhere it is told the same records.
+
+    Args:
+        before: records of the epochs that are done.
+        total: epochs in all.
+    """
+
+    rank, world_size = 0, 1
+
+    def __init__(self, before: Sequence[Mapping[str, Any]], total: int, say: Callable[[str], None]) -> None:
+        self._records, self._total, self._say = list(before), total, say
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        self._records.append(metrics)
+        self._say(self._line(metrics))
+
+    def _line(self, record: Mapping[str, Any]) -> str:
+        parts = [
+            f"epoch {record['epoch']:>{len(str(self._total))}}/{self._total}",
+            f"loss {record['train_loss']:.4f}",
+            f"top-1 {record['top1_raw']:.2f} % raw, {record['top1_ema']:.2f} % EMA",
+            *([f"top-5 {record['top5']:.2f} %"] if "top5" in record else []),
+            f"{record['images_per_s']:,.0f} images/s",
+            *([f"{duration(seconds_left(self._records, self._total))} left"] if record["epoch"] < self._total else []),
+        ]
+        return "  ".join(parts)

@@ -1,0 +1,37 @@
+"""A job on a Ray cluster: the one trial of a Tune run, so that lost processes are retried as a search's are."""
+
+from typing import Any
+
+from ray.tune import Callback
+
+from tinynet_search.candidates import Fixed
+from tinynet_search.cluster import cluster, concurrency, run_source
+from tinynet_search.config import Config
+from tinynet_search.store import Candidate
+from tinynet_search.training.lines import EpochLines
+
+
+class _Watch(Callback):
+    """Tune's callback: every epoch's record goes to the lines."""
+
+    def __init__(self, lines: EpochLines) -> None:
+        self._lines = lines
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune saves its callbacks; there is nothing here to save."""
+        return {}
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        if "train_loss" in result:
+            self._lines.report(result)
+
+
+def train_on_ray(config: Config, root: str, candidate: Candidate, lines: EpochLines) -> None:
+    """Run the trial to its result, or until its processes were lost too often.
+
+    Raises:
+        RequestError: the cluster does not answer, or has no room for the trial.
+    """
+    with cluster(config):
+        concurrency(config)
+        run_source(config, root, Fixed([candidate]), 1, 1, _Watch(lines))
