@@ -13,7 +13,6 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from search_spaces import Network, RequestError, SearchSpace, get_space
@@ -258,18 +257,25 @@ def _attempted(
 
 
 def _data(spec: TrialSpec) -> Any:
-    data = _opened(json.dumps(spec.data, sort_keys=True), spec.data_fingerprint)
+    data = opened_data(spec.data, spec.data_fingerprint)
     if data.fingerprint != spec.data_fingerprint:
         raise TrialFailure("data changed", f"planned on {spec.data_fingerprint}, found {data.fingerprint}")
     return data
 
 
-@lru_cache(maxsize=1)
-def _opened(settings: str, fingerprint: str) -> Any:
-    """The data, listed once a process: trial processes are reused, and a listing of ImageNet takes a while."""
+# The last data that were opened: trial processes are reused, and a listing of ImageNet takes a while.
+_open: dict[str, Any] = {}
+
+
+def opened_data(settings: Mapping[str, Any], fingerprint: str | None = None) -> Any:
+    """The data of settings, opened once a process; anew where they had another fingerprint then."""
     from trainables.data import open_data
 
-    return open_data(json.loads(settings))
+    key = json.dumps(settings, sort_keys=True)
+    if key not in _open or fingerprint not in (None, _open[key].fingerprint):
+        _open.clear()
+        _open[key] = open_data(settings)
+    return _open[key]
 
 
 def _process_lost(error: Exception, world_size: int) -> bool:

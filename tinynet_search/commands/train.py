@@ -55,8 +55,8 @@ def train(
     """Train one network to its end, or take it up where it was left.
 
     The same command again goes on from the last checkpoint, and prints the result of a job that has ended. Trains in
-    this process, on all its CPUs or its GPU; with scaling.workers above 1, run.executor = "ray_train" or run.address
-    through Ray.
+    this process, on its GPU, or on its CPUs, all of them where the network is large enough; with scaling.workers above 1,
+    run.executor = "ray_train" or run.address through Ray.
 
     --eval-only evaluates weights instead, and writes nothing; with --tracking it leaves a run in MLflow. A folder brings
     its network and, unless --data says otherwise, its data.

@@ -84,7 +84,8 @@ def _evaluated(subject: Subject, source: Source, config: Config, data: ImageData
 
     recipe = _recipe(subject, config)
     preprocessing = preprocessing_of(subject, source, recipe, config.data_settings())
-    loaders = take_machine(config.scaling)
+    at_once = max(recipe.micro_batch, EVALUATED_AT_ONCE)
+    loaders = take_machine(config.scaling, subject.network.macs * at_once)
     device = pick_device()
     chosen = Execution(**config.execution.model_dump()).on(device)
     module = subject.network.build().eval()
@@ -92,7 +93,7 @@ def _evaluated(subject: Subject, source: Source, config: Config, data: ImageData
         digest = hashlib.sha256(plain.path.read_bytes()).hexdigest()
         _load(module, plain)
     module = module.to(device, memory_format=chosen.layout)  # type: ignore[call-overload]
-    reading, at_once = Reading(loaders, chosen.pinned), max(recipe.micro_batch, EVALUATED_AT_ONCE)
+    reading = Reading(loaders, chosen.pinned)
     every = np.arange(data.val_size)
     started = time.perf_counter()
     with torch.inference_mode():

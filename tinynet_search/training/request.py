@@ -14,8 +14,8 @@ from tinynet_search.config import Config, read_values, validate, with_settings
 from tinynet_search.formula import TinyFormula
 from tinynet_search.plan import check_batch
 from tinynet_search.training.job import Job
-from trainables.data import ImageData, open_data
-from trainables.trial import TrialSpec
+from trainables.data import ImageData
+from trainables.trial import TrialSpec, opened_data
 
 # Section 4.1: the paper's final networks on ImageNet's thousand classes.
 IMAGENET_CLASSES, IMAGENET_EPOCHS = 1000, 450
@@ -67,7 +67,7 @@ def make_job(request: Request) -> tuple[Config, Job]:
     if not values.get("data"):
         raise RequestError("nothing to train on: give --data petals, --data with a folder of images, or [data] in a configuration")
     config = settled(values, chooser.space, request)
-    data = open_data(config.data_settings())
+    data = opened_data(config.data_settings())
     chosen = chooser.network(len(data.class_names))
     name = request.name or _job_name(chosen.label, config.data_settings())
     config = settled(values, chooser.space, request, name=name, classes=len(data.class_names))

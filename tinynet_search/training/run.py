@@ -19,6 +19,8 @@ from tinynet_search.training.lines import EpochLines
 PATIENCE = 20.0
 # A publisher that has weights to send gets this long at the end, and an interrupted one that.
 DELIVERY, FAREWELL = 120.0, 15.0
+# Multiply-adds of a forward pass from which several threads are worth it on a CPU.
+THREADED_FROM = 1e9
 
 
 @dataclass
@@ -97,13 +99,16 @@ def train_here(config: Config, root: str, candidate: Candidate, lines: EpochLine
     from trainables.execution import Execution
     from trainables.trial import run_trial
 
-    loaders = take_machine(config.scaling)
+    loaders = take_machine(config.scaling, candidate.network["macs"] * candidate.spec.recipe["micro_batch"])
     with _failure_unsaid():
         run_trial(candidate.spec, root, lines, Execution(**config.execution.model_dump(), loader_workers=loaders))
 
 
-def take_machine(scaling: ScalingSection) -> int:
-    """Keep to what ``[scaling]`` names; what it does not name is the machine's own: all its CPUs, its GPU.
+def take_machine(scaling: ScalingSection, macs: float) -> int:
+    """Keep to what ``[scaling]`` names; what it does not name is the machine's own: its GPU, its CPUs where they help.
+
+    Args:
+        macs: multiply-adds of one forward pass: threads that share a small one wait for each other longer than they work.
 
     Returns:
         Processes that read images: as named, else one a CPU but one where a GPU waits for them.
@@ -118,7 +123,7 @@ def take_machine(scaling: ScalingSection) -> int:
 
     if scaling.gpus and not torch.cuda.is_available():
         raise RequestError(f"scaling.gpus = {scaling.gpus:g}, and torch finds no GPU here: leave it out, or train on a machine with one")
-    if "cpus" in named:
+    if "cpus" in named or macs < THREADED_FROM:
         torch.set_num_threads(max(1, int(scaling.cpus)))
     if "loader_workers" in named or not torch.cuda.is_available():
         return scaling.loader_workers
