@@ -25,7 +25,7 @@ def export(
     classes: Annotated[int | None, typer.Option(help="Classes, where not the space's own number.")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="With onnx: an int8 file too, and what it costs in accuracy.")] = False,
     data: Annotated[str | None, typer.Option(help="Images for --int8: petals; a trial brings its own.")] = None,
-    data_path: Annotated[str | None, typer.Option(help="Images for --int8: a folder of train/ and val/, a folder a class in each.")] = None,
+    data_path: Annotated[str | None, typer.Option(help="Images for --int8: a folder of images of any known kind, packed ones too.")] = None,
     calibration: Annotated[int, typer.Option(min=1, help="Training images that --int8 measures ranges on.")] = 128,
     images: Annotated[int, typer.Option(min=1, help="Validation images that --int8 is evaluated on, at most.")] = 1000,
     as_json: AsJson = False,
@@ -51,9 +51,12 @@ def export(
 def _settings(data: str | None, data_path: str | None) -> dict[str, Any]:
     if data_path is None:
         return {"name": data}
-    if data not in (None, "imagefolder"):
+    from trainables.data.detect import detected
+
+    found = dict(detected(data_path))
+    if data not in (None, found["name"]):
         raise RequestError(f"--data {data} and --data-path are two sets: give one")
-    return {"name": "imagefolder", "path": data_path}
+    return found
 
 
 def _text(done: dict[str, Any]) -> str:
