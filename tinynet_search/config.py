@@ -120,6 +120,7 @@ class ExecutionSection(Section):
     channels_last: Switch = "auto"
     compile: Switch = "auto"
     fused: Switch = "auto"
+    autotune: Switch = "auto"
     pinned: Switch = "auto"
     checkpoint_every_steps: int = Field(default=0, ge=0)
 

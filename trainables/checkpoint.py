@@ -1,8 +1,8 @@
 """Checkpoints of one trial: a folder each, complete once its ``progress.json`` is there.
 
 ``epoch-0003/`` (or ``epoch-0003-step-000120/``, in the middle of the fourth) holds ``weights.safetensors`` (raw and
-averaged weights), ``optimizer.safetensors`` and, written last, ``progress.json`` with every epoch's metrics and the
-size and digest of the other two: together they are read or not at all. Nothing in them can run code. Randomness needs
+averaged weights), ``optimizer.safetensors`` and, written last, ``progress.json`` with every epoch's metrics and digests
+of the other two and of itself: together they are read or not at all. Nothing in them can run code. Randomness needs
 no state of its own: order, augmentation and dropout are seeded by (trial seed, epoch, step, micro-batch), and the
 learning rate follows from the step, so the position is the state.
 """
@@ -28,6 +28,7 @@ log = logging.getLogger("tinynet")
 KEPT = 2
 # 2: an optimizer's state by the parameters' names.
 SCHEMA = 2
+SEAL = "sha256"
 WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 
 
@@ -77,9 +78,9 @@ def save_checkpoint(folder: Folder, trial: str, state: State) -> None:
         "epochs": state.epochs,
         "begun": {"step": state.step, "loss": state.loss, "seconds": state.seconds},
         "optimizer": scalars,
-        "files": {file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()},
+        "files": {file: hashlib.sha256(data).hexdigest() for file, data in files.items()},
     }
-    folder.write(f"{name}/{PROGRESS}", json.dumps(progress).encode())
+    folder.write(f"{name}/{PROGRESS}", _sealed(progress))
     for old in checkpoints(folder)[:-KEPT]:
         folder.remove(old)
 
@@ -118,23 +119,31 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().contiguous().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
 
 
+def _sealed(progress: dict[str, Any]) -> bytes:
+    """As JSON, with a digest of all the rest."""
+    body = json.dumps(progress, allow_nan=False)
+    return json.dumps({**progress, SEAL: hashlib.sha256(body.encode()).hexdigest()}).encode()
+
+
 def _intact(folder: Folder, name: str, trial: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:
     """(progress, files) of a checkpoint whose files are all there and as they were written."""
     try:
-        progress = json.loads(folder.read(f"{name}/{PROGRESS}"))
-        if progress["trial"] != trial or not isinstance(progress["epochs"], list):
-            raise ValueError("it belongs to another trial")
+        body = folder.read(f"{name}/{PROGRESS}")
+    except FileNotFoundError:
+        return None  # it was never finished
+    try:
+        progress = json.loads(body)
         if progress["schema"] != SCHEMA:
             raise ValueError(f"it is of version {progress['schema']}, and this is {SCHEMA}")
-        if (len(progress["epochs"]), progress["begun"]["step"]) != position(name):
-            raise ValueError("it says to be of another step")
+        if body != _sealed({key: value for key, value in progress.items() if key != SEAL}):
+            raise ValueError(f"{PROGRESS} is damaged")
+        if progress["trial"] != trial or (len(progress["epochs"]), progress["begun"]["step"]) != position(name):
+            raise ValueError("it belongs to another trial or step")
         files = {file: folder.read(f"{name}/{file}") for file in (WEIGHTS, OPTIMIZER)}
         for file, data in files.items():
-            if hashlib.sha256(data).hexdigest() != progress["files"][file]["sha256"]:
+            if hashlib.sha256(data).hexdigest() != progress["files"][file]:
                 raise ValueError(f"{file} is damaged")
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError) as error:
         log.warning("checkpoint %s/%s is passed over: %s", folder.url, name, error)
         return None
     return progress, files

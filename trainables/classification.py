@@ -1,12 +1,16 @@
 """The training loop of one image classifier: trains, evaluates raw and averaged weights, commits every epoch, resumes.
 
 It knows nothing of Ray: it takes a trial, data, the search directory and a reporter. With several ranks (an
-initialised ``torch.distributed``) each takes its share of a step's micro-batches; what is computed is the same.
+initialised ``torch.distributed``) each takes its share of a step's micro-batches; what is computed is the same. Gradients
+cross the ranks as one flat buffer, in one order: DistributedDataParallel orders its buckets anew after a process's first
+step, so a training that is taken up would add in another order than one that never stopped.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 
 from trainables.checkpoint import State, final_weights, load_checkpoint, newest_checkpoint, save_checkpoint
 from trainables.data import ImageData, MicroBatch, Reading
@@ -31,7 +34,8 @@ from trainables.watch import Diverged, LossWatch
 
 # Independent streams of one trial's seed.
 ORDER, AUGMENT = 1, 2
-EVALUATED_AT_ONCE = 128
+# Images evaluated at once, and how many training ones take as much memory as one of them at least.
+EVALUATED_AT_ONCE, LIGHTER = 128, 4
 
 
 class Trainer:
@@ -47,21 +51,21 @@ class Trainer:
         self.steps = data.train_size // self.recipe.batch
         self.chosen = self.execution.on(self.device, self.recipe.epochs * self.steps * self.recipe.micro_batches)
         self._check()
+        torch.backends.cudnn.benchmark = self.chosen.autotune
         torch.manual_seed(spec.seed)
         network = spec.network()
         model = network.build(drop_rate=self.recipe.dropout, drop_path_rate=self.recipe.drop_path)
         self.model = prepared(model, self.recipe, reporter.world_size).to(self.device, memory_format=self.chosen.layout)  # type: ignore[call-overload]
-        flat = Flat(self.model)
-        fused = flat if self.chosen.fused else None
-        self.state = State(self.model, Average(self.model, flat), make_optimizer(self.recipe, self.model, fused), fused)
-        self.sums, self.gradients = StepSums(flat.statistics, self.recipe.micro_batches), flat.gradients
+        self.flat = Flat(self.model)
+        self._agree()
+        fused = self.flat if self.chosen.fused else None
+        self.state = State(self.model, Average(self.model, self.flat), make_optimizer(self.recipe, self.model, fused), fused)
+        self.sums = StepSums(self.flat.statistics, self.recipe.micro_batches)
         reading = Reading(self.execution.loader_workers, self.chosen.pinned)
         self.loader = data.loader(network.resolution, self.recipe, self.device, reading)
         if self.chosen.channels_last and not self.chosen.compile:
             keep_layout(self.model)
-        self.parallel: nn.Module = compiled(self.model) if self.chosen.compile else self.model
-        if reporter.world_size > 1:
-            self.parallel = DistributedDataParallel(self.parallel, forward_sync_buffers=False)
+        self.forward: nn.Module = compiled(self.model) if self.chosen.compile else self.model
 
     def run(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         self._resume()
@@ -75,13 +79,15 @@ class Trainer:
         return self.state.epochs[-1], self.state.epochs
 
     def try_step(self) -> None:
-        """One optimizer step on blank images: does a step fit into memory?"""
-        self.model.train()
-        pixels, size = self.spec.network().resolution, self.recipe.micro_batch
+        """One optimizer step and one batch of evaluation on blank images: do they fit into memory?"""
+        pixels, size = self.spec.network().resolution, max(self.recipe.micro_batch, evaluated_at_once(self.recipe))
         blank = torch.zeros(size, 3, pixels, pixels, device=self.device).contiguous(memory_format=self.chosen.layout)
         labels = torch.zeros(size, dtype=torch.int64, device=self.device)
-        share = [MicroBatch(np.arange(size), 0)] * self.recipe.micro_batches
-        self._step(0, share, iter([(blank, labels)] * len(share))).item()
+        share = [MicroBatch(np.arange(self.recipe.micro_batch), 0)] * self.recipe.micro_batches
+        part = blank[: self.recipe.micro_batch], labels[: self.recipe.micro_batch]
+        self.model.train()
+        self._step(0, share, iter([part] * len(share))).item()
+        evaluate(self.model, [(blank, labels)], self.device, bf16=self.chosen.bf16)
 
     def _check(self) -> None:
         share, world = self.recipe.micro_batches, self.reporter.world_size
@@ -99,7 +105,15 @@ class Trainer:
         if epoch or step:
             load_checkpoint(self.folder, self.spec.run, epoch, step, self.state)
 
+    def _agree(self) -> None:
+        """All ranks start with the weights of the first."""
+        if self.reporter.world_size > 1:
+            for buffer in (self.flat.parameters, self.flat.others):
+                dist.broadcast(buffer, 0)
+
     def _save(self) -> None:
+        if not bool(torch.isfinite(self.flat.parameters.sum())):
+            raise TrialFailure("diverged", f"weights are no numbers after step {self.state.step} of epoch {self.state.epoch + 1}")
         if self.reporter.rank == 0:
             save_checkpoint(self.folder, self.spec.run, self.state)
 
@@ -108,9 +122,9 @@ class Trainer:
         before, resumed_at = self.state.seconds, self.state.step
         loss = self._train(epoch)
         trained = time.perf_counter() - started
-        raw = self._scores()
-        with self.state.average.in_place():
-            ema = self._scores()
+        raw, ema = self._scores()
+        if not math.isfinite(raw.loss + ema.loss):
+            raise TrialFailure("diverged", f"validation loss {raw.loss:g} after epoch {epoch + 1}, {ema.loss:g} of the average")
         ranked = ema if self.recipe.ranks == "ema" else raw
         return {
             "epoch": epoch + 1,
@@ -162,32 +176,32 @@ class Trainer:
     def _step(self, step: int, share: Sequence[MicroBatch], batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
         """One optimizer step over this rank's micro-batches; the mean loss over all of them on all ranks, a scalar."""
         self.sums.begin()
-        for k, (micro, (images, labels)) in enumerate(zip(share, batches, strict=False)):
+        for micro, (images, labels) in zip(share, batches, strict=False):
             seed(micro.seed, self.device)
-            self.sums.collect(self._backward(images, labels, len(share), last=k == len(share) - 1))
+            self.sums.collect(self._backward(images, labels))
         loss = self.sums.finish(self._summed)
+        self._summed(self.flat.gradients)
         set_lr(self.state.optimizer, lr_at(self.recipe, step, self.steps))
         self.state.optimizer.step()
-        self.gradients.zero_()
+        self.flat.gradients.zero_()
         self.state.average.update(ema_decay_at(self.recipe, step + 1))
         return loss
 
-    def _backward(self, images: Tensor, labels: Tensor, per_rank: int, *, last: bool) -> Tensor:
-        """Forward and backward of one micro-batch; gradients cross the ranks with a step's last one only."""
-        if self.reporter.world_size > 1:
-            self.parallel.require_backward_grad_sync = last  # type: ignore[assignment]  # what DDP.no_sync() sets
+    def _backward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Forward and backward of one micro-batch; gradients add up over a step's micro-batches and ranks to their mean."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.chosen.bf16):
-            logits = self.parallel(images)
+            logits = self.forward(images)
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
-        (loss / per_rank).backward()
+        (loss / self.recipe.micro_batches).backward()
         return loss.detach()
 
-    def _scores(self) -> Scores:
-        """Validation scores over all ranks, every image counted once."""
+    def _scores(self) -> list[Scores]:
+        """Validation scores of the raw and of the averaged weights over all ranks, every image counted once."""
         mine = np.arange(self.reporter.rank, self.data.val_size, self.reporter.world_size)
-        size = max(self.recipe.micro_batch, EVALUATED_AT_ONCE)
+        size = evaluated_at_once(self.recipe)
         batches = self.loader.val([mine[i : i + size] for i in range(0, len(mine), size)])
-        return evaluate(self.model, batches, self.device, bf16=self.chosen.bf16, all_sum=self._summed)
+        both = (nullcontext, self.state.average.in_place)
+        return evaluate(self.model, batches, self.device, bf16=self.chosen.bf16, all_sum=self._summed, weights=both)
 
     def _finish(self) -> None:
         """The weights that ``top1`` belongs to, and everything needed to build their network again."""
@@ -199,6 +213,11 @@ class Trainer:
         if self.reporter.world_size > 1:
             dist.all_reduce(value)
         return value
+
+
+def evaluated_at_once(recipe: Recipe) -> int:
+    """Images of an evaluation's batch: as many as take no more memory than a training step."""
+    return max(recipe.micro_batch, min(EVALUATED_AT_ONCE, LIGHTER * recipe.micro_batch))
 
 
 def _named(kind: str, scores: Scores) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Accuracy on labelled images: top-1, top-5 and cross-entropy, every image counted once on any number of ranks."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -25,20 +26,23 @@ def evaluate(
     *,
     bf16: bool = False,
     all_sum: Callable[[Tensor], Tensor] = lambda sums: sums,
-) -> Scores:
-    """Scores of a model, which is left in evaluation mode.
+    weights: Sequence[Callable[[], AbstractContextManager[None]]] = (nullcontext,),
+) -> list[Scores]:
+    """Scores of a model, which is left in evaluation mode, with each of some weights.
 
     Args:
-        batches: images (n, 3, pixels, pixels) and int64 labels (n,), of this rank, on the device.
+        batches: images (n, 3, pixels, pixels) and int64 labels (n,), of this rank, on the device; read once.
         all_sum: adds a tensor over the ranks.
+        weights: contexts in which the model has the weights to score; by default its own.
     """
     model.eval()
-    sums = torch.zeros(4, device=device, dtype=torch.float64)
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        for images, labels in batches:
-            sums += _sums(model(images).float(), labels)
-    right, among, loss, count = all_sum(sums).tolist()
-    return Scores(100 * right / count, 100 * among / count, loss / count, int(count))
+    sums = torch.zeros(len(weights), 4, device=device, dtype=torch.float64)
+    for images, labels in batches:  # outside of autocast: readers compute in their own precision
+        for part, put in zip(sums, weights, strict=True):
+            with put(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                logits = model(images)
+            part += _sums(logits.float(), labels)
+    return [Scores(100 * right / n, 100 * among / n, loss / n, int(n)) for right, among, loss, n in all_sum(sums).tolist()]
 
 
 def _sums(logits: Tensor, labels: Tensor) -> Tensor:

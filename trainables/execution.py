@@ -24,7 +24,8 @@ class Execution:
         compile: ``torch.compile`` of the network; it costs a minute before the first step, so ``auto`` wants a long training
             (of the whole trial, not of what is left: a resumed one must do the same).
         fused: optimizer steps over flat buffers, by torch's fused kernels where there is one, instead of tensor by tensor.
-        pinned: page-locked batches, copied to a GPU while it works.
+        autotune: cuDNN tries its kernels on the first step and keeps the fastest.
+        pinned: page-locked batches, which a GPU fetches without the host waiting.
         loader_workers: processes (or threads, where images need no Python) that prepare images.
         checkpoint_every_steps: a checkpoint after so many optimizer steps of an epoch too; 0 is one an epoch.
     """
@@ -33,6 +34,7 @@ class Execution:
     channels_last: Switch = "auto"
     compile: Switch = "auto"
     fused: Switch = "auto"
+    autotune: Switch = "auto"
     pinned: Switch = "auto"
     loader_workers: int = 0
     checkpoint_every_steps: int = 0
@@ -50,6 +52,7 @@ class Execution:
             channels_last=self.channels_last != "off",
             compile=pays if self.compile == "auto" else self.compile == "on",
             fused=self.fused != "off",
+            autotune=gpu and self.autotune != "off",
             pinned=gpu and self.pinned != "off",
         )
 
@@ -63,6 +66,7 @@ class Chosen:
     channels_last: bool
     compile: bool
     fused: bool
+    autotune: bool
     pinned: bool
 
     @property

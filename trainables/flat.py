@@ -2,7 +2,8 @@
 
 Small networks have hundreds of tensors of a few numbers each, and a step that visits them one by one spends more time
 between the visits than in them. The model keeps its own tensors, as views; whoever works on all of them works on the
-buffers. On a CPU an optimizer is given pieces that stay in the cache from its first operation to its last.
+buffers, and so weight decay reaches parameters that no output depends on too. On a CPU an optimizer is given pieces that
+stay in the cache from its first operation to its last.
 """
 
 from collections.abc import Iterable, Sequence

@@ -19,14 +19,23 @@ if TYPE_CHECKING:
     from trainables.execution import Execution
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, HELD = -1, -3, 2**30
-ON_A_CPU = ("can't allocate memory", "could not create a primitive", "could not create a memory object")
+# Words of torch, oneDNN, cuDNN, cuBLAS and CUDA, in lower case, where they raise no error of its own for it.
+SAYING_SO = (
+    "can't allocate memory",
+    "could not create a primitive",
+    "could not create a memory object",
+    "status_alloc_failed",
+    "out of memory",
+)
+NO_MEMORY = 3
+TRY_SECONDS = 300
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an exception is a device's or the machine's memory running out; on a CPU only the words of torch and oneDNN tell."""
+    """Whether an exception is a device's or the machine's memory running out; of most libraries only the words tell."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in ON_A_CPU)
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in SAYING_SO)
 
 
 def what_fits(spec: TrialSpec, execution: "Execution | None") -> str:
@@ -39,17 +48,24 @@ def what_fits(spec: TrialSpec, execution: "Execution | None") -> str:
     for size in smaller(recipe):
         # Two micro-batches a step, so that accumulation is part of it.
         tried = replace(spec, recipe={**spec.recipe, "micro_batch": size, "batch": 2 * size})
-        if _steps(tried, execution):
+        code, said = _tried(tried, execution)
+        if code == 0:
             return f"recipe.micro_batch = {size} fits, as {recipe.batch // size} parts of a batch of {recipe.batch}"
+        if code != NO_MEMORY and code >= 0:  # below zero: killed, as a machine does that has no memory left
+            return f"a smaller one could not be tried ({said})"
     return "no smaller recipe.micro_batch was found to fit: this network needs more memory, or a recipe.batch with smaller divisors"
 
 
-def _steps(spec: TrialSpec, execution: "Execution | None") -> bool:
-    """Whether a step of this trial ends well in a process of its own."""
-    threads = str(torch.get_num_threads())
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": threads}
-    command = [sys.executable, "-m", "trainables.try_step", json.dumps([spec.to_json(), asdict(execution) if execution else {}])]
-    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
+def _tried(spec: TrialSpec, execution: "Execution | None") -> tuple[int, str]:
+    """Exit code and last words of a process that tries a step of this trial."""
+    settings = [spec.to_json(), asdict(execution) if execution else {}, torch.get_num_threads()]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "trainables.try_step", json.dumps(settings)]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TRY_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return 1, f"no step in {TRY_SECONDS} s"
+    return done.returncode, (done.stderr.strip().splitlines() or [""])[-1][:200]
 
 
 def smaller(recipe: Recipe) -> Iterator[int]:

@@ -195,6 +195,9 @@ def validated(recipe: Recipe) -> Recipe:
         "lr_batch must be at least 1": recipe.lr_batch is None or recipe.lr_batch >= 1,
         "randaugment is timm's text, as in rand-m9-mstd0.5": not recipe.randaugment or _RANDAUGMENT.fullmatch(recipe.randaugment),
     }
+    for key, value in asdict(recipe).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RequestError(f"recipe {recipe.name}: {key} must be a finite number (it is {value})")
     for rule, holds in rules.items():
         if not holds:
             raise RequestError(f"recipe {recipe.name}: {rule}")

@@ -46,7 +46,7 @@ class Reporter(Protocol):
     def world_size(self) -> int: ...
 
     def report(self, metrics: Mapping[str, Any]) -> None:
-        """Called on every rank, once an epoch, after the epoch's checkpoint is committed."""
+        """Called on every rank, once an epoch; on rank 0 after the epoch's checkpoint is committed."""
         ...
 
 
@@ -185,7 +185,7 @@ def run_trial(spec: TrialSpec, root_url: str, reporter: Reporter, execution: "Ex
         execution: how it is computed on this machine; None is every default.
 
     Returns:
-        The result, the same on every rank; whoever comes after a result gets it unchanged.
+        The result, on every rank with the same metrics; whoever comes after a result gets it unchanged.
     """
     root = open_folder(root_url)
     found = read_result(root, spec.run)
@@ -246,14 +246,21 @@ def _attempted(
     except TrialFailure:
         raise
     except UnreadableImageError as error:
-        raise TrialFailure("unreadable data", str(error)) from error
-    except (RequestError, OSError, torch.distributed.DistError, torch.AcceleratorError):
+        raise TrialFailure("unreadable data", _last_line(error)) from error
+    except (RequestError, OSError, torch.distributed.DistError):
         raise  # this node's fault: the driver opened the same space and data, and a broken GPU breaks the next trial too
     except Exception as error:
-        if ran_out(error) or _process_lost(error, reporter.world_size):
+        if ran_out(error) or isinstance(error, torch.AcceleratorError) or _process_lost(error, reporter.world_size):
             raise
         log.exception("trial %s", spec.id)
-        raise TrialFailure("error", f"{type(error).__name__}: {error}"[:500]) from error
+        raise TrialFailure("error", f"{type(error).__name__}: {_last_line(error)}"[:500]) from error
+
+
+def _last_line(error: Exception) -> str:
+    """What an error says; of one out of a loader process, which has a whole traceback for words, the end."""
+    text = str(error).strip()
+    last = text.splitlines()[-1] if text.startswith("Caught ") else text
+    return last.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
 
 
 def _data(spec: TrialSpec) -> Any:

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from tests.trainables.helpers import tiny_spec
+from trainables import classification
+from trainables.execution import Execution
 from trainables.folder import LocalFolder
 from trainables.trial import Alone, TrialSpec, read_result, run_trial
 
@@ -25,26 +27,47 @@ class Rank:
         return None
 
 
-def _worker(rank: int, world: int, meeting: str, spec: TrialSpec, root: str) -> None:
+def _worker(rank: int, world: int, meeting: str, spec: TrialSpec, root: str, saves: int | None) -> None:
     torch.set_num_threads(1)
+    if saves is not None and rank == 0:
+        _end_after(saves)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-    run_trial(spec, root, Rank(rank, world))
+    run_trial(spec, root, Rank(rank, world), Execution(checkpoint_every_steps=1))
     dist.destroy_process_group()
     os._exit(0)
+
+
+def _end_after(saves: int) -> None:
+    """The process is gone, as if it was killed, once so many checkpoints are written."""
+    left, real = [saves], classification.save_checkpoint
+
+    def save(*args: Any) -> None:
+        real(*args)
+        left[0] -= 1
+        if not left[0]:
+            os._exit(9)
+
+    classification.save_checkpoint = save
+
+
+def _on_ranks(spec: TrialSpec, world: int, root: Path, saves: int | None = None) -> list[int | None]:
+    """Exit codes of the ranks of one training."""
+    context = multiprocessing.get_context("fork")
+    root.mkdir(exist_ok=True)
+    meeting = str(root / f"meeting-{saves}")
+    ranks = [context.Process(target=_worker, args=(r, world, meeting, spec, str(root), saves)) for r in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    return [process.exitcode for process in ranks]
 
 
 def _train(spec: TrialSpec, world: int, root: Path) -> dict[str, torch.Tensor]:
     if world == 1:
         run_trial(spec, str(root), Alone())
     else:
-        context = multiprocessing.get_context("fork")
-        root.mkdir()
-        ranks = [context.Process(target=_worker, args=(r, world, str(root / "meeting"), spec, str(root))) for r in range(world)]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join(120)
-            assert process.exitcode == 0
+        assert _on_ranks(spec, world, root) == [0] * world
     return load_file(root / spec.folder / "weights.safetensors")
 
 
@@ -59,6 +82,17 @@ def test_one_two_and_four_ranks_agree(tmp_path: Path, ranks: str) -> None:
             torch.testing.assert_close(weights[world][key], value, rtol=2e-4, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}")
         assert results[world]["workers"] == world
         assert results[world]["metrics"]["top1"] == pytest.approx(results[1]["metrics"]["top1"], abs=100 / 48)
+
+
+@pytest.mark.parametrize("saves", [2, 3])
+def test_four_ranks_that_stop_end_with_the_same_bits(tmp_path: Path, saves: int) -> None:
+    """Rank 0 is gone after the second of three steps, or at an epoch's end; the four that take it up end as if nothing was."""
+    spec = tiny_spec(epochs=2, batch=32, micro_batch=8, dropout=0.1)
+    whole = _train(spec, 4, tmp_path / "whole")
+    assert _on_ranks(spec, 4, tmp_path / "cut", saves)[0] == 9
+    assert read_result(LocalFolder(tmp_path / "cut"), spec.run) is None
+    again = _train(spec, 4, tmp_path / "cut")
+    assert all(torch.equal(again[key], value) for key, value in whole.items())
 
 
 def test_workers_must_share_the_micro_batches(tmp_path: Path) -> None:

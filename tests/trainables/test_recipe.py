@@ -112,6 +112,9 @@ def test_identity_leaves_out_name_and_epochs_alone() -> None:
         ({"epochs": 0}, "epochs must be"),
         ({"batch": 50, "micro_batch": 20}, "micro_batch must divide batch"),
         ({"lr": 0.0}, "lr must be"),
+        ({"lr": float("inf")}, "lr must be a finite number"),
+        ({"weight_decay": float("nan")}, "weight_decay must be a finite number"),
+        ({"randaugment": "nonsense"}, "randaugment is timm's text"),
         ({"ema_decay": 1.0}, "ema_decay"),
     ],
 )

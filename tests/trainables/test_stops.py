@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainables.helpers import tiny_spec, without_times
+from trainables.checkpoint import newest_checkpoint
 from trainables.execution import Execution
+from trainables.folder import LocalFolder
 from trainables.memory import smaller
 from trainables.recipe import get_recipe
 from trainables.trial import Alone, TrialSpec, run_trial
@@ -45,7 +47,9 @@ def test_killed_in_mid_epoch(tmp_path: Path, ranks: str) -> None:
     trial = spec(ranks=ranks, optimizer="rmsprop_tf")
     whole = run_trial(trial, str(tmp_path / "whole"), Alone(), EVERY)
     script = f"""
-import sys; from trainables.trial import *; from trainables.execution import Execution
+import sys; from trainables.trial import *; from trainables.checkpoint import newest_checkpoint
+from trainables.execution import Execution
+from trainables.folder import LocalFolder
 spec = TrialSpec.from_json({trial.to_json()!r})
 run_trial(spec, {str(tmp_path / "cut")!r}, Alone(), Execution(checkpoint_every_steps=2))
 """
@@ -141,6 +145,34 @@ def test_a_loss_that_is_finite_and_far_off_has_diverged(tmp_path: Path) -> None:
     assert (result["status"], result["reason"]) == ("failed", "diverged")
     assert "at epoch 1, step" in result["detail"]
     assert result["epochs"] == []
+
+
+def test_weights_that_diverge_in_the_last_step(tmp_path: Path) -> None:
+    """Losses are taken before an update: what the last one did shows in the weights, and is no result."""
+    for lr in (1e4, 1e30):
+        trial = tiny_spec(epochs=1, batch=96, micro_batch=96, optimizer="sgd", lr=lr, warmup_epochs=0)
+        result = run_trial(trial, str(tmp_path / str(lr)), Alone())
+        assert (result["status"], result["reason"], result["epochs"]) == ("failed", "diverged", [])
+        assert list((tmp_path / str(lr)).glob("trials/*/*")) == []
+
+
+def test_a_damaged_progress_file_is_passed_over(tmp_path: Path, saves: list[int]) -> None:
+    """Whatever byte of it is another, the checkpoint before is taken and nothing is lost."""
+    trial = spec(epochs=2)
+    saves[0] = 4
+    with pytest.raises(Stop):
+        run_trial(trial, str(tmp_path), Alone(), EVERY)
+    folder = LocalFolder(tmp_path).sub(trial.folder)
+    newest, before = (1, 2), (1, 0)
+    name = "epoch-0001-step-000002/progress.json"
+    body = folder.read(name)
+    assert newest_checkpoint(folder, trial.run) == newest
+    for place in range(0, len(body), 7):
+        folder.write(name, body[:place] + bytes([body[place] ^ 1]) + body[place + 1 :])
+        assert newest_checkpoint(folder, trial.run) == before
+    folder.write(name, body.replace(b'"seconds"', b'"secands"'))
+    saves[0] = 10**9
+    assert run_trial(trial, str(tmp_path), Alone(), EVERY)["status"] == "finished"
 
 
 OUT_OF_MEMORY = """

@@ -55,7 +55,7 @@ def test_weights_are_the_ones_that_scored(tmp_path: Path) -> None:
     missing, unexpected = trainer.model.load_state_dict(weights(tmp_path, spec), strict=False)
     assert all(name.endswith("num_batches_tracked") for name in missing)
     assert unexpected == []
-    assert trainer._scores().top1 == result["metrics"]["top1"]
+    assert trainer._scores()[0].top1 == result["metrics"]["top1"]
 
 
 @pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop_tf", "sgd", "adamw"])

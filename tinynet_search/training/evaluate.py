@@ -77,14 +77,14 @@ def _evaluated(subject: Subject, source: Source, config: Config, data: ImageData
     import torch
 
     from tinynet_search.exporting.images import preprocessing_of, validation_batches
-    from trainables.classification import EVALUATED_AT_ONCE
+    from trainables.classification import evaluated_at_once
     from trainables.evaluation import evaluate
     from trainables.execution import Execution
     from trainables.modules import pick_device
 
     recipe = _recipe(subject, config)
     preprocessing = preprocessing_of(subject, source, recipe, config.data_settings())
-    at_once = max(recipe.micro_batch, EVALUATED_AT_ONCE)
+    at_once = evaluated_at_once(recipe)
     loaders = take_machine(config.scaling, subject.network.macs * at_once)
     device = pick_device()
     chosen = Execution(**config.execution.model_dump()).on(device)
@@ -98,7 +98,7 @@ def _evaluated(subject: Subject, source: Source, config: Config, data: ImageData
     started = time.perf_counter()
     with torch.inference_mode():
         batches = validation_batches(data, every, subject.network, recipe, preprocessing, device, reading=reading, at_once=at_once)
-        scores = evaluate(module, batches, device, bf16=chosen.bf16)
+        (scores,) = evaluate(module, batches, device, bf16=chosen.bf16)
     seconds = time.perf_counter() - started
     return _described(
         subject,

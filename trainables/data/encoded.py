@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from trainables.recipe import Recipe
 
 
+# Pillow's modes of more than 8 bits a colour, which it would cut off to white.
+DEEP = {"I;16": "16 bits a pixel", "I;16B": "16 bits a pixel", "I": "32 bits a pixel", "F": "floating-point pixels"}
+
+
 class UnreadableImageError(RuntimeError):
     """An image that cannot be decoded; the message names it."""
 
@@ -61,8 +65,10 @@ def decoded(data: bytes, place: str) -> Any:
 
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.mode in DEEP:
+                raise ValueError(f"it has {DEEP[image.mode]}, and 8 bits a colour are expected")
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             raise
         said = str(error).partition(" <_io")[0]  # Pillow names the buffer by its address

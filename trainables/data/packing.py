@@ -9,13 +9,14 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from search_spaces.errors import RequestError
 from trainables.data.encoded import EncodedData, Part
+from trainables.data.imagefolder import fingerprint
 from trainables.data.packed import (
     HEIGHT,
     NUMBER,
@@ -30,12 +31,13 @@ from trainables.data.packed import (
     kept_size,
 )
 from trainables.data.packing_files import alone, write_file
-from trainables.data.packing_workers import Done, Job, PackingError, Task, written
+from trainables.data.packing_workers import Done, Job, PackingError, Task, UnreadableImagesError, written
 
 # Small shards divide the work evenly and lose little when it stops; few files, since a reader keeps each one open.
 LEAST_SHARD, MOST_SHARDS = 512, 400
 # Headers that are read of each part to know what it will take.
 SAMPLE = 1000
+UNREADABLE = "unreadable.txt"
 OnError = Literal["fail", "skip"]
 
 
@@ -80,13 +82,13 @@ class Packing:
         Raises:
             RequestError: the folder holds something else, or a packing of another set or with other settings.
         """
-        self._check_settings()
-        whole = _record(self.root)
+        mended = self._check_settings()
+        whole = self.record()
         if on_error == "fail" and (skipped := whole.get("skipped")):
             said = f"was packed without {len(skipped)} images that cannot be read ({skipped[0]}, ...)"
             raise RequestError(f"{str(self.root)!r} {said}: give --on-error skip to keep it so, or pack into a new folder")
         known = whole.get("shards", {})
-        return [task for task in self.settings.tasks() if not self._kept(task, known, on_error)]
+        return [task for task in self.settings.tasks() if not self._kept(task, known, on_error == "skip" and not mended)]
 
     def run(self, workers: int, on_error: OnError, report: Callable[[Done], None] = lambda done: None) -> dict[str, Any]:
         """Write what is missing, then ``packed.json``, and return what it says.
@@ -103,18 +105,66 @@ class Packing:
             todo = self.todo(on_error)
             if todo:
                 (self.root / WHOLE).unlink(missing_ok=True)
-            write_file(self.root / SETTINGS, json.dumps(asdict(self.settings), indent=1).encode())
-            unreadable: list[str] = []
+            if self._found().get("source") != self.settings.source:
+                self._write_settings({})
+            unreadable: dict[str, str] = {}
             for done in written(Job(self.parts, self.root, self.short_side), todo, workers):
-                unreadable += done.unreadable
+                unreadable |= done.unreadable
                 report(done)
             if unreadable and on_error == "fail":
-                raise PackingError(_refusal(sorted(unreadable)))
-            return self._finish()
+                raise self._refusal([f"{name} ({why})" for name, why in sorted(unreadable.items())], unreadable)
+            record = self._finish()
+            self._write_settings({})
+            (self.root / UNREADABLE).unlink(missing_ok=True)
+            return record
 
-    def _check_settings(self) -> None:
+    def record(self) -> dict[str, Any]:
+        """What ``packed.json`` says; nothing where it is missing or damaged, since it can be made again."""
+        try:
+            return json.loads((self.root / WHOLE).read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def _refusal(self, lines: Sequence[str], names: Iterable[str]) -> UnreadableImagesError:
+        """Note what cannot be read, for people and for the packing that goes on, and say it."""
+        file = self.root / UNREADABLE
+        write_file(file, "".join(f"{' '.join(line.split())}\n" for line in lines).encode())
+        sizes = {f"{name}/{part.names[i]}": int(size) for name, part in self.parts.items() for i, size in enumerate(part.sizes)}
+        self._write_settings({name: sizes[name] for name in names})
+        few = ", ".join(lines[:3]) + (f", ... (all in {file})" if len(lines) > 3 else f" (also in {file})")
+        what = f"{len(lines)} images cannot be read" if len(lines) > 1 else "1 image cannot be read"
+        said = f"{what}: {few}: give --on-error skip to pack without, or mend and run the same command again (the rest is packed already)"
+        return UnreadableImagesError(said, lines, file)
+
+    def _found(self) -> dict[str, Any]:
+        """The settings that are there; nothing where they are damaged or missing."""
         try:
             found = json.loads((self.root / SETTINGS).read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _write_settings(self, unreadable: dict[str, int]) -> None:
+        """Beside the settings the bytes of each image that could not be read, where there are such."""
+        noted = {"unreadable": unreadable} if unreadable else {}
+        write_file(self.root / SETTINGS, json.dumps(asdict(self.settings) | noted, indent=1).encode())
+
+    def _mended(self, found: dict[str, Any]) -> bool:
+        """Whether nothing changed in the source but images that could not be read: with their old sizes it is the one there."""
+        before = found.get("unreadable") or {}
+
+        def source(old: dict[str, int]) -> str:
+            kind = self.settings.source.rpartition("-")[0]
+            named = ((name, zip(part.names, part.sizes.tolist(), strict=True)) for name, part in self.parts.items())
+            return fingerprint(kind, [[(PurePosixPath(n), old.get(f"{name}/{n}", size)) for n, size in files] for name, files in named])
+
+        # Sets whose fingerprint is made otherwise (Parquet) tell nothing.
+        return bool(before) and source({}) == self.settings.source and source(before) == found.get("source")
+
+    def _check_settings(self) -> bool:
+        """Whether the packing there is one of these images before some of them were mended."""
+        try:
+            there = (self.root / SETTINGS).stat()
         except NotADirectoryError:
             raise RequestError(f"{str(self.root)!r} is a file: give --out a folder") from None
         except FileNotFoundError:
