@@ -18,6 +18,7 @@ from search_spaces import get_space
 from search_spaces.networks import get_named
 from trainables.classification import Trainer
 from trainables.data import MicroBatch, open_data
+from trainables.evaluation import evaluate
 from trainables.execution import Execution
 from trainables.folder import open_folder
 from trainables.modules import prepared
@@ -115,7 +116,7 @@ def out_of_memory(setting: Setting) -> Outcome:
 
 
 def sync_bn(setting: Setting) -> Outcome:
-    """Synchronised batch norm converts and trains a step, in an NCCL group of one rank, like the plain one."""
+    """Batch norm is converted to the synchronised class, and a step is the plain one's: one rank has nothing to synchronise."""
     setting.need_gpu("NCCL has no other ranks")
     dist.init_process_group("nccl", init_method=f"file://{setting.scratch / 'group'}", rank=0, world_size=1)
     try:
@@ -133,7 +134,8 @@ def sync_bn(setting: Setting) -> Outcome:
     finally:
         dist.destroy_process_group()
     apart = abs(losses[1] / losses[0] - 1)
-    return Outcome(converted and apart < 1e-3, f"loss {losses[1]:.4f}, plain {losses[0]:.4f}", {"losses": losses, "converted": converted})
+    told = f"class conversion only; two GPUs are needed for the rest: loss {losses[1]:.4f}, plain {losses[0]:.4f}"
+    return Outcome(converted and apart < 1e-3, told, {"losses": losses, "converted": converted})
 
 
 class _Stopped(BaseException):
@@ -181,8 +183,22 @@ class _Counted:
         self.epochs += 1
 
 
+class _Seen(torch.nn.Module):
+    """A model of 24 classes that keeps the images it was given."""
+
+    images: torch.Tensor
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.images = images
+        return images.new_zeros(len(images), 24)
+
+
 def packed(setting: Setting) -> Outcome:
-    """The packed reader's crops made on the device against those made in the host: within two grey levels of 255."""
+    """The packed reader's crops made on the device against those made in the host: within two grey levels of 255.
+
+    Once more as an evaluation in bf16 gets them, which must be the same to the bit: it reads outside of autocast. What
+    autocast would do to the reader is told beside it.
+    """
     from benchmarks.jpegs import make_tree
     from trainables.data.imagefolder import ImageFolderData
     from trainables.data.packed import PackedData
@@ -202,6 +218,17 @@ def packed(setting: Setting) -> Outcome:
         (images, labels), (expected, same) = next(iter(ours)), next(iter(other))
         if labels.cpu().tolist() != same.tolist():
             return Outcome(False, "the labels differ")
-        worst.append(float((images.cpu() - expected).abs().mean()) * 255 * 0.226)
-    told = f"mean difference {worst[0]:.2f} grey levels in training, {worst[1]:.2f} in evaluation"
-    return Outcome(max(worst) <= GREY_LEVELS, told, {"grey_levels": worst})
+        worst.append(_grey_levels(images, expected))
+    val, seen = [batch.indices], _Seen()
+    (expected, _), (plain, _) = next(iter(host.val(val))), next(iter(device.val(val)))
+    evaluate(seen, device.val(val), setting.device, bf16=True)
+    same = torch.equal(seen.images, plain)
+    with torch.autocast(setting.device.type, torch.bfloat16):
+        within = _grey_levels(next(iter(device.val(val)))[0], expected)
+    told = f"mean difference {worst[0]:.2f} grey levels in training, {worst[1]:.2f} in evaluation, in bf16 "
+    told += f"{'the same images' if same else 'OTHER images'} ({within:.2f} were it read under autocast)"
+    return Outcome(same and max(worst) <= GREY_LEVELS, told, {"grey_levels": worst, "same_in_bf16": same, "under_autocast": within})
+
+
+def _grey_levels(images: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((images.cpu().float() - expected).abs().mean()) * 255 * 0.226

@@ -1,5 +1,6 @@
 """ImageFolder trees: classes, the paper's transforms, and every way a tree can be wrong."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from PIL import Image
 from search_spaces import RequestError
 from tests.trainables.helpers import tiny_spec
 from trainables.data import MicroBatch, open_data
+from trainables.data.encoded import UnreadableImageError, decoded
 from trainables.data.imagefolder import ImageFolderData
+from trainables.execution import Execution
 from trainables.recipe import get_recipe
 from trainables.trial import Alone, run_trial
 
@@ -92,6 +95,41 @@ def test_unreadable_image_is_the_trials_failure_and_named(tmp_path: Path) -> Non
     result = run_trial(spec, str(tmp_path / "search"), Alone())
     assert (result["status"], result["reason"]) == ("failed", "unreadable data")
     assert "03.jpg" in result["detail"]
+
+
+def test_a_loader_process_names_the_unreadable_image_in_one_line(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree")
+    bad = tree / "train" / "cat" / "03.jpg"
+    bad.write_bytes(bad.read_bytes()[:200])
+    spec = tiny_spec(data={"name": "imagefolder", "path": str(tree)}, batch=8, micro_batch=8, epochs=1)
+    result = run_trial(spec, str(tmp_path / "search"), Alone(), Execution(loader_workers=1))
+    assert (result["status"], result["reason"]) == ("failed", "unreadable data")
+    assert result["detail"].startswith(f"image {str(bad)!r} cannot be read: ") and "\n" not in result["detail"]
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_gray_and_cmyk_jpegs_are_read(mode: str) -> None:
+    image = decoded(encoded(Image.new(mode, (6, 4), 128 if mode == "L" else (0, 255, 255, 0)), "JPEG"), "one.jpg")
+    assert (image.mode, image.size) == ("RGB", (6, 4))
+    wanted = (128, 128, 128) if mode == "L" else (255, 0, 0)
+    assert np.abs(np.asarray(image, int) - wanted).max() <= 3
+
+
+def test_more_than_8_bits_a_colour_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = encoded(Image.fromarray(np.full((4, 6), 3000, np.uint16)), "PNG")
+    for data, why in ((deep, "it has 16 bits a pixel, and 8 bits a colour are expected"), (b"no image", "cannot identify image file")):
+        with pytest.raises(UnreadableImageError) as refused:
+            decoded(data, "cat/16.png")
+        assert str(refused.value) == f"image 'cat/16.png' cannot be read: {why}"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(UnreadableImageError, match=r"image 'cat/huge.png' cannot be read: .*exceeds limit"):
+        decoded(encoded(Image.new("RGB", (6, 4)), "PNG"), "cat/huge.png")
+
+
+def encoded(image: Image.Image, form: str) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form)
+    return file.getvalue()
 
 
 def test_unknown_data_and_settings() -> None:

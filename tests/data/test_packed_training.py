@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from benchmarks.train_data import left
 from tests.data.test_packing import make_photos, packed
 from trainables.data import STD, MicroBatch, Reading, open_data, petals
 from trainables.data.imagefolder import ImageFolderData
@@ -172,3 +173,10 @@ def test_training_reaches_what_the_jpegs_reach(tmp_path: Path) -> None:
             top1.setdefault(name, []).append(run_trial(spec, str(tmp_path / "search"), Alone())["metrics"]["top1"])
     assert min(top1["imagefolder"] + top1["packed"]) > 10, top1
     assert abs(np.mean(top1["imagefolder"]) - np.mean(top1["packed"])) < 12, top1
+
+
+def test_the_benchmarks_share_that_reading_leaves() -> None:
+    """On one core the two take turns; with readers beside it the slower decides."""
+    assert left(9.0, alone=False) == 0.9
+    assert left(1.0, alone=False) == 0.5
+    assert (left(9.0, alone=True), left(0.5, alone=True)) == (1.0, 0.5)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from trainables.data.imagefolder import ImageFolderData
 from trainables.data.packed import PackedData, short_side
 from trainables.data.packed_loader import Regions
 from trainables.data.packing import Cost, Packing, check_room
-from trainables.data.packing_workers import PackingError, shrunk
+from trainables.data.packing_workers import PackingError, UnreadableImagesError, shrunk
 
 SIZES = ((60, 80), (80, 60), (50, 50), (24, 40))
 
@@ -148,21 +149,30 @@ def test_a_killed_worker_ends_the_packing_in_one_line(tree: Path, tmp_path: Path
     packed(tree, tmp_path / "out", shard_images=1)
 
 
+UNREADABLE = ["train/cat/003.jpg", "train/dog/001.jpg", "train/dog/007.jpg", "val/dog/000.jpg"]
+
+
 def test_unreadable_images_are_all_named_then_refused_or_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree, out = make_photos(tmp_path / "tree"), tmp_path / "out"
-    for k, name in enumerate(("train/cat/003.jpg", "train/dog/001.jpg", "train/dog/007.jpg", "val/dog/000.jpg")):
+    for k, name in enumerate(UNREADABLE):
         (tree / name).write_bytes(b"no image" if k % 2 else (tree / name).read_bytes()[:300])
     command = ["data", "pack", "--data", str(tree), "--out", str(out), "--short-side", "40", "--workers", "1", "--yes"]
     assert run(command) == 1
-    said = capsys.readouterr().err.splitlines()[-1]
+    said, listed = capsys.readouterr().err.splitlines()[-1], (out / "unreadable.txt").read_text().splitlines()
     assert said.startswith("tinynet: 4 images cannot be read: train/cat/003.jpg (") and "--on-error skip" in said
+    assert str(out / "unreadable.txt") in said
+    assert [line.partition(" (")[0] for line in listed] == UNREADABLE
+    assert run([*command, "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["unreadable"], told["file"]) == (listed, str(out / "unreadable.txt"))
     with pytest.raises(RequestError, match="is not finished"):
         PackedData(str(out))
     before = {file: file.stat().st_mtime_ns for file in out.glob("*.u8")}
     assert run([*command, "--on-error", "skip", "--json"]) == 0
     assert {file: file.stat().st_mtime_ns for file in out.glob("*.u8")} == before
     record = json.loads(capsys.readouterr().out)
-    assert record["skipped"] == ["train/cat/003.jpg", "train/dog/001.jpg", "train/dog/007.jpg", "val/dog/000.jpg"]
+    assert record["skipped"] == UNREADABLE
+    assert not (out / "unreadable.txt").exists()
     data = PackedData(str(out))
     assert (data.train_size, data.val_size, len(data.train.labels)) == (29, 7, 29)
     assert data.train.labels.tolist() == [0] * 15 + [1] * 14
@@ -172,12 +182,67 @@ def test_unreadable_images_are_all_named_then_refused_or_skipped(tmp_path: Path,
     assert PackedData(str(out)).fingerprint == data.fingerprint
 
 
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_a_mended_image_costs_its_own_shard_alone(tmp_path: Path, on_error: Literal["fail", "skip"]) -> None:
+    tree, out = make_photos(tmp_path / "tree"), tmp_path / "out"
+    bad, other = tree / "train" / "cat" / "007.jpg", tree / "train" / "dog" / "001.jpg"
+    whole = bad.read_bytes()
+    bad.write_bytes(b"no image")
+    with pytest.raises(UnreadableImagesError):
+        packed(tree, out)
+    before = {file.name: file.stat().st_mtime_ns for file in out.glob("*.u8")}
+    bad.write_bytes(whole)
+    kept = other.read_bytes()
+    other.write_bytes(kept + b"0")
+    with pytest.raises(RequestError, match="the images are others"):
+        packed(tree, out)
+    other.write_bytes(kept)
+    Packing(ImageFolderData(str(tree)), out, 40, 6).run(1, on_error)
+    assert {file.name for file in out.glob("*.u8") if file.stat().st_mtime_ns != before[file.name]} == {"train-00001.u8"}
+    packed(tree, tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_an_unfinished_packing_and_a_file_are_no_data(tree: Path, tmp_path: Path) -> None:
+    packed(tree, tmp_path / "out")
+    (tmp_path / "out" / "packed.json").unlink()
+    with pytest.raises(RequestError, match="out' is a packing that is not finished: run the same tinynet data pack command again"):
+        detected(str(tmp_path / "out"))
+    (tmp_path / "data.py").touch()
+    with pytest.raises(RequestError, match=r"data.py' is a file: give a folder with"):
+        detected(str(tmp_path / "data.py"))
+
+
+def test_a_whole_store_is_left_as_it_is(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["data", "pack", "--data", str(tree), "--out", str(tmp_path / "out"), "--short-side", "40", "--workers", "1", "--yes"]
+    assert run([*command, "--dry-run"]) == 0
+    printed = capsys.readouterr()
+    assert (printed.out.splitlines()[0].partition(",")[0], printed.err) == ("32 training and 8 validation images", "")
+    assert run(command) == 0
+    assert capsys.readouterr().out.startswith("packed 32 training")
+    assert run(command) == 0
+    assert capsys.readouterr().out.startswith("already packed, nothing changed: 32 training")
+
+
+@pytest.mark.parametrize("option", ["--largest-r=nan", "--largest-r=inf", "--largest-r=-1", "--largest-r=0", "--largest-r=1e308"])
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_ratio_is_a_finite_number_above_0(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, more: list[str]
+) -> None:
+    assert run(["data", "pack", "--data", str(tree), "--out", str(tmp_path / "out"), option, *more]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"tinynet: {option.replace('=', ' ').replace('1e308', '1e+308')} is ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--short-side", "32"], "short side is another: 40 there, 32 now"),
         (["--pixels", "35", "--largest-r", "1.2"], "--largest-r and --pixels say the same thing"),
-        (["--short-side", "4"], "out of range"),
+        (["--short-side", "4"], "--short-side 4 is out of range"),
+        (["--pixels", "-3"], "--pixels -3 is out of range"),
+        (["--pixels", "9" * 400], "is out of range"),
+        (["--pixels", "7500"], "--pixels 7500 (a short side of 8572 pixels) is out of range"),
         (["--on-error", "stop"], "neither fail nor skip"),
         (["--workers", "0"], "must be 1 or more"),
         (["--data", "nowhere"], "does not exist"),

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,11 @@ from tests.search.mlflow_window import SQLALCHEMY, calm, free_port
 from tests.search.train_helpers import LABEL, MINI, NETWORK, RDW, JobRuns, arguments, call, refused, stopped, trained
 from tinynet_search import suggest_rdw
 from tinynet_search.exporting import load_exported
+from tinynet_search.exporting.subject import read_subject
+from tinynet_search.store import SearchStore
+from tinynet_search.training.job import agreed_job, read_job
 from tinynet_search.training.request import Request, make_job, settled
+from tinynet_search.training.run import _left_at, advice
 from trainables.folder import LocalFolder
 from trainables.trial import checkpoints
 
@@ -79,6 +85,8 @@ def test_a_job_in_mlflow(done: dict[str, Any], storage: Path, uri: str) -> None:
     assert found.data.metrics["final_top1"] == result["metrics"]["top1"]
     assert found.data.metrics["final_top5"] == result["metrics"]["top5"]
     assert (found.data.params["recipe"], found.data.params["recipe.batch"], found.data.params["data.train"]) == ("short", "32", "96")
+    assert float(found.data.params["peak_lr"]) == done["recipe"]["lr"]
+    assert {key: found.data.params[key] for key in ("workers", "precision")} == {"workers": "1", "precision": "auto"}
     assert found.data.tags["tinynet.network"] == LABEL
     assert found.data.tags["tinynet.data"] == found.data.params["data.fingerprint"] == "petals-v1-seed0-96-48"
     names = [item.path for item in window.client.list_artifacts(found.info.run_id, "model")]
@@ -97,6 +105,7 @@ def test_a_job_that_has_ended_trains_nothing(
     assert (code, err) == (0, "")
     assert out.splitlines()[0].split()[:3] == ["network", "pixels", "FLOPs"]
     assert f"{done['metrics']['top1']:.2f}" in out and done["weights"] in out
+    assert f"server --backend-store-uri {uri} --host" in out
 
 
 def test_the_registered_version_is_the_network(done: dict[str, Any], uri: str, tmp_path: Path) -> None:
@@ -142,8 +151,13 @@ def test_champion_is_the_best_on_the_data_registered_last(
 def test_another_number_of_epochs_is_a_run_of_its_own(capsys: pytest.CaptureFixture[str], storage: Path, uri: str) -> None:
     both = [trained(capsys, *arguments(storage, "--name", "grown", epochs=epochs)) for epochs in (1, 2)]
     assert [summary["epochs"] for summary in both] == [1, 2]
+    asked = arguments(storage, "--name", "grown", epochs=3)
+    code, _, err = call(capsys, *asked)
+    assert (code, err.splitlines()[2]) == (0, "3 epochs are a training of their own, from the start; the results for 1, 2 stay")
+    job = trained(capsys, "train", "--eval-only", "--weights", str(storage / "grown"))
+    assert job["weights"].endswith("-e3")
     runs = {found.info.run_name: found for found in JobRuns(uri, "grown").runs}
-    assert set(runs) == {"grown · 1 epochs", "grown · 2 epochs"}
+    assert set(runs) == {"grown · 1 epoch", "grown · 2 epochs", "grown · 3 epochs"}
     assert {found.info.status for found in runs.values()} == {"FINISHED"}
 
 
@@ -179,9 +193,16 @@ def check_checkpoint(capsys: pytest.CaptureFixture[str], trial: Path) -> None:
     """A checkpoint, and a trial's folder by its newest one, score what their last epoch did."""
     newest = checkpoints(LocalFolder(trial))[-1]
     record = json.loads((trial / newest / "progress.json").read_text())["epochs"][-1]
-    for folder in (trial, trial / newest):
+    for folder in (trial, trial / newest, trial.parent.parent):
         figures = trained(capsys, "train", "--eval-only", "--weights", str(folder))
         assert (figures["top1"], figures["top5"]) == (record["top1"], record["top5"])
+        assert (figures["checkpoint"], figures["set"]) == (newest, "EMA")
+    weights = trial / newest / "weights.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused(capsys, "is damaged", "train", "--eval-only", "--weights", str(trial / newest))
+    assert trained(capsys, "train", "--eval-only", "--weights", str(trial))["checkpoint"] == checkpoints(LocalFolder(trial))[-2]
+    weights.write_bytes(whole)
 
 
 def test_a_failure_is_a_result(capsys: pytest.CaptureFixture[str], storage: Path, uri: str) -> None:
@@ -190,7 +211,7 @@ def test_a_failure_is_a_result(capsys: pytest.CaptureFixture[str], storage: Path
     code, out, err = call(capsys, *asked)
     assert (code, out) == (1, "")
     line = err.splitlines()[-1]
-    assert line.startswith("tinynet: job wild failed: diverged: loss") and "remove its results/" in line
+    assert line.startswith("tinynet: job wild failed: diverged: loss") and line.endswith("; try a lower recipe.lr under another --name")
     assert call(capsys, *asked) == (1, "", f"{line}\n")
     found = JobRuns(uri, "wild").only()
     assert (found.info.status, found.data.tags["reason"]) == ("FAILED", "diverged")
@@ -205,6 +226,8 @@ def test_a_dead_server_warns_once_and_sync_catches_up(capsys: pytest.CaptureFixt
     assert err.count("Connection refused") == 1
     assert err.splitlines()[-1].endswith("the same command, or tinynet sync --search alone, catches up")
     assert JobRuns(uri, "alone").runs == []
+    code, out, err = call(capsys, *arguments(storage, "--name", "alone", "--tracking", where))
+    assert (code, err.count("\n")) == (0, 1) and "Connection refused" in err and "goes on" not in err
     for epochs in (2, 0):
         code, out, err = call(capsys, "sync", "--search", "alone", "--storage", str(storage), "--json")
         assert (code, json.loads(out)["alone"]["epochs"]) == (0, epochs), err
@@ -265,7 +288,8 @@ def test_published_weights_keep_timms_preprocessing(
     source = Source(tmp_path / "model.safetensors", "tinynet_e.in1k", published)
     monkeypatch.setattr("tinynet_search.training.evaluate.locate", lambda text: source)
     tree = make_tree(tmp_path / "tree")
-    figures = trained(capsys, "train", "tinynet_e", "--eval-only", "--weights", "tinynet_e.in1k", "--data", str(tree))
+    figures = trained(capsys, "train", "--eval-only", "--weights", "tinynet_e.in1k", "--data", str(tree))
+    assert (figures["network"]["name"], figures["checkpoint"]) == ("tinynet_e", None)
     assert (figures["preprocessing"]["crop_ratio"], figures["preprocessing"]["mean"]) == (0.9, [0.5, 0.5, 0.5])
     right, images = theirs(module, tree, published)
     assert (figures["top1"], figures["images"]) == (pytest.approx(100 * right / images), images)
@@ -306,7 +330,13 @@ def theirs(module: torch.nn.Module, tree: Path, published: Any) -> tuple[int, in
         ("write section.key=value", ["tinynet_e", "--data", "petals", "--set", "epochs=3"]),
         ("recipe setting 'epoch': did you mean 'epochs'", ["tinynet_e", "--data", "petals", "--set", "recipe.epoch=3"]),
         ("epochs must be", ["tinynet_e", "--data", "petals", "--epochs", "0"]),
-        ("search.name", ["tinynet_e", "--data", "petals", "--name", "a/b"]),
+        ("--name 'a/b' is no name for a job: give at most 64", ["tinynet_e", "--data", "petals", "--name", "a/b"]),
+        ("--name '' names nothing", ["tinynet_e", "--data", "petals", "--name", ""]),
+        ("--data '' names nothing", ["tinynet_e", "--data", ""]),
+        ("--weights '' names nothing", ["tinynet_e", "--data", "petals", "--eval-only", "--weights", ""]),
+        ("'foo://x' is no address that MLflow knows", ["tinynet_e", "--data", "petals", "--tracking", "foo://x"]),
+        ("torch finds no GPU", ["tinynet_e", "--data", "petals", "--set", "scaling.gpus=1"]),
+        ("no Ray cluster answers", ["tinynet_e", "--data", "petals", "--set", "run.address='127.0.0.1:1'"]),
         ("fewer than one batch", ["tinynet_e", "--data", "petals", "--set", "data.train=24", "--recipe", "efficientnet"]),
         ("use a divisor", ["tinynet_e", "--data", "petals", "--set", "scaling.workers=2"]),
         (
@@ -316,7 +346,9 @@ def theirs(module: torch.nn.Module, tree: Path, published: Any) -> tuple[int, in
         ("go together", ["tinynet_e", "--data", "petals", "--eval-only"]),
         ("go together", ["tinynet_e", "--data", "petals", "--weights", "x.pth"]),
         ("'x.pth' does not exist", ["tinynet_e", "--data", "petals", "--eval-only", "--weights", "x.pth"]),
-        ("no network to train", ["--data", "petals", "--eval-only", "--weights", "x.pth"]),
+        ("'x.pth' does not exist", ["--data", "petals", "--eval-only", "--weights", "x.pth"]),
+        ("did you mean 'tinynet_e", ["--data", "petals", "--eval-only", "--weights", "tinynet_e.in1"]),
+        ("timm's mixnet_s, which is none of", ["--data", "petals", "--eval-only", "--weights", "mixnet_s"]),
         ("holds no weights", ["--data", "petals", "--eval-only", "--weights", "."]),
     ],
 )
@@ -324,6 +356,7 @@ def test_one_line_and_two(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, asked: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     refused(capsys, words, "train", *asked)
     assert list(tmp_path.iterdir()) == []
 
@@ -337,6 +370,69 @@ def test_another_training_under_the_name_is_refused(capsys: pytest.CaptureFixtur
     ):
         refused(capsys, words, *arguments(storage, *more))
     assert (storage / "tiny" / "results" / f"{done['run']}.json").read_bytes() == result
+
+
+def test_a_job_that_was_never_trained_gives_way(tmp_path: Path) -> None:
+    old, new, scaled = (
+        make_job(Request("tinynet_e", data="petals", recipe="efficientnet", seed=seed, settings=[f"recipe.lr={rate}"]))[1]
+        for seed, rate in ((1, 0.05), (2, 0.05), (2, 0.06))
+    )
+    store = SearchStore(str(tmp_path / "x"))
+    agreed_job(store, old)
+    (tmp_path / "x" / "trials").mkdir()
+    assert agreed_job(store, new).spec == new.spec
+    assert read_job(store) == new
+    (tmp_path / "x" / "trials" / new.spec.run).mkdir()
+    with pytest.raises(RequestError, match="seed was 2, now 1"):
+        agreed_job(store, old)
+    with pytest.raises(RequestError, match=r"recipe.lr \(scaled to the batch\) was 0.05, now 0.06"):
+        agreed_job(store, scaled)
+
+
+def test_one_process_a_job(capsys: pytest.CaptureFixture[str], storage: Path, done: dict[str, Any]) -> None:
+    holder = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", holder, str(storage / "tiny" / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        refused(capsys, "another process trains the job", *arguments(storage, epochs=3))
+        assert trained(capsys, *arguments(storage))["trained_now"] is False
+        process.communicate()
+
+
+def test_an_export_keeps_the_networks_name(done: dict[str, Any]) -> None:
+    assert read_subject(Path(done["weights"])).name == LABEL
+
+
+def test_data_packed_for_fewer_pixels(
+    capsys: pytest.CaptureFixture[str], done: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainables.data.arrays.ArrayData.largest_pixels", 8, raising=False)
+    code, out, err = call(capsys, *arguments(tmp_path, "--tracking", f"sqlite:///{Path(done['directory']).parent}/mlflow.db"), "--json")
+    assert code == 0
+    assert "warning: the data were packed for up to 8 pixels" in err and json.loads(out)["warning"] in err
+    code, out, err = call(capsys, "train", "--eval-only", "--weights", done["weights"], "--json")
+    assert (code, err) == (0, f"warning: {json.loads(out)['warning']}\n")
+
+
+def test_what_a_failure_advises(tmp_path: Path) -> None:
+    _, job = make_job(Request("tinynet_e", data="petals"))
+    store = SearchStore(str(tmp_path))
+    for reason, words in (
+        ("unreadable data", "tinynet data pack --on-error skip"),
+        ("out of memory", f"or remove {tmp_path}/results/{job.spec.run}.json to try again"),
+        ("error", f"remove {tmp_path}/results/{job.spec.run}.json to try again"),
+    ):
+        assert words in advice(job, store, {"reason": reason})
+
+
+def test_where_a_job_goes_on(tmp_path: Path) -> None:
+    _, job = make_job(Request("tinynet_e", data="petals"))
+    store = SearchStore(str(tmp_path))
+    folder = tmp_path / job.spec.folder / "epoch-0001-step-000010"
+    folder.mkdir(parents=True)
+    assert _left_at(store, job) is None
+    (folder / "progress.json").write_text('{"epochs": [{}]}')
+    assert _left_at(store, job) == "epoch 1, step 10"
 
 
 def test_searches_and_jobs_keep_apart(capsys: pytest.CaptureFixture[str], storage: Path, tmp_path: Path, done: dict[str, Any]) -> None:
@@ -356,9 +452,9 @@ def test_weights_and_data_of_other_classes(capsys: pytest.CaptureFixture[str], d
     refused(capsys, "are for 24 classes, and the data has 2", "train", "--eval-only", "--weights", done["weights"], "--data", tree)
     file = tmp_path / "own.pth"
     torch.save(load_exported(done["weights"])[1].state_dict(), file)
-    code, out, err = call(capsys, "train", *NETWORK, "--eval-only", "--weights", str(file), "--data", tree)
-    assert (code, out) == (2, "")
-    assert "are for 24 classes, and the network has 2: give data of as many classes" in err
+    words = "are for 24 classes, and the network has 2: give data of as many classes"
+    refused(capsys, words, "train", *NETWORK, "--eval-only", "--weights", str(file), "--data", tree)
+    refused(capsys, "which network are these weights of?", "train", "--eval-only", "--weights", str(file), "--data", tree)
     other = ("train", "--rdw", "0.4,0.4,0.9", "--space", MINI, "--eval-only", "--weights", done["weights"])
     refused(capsys, "leave the network out", *other)
 

@@ -93,6 +93,9 @@ def other(classes: int | None = None, w: float = 0.5) -> State:
 WRONG: dict[str, tuple[Callable[[State, Path], object], str]] = {
     "text.pth": (lambda _, file: file.write_text("weights\n"), "are damaged or no torch file"),
     "text.safetensors": (lambda _, file: file.write_text("weights\n"), "are damaged or no safetensors file"),
+    "junk.pth": (lambda _, file: file.write_bytes(b"junk"), "are damaged or no torch file"),
+    "magic.pth": (lambda _, file: file.write_bytes(b"PK\x03\x04"), "are damaged or no torch file"),
+    "long.pth": (lambda _, file: file.write_bytes(b"\x80\x02\x8e" + b"\x7f" * 8), "are damaged or no torch file"),
     "empty.pth": (lambda _, file: file.write_bytes(b""), "are damaged or no torch file"),
     "pickled.pth": (lambda _, file: saved(MINI.build(), file), "hold Python objects"),
     "numbers.pth": (lambda _, file: saved({"epoch": 3}, file), "hold no state dict"),
@@ -124,9 +127,9 @@ def test_one_line_and_the_module_as_it_was(state: State, tmp_path: Path, name: s
     refused(tmp_path / name, words)
 
 
-@pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors"])
+@pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors", "cut.bin"])
 def test_a_truncated_file(state: State, tmp_path: Path, name: str) -> None:
-    WRITERS[name.replace("cut", "plain")](state, tmp_path / "whole")
+    WRITERS[name.replace("cut", "legacy" if name == "cut.bin" else "plain")](state, tmp_path / "whole")
     data = (tmp_path / "whole").read_bytes()
     (tmp_path / name).write_bytes(data[: len(data) // 2])
     refused(tmp_path / name, "are damaged")

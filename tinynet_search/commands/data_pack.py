@@ -1,6 +1,7 @@
 """Pack an image set: decoded once, read by every trial."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from trainables.data.packing_workers import Done
 
 LARGEST_R = 1.7
+LEAST_SIDE, LARGEST_SIDE = 8, 8192  # pixels that may be kept
 EVERY_SECONDS = 10
 
 
@@ -34,7 +36,7 @@ def pack(
     short_side: Annotated[int | None, typer.Option(help="The same as the short side that is kept: pixels / .875.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; one a core where none is given.")] = None,
     on_error: Annotated[
-        str, typer.Option(help="What an image that cannot be read does: fail (in the end, naming them), or skip.")
+        str, typer.Option(help="What an image that cannot be read does: fail (in the end, with a list of them), or skip.")
     ] = "fail",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before starting; only a terminal is asked.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost; write nothing.")] = False,
@@ -49,7 +51,7 @@ def pack(
     from trainables.data.detect import detected
     from trainables.data.encoded import EncodedData
     from trainables.data.packing import Packing, check_room, cost
-    from trainables.data.packing_workers import PackingError
+    from trainables.data.packing_workers import PackingError, UnreadableImagesError
 
     short = _short_side(space, largest_r, pixels, short_side)
     count = len(os.sched_getaffinity(0)) if workers is None else workers
@@ -63,21 +65,27 @@ def pack(
     packing = Packing(source, out.expanduser(), short)
     missing = packing.todo(on_error)
     costs = cost(packing, missing)
-    _say(_plan_text(packing, costs, len(missing)))
-    check_room(costs, str(out))
+    plan = _plan_text(packing, costs, len(missing))
     if dry_run:
-        if as_json:
-            print(json.dumps({"short_side": short, "train": source.train_size, "val": source.val_size, **costs._asdict()}, indent=1))
+        check_room(costs, str(out))
+        document = {"short_side": short, "train": source.train_size, "val": source.val_size, **costs._asdict()}
+        print(json.dumps(document, indent=1) if as_json else plan)
         return
+    _say(plan)
+    check_room(costs, str(out))
     if missing and not yes and sys.stdin.isatty():
         typer.confirm("Start?", abort=True, err=True)
-    started = time.monotonic()
+    started, before = time.monotonic(), packing.record()
     try:
         record = packing.run(count, on_error, _Progress(sum(task.stop - task.first for task in missing)).add)
     except PackingError as error:
-        _say(f"tinynet: {' '.join(str(error).split())}")
+        said = " ".join(str(error).split())
+        _say(f"tinynet: {said}")
+        if as_json and isinstance(error, UnreadableImagesError):
+            print(json.dumps({"error": said, "unreadable": error.images, "file": str(error.file)}, indent=1))
         raise typer.Exit(1) from None
-    print(json.dumps(record, indent=1) if as_json else _text(record, out, time.monotonic() - started))
+    seconds = None if not missing and record == before else time.monotonic() - started
+    print(json.dumps(record, indent=1) if as_json else _text(record, out, seconds))
 
 
 def _short_side(space: str, largest_r: float | None, pixels: int | None, short: int | None) -> int:
@@ -87,13 +95,22 @@ def _short_side(space: str, largest_r: float | None, pixels: int | None, short: 
     given = [name for name, value in (("--largest-r", largest_r), ("--pixels", pixels), ("--short-side", short)) if value is not None]
     if len(given) > 1:
         raise RequestError(f"{' and '.join(given)} say the same thing: give one of them")
-    if short is None:
-        if pixels is None:
-            pixels = int(get_space(space).base_resolution * (LARGEST_R if largest_r is None else largest_r) + 1e-6)
-        short = short_side(pixels)
-    if not 8 <= short <= 8192:
-        raise RequestError(f"a short side of {short} pixels is out of range: 8 to 8192")
-    return short
+    r = LARGEST_R if largest_r is None else largest_r
+    if not 0 < r < math.inf:
+        raise RequestError(f"--largest-r {r:g} is no ratio: give a number above 0, such as {LARGEST_R}")
+    if short is not None:
+        wanted, said = short, f"--short-side {short}"
+    elif pixels is not None:
+        wanted, said = pixels, f"--pixels {pixels}"
+    else:
+        wanted, said = get_space(space).base_resolution * r + 1e-6, f"--largest-r {r:g}"
+    # Infinite numbers and those that no float holds end here, too.
+    if 1 <= wanted <= LARGEST_SIDE:
+        found = short or short_side(int(wanted))
+        if LEAST_SIDE <= found <= LARGEST_SIDE:
+            return found
+        said += f" (a short side of {found} pixels)" if short is None else ""
+    raise RequestError(f"{said} is out of range: a short side must have {LEAST_SIDE} to {LARGEST_SIDE} pixels")
 
 
 def _plan_text(packing: "Packing", costs: "Cost", missing: int) -> str:
@@ -107,11 +124,11 @@ def _plan_text(packing: "Packing", costs: "Cost", missing: int) -> str:
     )
 
 
-def _text(record: dict[str, Any], out: Path, seconds: float) -> str:
+def _text(record: dict[str, Any], out: Path, seconds: float | None) -> str:
+    """What was done; ``seconds`` is None where nothing had to be."""
     counts, skipped = record["counts"], record["skipped"]
-    lines = [
-        f"packed {counts['train']} training and {counts['val']} validation images, {_size(record['bytes'])}, in {seconds:.1f} s: {out}"
-    ]
+    images = f"{counts['train']} training and {counts['val']} validation images, {_size(record['bytes'])}"
+    lines = [f"already packed, nothing changed: {images}: {out}" if seconds is None else f"packed {images}, in {seconds:.1f} s: {out}"]
     if skipped:
         lines.append(f"skipped {len(skipped)} that cannot be read: {', '.join(skipped[:3])}{', ...' if len(skipped) > 3 else ''}")
     return "\n".join([*lines, f"fingerprint {record['fingerprint']}"])

@@ -1,6 +1,7 @@
 """One network trained to its end, or weights evaluated."""
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +39,10 @@ def train(
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(help="By default the recipe's own (100, resnet 90, short 10); 450 by EfficientNet's recipes on 1000 classes."),
+        typer.Option(
+            help="By default the recipe's own (100, resnet 90, short 10); 450 by EfficientNet's recipes on 1000 classes. "
+            "Another number is a training of its own, from the start, beside those of the job that there are."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation: search.seed (0).")] = None,
     name: Annotated[str | None, typer.Option(help="Of the job; by default the network's and the data's.")] = None,
@@ -48,7 +52,9 @@ def train(
     eval_only: Annotated[bool, typer.Option("--eval-only", help="Train nothing: evaluate --weights on the validation images.")] = False,
     weights: Annotated[
         str | None,
-        typer.Option(help="Of --eval-only: a .safetensors or .pth file, timm's name, or the folder of a trial, an export or a checkpoint."),
+        typer.Option(
+            help="Of --eval-only: a .safetensors or .pth file, timm's name, or a folder: of a job, a trial, an export or a checkpoint."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -58,8 +64,9 @@ def train(
     this process, on its GPU, or on its CPUs, all of them where the network is large enough; with scaling.workers above 1,
     run.executor = "ray_train" or run.address through Ray.
 
-    --eval-only evaluates weights instead, and writes nothing; with --tracking it leaves a run in MLflow. A folder brings
-    its network and, unless --data says otherwise, its data.
+    --eval-only evaluates weights instead, and writes nothing; with --tracking it leaves a run in MLflow. The folder of
+    a job, a trial or a checkpoint brings its network and, unless --data says otherwise, its data; an export brings its
+    network, and timm's name the one of that name.
     """
     from tinynet_search.training.request import Request
 
@@ -92,7 +99,7 @@ def train(
 
 def _train(request: "Request", *, as_json: bool) -> None:
     from tinynet_search.training.request import make_job
-    from tinynet_search.training.run import run_job, summary
+    from tinynet_search.training.run import advice, run_job, summary
 
     config, job = make_job(request)
     outcome = run_job(config, job, tracking=request.tracking, say=_say)
@@ -105,12 +112,12 @@ def _train(request: "Request", *, as_json: bool) -> None:
         _say(f"tinynet: job {job.name} has no result (its processes were lost too often): run the same command again")
         raise typer.Exit(1)
     if result["status"] != "finished":
-        file = f"results/{outcome.job.spec.run}.json"
-        _say(f"tinynet: job {job.name} failed: {result['reason']}: {result['detail']} (remove its {file} to try again)")
+        _say(f"tinynet: job {job.name} failed: {result['reason']}: {result['detail']}; {advice(outcome.job, outcome.store, result)}")
         raise typer.Exit(1)
 
 
 def _text(outcome: "Outcome", result: Mapping[str, Any]) -> str:
+    from tinynet_search.report import _command
     from tinynet_search.tables import duration, table
 
     job, metrics = outcome.job, result["metrics"]
@@ -123,14 +130,20 @@ def _text(outcome: "Outcome", result: Mapping[str, Any]) -> str:
         duration(seconds),
     )
     places = [("weights", f"{outcome.store.url}/{job.spec.folder}"), ("MLflow", outcome.tracking), ("", outcome.link or "")]
-    lines = [f"{label:<7}  {place}" for label, place in places if place]
+    if outcome.tracking.startswith("sqlite:"):
+        places.append(
+            ("opened by", f"{_command('mlflow')} server --backend-store-uri {shlex.quote(outcome.tracking)} --host 127.0.0.1 --port 5000")
+        )
+    lines = [f"{label:<9}  {place}" for label, place in places if place]
     return "\n".join([table(head, [row]), "", *lines])
 
 
 def _evaluate(request: "Request", weights: str, *, as_json: bool) -> None:
     from tinynet_search.tables import table
+    from tinynet_search.tracking.connection import resolve_uri
     from tinynet_search.training.evaluate import evaluate_weights
 
+    uri = resolve_uri(request.tracking, None, "searches") if request.tracking is not None else None
     evaluation = evaluate_weights(request, weights, _say)
     figures = evaluation.figures
     if as_json:
@@ -139,11 +152,12 @@ def _evaluate(request: "Request", weights: str, *, as_json: bool) -> None:
         head = ("network", "pixels", "FLOPs", "params", "images", "top-1 %", "top-5 %", "loss", "images/s")
         scores = (f"{figures['top1']:.2f}", f"{figures['top5']:.2f}", f"{figures['loss']:.4f}", f"{figures['images_per_s']:,.0f}")
         print(table(head, [(*_network(evaluation.label, figures["network"]), str(figures["images"]), *scores)]))
-    if request.tracking is not None:
-        from tinynet_search.tracking.connection import resolve_uri
+        if figures["checkpoint"]:
+            print(f"\nof {figures['checkpoint']}, its {figures['set']} weights")
+    if uri is not None:
         from tinynet_search.tracking.evaluations import log_evaluation
 
-        _say(log_evaluation(resolve_uri(request.tracking, None, "searches"), evaluation))
+        _say(log_evaluation(uri, evaluation))
 
 
 def _network(label: str, figures: Mapping[str, Any]) -> tuple[str, ...]:

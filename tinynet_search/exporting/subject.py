@@ -1,5 +1,6 @@
 """Which network is meant: a named one, a twist r,d,w of a space, or what a trial or an earlier export left."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -113,9 +114,20 @@ def read_subject(path: Path, space: str | None = None) -> Subject:
     weights = file.parent / WEIGHTS
     if digest and weights.is_file() and hashlib.sha256(weights.read_bytes()).hexdigest() != digest:
         raise RequestError(f"{str(weights)!r} is not the file that {CONFIG} lists: it is damaged, or another's")
+    named = found.get("name") or _job_network(file.parent) or f"{own}-{file.parent.resolve().name}"
     # The name becomes a file's: nothing in it may lead elsewhere.
-    name = re.sub(r"[^\w.-]", "_", str(found.get("name") or f"{own}-{file.parent.resolve().name}"))[:100]
+    name = re.sub(r"[^\w.-]", "_", str(named))[:100]
     return Subject(name, own, network, weights if weights.is_file() else None, origin, trained, preprocessing)
+
+
+def _job_network(trial: Path) -> str | None:
+    """What the job around a trial's folder calls its network."""
+    from tinynet_search.training.checkpoints import job_around
+
+    with contextlib.suppress(RequestError):
+        job = job_around(trial)
+        return job.network if job else None
+    return None
 
 
 def _check_space(file: Path, own: str, space: str | None) -> None:

@@ -26,6 +26,7 @@ class Background(ABC, Generic[Kind]):
 
     Attributes:
         busy_seconds: wall time spent publishing.
+        fault: what the last failed attempt failed of, in one line that names MLflow's address.
         link: where to look, once MLflow has been reached: a page of the server, or how to start one on the database.
     """
 
@@ -36,6 +37,7 @@ class Background(ABC, Generic[Kind]):
         self._stop, self._tried = threading.Event(), threading.Event()
         self._status, self._live, self._warned, self._all_sent = "FINISHED", False, False, False
         self.busy_seconds = 0.0
+        self.fault: str | None = None
         self.link: str | None = None
         for key, value in MANNERS.items():
             os.environ.setdefault(key, value)
@@ -126,12 +128,12 @@ class Background(ABC, Generic[Kind]):
             return True
         except Exception as error:  # whatever it is, the work that is published goes on
             self._runs = None
+            said = str(error) if isinstance(error, (TrackingError, RequestError)) else one_line(repr(error))
+            self.fault = said if address(self._uri) in said else f"publishing to MLflow at {address(self._uri)}: {said}"
             if not self._warned:
                 self._warned = True
-                said = str(error) if isinstance(error, (TrackingError, RequestError)) else one_line(repr(error))
-                named = said if address(self._uri) in said else f"publishing to MLflow at {address(self._uri)}: {said}"
                 with contextlib.suppress(Exception):
-                    self._warn(f"{named}; the {self._what} goes on, and tinynet sync sends what is missing")
+                    self._warn(f"{self.fault}; the {self._what} goes on, and tinynet sync sends what is missing")
             return False
         finally:
             self.busy_seconds += time.perf_counter() - started

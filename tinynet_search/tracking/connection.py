@@ -26,6 +26,8 @@ MANNERS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 PAGE = 1000
+# What MLflow opens, a database with its driver behind a plus; file: it knows and refuses in its own words.
+SCHEMES = ("http", "https", "sqlite", "mysql", "postgresql", "mssql", "databricks", "databricks-uc", "file")
 _FOREIGN = {"mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3", "alembic"}
 
 
@@ -40,9 +42,12 @@ def resolve_uri(explicit: str | None, config: str | None, storage: str) -> str:
         if "://" not in uri and not uri.startswith("databricks"):
             raise RequestError(f"tracking {one_line(uri)!r} is no address: give http://host:port or sqlite:////path/to/mlflow.db")
         try:
-            urlsplit(uri)
+            scheme = urlsplit(uri).scheme
         except ValueError as error:
             raise RequestError(f"tracking {one_line(uri)!r} is no address ({error})") from error
+        if scheme.partition("+")[0] not in SCHEMES and not uri.startswith("databricks"):
+            known = "give http://host:port, sqlite:////path/to/mlflow.db or another database's"
+            raise RequestError(f"tracking {one_line(address(uri))!r} is no address that MLflow knows: {known}")
         return uri
     if "://" in storage:
         raise RequestError(f"storage {storage!r} is remote: name an MLflow server by --tracking, MLFLOW_TRACKING_URI or [tracking] uri")

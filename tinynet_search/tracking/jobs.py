@@ -49,6 +49,17 @@ def seconds_left(epochs: Sequence[Mapping[str, Any]], total: int) -> float:
     return (total - len(epochs)) * sum(epoch["seconds"] for epoch in epochs) / max(len(epochs), 1)
 
 
+def counted(epochs: int) -> str:
+    return f"{epochs} epoch" if epochs == 1 else f"{epochs} epochs"
+
+
+def result_params(result: Mapping[str, Any]) -> dict[str, str]:
+    """What a training was computed on, as far as its result knows."""
+    execution = result.get("execution") or {}
+    known = {key: execution.get(key) for key in ("device", "precision")} | {"workers": result.get("workers")}
+    return flat_params({key: value for key, value in known.items() if value is not None})
+
+
 def job_sheet(job: Job, epochs: Sequence[Mapping[str, Any]]) -> Sheet:
     candidate, spec = job.candidate, job.spec
     total = spec.recipe["epochs"]
@@ -67,9 +78,9 @@ def job_sheet(job: Job, epochs: Sequence[Mapping[str, Any]]) -> Sheet:
     }
     recipe = {f"recipe.{key}": value for key, value in spec.recipe.items() if key not in ("name", "epochs")}
     data = {"fingerprint": spec.data_fingerprint, "train": job.train, "val": job.val, "classes": spec.num_classes}
-    own = flat_params({"network": job.network, "space": spec.space, "data": data, **recipe})
+    own = flat_params({"network": job.network, "space": spec.space, "data": data, "peak_lr": job.recipe.peak_lr, **recipe})
     figures = figure_points(candidate, 1000 * job.created)
-    return Sheet(f"{job.name} · {total} epochs", tags, trial_params(candidate) | own, figures, [*epoch_points(epochs), *left])
+    return Sheet(f"{job.name} · {counted(total)}", tags, trial_params(candidate) | own, figures, [*epoch_points(epochs), *left])
 
 
 class JobPublisher(Background[TaggedRuns]):
@@ -120,6 +131,7 @@ class JobPublisher(Background[TaggedRuns]):
             tags = {KEY: run.data.tags[KEY], JOB_TAG: job.name, "data": job.spec.data_fingerprint, "run_id": run.info.run_id}
             tags |= {"top1": f"{result['metrics']['top1']:.4f}", "epochs": str(job.spec.recipe["epochs"])}
             deliver(runs, run, self._store.folder.sub(job.spec.folder), plain(job.network), tags)
+        runs.log(run, params=result_params(result))
         self._feed.end(runs, run, result)
         runs.refresh()
 
@@ -130,7 +142,7 @@ class JobPublisher(Background[TaggedRuns]):
 def _note(job: Job) -> str:
     spec, model = job.spec, plain(job.network)
     return (
-        f"**Job `{job.name}`**: `{job.network}` of `{spec.space}` by the recipe `{spec.recipe['name']}`, {spec.recipe['epochs']} epochs "
+        f"**Job `{job.name}`**: `{job.network}` of `{spec.space}` by the recipe `{spec.recipe['name']}`, {counted(spec.recipe['epochs'])} "
         f"on `{spec.data_fingerprint}` ({job.train} training and {job.val} validation images).\n\n"
         "- `top1` and `top5` (percent) and `val_loss` are of the weights that rank; `_raw` and `_ema` of both.\n"
         "- `final_top1` is the last epoch's; `eta_s` what was left at the mean of the epochs before.\n"

@@ -1,6 +1,7 @@
 """Weights out of a checkpoint: the folder that a trial leaves while it trains."""
 
 import contextlib
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ from pathlib import Path
 
 from search_spaces import RequestError
 from search_spaces.weights import Source, read_weights
+from tinynet_search.errors import one_line
 from tinynet_search.exporting.subject import WEIGHTS, Subject
 from tinynet_search.store import JOB, SearchStore
-from tinynet_search.training.job import Job, read_job
+from tinynet_search.training.job import Job, ended_or_begun, read_job
 from trainables.folder import open_folder
 from trainables.trial import PROGRESS, checkpoints
 
@@ -26,27 +28,57 @@ def job_around(trial: Path) -> Job | None:
     return read_job(SearchStore(str(root))) if (root / JOB).is_file() else None
 
 
-def checkpoint_subject(folder: Path) -> Subject:
-    """The network of a job's checkpoint ``epoch-<k>``, or of the newest one in a trial's folder.
+def of_job(folder: Path) -> Path:
+    """The trial's folder in a job's: of the finished one with the most epochs, else of the one with the newest checkpoint.
 
     Raises:
-        RequestError: there is none, or no job around it says which network it is of.
+        RequestError: the job has neither, or its job.json is damaged.
+    """
+    store = SearchStore(str(folder))
+    job = read_job(store)
+    at = {each.spec.run: each for each in ended_or_begun(store, job)} if job else {}
+    finished = [run for run, result in store.results(at).items() if result["status"] == "finished"]
+    if finished:
+        return folder / at[max(finished, key=lambda run: at[run].recipe.epochs)].spec.folder
+    written = [(file.stat().st_mtime_ns, file.parent.parent) for run in at for file in (folder / "trials" / run).glob(f"*/{PROGRESS}")]
+    if not written:
+        raise RequestError(f"job {str(folder)!r} has no result and no checkpoint: train it first")
+    return max(written)[1]
+
+
+def checkpoint_subject(folder: Path) -> Subject:
+    """The network of a job's checkpoint ``epoch-<k>``, or of the newest whole one in a trial's folder.
+
+    Raises:
+        RequestError: there is none, it is damaged, or no job around it says which network it is of.
     """
     if not (folder / PROGRESS).is_file():
-        whole = [name for name in checkpoints(open_folder(folder)) if (folder / name / PROGRESS).is_file()]
-        if not whole:
-            raise RequestError(f"{str(folder)!r} holds no weights: give the folder of a trial, an export or a checkpoint")
-        folder = folder / whole[-1]
+        from trainables.checkpoint import checkpoint_name, newest_checkpoint
+
+        place = open_folder(folder)
+        newest = newest_checkpoint(place, folder.resolve().name) if checkpoints(place) else (0, 0)
+        if not any(newest):
+            raise RequestError(f"{str(folder)!r} holds no weights: give the folder of a job, a trial, an export or a checkpoint")
+        folder = folder / checkpoint_name(*newest)
     job = job_around(folder.parent)
     try:
-        epochs = int(str(json.loads((folder / PROGRESS).read_bytes())["trial"]).rpartition("-e")[2])
+        progress = json.loads((folder / PROGRESS).read_bytes())
+        epochs = int(str(progress["trial"]).rpartition("-e")[2])
+        if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != progress["files"][WEIGHTS]:
+            raise ValueError(f"{WEIGHTS} is not what was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"checkpoint {str(folder)!r} is damaged ({error}): give another") from error
+        raise RequestError(f"checkpoint {str(folder)!r} is damaged ({one_line(error, 100)}): give another") from error
     if job is None:
         raise RequestError(f"no {JOB} around {str(folder)!r} says which network it is of: give a checkpoint in its job's folder")
     spec = job.with_epochs(epochs).spec
     trained = {"recipe": spec.recipe, "data": spec.data, "data_fingerprint": spec.data_fingerprint, "seed": spec.seed}
     return Subject(job.network, spec.space, spec.network(), folder / WEIGHTS, f"checkpoint {folder.name}", trained)
+
+
+def checkpoint_of(source: Source) -> str | None:
+    """The name of the checkpoint that weights lie in, None where they lie in none."""
+    folder = source.path.parent
+    return folder.name if source.path.name == WEIGHTS and (folder / PROGRESS).is_file() else None
 
 
 @contextlib.contextmanager
@@ -56,7 +88,7 @@ def plain_weights(source: Source, ranks: str) -> Iterator[Source]:
     Args:
         ranks: ``raw`` or ``ema``.
     """
-    if not (source.path.parent / PROGRESS).is_file() or source.path.name != WEIGHTS:
+    if checkpoint_of(source) is None:
         yield source
         return
     from safetensors.torch import save_file

@@ -11,16 +11,21 @@ from typing import Any
 import numpy as np
 
 from search_spaces import RequestError
-from search_spaces.weights import Source, load_weights, locate
+from search_spaces.networks import NETWORKS
+from search_spaces.weights import SUFFIXES, Source, load_weights, locate
 from tinynet_search.config import Config
 from tinynet_search.errors import require
 from tinynet_search.exporting.subject import CONFIG, Subject, read_subject
-from tinynet_search.training.checkpoints import checkpoint_subject, job_around, plain_weights
+from tinynet_search.store import JOB
+from tinynet_search.training.checkpoints import checkpoint_of, checkpoint_subject, job_around, of_job, plain_weights
 from tinynet_search.training.request import Chooser, Request, read_request, settled
-from tinynet_search.training.run import take_machine
+from tinynet_search.training.run import pixels_warning, take_machine
 from trainables.data import ImageData, Reading, open_data
 from trainables.recipe import Recipe
 from trainables.trial import describe
+
+# timm's names of named networks that are called otherwise here.
+TIMM = {"ghostnet_050": "ghostnet_0.5x", "ghostnet_100": "ghostnet_1.0x"}
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,15 @@ def evaluate_weights(request: Request, weights: str, say: Callable[[str], None])
         RequestError: the weights, the data and the network do not go together, or one of them is not there.
     """
     require("torch", "timm", "safetensors")
+    if not weights.strip():
+        raise RequestError(f"--weights {weights!r} names nothing: give a file, timm's name, or a folder")
     folder = Path(weights).expanduser()
+    if (folder / JOB).is_file():
+        folder = of_job(folder)
+        weights = str(folder)
     subject = _of_folder(folder, request) if folder.is_dir() else None
+    if subject is None and not _names_one(request):
+        request = replace(request, network=_network_of(weights))
     chooser = Chooser(request) if subject is None or _names_one(request) else None
     values = read_request(request)
     if not values.get("data"):
@@ -68,12 +80,10 @@ def evaluate_weights(request: Request, weights: str, say: Callable[[str], None])
     source = Source(subject.weights, weights) if subject.weights else locate(weights)
     if source.published is not None and source.published.num_classes != classes:
         raise _other_classes(weights, source.published.num_classes, classes)
-    if source.published is None and subject.weights is None:
-        say(f"weights {weights!r} say nothing of how their images were prepared: taken as the recipe {config.get_recipe().name} does")
-    return _evaluated(subject, source, config, data)
+    return _evaluated(subject, source, config, data, say)
 
 
-def _evaluated(subject: Subject, source: Source, config: Config, data: ImageData) -> Evaluation:
+def _evaluated(subject: Subject, source: Source, config: Config, data: ImageData, say: Callable[[str], None]) -> Evaluation:
     import torch
 
     from tinynet_search.exporting.images import preprocessing_of, validation_batches
@@ -92,6 +102,12 @@ def _evaluated(subject: Subject, source: Source, config: Config, data: ImageData
     with plain_weights(source, recipe.ranks) as plain:
         digest = hashlib.sha256(plain.path.read_bytes()).hexdigest()
         _load(module, plain)
+    if source.published is None and subject.weights is None:
+        say(f"weights {source.label!r} say nothing of how their images were prepared: taken as the recipe {recipe.name} does")
+    warning = pixels_warning(data, subject.network)
+    if warning:
+        say(f"warning: {warning}")
+    checkpoint = checkpoint_of(source)
     module = module.to(device, memory_format=chosen.layout)  # type: ignore[call-overload]
     reading = Reading(loaders, chosen.pinned)
     every = np.arange(data.val_size)
@@ -105,6 +121,8 @@ def _evaluated(subject: Subject, source: Source, config: Config, data: ImageData
         {
             "weights": source.label,
             "weights_sha256": digest,
+            "checkpoint": checkpoint,
+            "set": {"ema": "EMA", "raw": "raw"}[recipe.ranks] if checkpoint else None,
             "data": {"settings": config.data_settings(), "fingerprint": data.fingerprint},
             "preprocessing": preprocessing,
             **scores._asdict(),
@@ -112,6 +130,7 @@ def _evaluated(subject: Subject, source: Source, config: Config, data: ImageData
             "images_per_s": round(scores.images / seconds, 1),
             "device": device.type,
             "precision": "bf16" if chosen.bf16 else "float32",
+            "warning": warning,
         },
     )
 
@@ -122,6 +141,26 @@ def _described(subject: Subject, measured: dict[str, Any]) -> Evaluation:
     decides = [measured[key] for key in ("weights_sha256", "preprocessing", "precision")] + [measured["data"]["fingerprint"]]
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     return Evaluation(subject.space, subject.name, {"network": network, **measured}, digest)
+
+
+def _network_of(weights: str) -> str:
+    """The named network that published weights are of.
+
+    Raises:
+        RequestError: they are a file, or of a network that has no name here.
+    """
+    from search_spaces.published import find_published
+
+    path = Path(weights).expanduser()
+    if path.is_file():
+        raise RequestError(f"which network are these weights of? give its name, --rdw or --c beside {weights!r}")
+    if path.suffix in SUFFIXES or "/" in weights.removeprefix("timm/"):
+        locate(weights)  # there is no such file, and it says so
+    found = find_published(weights).architecture
+    name = TIMM.get(found, found)
+    if name not in NETWORKS:
+        raise RequestError(f"weights {weights!r} are of timm's {found}, which is none of tinynet networks: give weights of one that is")
+    return name
 
 
 def _of_folder(folder: Path, request: Request) -> Subject:

@@ -92,22 +92,37 @@ def read_job(store: SearchStore) -> Job | None:
 
 
 def agreed_job(store: SearchStore, asked: Job) -> Job:
-    """The job of the directory: written now if there is none, else the one that is there with the epochs and the data's
-    place that were asked for.
+    """The job of the directory: written now if there is none, or one of which nothing was ever trained; else the one that is
+    there with the epochs and the data's place that were asked for.
+
+    Raises:
+        RequestError: the name is a search's, or the job there is another.
+    """
+    there = found_job(store, asked)
+    if there is None:
+        store.write_json(JOB, asked.to_json(), once=not store.folder.exists(JOB))
+        there = found_job(store, asked) or asked
+    return there
+
+
+def found_job(store: SearchStore, asked: Job) -> Job | None:
+    """``agreed_job`` where nothing needs to be written, else None.
 
     Raises:
         RequestError: the name is a search's, or the job there is another.
     """
     if store.folder.exists(PLAN):
         raise RequestError(f"{store.url} is a search: give the training job another --name")
-    if not store.folder.exists(JOB):
-        store.write_json(JOB, asked.to_json(), once=True)
     there = read_job(store)
-    assert there is not None
+    if there is None:
+        return None
     old, new = _decisive(there), _decisive(asked)
     changed = [key for key in new | old if old.get(key) != new.get(key)]
+    if changed and not (store.folder.names("trials") or store.folder.names("results")):
+        return None
     if changed:
-        shown = "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed[:3])
+        label = {"recipe.lr": "recipe.lr (scaled to the batch)"} if {there.recipe.lr_batch, asked.recipe.lr_batch} != {None} else {}
+        shown = "; ".join(f"{label.get(key, key)} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed[:3])
         raise RequestError(f"job {store.url} is another training: {shown}; give another --name, or what it was started with")
     return replace(there, spec=asked.spec)
 

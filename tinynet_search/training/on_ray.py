@@ -1,5 +1,7 @@
 """A job on a Ray cluster: the one trial of a Tune run, so that lost processes are retried as a search's are."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from ray.tune import Callback
@@ -26,12 +28,18 @@ class _Watch(Callback):
             self._lines.report(result)
 
 
-def train_on_ray(config: Config, root: str, candidate: Candidate, lines: EpochLines) -> None:
-    """Run the trial to its result, or until its processes were lost too often.
+@contextlib.contextmanager
+def joined(config: Config) -> Iterator[None]:
+    """The cluster, with room for the trial.
 
     Raises:
         RequestError: the cluster does not answer, or has no room for the trial.
     """
     with cluster(config):
         concurrency(config)
-        run_source(config, root, Fixed([candidate]), 1, 1, _Watch(lines))
+        yield
+
+
+def train_on_ray(config: Config, root: str, candidate: Candidate, lines: EpochLines) -> None:
+    """Run the trial to its result, or until its processes were lost too often; within ``joined``."""
+    run_source(config, root, Fixed([candidate]), 1, 1, _Watch(lines))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from search_spaces import Network, RequestError, SearchSpace, get_space
 from search_spaces.networks import get_named
 from tinynet_search.config import Config, read_values, validate, with_settings
+from tinynet_search.errors import one_line
 from tinynet_search.formula import TinyFormula
 from tinynet_search.plan import check_batch
 from tinynet_search.training.job import Job
@@ -46,6 +47,14 @@ class Request:
     name: str | None = None
     storage: str | None = None
     tracking: str | None = None
+
+    def __post_init__(self) -> None:
+        for option, value in (("data", self.data), ("name", self.name)):
+            if value is not None and not value.strip():
+                raise RequestError(f"--{option} {value!r} names nothing: leave it out, or give it a value")
+        if self.name is not None and not re.fullmatch(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}", self.name):
+            plain = f"at most {LONGEST_NAME} letters, digits and . _ -, the first a letter, a digit or _"
+            raise RequestError(f"--name {one_line(self.name, 80)!r} is no name for a job: give {plain}")
 
 
 class Chosen(NamedTuple):

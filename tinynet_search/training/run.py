@@ -5,15 +5,20 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from search_spaces import RequestError
+from search_spaces import Network, RequestError
 from tinynet_search.config import Config, ScalingSection
 from tinynet_search.errors import require
+from tinynet_search.plan import too_large
 from tinynet_search.store import Candidate, SearchStore
 from tinynet_search.tracking.connection import address, resolve_uri
-from tinynet_search.training.job import Job, agreed_job
+from tinynet_search.tracking.jobs import counted
+from tinynet_search.training.job import Job, agreed_job, ended_or_begun, found_job
 from tinynet_search.training.lines import EpochLines
+from trainables.folder import LocalFolder
+from trainables.trial import PROGRESS, checkpoints, opened_data, position
 
 # Seconds: how long a training waits for MLflow's first answer.
 PATIENCE = 20.0
@@ -21,6 +26,10 @@ PATIENCE = 20.0
 DELIVERY, FAREWELL = 120.0, 15.0
 # Multiply-adds of a forward pass from which several threads are worth it on a CPU.
 THREADED_FROM = 1e9
+# In a job's directory, held while it is trained.
+LOCK = ".lock"
+
+Train = Callable[[Config, str, Candidate, EpochLines], None]
 
 
 @dataclass
@@ -30,6 +39,7 @@ class Outcome:
     Attributes:
         result: of the trial; None where its processes were lost too often.
         trained: whether this call trained any of it.
+        warning: that the data were packed for fewer pixels than the network wants.
         link: of the job's page in MLflow, where that was reached.
     """
 
@@ -39,6 +49,7 @@ class Outcome:
     trained: bool
     tracking: str
     link: str | None
+    warning: str | None = None
 
 
 def run_job(config: Config, asked: Job, *, tracking: str | None, say: Callable[[str], None]) -> Outcome:
@@ -57,24 +68,72 @@ def run_job(config: Config, asked: Job, *, tracking: str | None, say: Callable[[
 
     store = SearchStore(config.url)
     uri = resolve_uri(tracking, config.tracking.uri, config.storage.path)
-    job = agreed_job(store, asked)
-    candidate = job.candidate
-    there = store.result(candidate.run)
-    publisher = JobPublisher(store, [job], uri, warn=say)
-    killed = True
-    try:
-        if there is None:
-            publisher.start()
-            publisher.settle(PATIENCE)
-            train = train_on_ray if on_ray else train_here
-            train(config, store.url, candidate, _lines(store, job, say))
-        killed = False
-    finally:
-        sent = publisher.close(FAREWELL if killed else DELIVERY)
+    found = found_job(store, asked)
+    candidate = asked.candidate
+    new = found is None or store.result(candidate.run) is None
+    warning = pixels_warning(opened_data(asked.spec.data, asked.spec.data_fingerprint), asked.spec.network())
+    # What is refused leaves nothing behind: the machine comes before the job is written.
+    with contextlib.ExitStack() as held:
+        if new:
+            train = held.enter_context(_cluster(config) if on_ray else _machine(config, candidate))
+            held.enter_context(alone(store))
+            job = agreed_job(store, asked)
+        else:
+            train, job = None, found or asked
+        publisher = JobPublisher(store, [job], uri, warn=say if new else lambda line: None)
+        killed = True
+        try:
+            if train is not None:
+                publisher.start()
+                publisher.settle(PATIENCE)
+                if warning:
+                    say(f"warning: {warning}")
+                train(config, store.url, candidate, _lines(store, job, say))
+            killed = False
+        finally:
+            held.close()
+            sent = publisher.close(FAREWELL if killed else DELIVERY)
     if not sent:
-        say(f"MLflow at {address(uri)} has not everything yet: the same command, or tinynet sync --search {job.name}, catches up")
-    result = store.result(candidate.run)
-    return Outcome(job, store, result, there is None, address(uri), publisher.link)
+        fault = None if new else publisher.fault
+        missing = fault or f"MLflow at {address(uri)} has not everything yet"
+        say(f"{missing}: the same command, or tinynet sync --search {job.name}, catches up")
+    return Outcome(job, store, store.result(candidate.run), new, address(uri), publisher.link, warning)
+
+
+def pixels_warning(data: Any, network: Network) -> str | None:
+    """One line where packed data were made for fewer pixels than the network wants."""
+    return too_large({"data": {"largest_pixels": getattr(data, "largest_pixels", None)}}, [network.resolution])
+
+
+@contextlib.contextmanager
+def alone(store: SearchStore) -> Iterator[None]:
+    """Keep other processes from training in a job's directory, where it is a folder of this machine or a mount.
+
+    A lock of this process alone: image readers that outlive a killed one do not inherit it.
+
+    Raises:
+        RequestError: another process trains there, or the folder cannot be written.
+    """
+    if not isinstance(store.folder, LocalFolder):
+        yield
+        return
+    import fcntl
+
+    try:
+        store.folder.path.mkdir(parents=True, exist_ok=True)
+        file = (store.folder.path / LOCK).open("a")
+    except OSError as error:
+        raise RequestError(
+            f"storage {store.url} cannot be used ({error.strerror or error}): give another by --storage, or mend it"
+        ) from error
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise RequestError(f"another process trains the job {store.url}: wait for it, or stop it") from error
+        except OSError:
+            pass  # a mount without locks
+        yield
 
 
 def _lines(store: SearchStore, job: Job, say: Callable[[str], None]) -> EpochLines:
@@ -82,24 +141,52 @@ def _lines(store: SearchStore, job: Job, say: Callable[[str], None]) -> EpochLin
     network, recipe = job.spec.network(), job.recipe
     size = f"{network.resolution} px, {network.macs / 1e6:.1f}M FLOPs, {network.params / 1e6:.2f}M params"
     images = f"{job.train} training and {job.val} validation images of {network.num_classes} classes"
-    say(f"{job.network}: {size}; recipe {recipe.name}, {recipe.epochs} epochs; {images}")
-    done = store.progress(job.spec.run)
-    say(f"{store.url}" + (f": goes on after epoch {len(done)}" if done else ""))
+    say(f"{job.network}: {size}; recipe {recipe.name}, {counted(recipe.epochs)}; {images}")
+    done, at = store.progress(job.spec.run), _left_at(store, job)
+    say(f"{store.url}" + (f": goes on after {at}" if at else ""))
+    others = [] if at else _finished(store, job)
+    if others:
+        own = "epochs are a training of their own" if recipe.epochs > 1 else "epoch is a training of its own"
+        stays = f"the result for {others[0]} stays" if len(others) == 1 else f"the results for {', '.join(map(str, others))} stay"
+        say(f"{recipe.epochs} {own}, from the start; {stays}")
     return EpochLines(done, recipe.epochs, say)
 
 
-def train_on_ray(config: Config, root: str, candidate: Candidate, lines: EpochLines) -> None:
+def _left_at(store: SearchStore, job: Job) -> str | None:
+    """Where the newest checkpoint is, None before the first."""
+    folder = store.folder.sub(job.spec.folder)
+    for name in reversed(checkpoints(folder)):
+        if folder.exists(f"{name}/{PROGRESS}"):
+            epoch, step = position(name)
+            return f"epoch {epoch}, step {step}" if step else f"epoch {epoch}"
+    return None
+
+
+def _finished(store: SearchStore, job: Job) -> list[int]:
+    """The numbers of epochs of which there is a finished result."""
+    at = {each.spec.run: each.recipe.epochs for each in ended_or_begun(store, job)}
+    return sorted(at[run] for run, result in store.results(at).items() if result["status"] == "finished")
+
+
+@contextlib.contextmanager
+def _cluster(config: Config) -> Iterator[Train]:
     from tinynet_search.training import on_ray
 
-    on_ray.train_on_ray(config, root, candidate, lines)
+    with on_ray.joined(config):
+        yield on_ray.train_on_ray
 
 
-def train_here(config: Config, root: str, candidate: Candidate, lines: EpochLines) -> None:
-    """The whole training in this process, which needs no Ray."""
+@contextlib.contextmanager
+def _machine(config: Config, candidate: Candidate) -> Iterator[Train]:
+    loaders = take_machine(config.scaling, candidate.network["macs"] * candidate.spec.recipe["micro_batch"])
+    yield partial(train_here, loaders=loaders)
+
+
+def train_here(config: Config, root: str, candidate: Candidate, lines: EpochLines, *, loaders: int) -> None:
+    """The whole training in this process, which needs no Ray; ``loaders`` as ``take_machine`` gives them."""
     from trainables.execution import Execution
     from trainables.trial import run_trial
 
-    loaders = take_machine(config.scaling, candidate.network["macs"] * candidate.spec.recipe["micro_batch"])
     with _failure_unsaid():
         run_trial(candidate.spec, root, lines, Execution(**config.execution.model_dump(), loader_workers=loaders))
 
@@ -145,6 +232,18 @@ def _failure_unsaid() -> Iterator[None]:
         log.removeFilter(quiet)
 
 
+def advice(job: Job, store: SearchStore, result: Mapping[str, Any]) -> str:
+    """What to do after a failure, by its reason."""
+    again = f"remove {store.url}/results/{job.spec.run}.json to try again"
+    known = {
+        "unreadable data": "mend it, or leave it out with tinynet data pack --on-error skip, and train under another --name",
+        "diverged": "try a lower recipe.lr under another --name",
+        "data changed": "train what the data is now under another --name, or bring back what it was",
+        "out of memory": f"set the micro-batch it names under another --name, or {again}",
+    }
+    return known.get(result["reason"], again)
+
+
 def summary(outcome: Outcome) -> dict[str, Any]:
     """The outcome as one JSON document."""
     job, result = outcome.job, outcome.result or {}
@@ -163,6 +262,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "training_seconds": round(sum(epoch["seconds"] for epoch in result.get("epochs", [])), 1),
         "trained_now": outcome.trained,
         "weights": f"{outcome.store.url}/{job.spec.folder}" if result.get("status") == "finished" else None,
+        "warning": outcome.warning,
         "tracking": outcome.tracking,
         "link": outcome.link,
     }

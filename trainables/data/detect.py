@@ -6,11 +6,11 @@ from pathlib import Path
 from search_spaces.errors import RequestError
 from trainables.data.devkit import DEVKIT
 from trainables.data.imagenet import KAGGLE_TREE, TRAIN_TAR, VAL_TAR
+from trainables.data.packed import AGAIN, SETTINGS, WHOLE
 from trainables.data.parquet import shards
 
 LOOKED_FOR = (
-    "packed.json, train-*.parquet, train/ and val/ with a folder a class in each, "
-    f"{TRAIN_TAR} with {VAL_TAR} and {DEVKIT}, or {KAGGLE_TREE}/"
+    f"{WHOLE}, train-*.parquet, train/ and val/ with a folder a class in each, {TRAIN_TAR} with {VAL_TAR} and {DEVKIT}, or {KAGGLE_TREE}/"
 )
 
 
@@ -18,16 +18,18 @@ def detected(path: str) -> dict[str, str]:
     """The ``[data]`` settings of what lies at a path: ``name`` and ``path``. No image and no long list is read.
 
     Raises:
-        RequestError: there is no such folder, or nothing known in it.
+        RequestError: there is no such folder, nothing known in it, or a packing that is not finished.
     """
     root = Path(path).expanduser()
+    if root.is_file():
+        raise RequestError(f"data {str(root)!r} is a file: give a folder with {LOOKED_FOR}")
     if not root.is_dir():
         raise RequestError(f"data folder {str(root)!r} does not exist: give a folder with {LOOKED_FOR}")
     return {"name": _kind(root), "path": path}
 
 
 def _kind(root: Path) -> str:
-    if (root / "packed.json").is_file():
+    if (root / WHOLE).is_file():
         return "packed"
     if shards(root, "train"):
         return "parquet"
@@ -35,6 +37,8 @@ def _kind(root: Path) -> str:
         return "imagenet"
     if (root / "train").is_dir() and (root / "val").is_dir():
         return "imagefolder" if _has_folders(root / "val") else "imagenet"
+    if (root / SETTINGS).is_file() and any(root.glob("*.u8*")):
+        raise RequestError(f"{str(root)!r} is a packing that is not finished: {AGAIN}")
     raise RequestError(f"no image set in {str(root)!r}: looked for {LOOKED_FOR}")
 
 

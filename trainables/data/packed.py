@@ -3,6 +3,7 @@
 settings.json      what is packed, written first
 train-00000.u8     the pixels of some images, (height, width, 3) each, one after the other
 train-00000.npy    int32 (n, 4): number in the set, label, height and width of each; height 0 is an image that was skipped
+unreadable.txt     only where a packing ended because of images that cannot be read: those, a line each
 packed.json        classes, counts, digests, skipped images; written last, so with it the store is whole
 """
 

@@ -83,7 +83,9 @@ class PackedLoader:
             return
         pinned = self._reading.pinned and self._device.type == "cuda"
         for planned, canvases in prefetched(lambda batch: _gathered(regions, plan(batch), pinned), batches, self._reading.workers):
-            yield self._on_device(regions, planned, canvases)
+            with torch.autocast(self._device.type, enabled=False):
+                batch = self._on_device(regions, planned, canvases)
+            yield batch
 
     def _in_host(self, regions: "Regions", plan: Plan) -> Batch:
         n, pixels = len(plan.indices), self._pixels

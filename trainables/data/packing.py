@@ -105,14 +105,14 @@ class Packing:
             todo = self.todo(on_error)
             if todo:
                 (self.root / WHOLE).unlink(missing_ok=True)
-            if self._found().get("source") != self.settings.source:
+            if self._check_settings() or not (self.root / SETTINGS).exists():
                 self._write_settings({})
             unreadable: dict[str, str] = {}
             for done in written(Job(self.parts, self.root, self.short_side), todo, workers):
                 unreadable |= done.unreadable
                 report(done)
             if unreadable and on_error == "fail":
-                raise self._refusal([f"{name} ({why})" for name, why in sorted(unreadable.items())], unreadable)
+                raise self._refusal(unreadable)
             record = self._finish()
             self._write_settings({})
             (self.root / UNREADABLE).unlink(missing_ok=True)
@@ -125,24 +125,18 @@ class Packing:
         except (OSError, ValueError):
             return {}
 
-    def _refusal(self, lines: Sequence[str], names: Iterable[str]) -> UnreadableImagesError:
+    def _refusal(self, unreadable: dict[str, str]) -> UnreadableImagesError:
         """Note what cannot be read, for people and for the packing that goes on, and say it."""
-        file = self.root / UNREADABLE
-        write_file(file, "".join(f"{' '.join(line.split())}\n" for line in lines).encode())
-        sizes = {f"{name}/{part.names[i]}": int(size) for name, part in self.parts.items() for i, size in enumerate(part.sizes)}
-        self._write_settings({name: sizes[name] for name in names})
+        file, lines = self.root / UNREADABLE, [" ".join(f"{name} ({why})".split()) for name, why in sorted(unreadable.items())]
+        write_file(file, "".join(f"{line}\n" for line in lines).encode())
+        sizes = ((f"{split}/{name}", size) for split, part in self.parts.items() for name, size in zip(part.names, part.sizes, strict=True))
+        self._write_settings({name: int(size) for name, size in sizes if name in unreadable})
         few = ", ".join(lines[:3]) + (f", ... (all in {file})" if len(lines) > 3 else f" (also in {file})")
         what = f"{len(lines)} images cannot be read" if len(lines) > 1 else "1 image cannot be read"
-        said = f"{what}: {few}: give --on-error skip to pack without, or mend and run the same command again (the rest is packed already)"
+        said = (
+            f"{what}: {few}: give --on-error skip to pack without, or mend them and run the same command again (the rest is packed already)"
+        )
         return UnreadableImagesError(said, lines, file)
-
-    def _found(self) -> dict[str, Any]:
-        """The settings that are there; nothing where they are damaged or missing."""
-        try:
-            found = json.loads((self.root / SETTINGS).read_text())
-        except (FileNotFoundError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
 
     def _write_settings(self, unreadable: dict[str, int]) -> None:
         """Beside the settings the bytes of each image that could not be read, where there are such."""
@@ -151,12 +145,15 @@ class Packing:
 
     def _mended(self, found: dict[str, Any]) -> bool:
         """Whether nothing changed in the source but images that could not be read: with their old sizes it is the one there."""
-        before = found.get("unreadable") or {}
+        before: dict[str, int] = found.get("unreadable") or {}
 
         def source(old: dict[str, int]) -> str:
-            kind = self.settings.source.rpartition("-")[0]
-            named = ((name, zip(part.names, part.sizes.tolist(), strict=True)) for name, part in self.parts.items())
-            return fingerprint(kind, [[(PurePosixPath(n), old.get(f"{name}/{n}", size)) for n, size in files] for name, files in named])
+            content: list[list[tuple[PurePosixPath, int]]] = []
+            for split, part in self.parts.items():
+                sizes: list[int] = part.sizes.tolist()
+                named = zip(part.names, sizes, strict=True)
+                content.append([(PurePosixPath(name), old.get(f"{split}/{name}", size)) for name, size in named])
+            return fingerprint(self.settings.source.rpartition("-")[0], content)
 
         # Sets whose fingerprint is made otherwise (Parquet) tell nothing.
         return bool(before) and source({}) == self.settings.source and source(before) == found.get("source")
@@ -164,31 +161,33 @@ class Packing:
     def _check_settings(self) -> bool:
         """Whether the packing there is one of these images before some of them were mended."""
         try:
-            there = (self.root / SETTINGS).stat()
+            found = json.loads((self.root / SETTINGS).read_text())
         except NotADirectoryError:
             raise RequestError(f"{str(self.root)!r} is a file: give --out a folder") from None
         except FileNotFoundError:
             if self.root.is_dir() and any(not entry.name.startswith(".") for entry in self.root.iterdir()):
                 raise RequestError(f"folder {str(self.root)!r} holds other files: give --out a new or an empty folder") from None
-            return
+            return False
         except ValueError:
             found = {}
-        wanted = asdict(self.settings)
-        for key, value in wanted.items():
-            if found.get(key) != value:
+        found = found if isinstance(found, dict) else {}
+        mended = found.get("source") != self.settings.source and self._mended(found)
+        for key, value in asdict(self.settings).items():
+            if found.get(key) != value and not (key == "source" and mended):
                 what = {"source": "the images are others (names or sizes)", "short_side": "the short side is another"}.get(
                     key, f"{key} differs"
                 )
                 said = f"{what}: {found.get(key)} there, {value} now"
                 raise RequestError(f"{str(self.root)!r} holds a packing in which {said}: pack into a new folder, or delete this one")
+        return mended
 
-    def _kept(self, task: Task, known: dict[str, Sequence[str]], on_error: OnError) -> bool:
+    def _kept(self, task: Task, known: dict[str, Sequence[str]], gaps: bool) -> bool:
         digests = known.get(task.part, ())
         try:
             index = Shard.at(self.root, task.part, task.number).read(digests[task.number] if task.number < len(digests) else None)
         except DamagedShardError:
             return False
-        return len(index) == task.stop - task.first and (on_error == "skip" or bool(index[:, HEIGHT].all()))
+        return len(index) == task.stop - task.first and (gaps or bool(index[:, HEIGHT].all()))
 
     def _finish(self) -> dict[str, Any]:
         indexes = {part: [Shard.at(self.root, part, t.number).read() for t in self.settings.tasks() if t.part == part] for part in PARTS}
@@ -212,20 +211,6 @@ class Packing:
         }
         write_file(self.root / WHOLE, json.dumps(record, indent=1).encode())
         return record
-
-
-def _refusal(unreadable: Sequence[str]) -> str:
-    count, few = len(unreadable), ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
-    what = f"{count} images cannot be read" if count > 1 else "1 image cannot be read"
-    return f"{what}: {few}: give --on-error skip to pack without (the rest is packed already), or mend and pack into a new folder"
-
-
-def _record(root: Path) -> dict[str, Any]:
-    """What ``packed.json`` says; nothing where it is missing or damaged, since it can be made again."""
-    try:
-        return json.loads((root / WHOLE).read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 class Cost(NamedTuple):

@@ -24,6 +24,14 @@ class PackingError(RuntimeError):
     """The packing ended without a whole store; the message is one line."""
 
 
+class UnreadableImagesError(PackingError):
+    """Images cannot be read; each of ``images`` is ``part/class/file (why)``, and ``file`` lists them all."""
+
+    def __init__(self, message: str, images: Sequence[str], file: Path) -> None:
+        super().__init__(message)
+        self.images, self.file = images, file
+
+
 class Stop(Protocol):
     """An event of threads or of processes."""
 
@@ -48,11 +56,11 @@ class Task(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A written shard: its images, the unreadable ones among them, and why."""
+    """A written shard, how many images it is of, and why those that cannot be read cannot, by ``part/class/file``."""
 
     task: Task
     images: int
-    unreadable: list[str]
+    unreadable: dict[str, str]
 
 
 def written(job: Job, tasks: Sequence[Task], workers: int) -> Iterator[Done]:
@@ -82,11 +90,9 @@ def write(job: Job, task: Task, stop: Stop) -> Done:
     Raises:
         OSError: storage failed. KeyboardInterrupt: ``stop`` was set.
     """
-    from PIL import Image
-
     part, shard = job.parts[task.part], Shard.at(job.root, task.part, task.number)
     numbers = getattr(part, "order", np.arange(len(part.labels)))[task.first : task.stop]
-    rows, unreadable = np.zeros((len(numbers), 4), np.int32), []
+    rows, unreadable = np.zeros((len(numbers), 4), np.int32), {}
     rows[:, NUMBER], rows[:, LABEL] = numbers, part.labels[numbers]
     with committed(shard.pixels) as file:
         for row, i in enumerate(numbers.tolist()):
@@ -94,8 +100,8 @@ def write(job: Job, task: Task, stop: Stop) -> Done:
                 raise KeyboardInterrupt
             try:
                 pixels = np.asarray(shrunk(part.image(i), job.short_side))
-            except (UnreadableImageError, Image.DecompressionBombError) as error:
-                unreadable.append(f"{task.part}/{part.names[i]} ({str(error).rpartition(': ')[2]})")
+            except UnreadableImageError as error:
+                unreadable[f"{task.part}/{part.names[i]}"] = str(error).rpartition(": ")[2]
                 continue
             rows[row, HEIGHT:] = pixels.shape[:2]
             file.write(pixels.data)
