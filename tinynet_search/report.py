@@ -253,8 +253,7 @@ def _places(outcome: Outcome) -> str:
     if outcome.link:
         lines.append(f"MLflow            {outcome.link}")
     if outcome.tracking.startswith("sqlite:"):
-        backend = shlex.quote(outcome.tracking)
-        lines.append(f"opened by         {_command('mlflow')} server --backend-store-uri {backend} --host 127.0.0.1 --port 5000")
+        lines.append(f"opened by         {mlflow_server(outcome.tracking)}")
     if outcome.formula.usable:
         own = outcome.plan["space"]["name"]
         space = f" --space {shlex.quote(own)}" if ":" in own else ""
@@ -262,6 +261,11 @@ def _places(outcome: Outcome) -> str:
         middle = (low * min(high, 1.0)) ** 0.5
         lines.append(f"ask the formula   {_command('tinynet')} suggest {middle:.2g}{space} --formula {shlex.quote(formula)}")
     return "\n".join(lines)
+
+
+def mlflow_server(uri: str) -> str:
+    """The command that opens a tracking database in a browser."""
+    return f"{_command('mlflow')} server --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --port 5000"
 
 
 def _command(name: str) -> str:

@@ -1,7 +1,6 @@
 """One network trained to its end, or weights evaluated."""
 
 import json
-import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -117,7 +116,7 @@ def _train(request: "Request", *, as_json: bool) -> None:
 
 
 def _text(outcome: "Outcome", result: Mapping[str, Any]) -> str:
-    from tinynet_search.report import _command
+    from tinynet_search.report import mlflow_server
     from tinynet_search.tables import duration, table
 
     job, metrics = outcome.job, result["metrics"]
@@ -131,9 +130,7 @@ def _text(outcome: "Outcome", result: Mapping[str, Any]) -> str:
     )
     places = [("weights", f"{outcome.store.url}/{job.spec.folder}"), ("MLflow", outcome.tracking), ("", outcome.link or "")]
     if outcome.tracking.startswith("sqlite:"):
-        places.append(
-            ("opened by", f"{_command('mlflow')} server --backend-store-uri {shlex.quote(outcome.tracking)} --host 127.0.0.1 --port 5000")
-        )
+        places.append(("opened by", mlflow_server(outcome.tracking)))
     lines = [f"{label:<9}  {place}" for label, place in places if place]
     return "\n".join([table(head, [row]), "", *lines])
 
