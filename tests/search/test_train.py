@@ -357,6 +357,7 @@ def test_one_line_and_two(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests' cluster is none of a user's
     refused(capsys, words, "train", *asked)
     assert list(tmp_path.iterdir()) == []
 
