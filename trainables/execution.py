@@ -21,8 +21,8 @@ class Execution:
     Attributes:
         precision: of the forward pass; ``auto`` is bf16 autocast on a GPU that has it, float32 elsewhere.
         channels_last: memory layout of weights and images.
-        compile: ``torch.compile`` of the network; it costs a minute before the first step, so ``auto`` wants a long training
-            (of the whole trial, not of what is left: a resumed one must do the same).
+        compile: ``torch.compile`` of the network; it costs a minute before the first step, so ``auto`` wants a GPU and a long
+            training (the whole of it, not what is left: a resumed one must do the same). On a CPU it was measured slower.
         fused: optimizer steps over flat buffers, by torch's fused kernels where there is one, instead of tensor by tensor.
         autotune: cuDNN tries its kernels on the first step and keeps the fastest.
         pinned: page-locked batches, which a GPU fetches without the host waiting.
@@ -45,7 +45,7 @@ class Execution:
 
         gpu = device.type == "cuda"
         bf16 = gpu and torch.cuda.is_bf16_supported() if self.precision == "auto" else self.precision == "bf16"
-        pays = passes >= COMPILE_FROM and any(map(shutil.which, COMPILERS))
+        pays = gpu and passes >= COMPILE_FROM and any(map(shutil.which, COMPILERS))
         return Chosen(
             device=device.type,
             bf16=bf16,
