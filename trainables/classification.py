@@ -80,7 +80,7 @@ class Trainer:
 
     def try_step(self) -> None:
         """One optimizer step and one batch of evaluation on blank images: do they fit into memory?"""
-        pixels, size = self.spec.network().resolution, max(self.recipe.micro_batch, evaluated_at_once(self.recipe))
+        pixels, size = self.spec.network().resolution, evaluated_at_once(self.recipe)
         blank = torch.zeros(size, 3, pixels, pixels, device=self.device).contiguous(memory_format=self.chosen.layout)
         labels = torch.zeros(size, dtype=torch.int64, device=self.device)
         share = [MicroBatch(np.arange(self.recipe.micro_batch), 0)] * self.recipe.micro_batches
