@@ -7,7 +7,7 @@ from search_spaces.errors import RequestError, unknown
 from search_spaces.own import is_own, load_space
 from search_spaces.space import RDW, Cost, Network, SearchSpace
 
-__all__ = ["RDW", "Cost", "Network", "RequestError", "SearchSpace", "get_space", "list_spaces"]
+__all__ = ["RDW", "Cost", "Network", "RequestError", "SearchSpace", "get_space", "is_own", "list_spaces"]
 
 _FAMILIES = (efficientnet, resnet, ghostnet)
 

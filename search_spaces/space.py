@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Beyond these a multiplier is a typing error, not a network: B0 at 64 x its width has 19 billion parameters.
 SANE = (0.01, 64.0)
+# ImageNet has 21,841 in all.
+MOST_CLASSES = 1_000_000
 # How far from the asked resolution the width solver may look for a network that meets the budget.
 MAX_NUDGE = 0.25
 FLOAT32_BYTES = 4
@@ -210,8 +212,8 @@ class SearchSpace(ABC):
             if not SANE[0] <= value <= SANE[1]:
                 raise RequestError(f"{label} = {value:g} is no multiplier: give a number in [{SANE[0]:g}, {SANE[1]:g}] (1 is the baseline)")
         classes = self.num_classes if num_classes is None else num_classes
-        if not isinstance(classes, (int, np.integer)) or classes < 2:
-            raise RequestError(f"num_classes = {classes}: a classifier needs at least two classes, and whole ones")
+        if not isinstance(classes, (int, np.integer)) or not 2 <= classes <= MOST_CLASSES:
+            raise RequestError(f"num_classes = {classes}: a classifier needs at least two classes, whole ones, and at most {MOST_CLASSES}")
         if self.pixels(r) < 1:
             raise RequestError(f"r = {r:g} leaves no pixel of the baseline's {self.base_resolution}: raise r")
         shape = self.decode(r, d, w)

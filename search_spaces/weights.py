@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+# Bytes of a file.
+LARGEST = 16 * 2**30
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 # Averaged weights first, as timm takes them.
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -109,10 +111,11 @@ def _read(source: Source) -> Any:
     from safetensors.torch import load_file
 
     try:
+        if source.path.stat().st_size > LARGEST:
+            raise RequestError(f"weights {source.label!r} have more than {LARGEST // 2**30} GiB: no network here has so many")
         if source.path.suffix == ".safetensors":
             return load_file(source.path)
-        # torch does not look at the checksums of its own archives.
-        if zipfile.is_zipfile(source.path) and zipfile.ZipFile(source.path).testzip():
+        if zipfile.is_zipfile(source.path) and not _sound_archive(source.path):
             raise RequestError(_damaged(source))
         # timm's training checkpoints hold their argparse.Namespace; torch warns of a script's archive before it refuses it.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
@@ -129,6 +132,12 @@ def _read(source: Source) -> Any:
         raise RequestError(f"weights {source.label!r} hold Python objects beside tensors, which would be code to run: {advice}") from error
     except Exception as error:  # on bytes that make no sense readers raise almost anything: struct.error, OverflowError, ...
         raise RequestError(_damaged(source)) from error
+
+
+def _sound_archive(path: Path) -> bool:
+    """Torch does not look at the checksums of its own archives, and never compresses: what is compressed may be a bomb."""
+    with zipfile.ZipFile(path) as archive:
+        return all(each.compress_type == zipfile.ZIP_STORED for each in archive.infolist()) and not archive.testzip()
 
 
 def _plain(value: Any) -> bool:

@@ -18,10 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from trainables.documents import LARGE, check_epochs, check_numbers, parsed
 from trainables.folder import Folder
+from trainables.memory import ran_out
 from trainables.optim import Average, float_state
 from trainables.optimizer_state import optimizer_state, restore_optimizer
-from trainables.trial import PROGRESS, checkpoints, position
+from trainables.trial import PROGRESS, checkpoints, make_room, position
 
 log = logging.getLogger("tinynet")
 
@@ -30,6 +32,8 @@ KEPT = 2
 SCHEMA = 2
 SEAL = "sha256"
 WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
+# Bytes: a network of half a billion parameters with its average.
+LARGEST = 4 * 2**30
 
 
 @dataclass
@@ -81,8 +85,7 @@ def save_checkpoint(folder: Folder, trial: str, state: State) -> None:
         "files": {file: hashlib.sha256(data).hexdigest() for file, data in files.items()},
     }
     folder.write(f"{name}/{PROGRESS}", _sealed(progress))
-    for old in checkpoints(folder)[:-KEPT]:
-        folder.remove(old)
+    make_room(folder, checkpoints(folder)[:-KEPT])
 
 
 def newest_checkpoint(folder: Folder, trial: str) -> tuple[int, int]:
@@ -100,11 +103,16 @@ def load_checkpoint(folder: Folder, trial: str, epoch: int, step: int, state: St
     if found is None:
         raise FileNotFoundError(f"checkpoint {name} of {folder.url} is not whole here")
     progress, files = found
-    weights = load(files[WEIGHTS])
-    for key, tensor in float_state(state.model).items():
-        tensor.copy_(weights[f"raw.{key}"])
-    state.average.load({key.removeprefix("ema."): tensor for key, tensor in weights.items() if key.startswith("ema.")})
-    restore_optimizer(state.optimizer, state.flat, state.model, load(files[OPTIMIZER]), progress["optimizer"])
+    try:
+        weights = load(files[WEIGHTS])
+        for key, tensor in float_state(state.model).items():
+            tensor.copy_(weights[f"raw.{key}"])
+        state.average.load({key.removeprefix("ema."): tensor for key, tensor in weights.items() if key.startswith("ema.")})
+        restore_optimizer(state.optimizer, state.flat, state.model, load(files[OPTIMIZER]), progress["optimizer"])
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if ran_out(error) or isinstance(error, torch.AcceleratorError):
+            raise
+        raise ValueError(f"checkpoint {folder.url}/{name} is of another network ({error!r:.100}): remove its folder") from error
     state.epochs[:] = progress["epochs"]
     state.step, state.loss, state.seconds = (progress["begun"][key] for key in ("step", "loss", "seconds"))
 
@@ -128,22 +136,27 @@ def _sealed(progress: dict[str, Any]) -> bytes:
 def _intact(folder: Folder, name: str, trial: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:
     """(progress, files) of a checkpoint whose files are all there and as they were written."""
     try:
-        body = folder.read(f"{name}/{PROGRESS}")
+        body = folder.read(f"{name}/{PROGRESS}", LARGE)
     except FileNotFoundError:
         return None  # it was never finished
+    except ValueError as error:
+        log.warning("checkpoint %s/%s is passed over: %s", folder.url, name, error)
+        return None
     try:
-        progress = json.loads(body)
+        progress = parsed(body)
         if progress["schema"] != SCHEMA:
             raise ValueError(f"it is of version {progress['schema']}, and this is {SCHEMA}")
         if body != _sealed({key: value for key, value in progress.items() if key != SEAL}):
             raise ValueError(f"{PROGRESS} is damaged")
         if progress["trial"] != trial or (len(progress["epochs"]), progress["begun"]["step"]) != position(name):
             raise ValueError("it belongs to another trial or step")
-        files = {file: folder.read(f"{name}/{file}") for file in (WEIGHTS, OPTIMIZER)}
+        check_epochs(progress["epochs"])
+        check_numbers(progress["begun"], ("step", "loss", "seconds"), "begun")
+        files = {file: folder.read(f"{name}/{file}", LARGEST) for file in (WEIGHTS, OPTIMIZER)}
         for file, data in files.items():
             if hashlib.sha256(data).hexdigest() != progress["files"][file]:
                 raise ValueError(f"{file} is damaged")
-    except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("checkpoint %s/%s is passed over: %s", folder.url, name, error)
         return None
     return progress, files

@@ -29,20 +29,31 @@ from trainables.memory import hold_memory
 from trainables.modules import compiled, keep_layout, pick_device, prepared, seed
 from trainables.optim import Average, StepSums, make_optimizer, set_lr
 from trainables.recipe import Recipe, ema_decay_at, lr_at
-from trainables.trial import CONFIG_FILE, WEIGHTS_FILE, Reporter, TrialFailure, TrialSpec, describe
+from trainables.stopping import Stopped
+from trainables.trial import CONFIG_FILE, WEIGHTS_FILE, Reporter, Stop, TrialFailure, TrialSpec, describe, never, shorter_budgets
 from trainables.watch import Diverged, LossWatch
 
 # Independent streams of one trial's seed.
 ORDER, AUGMENT = 1, 2
 # Images evaluated at once, and how many training ones take as much memory as one of them at least.
 EVALUATED_AT_ONCE, LIGHTER = 128, 4
+# Steps between which ranks tell each other that they were asked to end.
+AGREED_EVERY = 8
 
 
 class Trainer:
     """One training. ``run`` returns (the last epoch's metrics, every epoch's)."""
 
-    def __init__(self, spec: TrialSpec, data: ImageData, root: Folder, reporter: Reporter, execution: Execution | None = None) -> None:
-        self.spec, self.data, self.reporter = spec, data, reporter
+    def __init__(
+        self,
+        spec: TrialSpec,
+        data: ImageData,
+        root: Folder,
+        reporter: Reporter,
+        execution: Execution | None = None,
+        stop: Stop = never,
+    ) -> None:
+        self.spec, self.data, self.reporter, self.stop = spec, data, reporter, stop
         self.recipe: Recipe = spec.get_recipe()
         self.folder, self.root = root.sub(spec.folder), root
         self.device = pick_device()
@@ -99,11 +110,24 @@ class Trainer:
             raise TrialFailure("recipe", "sync_bn: synchronised batch norm exists on GPUs only")
 
     def _resume(self) -> None:
-        """Go on from the newest whole checkpoint; rank 0 says which, so that all ranks take the same."""
-        there = newest_checkpoint(self.folder, self.spec.run) if self.reporter.rank == 0 else (0, 0)
-        epoch, step = map(int, self._summed(torch.tensor(there, device=self.device)).tolist())
+        """Go on from the newest whole checkpoint, where there is none from that of a shorter training of the same trial.
+
+        Rank 0 says which, so that all ranks take the same.
+        """
+        runs = [self.spec.run, *(shorter_budgets(self.root, self.spec) if self.recipe.continues else [])]
+        found = self._newest(runs) if self.reporter.rank == 0 else (0, 0, 0)
+        budget, epoch, step = map(int, self._summed(torch.tensor(found, device=self.device)).tolist())
         if epoch or step:
-            load_checkpoint(self.folder, self.spec.run, epoch, step, self.state)
+            run = f"{self.spec.id}-e{budget}"
+            load_checkpoint(self.root.sub(f"trials/{run}"), run, epoch, step, self.state)
+
+    def _newest(self, runs: Sequence[str]) -> tuple[int, int, int]:
+        """(the run's epochs, epochs done, steps done) of the first run that has a whole checkpoint; zeros where none has."""
+        for run in runs:
+            epoch, step = newest_checkpoint(self.root.sub(f"trials/{run}"), run)
+            if epoch or step:
+                return int(run.rpartition("-e")[2]), epoch, step
+        return 0, 0, 0
 
     def _agree(self) -> None:
         """All ranks start with the weights of the first."""
@@ -150,16 +174,28 @@ class Trainer:
         every = self.execution.checkpoint_every_steps
         try:
             for step, share in enumerate(shares, self.state.step):
-                watch.add(step, self._step(epoch * self.steps + step, share, batches))
-                if every and (step + 1) % every == 0 and step + 1 < self.steps:
-                    self.state.step, self.state.loss = step + 1, watch.finish()
+                stopping = self._asked_to_stop(step)
+                if step > self.state.step and (stopping or (every and step % every == 0)):
+                    self.state.step, self.state.loss = step, watch.finish()
                     self.state.seconds = before + time.perf_counter() - started
                     self._save()
+                if stopping:
+                    raise Stopped
+                watch.add(step, self._step(epoch * self.steps + step, share, batches))
             return watch.finish() / self.steps
         except Diverged as diverged:
             raise TrialFailure(
                 "diverged", f"loss {diverged.loss:g} at epoch {epoch + 1}, step {diverged.step + 1} of {self.steps}"
             ) from None
+
+    def _asked_to_stop(self, step: int) -> bool:
+        """Whether to end before this step; several ranks agree on it, every few steps."""
+        if self.reporter.world_size == 1:
+            return self.stop()
+        if step % AGREED_EVERY:
+            return False
+        asked = self.reporter.rank == 0 and self.stop()
+        return bool(self._summed(torch.tensor(float(asked), device=self.device)).item())
 
     def _shares(self, epoch: int) -> list[list[MicroBatch]]:
         """This rank's micro-batches of each step that is left: the k-th of a step is the same images and seed on any number of ranks."""

@@ -5,9 +5,11 @@
 Both call the same ``run_trial`` on the same search directory. Tune and Train see metrics only; what they keep
 themselves is scratch.
 
-``config`` holds ``trial`` (a TrialSpec as plain values), ``root`` (the search directory), ``scaling`` and ``execution``.
+``config`` holds ``trial`` (a TrialSpec as plain values), ``root`` (the search directory), ``stop`` (the file below it that
+asks trials to end), ``scaling`` and ``execution``. A trial that was asked to end comes back without a result.
 """
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,7 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainables.folder import open_folder
-from trainables.trial import TrialSpec, read_result, run_trial
+from trainables.stopping import StopFile, Stopped
+from trainables.trial import Stop, TrialSpec, never, read_result, run_trial
 
 if TYPE_CHECKING:
     from trainables.execution import Execution
@@ -51,7 +54,8 @@ class Scaling:
 def inline_trial(config: Mapping[str, Any]) -> None:
     """Tune trainable: the whole trial in this process."""
     _take_place(config["scaling"])
-    _finished(run_trial(TrialSpec.from_json(config["trial"]), config["root"], _TuneReporter(), _execution(config)))
+    with contextlib.suppress(Stopped):
+        _finished(run_trial(TrialSpec.from_json(config["trial"]), config["root"], _TuneReporter(), _execution(config), _stop(config)))
 
 
 def ray_train_trial(config: Mapping[str, Any]) -> None:
@@ -81,6 +85,8 @@ def ray_train_trial(config: Mapping[str, Any]) -> None:
             ),
         ).fit()
     result = read_result(open_folder(config["root"]), spec.run)
+    if result is None and _stop(config)():
+        return
     if result is None:
         raise RuntimeError(f"trial {spec.run} ended without a result")
     _finished(result)
@@ -126,15 +132,17 @@ def _train_worker(config: Mapping[str, Any]) -> None:
         from ray.train.torch import get_device
 
         torch.cuda.set_device(get_device())
-    run_trial(TrialSpec.from_json(config["trial"]), config["root"], _TrainReporter(), _execution(config))
+    with contextlib.suppress(Stopped):
+        run_trial(TrialSpec.from_json(config["trial"]), config["root"], _TrainReporter(), _execution(config), _stop(config))
 
 
 def _finished(result: Mapping[str, Any]) -> None:
     """The last thing Tune hears of a trial."""
     from ray import tune
 
+    told = {key: result[key] for key in ("status", "reason") if result[key]}
     top1 = result["metrics"].get("top1", float("nan"))
-    tune.report({"epochs_done": len(result["epochs"]), "top1": top1, "c": result["network"]["c"], "status": result["status"]})
+    tune.report({"epochs_done": len(result["epochs"]), "top1": top1, "c": result["network"]["c"], **told})
 
 
 def _take_place(scaling: Mapping[str, Any]) -> None:
@@ -146,6 +154,10 @@ def _take_place(scaling: Mapping[str, Any]) -> None:
     if scaling["gpus"] and not torch.cuda.is_available():
         raise RuntimeError("this trial was given a GPU and torch finds none: the node's driver or torch build is at fault")
     torch.set_num_threads(max(1, int(scaling["cpus"])))
+
+
+def _stop(config: Mapping[str, Any]) -> Stop:
+    return StopFile(open_folder(config["root"]), config["stop"]) if config.get("stop") else never
 
 
 def _execution(config: Mapping[str, Any]) -> "Execution":

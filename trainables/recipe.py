@@ -8,11 +8,15 @@ micro-batch, so where a trial runs is no part of its result.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import lru_cache
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from search_spaces.errors import RequestError, unknown
 
+# In a batch: beyond it is a typing error or a damaged file.
+MOST_IMAGES = 2**20
 _RANDAUGMENT = re.compile(r"rand(-(m|n|p|mstd|mmax|inc|w|t)\d+(\.\d+)?)*")
 
 
@@ -80,6 +84,11 @@ class Recipe:
     def micro_batches(self) -> int:
         """Micro-batches in one optimizer step."""
         return self.batch // self.micro_batch
+
+    @property
+    def continues(self) -> bool:
+        """Whether a longer training begins as a shorter one: nothing in the first epochs depends on how many there are."""
+        return self.schedule == "step"
 
     def identity(self) -> dict[str, Any]:
         """What is part of a trial's id: all but the name and the epochs (each epoch budget is a result under the id).
@@ -168,8 +177,39 @@ def get_recipe(name: str, **overrides: Any) -> Recipe:
 
 
 def recipe_from(settings: Mapping[str, Any]) -> Recipe:
-    """A recipe from the plain dictionary that ``dataclasses.asdict`` gave."""
-    return validated(Recipe(**settings))
+    """A recipe from the plain dictionary that ``dataclasses.asdict`` gave; it may come from a file.
+
+    Raises:
+        RequestError: a setting is unknown, missing, of another type or out of range.
+    """
+    try:
+        return _recipe_of(tuple((key, type(value), value) for key, value in settings.items()))
+    except TypeError as error:  # a list has no hash
+        raise RequestError("recipe: a setting is neither a number nor text") from error
+
+
+@lru_cache(maxsize=64)
+def _recipe_of(settings: tuple[tuple[str, type, Any], ...]) -> Recipe:
+    """Searches ask for the same recipe with every candidate. The types are in the key since 1 and True are one."""
+    values, known = {key: value for key, _, value in settings}, [field.name for field in fields(Recipe)]
+    for key in values:
+        if key not in known:
+            raise unknown("recipe setting", str(key)[:100], known)
+    for field in fields(Recipe):
+        if field.name not in values and field.default is MISSING:
+            raise RequestError(f"recipe: {field.name} is missing")
+        if field.name in values and not _fits(values[field.name], field.type):
+            raise RequestError(f"recipe: {field.name} is of another kind ({values[field.name]!r:.80})")
+    return validated(Recipe(**values))
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a field's type, which a dataclass does not look at."""
+    if isinstance(kind, UnionType):
+        return any(_fits(value, each) for each in get_args(kind))
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    return type(value) in ((int, float) if kind is float else (kind,))
 
 
 def validated(recipe: Recipe) -> Recipe:
@@ -180,6 +220,7 @@ def validated(recipe: Recipe) -> Recipe:
     """
     rules = {
         "epochs must be a whole number from 1 to 100000": 1 <= recipe.epochs <= 100_000,
+        f"batch must be at most {MOST_IMAGES}": recipe.batch <= MOST_IMAGES,
         "micro_batch must divide batch": recipe.batch >= recipe.micro_batch >= 2 and recipe.batch % recipe.micro_batch == 0,
         "lr must be above 0, warmup_lr, warmup_epochs and weight_decay at least 0": recipe.lr > 0
         and min(recipe.warmup_lr, recipe.warmup_epochs, recipe.weight_decay) >= 0,
@@ -190,7 +231,7 @@ def validated(recipe: Recipe) -> Recipe:
         "dropout and drop_path must lie in [0, 1)": 0 <= recipe.dropout < 1 and 0 <= recipe.drop_path < 1,
         "ema_decay must lie in [0, 1)": 0 <= recipe.ema_decay < 1,
         "label_smoothing must lie in [0, 1)": 0 <= recipe.label_smoothing < 1,
-        "eval_ratio must lie in (0, 1]": 0 < recipe.eval_ratio <= 1,
+        "eval_ratio must lie in [.1, 1]": 0.1 <= recipe.eval_ratio <= 1,
         "shift must lie in [0, .5]": 0 <= recipe.shift <= 0.5,
         "lr_batch must be at least 1": recipe.lr_batch is None or recipe.lr_batch >= 1,
         "randaugment is timm's text, as in rand-m9-mstd0.5": not recipe.randaugment or _RANDAUGMENT.fullmatch(recipe.randaugment),

@@ -11,21 +11,32 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from search_spaces import Network, RequestError, SearchSpace, get_space
-from trainables.folder import Folder, open_folder
+from trainables.documents import LARGE, check_epochs, check_result, parsed
+from trainables.folder import Folder, StorageError, open_folder
 from trainables.recipe import Recipe, recipe_from
+from trainables.stopping import Stopped
 
 if TYPE_CHECKING:
     from trainables.execution import Execution
 
 log = logging.getLogger("tinynet")
 
-_CHECKPOINT = re.compile(r"epoch-(\d+)(?:-step-(\d+))?")
+Stop = Callable[[], bool]
+
+# As they are written, and no other spelling of the same numbers.
+_CHECKPOINT = re.compile(r"epoch-(\d{4}|[1-9]\d{4,5})(?:-step-(\d{6}|[1-9]\d{6,8}))?", re.ASCII)
 WEIGHTS_FILE, CONFIG_FILE, PROGRESS = "weights.safetensors", "config.json", "progress.json"
+
+
+def never() -> bool:
+    """Nobody asks the training to end."""
+    return False
 
 
 class TrialFailure(RuntimeError):  # noqa: N818 - it is a result, not a fault of the program
@@ -113,8 +124,15 @@ class TrialSpec:
 
 
 def trial_id(space: SearchSpace, network: Network, recipe: Recipe, fingerprint: str, seed: int) -> str:
-    decides = [space.name, space.version, network.key, recipe.identity(), fingerprint, seed]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:10]
+    parts = (json.dumps(part) for part in (space.name, space.version, network.key))
+    decides = [*parts, _identity(recipe), json.dumps(fingerprint), json.dumps(seed)]
+    return hashlib.sha256(f"[{', '.join(decides)}]".encode()).hexdigest()[:10]
+
+
+@lru_cache(maxsize=8)
+def _identity(recipe: Recipe) -> str:
+    """As JSON; thousands of candidates of a search share it."""
+    return json.dumps(recipe.identity(), sort_keys=True)
 
 
 def result_name(run: str) -> str:
@@ -128,28 +146,13 @@ def read_result(root: Folder, run: str) -> dict[str, Any] | None:
         RequestError: the file is there and is not a result.
     """
     try:
-        data = root.read(result_name(run))
+        result = parsed(root.read(result_name(run), LARGE))
+        check_result(result, run)
+        return result
     except FileNotFoundError:
         return None
-    try:
-        result = json.loads(data)
-        _check_result(result, run)
-        return result
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise RequestError(f"result {root.url}/{result_name(run)} is damaged ({error}): remove it to train the trial again") from error
-
-
-def _check_result(result: Any, run: str) -> None:
-    """Raises ValueError, KeyError or TypeError where it is no result of this trial."""
-    if result["run"] != run or result["status"] not in ("finished", "failed"):
-        raise ValueError("it is no result of this trial")
-    rows = [*result["epochs"], *([result["metrics"]] if result["status"] == "finished" else [])]
-    if not isinstance(result["metrics"], dict) or (result["status"] == "finished" and not result["epochs"]):
-        raise ValueError("it has no metrics")
-    numbers = [row[key] for row in rows for key in ("epoch", "ts", "seconds", "top1", "top1_raw", "top1_ema", "train_loss")]
-    numbers += [result["network"][key] for key in ("c", "macs", "params", "resolution")] + [result["started"], result["ended"]]
-    if not all(isinstance(number, int | float) for number in numbers):
-        raise ValueError("a figure is no number")
 
 
 def checkpoints(folder: Folder) -> list[str]:
@@ -165,38 +168,51 @@ def position(checkpoint: str) -> tuple[int, int]:
     return int(found[1]), int(found[2] or 0)
 
 
+def shorter_budgets(root: Folder, spec: TrialSpec) -> list[str]:
+    """Runs of the same trial for fewer epochs that have a folder, the longest first."""
+    stem = f"{spec.id}-e"
+    found = [int(name.removeprefix(stem)) for name in root.names("trials") if re.fullmatch(re.escape(stem) + r"\d{1,6}", name)]
+    return [f"{stem}{epochs}" for epochs in sorted(found, reverse=True) if epochs < spec.recipe["epochs"]]
+
+
 def newest_progress(folder: Folder) -> list[dict[str, Any]]:
     """Every committed epoch's metrics, read without touching weights; empty where nothing was committed."""
     for name in reversed(checkpoints(folder)):
         try:
-            epochs = json.loads(folder.read(f"{name}/{PROGRESS}"))["epochs"]
+            epochs = parsed(folder.read(f"{name}/{PROGRESS}", LARGE))["epochs"]
+            check_epochs(epochs)
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             continue
-        if isinstance(epochs, list):
-            return epochs
+        return epochs
     return []
 
 
-def run_trial(spec: TrialSpec, root_url: str, reporter: Reporter, execution: "Execution | None" = None) -> dict[str, Any]:
+def run_trial(
+    spec: TrialSpec, root_url: str, reporter: Reporter, execution: "Execution | None" = None, stop: Stop = never
+) -> dict[str, Any]:
     """Train a trial, or take up what is there of it, and write its result.
 
     Args:
         root_url: the search directory.
         execution: how it is computed on this machine; None is every default.
+        stop: asked before each step whether to end here.
 
     Returns:
         The result, on every rank with the same metrics; whoever comes after a result gets it unchanged.
+
+    Raises:
+        Stopped: ``stop`` said so; what was trained is in a checkpoint.
     """
     root = open_folder(root_url)
     found = read_result(root, spec.run)
     if found is not None:
-        _tidy(root.sub(spec.folder))
+        _tidy(spec, root, found)
         return found
     from trainables.memory import release
 
     started = time.time()
     try:
-        metrics, epochs = _trained(spec, root, reporter, execution)
+        metrics, epochs = _trained(spec, root, reporter, execution, stop)
         outcome: dict[str, Any] = {"status": "finished", "reason": None, "detail": None, "metrics": metrics, "epochs": epochs}
     except TrialFailure as failure:
         epochs = newest_progress(root.sub(spec.folder))
@@ -207,19 +223,27 @@ def run_trial(spec: TrialSpec, root_url: str, reporter: Reporter, execution: "Ex
     result = _described(spec, reporter, execution, started) | outcome
     if reporter.rank == 0 or outcome["status"] == "failed":
         written = root.write_once(result_name(spec.run), json.dumps(result, indent=1).encode())
-        _tidy(root.sub(spec.folder))
-        return result if written else read_result(root, spec.run) or result
+        result = result if written else read_result(root, spec.run) or result
+        _tidy(spec, root, result)
     return result
 
 
+def write_failure(spec: TrialSpec, root: Folder, reason: str, detail: str) -> bool:
+    """Give a trial a failed result from outside of it; False where it has one. Its checkpoints stay, its process may still write."""
+    epochs = newest_progress(root.sub(spec.folder))
+    outcome = {"status": "failed", "reason": reason, "detail": detail, "metrics": {}, "epochs": epochs}
+    result = _described(spec, Alone(), None, time.time()) | outcome
+    return root.write_once(result_name(spec.run), json.dumps(result, indent=1).encode())
+
+
 def _trained(
-    spec: TrialSpec, root: Folder, reporter: Reporter, execution: "Execution | None"
+    spec: TrialSpec, root: Folder, reporter: Reporter, execution: "Execution | None", stop: Stop
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The training, with everything that is the trial's own fault turned into TrialFailure."""
     from trainables.memory import ran_out, release, what_fits
 
     try:
-        return _attempted(spec, root, reporter, execution)
+        return _attempted(spec, root, reporter, execution, stop)
     except Exception as error:
         if not ran_out(error):
             raise
@@ -233,7 +257,7 @@ def _trained(
 
 
 def _attempted(
-    spec: TrialSpec, root: Folder, reporter: Reporter, execution: "Execution | None"
+    spec: TrialSpec, root: Folder, reporter: Reporter, execution: "Execution | None", stop: Stop
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     import torch
 
@@ -242,8 +266,8 @@ def _attempted(
     from trainables.memory import ran_out
 
     try:
-        return Trainer(spec, _data(spec), root, reporter, execution).run()
-    except TrialFailure:
+        return Trainer(spec, _data(spec), root, reporter, execution, stop).run()
+    except (TrialFailure, Stopped):
         raise
     except UnreadableImageError as error:
         raise TrialFailure("unreadable data", _last_line(error)) from error
@@ -326,7 +350,25 @@ def describe(network: Network) -> dict[str, Any]:
     }
 
 
-def _tidy(folder: Folder) -> None:
-    """After the end only the final weights stay."""
-    for name in checkpoints(folder):
-        folder.remove(name)
+def _tidy(spec: TrialSpec, root: Folder, result: Mapping[str, Any]) -> None:
+    """After the end only the final weights stay, and the last checkpoint where a longer training may go on from it.
+
+    A trial that failed keeps its checkpoints, for another try.
+    """
+    if result["status"] == "finished":
+        folder = root.sub(spec.folder)
+        there = checkpoints(folder)
+        make_room(folder, there[:-1] if spec.get_recipe().continues else there)
+
+
+def make_room(folder: Folder, names: Iterable[str]) -> None:
+    """Remove checkpoints that are not needed any more, and what a killed writer left.
+
+    Storage that fails at it is said, and no reason to lose a training: what stays takes room and harms nothing.
+    """
+    try:
+        for name in names:
+            folder.remove(name)
+        folder.sweep()
+    except StorageError as error:
+        log.warning("%s; it is not needed any more and only takes room", error)

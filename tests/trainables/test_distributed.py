@@ -15,6 +15,7 @@ from tests.trainables.helpers import tiny_spec
 from trainables import classification
 from trainables.execution import Execution
 from trainables.folder import LocalFolder
+from trainables.stopping import Stopped
 from trainables.trial import Alone, TrialSpec, read_result, run_trial
 
 
@@ -27,12 +28,16 @@ class Rank:
         return None
 
 
-def _worker(rank: int, world: int, meeting: str, spec: TrialSpec, root: str, saves: int | None) -> None:
+def _worker(rank: int, world: int, meeting: str, spec: TrialSpec, root: str, saves: int | None, stop_at: int | None) -> None:
     torch.set_num_threads(1)
     if saves is not None and rank == 0:
         _end_after(saves)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-    run_trial(spec, root, Rank(rank, world), Execution(checkpoint_every_steps=1))
+    asked = iter(range(1000))
+    try:
+        run_trial(spec, root, Rank(rank, world), Execution(checkpoint_every_steps=1), lambda: next(asked) == stop_at)
+    except Stopped:
+        os._exit(7)
     dist.destroy_process_group()
     os._exit(0)
 
@@ -50,12 +55,12 @@ def _end_after(saves: int) -> None:
     classification.save_checkpoint = save
 
 
-def _on_ranks(spec: TrialSpec, world: int, root: Path, saves: int | None = None) -> list[int | None]:
-    """Exit codes of the ranks of one training."""
+def on_ranks(spec: TrialSpec, world: int, root: Path, saves: int | None = None, stop_at: int | None = None) -> list[int | None]:
+    """Exit codes of the ranks of one training; 7 is one that was asked to end, at the n-th time it looked."""
     context = multiprocessing.get_context("fork")
     root.mkdir(exist_ok=True)
-    meeting = str(root / f"meeting-{saves}")
-    ranks = [context.Process(target=_worker, args=(r, world, meeting, spec, str(root), saves)) for r in range(world)]
+    meeting = str(root / f"meeting-{saves}-{stop_at}")
+    ranks = [context.Process(target=_worker, args=(r, world, meeting, spec, str(root), saves, stop_at)) for r in range(world)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -63,11 +68,11 @@ def _on_ranks(spec: TrialSpec, world: int, root: Path, saves: int | None = None)
     return [process.exitcode for process in ranks]
 
 
-def _train(spec: TrialSpec, world: int, root: Path) -> dict[str, torch.Tensor]:
+def train(spec: TrialSpec, world: int, root: Path) -> dict[str, torch.Tensor]:
     if world == 1:
         run_trial(spec, str(root), Alone())
     else:
-        assert _on_ranks(spec, world, root) == [0] * world
+        assert on_ranks(spec, world, root) == [0] * world
     return load_file(root / spec.folder / "weights.safetensors")
 
 
@@ -75,7 +80,7 @@ def _train(spec: TrialSpec, world: int, root: Path) -> dict[str, torch.Tensor]:
 def test_one_two_and_four_ranks_agree(tmp_path: Path, ranks: str) -> None:
     """Four micro-batches a step as 1 x 4, 2 x 2 and 4 x 1: weights and running statistics to 2e-5, top-1 the same."""
     spec = tiny_spec(epochs=2, batch=32, micro_batch=8, ranks=ranks, dropout=0.1)
-    weights = {world: _train(spec, world, tmp_path / str(world)) for world in (1, 2, 4)}
+    weights = {world: train(spec, world, tmp_path / str(world)) for world in (1, 2, 4)}
     results = {world: read_result(LocalFolder(tmp_path / str(world)), spec.run) or {} for world in (1, 2, 4)}
     for world in (2, 4):
         for key, value in weights[1].items():
@@ -88,10 +93,10 @@ def test_one_two_and_four_ranks_agree(tmp_path: Path, ranks: str) -> None:
 def test_four_ranks_that_stop_end_with_the_same_bits(tmp_path: Path, saves: int) -> None:
     """Rank 0 is gone after the second of three steps, or at an epoch's end; the four that take it up end as if nothing was."""
     spec = tiny_spec(epochs=2, batch=32, micro_batch=8, dropout=0.1)
-    whole = _train(spec, 4, tmp_path / "whole")
-    assert _on_ranks(spec, 4, tmp_path / "cut", saves)[0] == 9
+    whole = train(spec, 4, tmp_path / "whole")
+    assert on_ranks(spec, 4, tmp_path / "cut", saves)[0] == 9
     assert read_result(LocalFolder(tmp_path / "cut"), spec.run) is None
-    again = _train(spec, 4, tmp_path / "cut")
+    again = train(spec, 4, tmp_path / "cut")
     assert all(torch.equal(again[key], value) for key, value in whole.items())
 
 

@@ -1,0 +1,97 @@
+"""Weights that claim more than they hold, and spaces that files name: refused in one line, without memory and without being run."""
+
+import json
+import resource
+import struct
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from search_spaces import RequestError, get_space
+from search_spaces.weights import load_weights
+from tests.search.helpers import tiny_config
+from tinynet_search.cli import run
+from tinynet_search.plan import agreed_plan, final_candidates, grow
+from tinynet_search.store import SearchStore
+from tinynet_search.training.job import Job, read_job
+
+
+def _header(shape: list[int], end: int) -> bytes:
+    header = json.dumps({"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
+    return struct.pack("<Q", len(header)) + header
+
+
+BOMBS = {
+    "a header of an exabyte": struct.pack("<Q", 2**60) + b"{}",
+    "a tensor of terabytes": _header([2**40], 2**42),
+    "sizes that overflow": _header([2**40, 2**40], 2**42),
+    "a deep header": struct.pack("<Q", 200_000) + b'{"a":' * 40_000,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_safetensors_that_claim_more_than_they_hold(tmp_path: Path, name: str) -> None:
+    (tmp_path / "w.safetensors").write_bytes(BOMBS[name])
+    _refused(tmp_path / "w.safetensors", "damaged")
+
+
+def test_an_archive_that_grows(tmp_path: Path) -> None:
+    """A gigabyte of zeros in a megabyte: torch's own archives are never compressed."""
+    with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("archive/data.pkl", "w") as file:
+        for _ in range(64):
+            file.write(bytes(2**24))
+    _refused(tmp_path / "w.pth", "damaged")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_a_file_of_terabytes(tmp_path: Path, suffix: str) -> None:
+    with (tmp_path / f"w.{suffix}").open("wb") as file:
+        file.truncate(2**42)
+    _refused(tmp_path / f"w.{suffix}", "more than 16 GiB")
+
+
+def _refused(file: Path, why: str) -> None:
+    module = get_space("efficientnet_mini").network((0.4, 0.4, 0.4), 24).build()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(RequestError, match=why) as refused:
+        load_weights(module, file)
+    assert "\n" not in str(refused.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+def test_a_space_that_a_file_names_is_not_imported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can write to shared storage could choose it; a user who names it too means it."""
+    (tmp_path / "tinynet_named_space.py").write_text("from search_spaces import get_space\nSpace = get_space('efficientnet_mini')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = "tinynet_named_space:Space"
+    store, job = SearchStore(str(tmp_path / "demo")), SearchStore(str(tmp_path / "job"))
+    config = tiny_config(tmp_path)
+    plan = agreed_plan(store, config)
+    spec = grow(plan, store, config)[0].spec
+    written = Job("job", "tinynet_e", spec, 96, 48, 1_700_000_000).to_json()
+    job.write_json("job.json", {**written, "trial": {**written["trial"], "space": own}})
+    final = {"run": spec.run, "label": "tiny formula", "c": 0.3, "spec": {**spec.to_json(), "space": own}}
+    store.write_json("finals.json", [final])
+    with pytest.raises(RequestError, match="code to run: say --space"):
+        final_candidates(store)
+    with pytest.raises(RequestError, match="code to run: say --space"):
+        read_job(job)
+    (tmp_path / "demo" / "finals.json").unlink()
+    store.write_json("plan.json", {**plan, "space": {**plan["space"], "name": own}})
+    for arguments in (
+        ["sync", "--search", "demo", "--storage", str(tmp_path), "--tracking", f"sqlite:///{tmp_path}/m.db"],
+        ["sync", "--search", "job", "--storage", str(tmp_path), "--tracking", f"sqlite:///{tmp_path}/m.db"],
+        ["train", "--eval-only", "--weights", str(tmp_path / "job"), "--data", "petals"],
+    ):
+        assert run(arguments) == 2
+        assert f"code to run: say --space {own}" in capsys.readouterr().err
+    with pytest.raises(RequestError, match=r"space\.name was"):
+        agreed_plan(store, config)
+    assert "tinynet_named_space" not in sys.modules
+    assert store.plan(own) is not None
+    assert read_job(job, own) is not None
+    sys.modules.pop("tinynet_named_space", None)
