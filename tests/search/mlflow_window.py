@@ -1,7 +1,6 @@
 """A search directory made by hand, and a search as MLflow's own client sees it."""
 
 import json
-import math
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ SQLALCHEMY = "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc
 CREATED = 1_760_000_000
 EPOCH_METRICS = {"top1", "top1_raw", "top1_ema", "train_loss", "lr", "images_per_s", "epoch_seconds"}
 TWISTS = [(0.86, 1.2, 1.0), (1.0, 1.0, 1.0), (0.6, 0.8, 0.9), (1.1, 0.7, 0.6), (0.75, 1.4, 0.5)]
+RANGES = {"r": [0.35, 2.8], "d": [0.35, 3.2], "w": [0.35, 2.2]}
 FORMULA_TEXT = json.dumps({"schema": 1, "usable": True, "points": [1, 2]})
 
 
@@ -35,6 +35,7 @@ def calm() -> Iterator[None]:
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        patch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
         patch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         patch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         patch.setenv("NO_PROXY", "127.0.0.1")
@@ -52,7 +53,7 @@ class Search:
         self.plan: dict[str, Any] = {
             "schema": 1,
             "search": name,
-            "space": {"name": space, "version": described.version, "num_classes": 10, "ranges": {"r": [0.35, 2.8]}, "band": [0.03, 1.05]},
+            "space": {"name": space, "version": described.version, "num_classes": 10, "ranges": RANGES, "band": [0.03, 1.05]},
             "sampler": {"name": "stratified"},
             "recipe": asdict(RECIPES["short"]) | {"epochs": epochs},
             "data": {"settings": {"name": "petals"}, "fingerprint": "petals-1", "train": 400, "val": 100},
@@ -65,16 +66,16 @@ class Search:
         self.candidates = [candidate_of(self.plan, described.network(rdw, 10)) for rdw in TWISTS[:twists]]
         self.store.add_batch(0, self.candidates)
 
-    def commit(self, candidate: Candidate, epochs: int) -> list[dict[str, Any]]:
-        """What a trial leaves after its epochs."""
-        records = epoch_records(candidate, epochs)
+    def commit(self, candidate: Candidate, epochs: int, *, again: int | None = None) -> list[dict[str, Any]]:
+        """What a trial leaves after its epochs, of which those from ``again`` on were done once more."""
+        records = epoch_records(candidate, epochs, again)
         progress = json.dumps({"schema": 1, "trial": candidate.run, "epochs": records})
         self.store.folder.write(f"trials/{candidate.run}/epoch-{epochs:04d}/progress.json", progress.encode())
         return records
 
-    def end(self, candidate: Candidate, epochs: int | None = None, *, failed: bool = False) -> dict[str, Any]:
+    def end(self, candidate: Candidate, epochs: int | None = None, *, failed: bool = False, again: int | None = None) -> dict[str, Any]:
         count = candidate.spec.recipe["epochs"] if epochs is None else epochs
-        records = self.commit(candidate, count) if count else []
+        records = self.commit(candidate, count, again=again) if count else []
         result = {
             "schema": 1,
             "id": candidate.id,
@@ -84,7 +85,7 @@ class Search:
             "rdw": list(candidate.spec.rdw),
             "network": dict(candidate.network),
             "started": CREATED + 50.5,
-            "ended": CREATED + 500.25,
+            "ended": CREATED + (700.25 if again else 500.25),
             "status": "failed" if failed else "finished",
             "reason": "diverged" if failed else None,
             "detail": "loss nan at epoch 3, step 1 of 10" if failed else None,
@@ -108,15 +109,15 @@ class Search:
         return publisher
 
 
-def epoch_records(candidate: Candidate, epochs: int) -> list[dict[str, Any]]:
-    """Epochs with time stamps and values of their own; the first loss is infinite."""
+def epoch_records(candidate: Candidate, epochs: int, again: int | None = None) -> list[dict[str, Any]]:
+    """Epochs with time stamps and values of their own; those from ``again`` on a second later, and no better."""
     start = 1000 * CREATED + 1000 * round(100 * candidate.c)
     return [
         {
             "epoch": epoch,
-            "ts": start + 10_000 * epoch,
+            "ts": start + 10_000 * epoch + (1000 if again and epoch >= again else 0),
             "lr": 0.1 / epoch,
-            "train_loss": math.inf if epoch == 1 else 2.0 / epoch,
+            "train_loss": 2.0 / epoch,
             "top1": 50 + 10 * candidate.c + epoch,
             "top1_raw": 49.0 + epoch,
             "top1_ema": 50 + 10 * candidate.c + epoch,
@@ -167,4 +168,4 @@ class Window:
 
 def wanted_points(epochs: list[dict[str, Any]]) -> dict[str, list[tuple[int, float, int]]]:
     names = {key: "seconds" if key == "epoch_seconds" else key for key in EPOCH_METRICS}
-    return {key: [(e["epoch"], e[name], e["ts"]) for e in epochs if math.isfinite(e[name])] for key, name in names.items()}
+    return {key: [(e["epoch"], e[name], e["ts"]) for e in epochs] for key, name in names.items()}

@@ -1,13 +1,8 @@
 """Publishing over the wire: servers that do not answer, hang or come back, and a real one."""
 
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +10,12 @@ from typing import Any
 import pytest
 
 from search_spaces import get_space
-from tests.search.mlflow_window import FORMULA_TEXT, SQLALCHEMY, Search, Window, calm, free_port, wait_until, wanted_points
+from tests.search.mlflow_window import SQLALCHEMY, Search, Window, calm, free_port, wait_until, wanted_points
+from tests.search.servers import mlflow_server
 from tests.search.train_helpers import LABEL, JobRuns, arguments, trained
 from tinynet_search import TrackingError, frontier_models
 from tinynet_search.exporting import load_exported
+from tinynet_search.formula import TinyFormula
 from tinynet_search.formula_io import read_text
 from tinynet_search.plan import candidate_of
 from tinynet_search.store import FINALS, FORMULA, FRONTIER
@@ -36,33 +33,8 @@ def environment() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real server with a database and artifacts of its own."""
-    home = tmp_path_factory.mktemp("server")
-    url = f"http://127.0.0.1:{free_port()}"
-    options = ["--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--workers", "1"]
-    options += ["--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts")]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *options], cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        wait_until(lambda: answers(f"{url}/health"), 90, lambda: process.poll() is None or pytest.fail((home / "log").read_text()))
+    with mlflow_server(tmp_path_factory.mktemp("server")) as url:
         yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return response.status == 200
-    except OSError:
-        return False
 
 
 def test_an_unreachable_server_is_named_once_and_never_in_the_way(tmp_path: Path) -> None:
@@ -123,7 +95,7 @@ def test_sync_catches_up_on_a_real_server(tmp_path: Path, server: str) -> None:
     row = {"run": final.run, "label": "inverse giant", "c": 0.5, "rdw": [0.9, 0.9, 0.9], "spec": final.spec.to_json()}
     search.store.write_json(FINALS, [row])
     search.store.write_json(FRONTIER, search.rows([b, c]))
-    search.store.folder.write(FORMULA, FORMULA_TEXT.encode())
+    search.store.folder.write(FORMULA, published().encode())
     # The trial that was under way is sent from its start, as a new publisher knows nothing.
     assert sync_search(search.store, server).epochs == 4 + 4 + 5
     whole = Window(server, "caught-up")
@@ -139,8 +111,13 @@ def test_sync_catches_up_on_a_real_server(tmp_path: Path, server: str) -> None:
     check_registry_over_http(server, again)
 
 
+def published() -> str:
+    """A formula that is whole: what is read from a directory is checked."""
+    return TinyFormula.load("published").to_json()
+
+
 def check_registry_over_http(server: str, window: Window) -> None:
-    assert read_text("models:/tiny-formula@champion", server) == FORMULA_TEXT
+    assert read_text("models:/tiny-formula@champion", server) == published()
     (version,) = window.client.search_model_versions("name = 'tiny-formula'")
     assert version.run_id == window.parent.info.run_id
     names = [item.path for item in window.client.list_artifacts(window.parent.info.run_id)]

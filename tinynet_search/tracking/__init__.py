@@ -1,22 +1,26 @@
 """The public face of MLflow here: what is read back from it, and the names that callers need."""
 
+import re
 import sqlite3
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from search_spaces.errors import RequestError
-from tinynet_search.tracking.connection import address, connect, database_file, reaching, resolve_uri, search_runs
+from tinynet_search.errors import one_line
+from tinynet_search.tracking.connection import address, database_file, reaching, resolve_uri
 from tinynet_search.tracking.projection import FRONTIER_TAG, ID, KEY, KIND, PARENT, RANK_TAG, SEARCH, experiment_name
+from tinynet_search.tracking.reading import Found, Reader, read
 from tinynet_search.tracking.sync import SyncReport, stored, sync_search, sync_stored
 
 if TYPE_CHECKING:
     import pandas
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 __all__ = ["SyncReport", "frontier_models", "resolve_uri", "stored", "sync_search", "sync_stored", "trial_rows"]
 
+# Of a figure: beyond it floats skip whole numbers.
+LARGEST = 2.0**53
 _INTS, _FLOATS = ("resolution", "macs", "params", "activation_bytes"), ("r", "d", "w", "c", "top1", "top1_raw", "top1_ema")
 _COLUMNS = ["search", "id", "run_id", "r", "d", "w", "resolution", "c", "macs", "params", "activation_bytes"]
 _COLUMNS += ["top1", "top1_raw", "top1_ema", "frontier", "pareto_rank", "status", "name"]
@@ -68,45 +72,55 @@ def trial_rows(
     uri = resolve_uri(tracking_uri, None, storage)
     with reaching(uri):
         _require_database(uri)
-        client = connect(uri)
-        parent = _find_search(client, uri, search, space)
-        wanted = f"tags.`{PARENT}` = '{parent.info.run_id}' and tags.`{KIND}` = 'trial'"
-        wanted += "" if all_trials else f" and tags.{FRONTIER_TAG} = 'true'"
-        runs = search_runs(client, [parent.info.experiment_id], wanted)
-    # A run without c was created a moment ago: its figures are on their way.
-    return sorted((_row(run) for run in runs if "c" in run.data.metrics), key=lambda row: (row["c"], row["id"]))
+        runs = read(uri, partial(_trials, uri=uri, search=search, space=space, every=all_trials))
+    return sorted((_row(run) for run in runs if _has_figures(run)), key=lambda row: (row["c"], str(row["id"])))
 
 
-def _find_search(client: "MlflowClient", uri: str, search: str | None, space: str | None) -> "Run":
+def _trials(reader: Reader, uri: str, search: str | None, space: str | None, every: bool) -> list[Found]:
+    parent = _find_search(reader, uri, search, space)
+    wanted = f"tags.`{PARENT}` = '{parent.run_id}' and tags.`{KIND}` = 'trial'"
+    return reader.runs([parent.experiment_id], wanted if every else f"{wanted} and tags.{FRONTIER_TAG} = 'true'")
+
+
+def _find_search(reader: Reader, uri: str, search: str | None, space: str | None) -> Found:
     """A search's parent run: the newest of the name (or key), or the newest of all."""
-    experiments = client.search_experiments(filter_string="name LIKE 'tinynet-%'")
-    ids = [e.experiment_id for e in experiments if space is None or e.name == experiment_name(space)]
-    parents = search_runs(client, ids, f"tags.`{KIND}` = 'search'") if ids else []
+    ids = [number for number, name in reader.experiments() if space is None or name == experiment_name(space)]
+    parents = reader.runs(ids, f"tags.`{KIND}` = 'search'") if ids else []
     where = f"{address(uri)}{f' of space {space}' if space else ''}"
     if not parents:
         raise RequestError(f"no searches at {where}: run tinynet search first")
     for run in parents:
-        if search in (None, run.data.tags.get(SEARCH), run.data.tags.get(KEY)):
+        if search in (None, run.tags.get(SEARCH), run.tags.get(KEY)):
             return run
-    names = sorted({run.data.tags.get(SEARCH, "") for run in parents})
+    names = sorted({one_line(run.tags.get(SEARCH, ""), 64) for run in parents})
     raise RequestError(f"no search {search!r} at {where}: there are {', '.join(names)}")
 
 
-def _row(run: "Run") -> dict[str, Any]:
-    tags, metrics = run.data.tags, run.data.metrics
-    rank = tags.get(RANK_TAG)
+def _has_figures(run: Found) -> bool:
+    """Without them it was created a moment ago, and they are on their way; or it is no run of ours."""
+    return all(_number(run, name) is not None for name in (*_INTS[:3], *_FLOATS[:4]))
+
+
+def _row(run: Found) -> dict[str, Any]:
+    tags, counts = run.tags, {name: _number(run, name) for name in _INTS}
+    rank = tags.get(RANK_TAG, "")
     row = {
-        "search": tags.get(SEARCH),
-        "id": tags.get(ID),
-        "run_id": run.info.run_id,
-        **{name: metrics.get(name) for name in _FLOATS},
-        **{name: int(metrics[name]) for name in _INTS if name in metrics},
+        **{name: None if value is None else one_line(value) for name, value in (("search", tags.get(SEARCH)), ("id", tags.get(ID)))},
+        "run_id": run.run_id,
+        **{name: _number(run, name) for name in _FLOATS},
+        **{name: None if value is None else int(value) for name, value in counts.items()},
         "frontier": tags.get(FRONTIER_TAG) == "true",
-        "pareto_rank": int(rank) if rank else None,
-        "status": run.info.status,
-        "name": run.info.run_name,
+        "pareto_rank": int(rank) if re.fullmatch(r"[1-9]\d{0,8}", rank, re.ASCII) else None,
+        "status": run.status,
+        "name": one_line(run.name),
     }
     return {name: row.get(name) for name in _COLUMNS}
+
+
+def _number(run: Found, name: str) -> float | None:
+    """A metric that can be shown and counted; anybody with the server's address may have written another."""
+    value = run.metrics.get(name)
+    return value if value is not None and abs(value) < LARGEST else None
 
 
 def _require_database(uri: str) -> None:

@@ -14,10 +14,12 @@ from typing import Generic, TypeVar
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import TrackingError, one_line
-from tinynet_search.tracking.connection import MANNERS, address, preload, reaching
+from tinynet_search.tracking.connection import MANNERS, RefusedError, address, last_answer, preload, reaching
 from tinynet_search.tracking.runs import Runs
 
 LONGEST_WAIT = 60.0
+# Seconds that the end waits: since MLflow's last answer, and in all.
+SILENCE, LONGEST_CLOSE = 20.0, 600.0
 Kind = TypeVar("Kind", bound=Runs)
 
 
@@ -49,6 +51,7 @@ class Background(ABC, Generic[Kind]):
         Raises:
             TrackingError: MLflow does not answer, or refuses.
             RequestError: a file in storage is damaged.
+            StorageError: storage cannot be read.
         """
 
     @abstractmethod
@@ -63,7 +66,6 @@ class Background(ABC, Generic[Kind]):
         """
         with reaching(self._uri):
             runs = self._connected()
-            runs.refresh()
             runs.finish(status, end)
             return len(runs.children)
 
@@ -84,10 +86,12 @@ class Background(ABC, Generic[Kind]):
         """Wait until MLflow was tried once: making a database takes seconds of a CPU, which a training beside it would want."""
         self._tried.wait(timeout)
 
-    def close(self, timeout: float = 30.0, status: str = "FINISHED") -> bool:
-        """Send the rest and end with an MLflow ``status``, within ``timeout`` seconds.
+    def close(self, timeout: float | None = None, status: str = "FINISHED") -> bool:
+        """Send the rest and end with an MLflow ``status``; trainings without a result are left as KILLED: nothing trains any more.
 
-        Trainings without a result are left as KILLED: nothing trains any more.
+        Args:
+            timeout: at most so many seconds. None waits as long as MLflow answers, but for no answer longer than
+                ``SILENCE`` and in all for ``LONGEST_CLOSE``. The thread never keeps the process from ending.
 
         Returns:
             Whether everything was sent.
@@ -97,8 +101,15 @@ class Background(ABC, Generic[Kind]):
         if self._thread is None:
             self.start()
         assert self._thread is not None
-        self._thread.join(timeout)
+        begun = time.monotonic()
+        while self._thread.is_alive() and (left := self._left(begun, timeout, last_answer(self._thread.ident))) > 0:
+            self._thread.join(min(left, 1.0))
         return self._all_sent
+
+    def _left(self, begun: float, timeout: float | None, heard: float) -> float:
+        """Seconds that ``close`` may still wait."""
+        until = min(max(begun, heard) + SILENCE, begun + LONGEST_CLOSE) if timeout is None else begun + timeout
+        return until - time.monotonic()
 
     def _loop(self, interval: float) -> None:
         wait = interval
@@ -121,13 +132,16 @@ class Background(ABC, Generic[Kind]):
         self.finish(self._status, end)
 
     def _attempt(self, work: Callable[[], None]) -> bool:
-        """Whether it went well. What failed may have half happened, so the next attempt looks at MLflow anew."""
+        """Whether it went well. What was not answered may have happened all the same; after a refusal all is looked at anew."""
         started = time.perf_counter()
         try:
             work()
             return True
         except Exception as error:  # whatever it is, the work that is published goes on
-            self._runs = None
+            if self._runs is not None:
+                self._runs.unsettled = True
+            if isinstance(error, RefusedError):
+                self._runs = None
             said = str(error) if isinstance(error, (TrackingError, RequestError)) else one_line(repr(error))
             self.fault = said if address(self._uri) in said else f"publishing to MLflow at {address(self._uri)}: {said}"
             if not self._warned:

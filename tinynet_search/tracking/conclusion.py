@@ -7,12 +7,15 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinynet_search.tracking.connection import is_served
-from tinynet_search.tracking.models import CHAMPION, DIGEST, REGISTERED, allowed_alias, digest_of, ensure_model, version_of
-from tinynet_search.tracking.projection import FRONTIER_TAG, KEY, KIND, LABEL_TAG, RANK_TAG, SEARCH
-from tinynet_search.tracking.runs import SearchRuns, by_run
+from tinynet_search.tracking.models import CHAMPION, DIGEST, REGISTERED, allowed_alias, digest_of, ensure_model, only_version
+from tinynet_search.tracking.projection import FRONTIER_TAG, KEY, LABEL_TAG, RANK_TAG, SEARCH
+from tinynet_search.tracking.searches import MARKED, SearchRuns, run_of
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
 
 MODEL = "tiny-formula"
 CSV_COLUMNS = ["id", "r", "d", "w", "resolution", "c", "macs", "params", "top1", "pareto_rank"]
@@ -29,30 +32,48 @@ class Conclusion:
 
 
 def write_conclusion(runs: SearchRuns, conclusion: Conclusion) -> None:
-    """Bring MLflow in line with a conclusion; what is already so is not sent again. ``runs`` is fresh."""
-    if conclusion.frontier is not None:
-        _mark_frontier(runs, {row["run"]: row["pareto_rank"] for row in conclusion.frontier})
-    labels = {row["run"]: row["label"] for row in conclusion.finals}
-    for name, run in by_run(runs.children):
-        if name in labels and run.data.tags.get(LABEL_TAG) != labels[name]:
-            runs.log(run, tags={LABEL_TAG: labels[name]})
+    """Bring MLflow in line with a conclusion; what is already so is not sent again."""
+    if runs.listed or runs.tags.get(MARKED) != marks_of(conclusion):
+        if not runs.listed:
+            runs.list_all()
+        _mark(runs, conclusion)
     _write_artifacts(runs, conclusion)
     if conclusion.formula_json is not None and json.loads(conclusion.formula_json).get("usable"):
         _register(runs, conclusion.formula_json)
 
 
-def _mark_frontier(runs: SearchRuns, ranks: Mapping[str, int]) -> None:
-    """``frontier`` is true or false on every trial; who leaves the frontier loses its ``pareto_rank``."""
-    for name, run in by_run(runs.children):
-        tags = run.data.tags
-        if tags.get(KIND) != "trial":
-            continue
-        wanted = {FRONTIER_TAG: "true", RANK_TAG: str(ranks[name])} if name in ranks else {FRONTIER_TAG: "false"}
-        changed = {key: value for key, value in wanted.items() if tags.get(key) != value}
+def marks_of(conclusion: Conclusion) -> str:
+    """A digest of the tags that a conclusion puts on trials and finals."""
+    return digest_of(json.dumps([_ranks(conclusion), _labels(conclusion)], sort_keys=True))
+
+
+def _ranks(conclusion: Conclusion) -> dict[str, int] | None:
+    return None if conclusion.frontier is None else {row["run"]: row["pareto_rank"] for row in conclusion.frontier}
+
+
+def _labels(conclusion: Conclusion) -> dict[str, str]:
+    return {row["run"]: row["label"] for row in conclusion.finals}
+
+
+def _mark(runs: SearchRuns, conclusion: Conclusion) -> None:
+    """``frontier`` and ``pareto_rank`` of who is on it, ``frontier`` false of who left it, labels of finals.
+
+    All other trials have had their ``frontier`` false since they ended.
+    """
+    ranks, labels = _ranks(conclusion), _labels(conclusion)
+    for key, child in runs.children.items():
+        run, wanted = run_of(key), {}
+        if run in labels:
+            wanted[LABEL_TAG] = labels[run]
+        if ranks is not None and run in ranks:
+            wanted |= {FRONTIER_TAG: "true", RANK_TAG: str(ranks[run])}
+        elif ranks is not None and child.tags.get(FRONTIER_TAG) == "true":
+            wanted[FRONTIER_TAG] = "false"
+        changed = {tag: value for tag, value in wanted.items() if child.tags.get(tag) != value}
         if changed:
-            runs.log(run, tags=changed)
-        if RANK_TAG in tags and RANK_TAG not in wanted:
-            runs.client.delete_tag(run.info.run_id, RANK_TAG)
+            runs.log(child, tags=changed)
+        if ranks is not None and run not in ranks and RANK_TAG in child.tags:
+            runs.unmark(child, RANK_TAG)
 
 
 def _write_artifacts(runs: SearchRuns, conclusion: Conclusion) -> None:
@@ -61,9 +82,9 @@ def _write_artifacts(runs: SearchRuns, conclusion: Conclusion) -> None:
     if conclusion.frontier is not None:
         texts |= {"frontier.json": json.dumps(list(conclusion.frontier), indent=1) + "\n", "frontier.csv": _csv(conclusion.frontier)}
     for name, text in texts.items():
-        if text is not None and runs.parent.data.tags.get(f"{DIGEST}.{name}") != digest_of(text):
+        if text is not None and runs.tags.get(f"{DIGEST}.{name}") != digest_of(text):
             runs.client.log_text(runs.parent_id, text, name)
-            runs.client.set_tag(runs.parent_id, f"{DIGEST}.{name}", digest_of(text))
+            runs.tell({f"{DIGEST}.{name}": digest_of(text)})
 
 
 def _csv(frontier: Sequence[Mapping[str, Any]]) -> str:
@@ -79,24 +100,39 @@ def _csv(frontier: Sequence[Mapping[str, Any]]) -> str:
 def _register(runs: SearchRuns, formula: str) -> None:
     """The formula as the newest version of one registered model: a JSON file, no code. Aliases move only with a new one."""
     digest = digest_of(formula)
-    if runs.parent.data.tags.get(REGISTERED) == digest:
+    if runs.tags.get(REGISTERED) == digest:
         return
-    version = version_of(runs.client, MODEL, runs.key, digest) or _new_version(runs, formula, digest)
+    tags = {KEY: runs.key, SEARCH: runs.plan["search"], DIGEST: digest}
+    ensure_model(runs.client, MODEL, "r(c) and d(c) of the tiny formula: formula.json")
+    version = only_version(runs.client, MODEL, runs.key, digest) or _new_version(runs, formula, tags)
     for alias in {CHAMPION, runs.plan["search"]}:
         if allowed_alias(alias):
             runs.client.set_registered_model_alias(MODEL, alias, version)
-    runs.client.set_tag(runs.parent_id, REGISTERED, digest)
+    runs.tell({REGISTERED: digest})
 
 
-def _new_version(runs: SearchRuns, formula: str, digest: str) -> str:
-    client, tags = runs.client, {KEY: runs.key, SEARCH: runs.plan["search"], DIGEST: digest}
-    model = client.create_logged_model(runs.experiment_id, MODEL, source_run_id=runs.parent_id, tags=tags, model_type=MODEL)
+def _new_version(runs: SearchRuns, formula: str, tags: dict[str, str]) -> str:
+    client, model = runs.client, _logged_model(runs, tags)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "formula.json").write_text(formula, encoding="utf-8")
         client.log_model_artifacts(model.model_id, folder)
     client.finalize_logged_model(model.model_id, "READY")
-    ensure_model(client, MODEL, "r(c) and d(c) of the tiny formula: formula.json")
     # Without a server, MLflow would look models:/ up at its global address, which is not ours.
     source = f"models:/{model.model_id}" if is_served(runs.uri) else model.artifact_location
-    version = client.create_model_version(MODEL, source, run_id=runs.parent_id, tags=tags, model_id=model.model_id)
-    return str(version.version)
+    client.create_model_version(MODEL, source, run_id=runs.parent_id, tags=tags, model_id=model.model_id, await_creation_for=0)
+    version = only_version(client, MODEL, runs.key, tags[DIGEST])
+    assert version is not None
+    return version
+
+
+def _logged_model(runs: SearchRuns, tags: dict[str, str]) -> "LoggedModel":
+    """The formula's logged model, one of those that lost answers left, the others deleted."""
+    client, wanted = runs.client, f"tags.`{KEY}` = '{tags[KEY]}' and tags.`{DIGEST}` = '{tags[DIGEST]}'"
+    found = client.search_logged_models([runs.experiment_id], wanted)
+    if not found:
+        client.create_logged_model(runs.experiment_id, MODEL, source_run_id=runs.parent_id, tags=tags, model_type=MODEL)
+        found = client.search_logged_models([runs.experiment_id], wanted)
+    kept, *losers = sorted(found, key=lambda model: model.model_id)
+    for model in losers:
+        client.delete_logged_model(model.model_id)
+    return kept

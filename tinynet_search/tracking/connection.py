@@ -4,15 +4,17 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import TrackingError, one_line
+from tinynet_search.tracking.moved import follow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,10 +27,19 @@ MANNERS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-PAGE = 1000
+# Runs that are asked for at once: a busy server needs seconds for a thousand, and the patience of a call is ten.
+PAGE = 250
 # What MLflow opens, a database with its driver behind a plus; file: it knows and refuses in its own words.
 SCHEMES = ("http", "https", "sqlite", "mysql", "postgresql", "mssql", "databricks", "databricks-uc", "file")
+# What MLflow calls a fault of its own, and its client whatever became of a request on its way.
+_FAULTS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+# When MLflow last answered a thread, by the monotonic clock.
+_HEARD: dict[int, float] = {}
 _FOREIGN = {"mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3", "alembic"}
+
+
+class RefusedError(TrackingError):
+    """MLflow answered, and would not: what was asked for does not fit what it holds."""
 
 
 def resolve_uri(explicit: str | None, config: str | None, storage: str) -> str:
@@ -50,7 +61,8 @@ def resolve_uri(explicit: str | None, config: str | None, storage: str) -> str:
             raise RequestError(f"tracking {one_line(address(uri))!r} is no address that MLflow knows: {known}")
         return uri
     if "://" in storage:
-        raise RequestError(f"storage {storage!r} is remote: name an MLflow server by --tracking, MLFLOW_TRACKING_URI or [tracking] uri")
+        shown = one_line(address(storage))
+        raise RequestError(f"storage {shown!r} is remote: name an MLflow server by --tracking, MLFLOW_TRACKING_URI or [tracking] uri")
     return f"sqlite:///{Path(storage).expanduser().absolute() / 'mlflow.db'}"
 
 
@@ -89,7 +101,31 @@ def connect(uri: str) -> "MlflowClient":
         raise TrackingError(f"MLflow at {address(uri)} is a database and needs all of MLflow: pip install 'tinynet-search[search]'")
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    if database := database_file(uri):
+        follow(database)
+    return cast("MlflowClient", _Heard(MlflowClient(tracking_uri=uri, registry_uri=uri)))
+
+
+class _Heard:
+    """MLflow's client, and when it was last answered."""
+
+    def __init__(self, client: "MlflowClient") -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            answer = method(*arguments, **options)
+            _HEARD[threading.get_ident()] = time.monotonic()
+            return answer
+
+        return call
+
+
+def last_answer(thread: int | None) -> float:
+    """When MLflow last answered a thread, by the monotonic clock; 0 where it never has."""
+    return _HEARD.get(thread or 0, 0.0)
 
 
 @contextmanager
@@ -97,7 +133,8 @@ def reaching(uri: str) -> Iterator[None]:
     """Speak with MLflow: seconds of patience, nothing printed, and its many errors as one.
 
     Raises:
-        TrackingError: MLflow did not answer, or would not.
+        TrackingError: MLflow did not answer.
+        RefusedError: it would not.
     """
     with _patience(), _silence():
         try:
@@ -108,7 +145,8 @@ def reaching(uri: str) -> Iterator[None]:
             homes = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
             if not isinstance(error, OSError) and not homes & _FOREIGN:
                 raise
-            raise TrackingError(f"MLflow at {address(uri)} {_reason(error, uri)}") from error
+            kind = TrackingError if getattr(error, "error_code", _FAULTS[0]) in _FAULTS else RefusedError
+            raise kind(f"MLflow at {address(uri)} {_reason(error, uri)}") from error
 
 
 def search_runs(client: "MlflowClient", experiments: list[str], wanted: str) -> "list[Run]":

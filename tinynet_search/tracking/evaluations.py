@@ -3,8 +3,8 @@
 import time
 
 from tinynet_search.tracking.connection import reaching
-from tinynet_search.tracking.projection import KEY, KIND, STATUS, Point, flat_params
-from tinynet_search.tracking.runs import TaggedRuns
+from tinynet_search.tracking.projection import KEY, KIND, Point, flat_params
+from tinynet_search.tracking.runs import TaggedRuns, Wanted
 from tinynet_search.tracking.view import page_of
 from tinynet_search.training.evaluate import Evaluation
 
@@ -28,9 +28,10 @@ def log_evaluation(uri: str, evaluation: Evaluation) -> str:
     with reaching(uri):
         runs = TaggedRuns(uri, evaluation.space, f"evaluation of {evaluation.label}", KEY, key)
         start = now - int(1000 * figures["seconds"])
-        run = runs.ensure(f"evaluation · {evaluation.label}", start, {KEY: key, KIND: "evaluation", "mlflow.source.name": "tinynet train"})
-        if run.info.status not in STATUS.values():
+        tags = {KEY: key, KIND: "evaluation", "mlflow.source.name": "tinynet train"}
+        run = runs.one(Wanted(f"evaluation · {evaluation.label}", start, tags))
+        if not run.ended:
             points = [Point(name, float(value), now, 0) for name, value in (network | scores).items()]
             runs.log(run, points, flat_params({**params, "images": figures["images"], "preprocessing": figures["preprocessing"]}))
-            runs.client.set_terminated(run.info.run_id, "FINISHED", now)
-        return page_of(uri, runs.experiment_id, run.info.run_id)
+            runs.end(run, "FINISHED", now)
+        return page_of(uri, runs.experiment_id, run.run_id)

@@ -1,23 +1,26 @@
 """What storage holds of trainings, sent to their runs: each epoch once a process, and sending again changes nothing."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+from search_spaces.errors import RequestError
 from tinynet_search.store import Candidate, SearchStore
-from tinynet_search.tracking.projection import STATUS, Point, ended_ms, result_points, result_tags
-from tinynet_search.tracking.runs import UNFINISHED, Runs
+from tinynet_search.tracking.projection import STATUS, Point, ended_ms, result_points
+from tinynet_search.tracking.runs import UNFINISHED, Child, Runs
+from trainables.trial import PROGRESS, checkpoints
 
-if TYPE_CHECKING:
-    from mlflow.entities import Run
+# Every epoch has this metric, so its history tells which epochs a run has been told, and of which training.
+TELLTALE = "epoch_seconds"
 
 
 class News(NamedTuple):
-    """What storage holds of a training that has started."""
+    """What storage holds of a training that has started; ``at`` is the checkpoint it was read from."""
 
     candidate: Candidate
     epochs: list[dict[str, Any]]
     result: dict[str, Any] | None
+    at: str = ""
 
 
 class Sheet(NamedTuple):
@@ -30,30 +33,53 @@ class Sheet(NamedTuple):
     curves: Sequence[Point]
 
 
+class Reader:
+    """Reads what is new: a listing of results and one of trials, then results once, and progress at new checkpoints."""
+
+    def __init__(self, store: SearchStore) -> None:
+        self._store = store
+        self._told: dict[str, str] = {}
+
+    def news(self, waiting: Mapping[str, Candidate], faults: list[Exception]) -> Iterator[News]:
+        """Of trainings by run name, those that have moved on since they were ``told``; a damaged result is a fault."""
+        finished = self._store.finished()
+        for run in sorted(finished & waiting.keys()):
+            try:
+                result = self._store.result(run)
+            except RequestError as error:
+                faults.append(error)
+                continue
+            if result is not None:
+                yield News(waiting[run], result["epochs"], result)
+        for run in self._store.folder.names("trials"):
+            if run in waiting and run not in finished and (news := self._progress(waiting[run])):
+                yield news
+
+    def told(self, news: News) -> None:
+        """It was sent, and is no news any more."""
+        if news.result:
+            self._told.pop(news.candidate.run, None)
+        elif news.at:
+            self._told[news.candidate.run] = news.at
+
+    def _progress(self, candidate: Candidate) -> News | None:
+        run = candidate.run
+        folder = self._store.folder.sub(f"trials/{run}")
+        names = checkpoints(folder)
+        if not names or names[-1] == self._told.get(run):
+            return None
+        whole = folder.exists(f"{names[-1]}/{PROGRESS}")
+        epochs = self._store.progress(run)
+        return News(candidate, epochs, None, names[-1] if whole else "") if epochs else None
+
+
 @dataclass
 class _Sent:
-    """What a run has been told by this process."""
+    """What a run has been told: time stamps by epoch, by whomever, and the number of epochs by this process."""
 
+    stamps: dict[int, int] = field(default_factory=dict)
     epochs: int = 0
     figures: bool = False
-
-
-def read_news(store: SearchStore, candidates: Iterable[Candidate]) -> list[News]:
-    """Every training that has started; listings first, since storage may be far away.
-
-    Raises:
-        RequestError: a result is damaged.
-    """
-    waiting = list(candidates)
-    begun = set(store.folder.names("trials"))
-    results = store.results([candidate.run for candidate in waiting])
-    news = []
-    for candidate in waiting:
-        result = results.get(candidate.run)
-        epochs = result["epochs"] if result else store.progress(candidate.run) if candidate.run in begun else []
-        if result or epochs:
-            news.append(News(candidate, epochs, result))
-    return news
 
 
 class Feed:
@@ -67,21 +93,42 @@ class Feed:
         self._sent: dict[str, _Sent] = {}
         self.epochs = 0
 
-    def tell(self, runs: Runs, run: "Run", sheet: Sheet, news: News) -> None:
+    def differs(self, runs: Runs, child: Child, news: News) -> bool:
+        """Whether the run tells of another training than storage: epochs that were done again, a trial trained anew."""
+        if child.ended:
+            return not news.result or (child.status, child.end) != (STATUS[news.result["status"]], ended_ms(news.result))
+        sent = self._sent.get(child.run_id)
+        if sent is None:
+            history = runs.client.get_metric_history(child.run_id, TELLTALE) if child.params else []
+            sent = self._sent[child.run_id] = _Sent({point.step: point.timestamp for point in history})
+            if len(sent.stamps) < len(history):
+                return True
+        stamps = _stamps(news.epochs)
+        return any(stamps.get(epoch, None if news.result else ts) != ts for epoch, ts in sent.stamps.items())
+
+    def tell(self, runs: Runs, child: Child, sheet: Sheet, news: News, tags: Mapping[str, str] | None = None) -> None:
         """Send what the run does not know yet. New epochs after the first call reopen a run that had ended: it has gone on."""
-        sent = self._sent.setdefault(run.info.run_id, _Sent())
+        sent = self._sent.setdefault(child.run_id, _Sent())
         points = [point for point in sheet.curves if point.step > sent.epochs]
         points += result_points(news.result) if news.result else []
+        # Where the answer is lost they may be there all the same.
+        sent.stamps |= _stamps(news.epochs)
         if not sent.figures:
-            runs.log(run, [*sheet.figures, *points], sheet.params)
-        elif points:
-            if run.info.status not in UNFINISHED:
-                runs.reopen(run)
-            runs.log(run, points)
+            runs.log(child, [*sheet.figures, *points], sheet.params, tags)
+        elif points or tags:
+            if child.status not in UNFINISHED and not news.result:
+                runs.reopen(child)
+            runs.log(child, points, tags=tags)
         self.epochs += max(0, len(news.epochs) - sent.epochs)
-        sent.epochs, sent.figures = len(news.epochs), True
+        sent.epochs, sent.figures = max(sent.epochs, len(news.epochs)), True
 
-    def end(self, runs: Runs, run: "Run", result: Mapping[str, Any]) -> None:
-        """The status is the last that is sent: a run that has it has everything."""
-        runs.log(run, tags=result_tags(result))
-        runs.client.set_terminated(run.info.run_id, STATUS[result["status"]], ended_ms(result))
+    def end(self, runs: Runs, child: Child, result: Mapping[str, Any]) -> None:
+        runs.end(child, STATUS[result["status"]], ended_ms(result))
+        self.forget(child)
+
+    def forget(self, child: Child) -> None:
+        self._sent.pop(child.run_id, None)
+
+
+def _stamps(epochs: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+    return {epoch["epoch"]: int(epoch["ts"]) for epoch in epochs}

@@ -7,33 +7,30 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinynet_search.store import SearchStore
 from tinynet_search.tracking.background import Background
 from tinynet_search.tracking.connection import reaching
-from tinynet_search.tracking.feed import Feed, News, Sheet, read_news
+from tinynet_search.tracking.feed import Feed, News, Reader, Sheet
 from tinynet_search.tracking.projection import (
     ID,
     KEY,
     KIND,
     NOTE,
-    STATUS,
     Point,
     begun_ms,
     epoch_points,
     figure_points,
     flat_params,
     plain,
+    result_tags,
     trial_params,
 )
-from tinynet_search.tracking.runs import UNFINISHED, TaggedRuns
+from tinynet_search.tracking.runs import UNFINISHED, Child, TaggedRuns, Wanted
 from tinynet_search.tracking.view import page_of
 from tinynet_search.tracking.weights import deliver
 from tinynet_search.training.job import Job
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 JOB_TAG, JOB_KEY, NETWORK, DATA = "tinynet.job", "tinynet.job_key", "tinynet.network", "tinynet.data"
 
@@ -93,7 +90,8 @@ class JobPublisher(Background[TaggedRuns]):
     def __init__(self, store: SearchStore, at: Sequence[Job], uri: str, *, warn: Callable[[str], None]) -> None:
         super().__init__(uri, "training", warn)
         self._store, self.at = store, at
-        self._feed = Feed()
+        self._feed, self._reader = Feed(), Reader(store)
+        self._done: set[str] = set()
 
     @property
     def epochs_sent(self) -> int:
@@ -102,12 +100,20 @@ class JobPublisher(Background[TaggedRuns]):
     def sync_once(self) -> None:
         with reaching(self._uri):
             runs = self._connected()
-        candidates = [job.candidate for job in self.at]
-        found = {news.candidate.run: news for news in read_news(self._store, candidates)}
+            if runs.unsettled:
+                runs.settle()
+        waiting = {job.candidate.run: job.candidate for job in self.at if job.candidate.run not in self._done}
+        faults: list[Exception] = []
+        found = {news.candidate.run: news for news in self._reader.news(waiting, faults)}
+        if faults:
+            raise faults[0]
         with reaching(self._uri):
-            for job, candidate in zip(self.at, candidates, strict=True):
-                news = found.get(candidate.run, News(candidate, [], None))
-                if news.result or news.epochs or self._live:
+            for job in self.at:
+                news = found.get(job.candidate.run)
+                if news is None and self._live and job.candidate.run in waiting:
+                    child = runs.children.get(f"{job_key(job)}/{job.spec.run}")
+                    news = News(job.candidate, [], None) if child is None or child.status not in UNFINISHED else None
+                if news:
                     self._publish(runs, job, news)
 
     def _connect(self) -> TaggedRuns:
@@ -116,24 +122,29 @@ class JobPublisher(Background[TaggedRuns]):
 
     def _publish(self, runs: TaggedRuns, job: Job, news: News) -> None:
         sheet, result = job_sheet(job, news.epochs), news.result
-        run = runs.ensure(sheet.name, self._begun(news), sheet.tags)
-        self.link = page_of(self._uri, runs.experiment_id, run.info.run_id)
-        if result and run.info.status in STATUS.values():
-            return
-        if self._live and not result and run.info.status not in UNFINISHED:
-            runs.reopen(run)
-        self._feed.tell(runs, run, sheet, news)
+        child = runs.children.get(sheet.tags[KEY])
+        if child and self._feed.differs(runs, child, news):
+            self._feed.forget(child)
+            runs.discard(child)
+        child = runs.one(Wanted(sheet.name, self._begun(news), sheet.tags))
+        self.link = page_of(self._uri, runs.experiment_id, child.run_id)
+        if not child.ended:
+            if self._live and not result and child.status not in UNFINISHED:
+                runs.reopen(child)
+            self._feed.tell(runs, child, sheet, news, result_tags(result) if result else None)
+            if result:
+                self._end(runs, child, job, result)
+        self._reader.told(news)
         if result:
-            self._end(runs, run, job, result)
+            self._done.add(job.candidate.run)
 
-    def _end(self, runs: TaggedRuns, run: "Run", job: Job, result: Mapping[str, Any]) -> None:
+    def _end(self, runs: TaggedRuns, child: Child, job: Job, result: Mapping[str, Any]) -> None:
         if result["status"] == "finished":
-            tags = {KEY: run.data.tags[KEY], JOB_TAG: job.name, "data": job.spec.data_fingerprint, "run_id": run.info.run_id}
+            tags = {KEY: child.key, JOB_TAG: job.name, "data": job.spec.data_fingerprint, "run_id": child.run_id}
             tags |= {"top1": f"{result['metrics']['top1']:.4f}", "epochs": str(job.spec.recipe["epochs"])}
-            deliver(runs, run, self._store.folder.sub(job.spec.folder), plain(job.network), tags)
-        runs.log(run, params=result_params(result))
-        self._feed.end(runs, run, result)
-        runs.refresh()
+            deliver(runs, child, self._store.folder.sub(job.spec.folder), plain(job.network), tags)
+        runs.log(child, params=result_params(result))
+        self._feed.end(runs, child, result)
 
     def _begun(self, news: News) -> int:
         return begun_ms(news.epochs, news.result) if news.epochs or news.result else int(time.time() * 1000)

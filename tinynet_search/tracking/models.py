@@ -29,10 +29,13 @@ def ensure_model(client: "MlflowClient", name: str, description: str) -> None:
             raise
 
 
-def version_of(client: "MlflowClient", name: str, key: str, digest: str) -> str | None:
-    """The version that an interrupted attempt left without aliases."""
-    versions = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST}` = '{digest}'")
-    return next((str(v.version) for v in versions if v.tags.get(KEY) == key), None)
+def only_version(client: "MlflowClient", name: str, key: str, digest: str) -> str | None:
+    """The first version of a content under a key, None where there is none; the others, which lost answers left, are deleted."""
+    found = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST}` = '{digest}'")
+    versions = sorted(int(version.version) for version in found if version.tags.get(KEY) == key)
+    for version in versions[1:]:
+        client.delete_model_version(name, str(version))
+    return str(versions[0]) if versions else None
 
 
 def allowed_alias(alias: str) -> bool:

@@ -1,27 +1,43 @@
-"""The publisher of a search: projects its directory onto MLflow from a thread of the driver."""
+"""The publisher of a search: projects its directory onto MLflow from a thread of the driver.
 
+What MLflow can cost a search, whatever becomes of it:
+
+- at the start the import of MLflow's client, one or two seconds of the caller's; nothing is asked in the caller's thread;
+- while it runs the publisher's thread: about 10 ms of CPU a trial, and what does not answer is tried at most once a minute;
+- at the end ``SILENCE`` seconds without an answer, ``LONGEST_CLOSE`` in all: see ``Background.close``;
+- memory of a few hundred bytes a trial that was published; what was not is read from the directory when its turn comes.
+"""
+
+import hashlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from tinynet_search.store import Candidate, SearchStore
 from tinynet_search.tracking.background import Background
-from tinynet_search.tracking.conclusion import Conclusion, write_conclusion
-from tinynet_search.tracking.connection import reaching
-from tinynet_search.tracking.feed import Feed, News, Sheet, read_news
+from tinynet_search.tracking.conclusion import Conclusion, marks_of, write_conclusion
+from tinynet_search.tracking.connection import RefusedError, reaching
+from tinynet_search.tracking.feed import Feed, News, Reader, Sheet
 from tinynet_search.tracking.projection import (
-    STATUS,
+    FRONTIER_TAG,
     begun_ms,
     created_ms,
     epoch_points,
     figure_points,
+    result_tags,
     trial_key,
     trial_name,
     trial_params,
     trial_tags,
 )
-from tinynet_search.tracking.runs import UNFINISHED, SearchRuns
+from tinynet_search.tracking.runs import UNFINISHED, Wanted
+from tinynet_search.tracking.searches import MARKED, SEAL, SearchRuns, run_of
 from tinynet_search.tracking.view import add_view, link_of
+from trainables.trial import result_name
+
+# Trainings whose runs are created before MLflow is asked what became of them; their results are in memory together.
+AT_ONCE = 50
 
 
 class Publisher(Background[SearchRuns]):
@@ -35,11 +51,14 @@ class Publisher(Background[SearchRuns]):
         super().__init__(uri, "search", warn)
         self._store, self._plan = store, plan
         self._lock = threading.Lock()
+        self._new: dict[str, Candidate] = {}
         self._watched: dict[str, Candidate] = {}
+        self._waiting: dict[str, Candidate] = {}
+        # Of the results that were published whole: their digests.
+        self._complete: dict[str, bytes] = {}
         self._conclusion: Conclusion | None = None
         self._concluded: Conclusion | None = None
-        self._feed = Feed()
-        self._complete: set[str] = set()
+        self._feed, self._reader = Feed(), Reader(store)
         self.experiment_id: str | None = None
         self.run_id: str | None = None
 
@@ -50,8 +69,7 @@ class Publisher(Background[SearchRuns]):
     def watch(self, candidates: Sequence[Candidate]) -> None:
         """Publish these trials or finals too, once they have started."""
         with self._lock:
-            for candidate in candidates:
-                self._watched.setdefault(candidate.run, candidate)
+            self._new |= {candidate.run: candidate for candidate in candidates}
 
     def conclude(
         self,
@@ -64,50 +82,125 @@ class Publisher(Background[SearchRuns]):
         self._conclusion = Conclusion(frontier, formula_json, tuple(finals), report_text)
 
     def sync_once(self) -> None:
-        """Send what is new.
+        """Send what is new. What is damaged or refused is passed over, and named when the rest was sent.
 
         Raises:
             TrackingError: MLflow does not answer, or refuses.
             RequestError: a file of the search directory is damaged.
+            StorageError: the search directory cannot be read.
         """
         with reaching(self._uri):
             runs = self._connected()
-        with self._lock:
-            waiting = [candidate for run, candidate in self._watched.items() if run not in self._complete]
-        news = read_news(self._store, waiting)
-        with reaching(self._uri):
-            for item in news:
-                self._publish(runs, item)
-            conclusion = self._conclusion
-            if conclusion is not None and conclusion is not self._concluded:
-                runs.refresh()
+        self._look()
+        faults: list[Exception] = []
+        for news in _batches(self._reader.news(self._waiting, faults)):
+            self._publish(runs, news, faults)
+        conclusion = self._conclusion
+        if conclusion is not None and conclusion is not self._concluded:
+            with reaching(self._uri):
                 write_conclusion(runs, conclusion)
-                self._concluded = conclusion
+            self._concluded = conclusion
+        if faults:
+            raise faults[0]
+
+    def finish(self, status: str, end: int) -> int:
+        with reaching(self._uri):
+            runs = self._connected()
+            runs.settle()
+        finished = self._store.finished()
+        known = {run_of(key) for key in runs.children}
+        sealed = finished - known if runs.sealed else set()
+        whole = sealed | known == finished and not finished & self._waiting.keys() and self._conclusion is self._concluded
+        with reaching(self._uri):
+            if whole and all(child.ended for child in runs.children.values()):
+                seal = {SEAL: self._digest(finished), MARKED: marks_of(self._conclusion) if self._conclusion else ""}
+                if seal.items() - runs.tags.items():
+                    runs.tell(seal)
+            runs.finish(status, end)
+        return len(known | sealed)
 
     def _connect(self) -> SearchRuns:
-        runs = SearchRuns(self._uri, self._plan)
+        runs = SearchRuns(self._uri, self._plan, self._digest)
         if self._live and runs.parent.info.status not in UNFINISHED:
             runs.client.update_run(runs.parent_id, status="RUNNING")
         self.experiment_id, self.run_id = runs.experiment_id, runs.parent_id
         self.link = link_of(self._uri, runs.experiment_id, add_view(runs))
+        if runs.listed:
+            self._complete = {run: digest for run, digest in self._complete.items() if trial_key(self._plan, run) in runs.children}
+            self._waiting = {run: candidate for run, candidate in self._watched.items() if run not in self._complete}
         return runs
 
-    def _publish(self, runs: SearchRuns, news: News) -> None:
-        candidate, epochs, result = news
-        known = trial_key(self._plan, candidate.run) in runs.children
-        sheet = Sheet(
-            trial_name(candidate),
-            trial_tags(self._plan, candidate, runs.parent_id),
-            trial_params(candidate),
-            figure_points(candidate, created_ms(self._plan)),
-            epoch_points(epochs),
-        )
-        run = runs.ensure(sheet.name, begun_ms(epochs, result), sheet.tags)
-        if not known:
-            self._concluded = None  # its labels and frontier tag are still to come
-        if not (result and run.info.status in STATUS.values()):
-            self._feed.tell(runs, run, sheet, news)
-            if result:
-                self._feed.end(runs, run, result)
+    def _look(self) -> None:
+        """Take up what is watched since; of sealed results nothing is left to send."""
+        assert self._runs is not None
+        with self._lock:
+            new, self._new = self._new, {}
+        self._watched |= new
+        self._waiting |= {run: candidate for run, candidate in new.items() if run not in self._complete}
+        if self._runs.sealed and not self._runs.listed:
+            for run in self._store.finished() & self._waiting.keys() - {run_of(key) for key in self._runs.children}:
+                del self._waiting[run]
+
+    def _publish(self, runs: SearchRuns, part: Sequence[News], faults: list[Exception]) -> None:
+        """Some trainings: the runs that are wrong or missing first, all together."""
+        with reaching(self._uri):
+            if runs.unsettled:
+                runs.settle()
+            for news in part:
+                child = runs.children.get(trial_key(self._plan, news.candidate.run))
+                if child and self._feed.differs(runs, child, news):
+                    self._feed.forget(child)
+                    runs.discard(child)
+            missing = [news for news in part if trial_key(self._plan, news.candidate.run) not in runs.children]
+            if missing:
+                self._concluded = None  # their labels and frontier tags are still to come
+                runs.ensure(self._wanted(runs, news) for news in missing)
+        for news in part:
+            try:
+                with reaching(self._uri):
+                    self._send(runs, news)
+            except RefusedError as error:
+                faults.append(error)
+            else:
+                self._reader.told(news)
+                if news.result:
+                    run = news.candidate.run
+                    self._complete[run] = self._digest_of(run)
+                    del self._waiting[run]
+
+    def _wanted(self, runs: SearchRuns, news: News) -> Wanted:
+        candidate = news.candidate
+        tags = trial_tags(self._plan, candidate, runs.parent_id)
+        return Wanted(trial_name(candidate), begun_ms(news.epochs, news.result), tags)
+
+    def _send(self, runs: SearchRuns, news: News) -> None:
+        candidate, epochs, result, _ = news
+        child = runs.children[trial_key(self._plan, candidate.run)]
+        if child.ended:
+            return  # as `differs` found, by this result
+        figures, curves = figure_points(candidate, created_ms(self._plan)), epoch_points(epochs)
+        sheet = Sheet(trial_name(candidate), {}, trial_params(candidate), figures, curves)
+        tags = result_tags(result) if result else {}
+        if result and candidate.spec.kind != "final" and FRONTIER_TAG not in child.tags:
+            tags[FRONTIER_TAG] = "false"  # so that the conclusion need not mark those that are not on it
+        self._feed.tell(runs, child, sheet, news, tags)
         if result:
-            self._complete.add(candidate.run)
+            self._feed.end(runs, child, result)
+
+    def _digest(self, finished: Iterable[str] | None = None) -> str:
+        """Of all results in the directory, byte for byte."""
+        text = hashlib.sha256()
+        for run in sorted(self._store.finished() if finished is None else finished):
+            text.update(run.encode() + (self._complete.get(run) or self._digest_of(run)))
+        return text.hexdigest()[:32]
+
+    def _digest_of(self, run: str) -> bytes:
+        try:
+            return hashlib.sha256(self._store.folder.read(result_name(run))).digest()[:16]
+        except FileNotFoundError:
+            return b""
+
+
+def _batches(news: Iterator[News]) -> Iterator[list[News]]:
+    while part := list(islice(news, AT_ONCE)):
+        yield part

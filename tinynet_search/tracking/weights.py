@@ -6,37 +6,39 @@
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinynet_search.tracking.models import CHAMPION, DIGEST, REGISTERED, digest_of, ensure_model, version_of
+from tinynet_search.tracking.models import CHAMPION, DIGEST, REGISTERED, digest_of, ensure_model, only_version
 from tinynet_search.tracking.projection import KEY
-from tinynet_search.tracking.runs import Runs
+from tinynet_search.tracking.runs import Child, Runs
+from trainables.documents import parsed
 from trainables.folder import Folder
 from trainables.trial import CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 PLACE = "model"
 SENT = f"{DIGEST}.{PLACE}"
 
 
-def deliver(runs: Runs, run: "Run", folder: Folder, model: str, tags: Mapping[str, str]) -> None:
+def deliver(runs: Runs, child: Child, folder: Folder, model: str, tags: Mapping[str, str]) -> None:
     """Bring the weights in a trial's folder to MLflow; what is already there is not sent again.
 
     Args:
         model: the registered model's name.
         tags: of the version: ``top1``, ``data``, ``run_id``, ...
     """
-    client, run_id = runs.client, run.info.run_id
+    client, run_id = runs.client, child.run_id
     try:
         files = {WEIGHTS_FILE: folder.read(WEIGHTS_FILE), CONFIG_FILE: _travelling(folder.read(CONFIG_FILE), model)}
     except FileNotFoundError:
         return  # someone has made room: the result counts without its weights
+    run = client.get_run(run_id)
     digest = digest_of(files[WEIGHTS_FILE] + files[CONFIG_FILE])
     if run.data.tags.get(SENT) != digest:
         with tempfile.TemporaryDirectory() as place:
@@ -44,23 +46,26 @@ def deliver(runs: Runs, run: "Run", folder: Folder, model: str, tags: Mapping[st
                 (Path(place) / name).write_bytes(data)
             client.log_artifacts(run_id, place, PLACE)
         client.set_tag(run_id, SENT, digest)
-    version = version_of(client, model, tags[KEY], digest)
+    version = only_version(client, model, tags[KEY], digest)
     if version is None:
         ensure_model(client, model, f"Weights of {model}: {WEIGHTS_FILE} and {CONFIG_FILE}")
         source = f"{run.info.artifact_uri}/{PLACE}"
-        version = str(client.create_model_version(model, source, run_id=run_id, tags={**tags, DIGEST: digest}).version)
+        client.create_model_version(model, source, run_id=run_id, tags={**tags, DIGEST: digest}, await_creation_for=0)
+        version = only_version(client, model, tags[KEY], digest)
     _crown(client, model, tags["data"])
     client.set_tag(run_id, REGISTERED, f"{model}/{version}")
 
 
 def _crown(client: "MlflowClient", model: str, data: str) -> None:
     versions = client.search_model_versions(f"name = '{model}' and tags.`data` = '{data}'")
-    best = max(versions, key=lambda version: (float(version.tags["top1"]), -int(version.version)))
+    # Anybody may tag a version: what is no percentage is passed over.
+    scored = [version for version in versions if re.fullmatch(r"\d{1,3}(\.\d{1,9})?", version.tags.get("top1", ""), re.ASCII)]
+    best = max(scored, key=lambda version: (float(version.tags["top1"]), -int(version.version)))
     client.set_registered_model_alias(model, CHAMPION, best.version)
 
 
 def _travelling(config: bytes, name: str) -> bytes:
     """A trial's configuration under its network's name, without the folders of the machine that its images lay on."""
-    values: dict[str, Any] = json.loads(config)
+    values: dict[str, Any] = parsed(config)
     data = {key: value for key, value in values["data"].items() if key not in ("path", "cache")}
     return json.dumps({**values, "name": name, "data": data}, indent=1).encode()

@@ -1,0 +1,197 @@
+"""Trainings whose history changed: epochs done again, failed trials trained anew. The run follows the directory."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.search.mlflow_window import CREATED, SQLALCHEMY, Search, Window, calm, epoch_records, wanted_points
+from tinynet_search.store import Candidate
+from tinynet_search.tracking.connection import resolve_uri
+from tinynet_search.tracking.jobs import JobPublisher
+from tinynet_search.training.job import Job
+
+pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
+LATER = 1000 * CREATED + 10**6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    with calm():
+        yield
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("searches")
+
+
+@pytest.fixture(scope="module")
+def uri(storage: Path) -> str:
+    return resolve_uri(None, None, str(storage))
+
+
+def set_aside(search: Search, candidate: Candidate) -> None:
+    """As ``--retry failed`` leaves a trial."""
+    search.store.folder.remove(f"results/{candidate.run}.json")
+    search.store.folder.remove(f"trials/{candidate.run}")
+
+
+def runs_of(window: Window, lifecycle: int) -> int:
+    mine = f"tags.`mlflow.parentRunId` = '{window.parent.info.run_id}'"
+    return len(window.client.search_runs([window.parent.info.experiment_id], mine, run_view_type=lifecycle))
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_an_epoch_done_again_after_damage(storage: Path, uri: str, restarted: bool) -> None:
+    search = Search(storage, f"damaged-{restarted}")
+    a, b, c = search.candidates
+    publisher = search.publisher(uri)
+    for candidate in (a, b, c):
+        search.commit(candidate, 3)
+    publisher.sync_once()
+    publisher = search.publisher(uri) if restarted else publisher
+    # The newest checkpoint of each is damaged: one goes on, one ends, and one is back at two epochs and may do the third again.
+    search.commit(a, 4, again=3)
+    ended = search.end(b, again=3)
+    search.store.folder.remove(f"trials/{c.run}/epoch-0003")
+    search.commit(c, 2)
+    publisher.sync_once()
+    window = Window(uri, f"damaged-{restarted}")
+    assert window.points(a.run) == wanted_points(epoch_records(a, 4, again=3))
+    assert window.points(b.run) == wanted_points(ended["epochs"])
+    assert window.points(c.run) == wanted_points(epoch_records(c, 3))
+    assert window.statuses() == ["FINISHED", "RUNNING", "RUNNING"]
+    publisher = search.publisher(uri) if restarted else publisher
+    search.commit(c, 4, again=3)
+    publisher.sync_once()
+    publisher.finish("KILLED", LATER)
+    window = Window(uri, f"damaged-{restarted}")
+    assert window.points(c.run) == wanted_points(epoch_records(c, 4, again=3))
+    assert (runs_of(window, 1), runs_of(window, 2)) == (3, 3)  # active, deleted
+
+
+@pytest.mark.parametrize("seen_between", [False, True])
+def test_a_failed_trial_trained_again(storage: Path, uri: str, seen_between: bool) -> None:
+    """Whether MLflow is up while the trial trains again, or sees only that it has ended otherwise."""
+    name = f"retried-{seen_between}"
+    search = Search(storage, name)
+    a, b, _ = search.candidates
+    search.end(a)
+    search.end(b, 3, failed=True)
+    first = search.publisher(uri)
+    first.conclude(search.rows([a]), None, [], None)
+    first.sync_once()
+    first.finish("FINISHED", LATER)
+    kept = Window(uri, name).runs[a.run].info.run_id
+
+    set_aside(search, b)
+    publisher = search.publisher(uri)
+    publisher.sync_once()
+    assert set(Window(uri, name).runs) == {a.run, b.run}
+    if seen_between:
+        search.commit(b, 1, again=1)
+        publisher.sync_once()
+        window = Window(uri, name)
+        assert window.runs[b.run].info.status == "RUNNING" and "reason" not in window.runs[b.run].data.tags
+        assert window.points(b.run) == wanted_points(epoch_records(b, 1, again=1))
+    result = search.end(b, again=1)
+    publisher.conclude(search.rows([b]), None, [], None)
+    publisher.sync_once()
+    publisher.finish("FINISHED", LATER)
+    window = Window(uri, name)
+    assert window.points(b.run) == wanted_points(result["epochs"])
+    assert {run: r.data.tags["frontier"] for run, r in window.runs.items()} == {a.run: "false", b.run: "true"}
+    assert (window.statuses(), window.runs[a.run].info.run_id) == (["FINISHED", "FINISHED"], kept)
+    assert (runs_of(window, 1), runs_of(window, 2)) == (2, 1)
+
+
+def test_a_search_published_whole_and_retried_while_mlflow_was_down(storage: Path, uri: str) -> None:
+    """Its results have the same names again, and another content: the seal on the parent does not fit."""
+    search = Search(storage, "sealed")
+    a, b, _ = search.candidates
+    search.end(a)
+    search.end(b, 3, failed=True)
+    first = search.publisher(uri)
+    first.sync_once()
+    first.finish("FINISHED", LATER)
+    set_aside(search, b)
+    result = search.end(b, again=2)
+    second = search.publisher(uri)
+    second.sync_once()
+    second.finish("FINISHED", LATER)
+    assert Window(uri, "sealed").points(b.run) == wanted_points(result["epochs"])
+    third = search.publisher(uri)
+    third.sync_once()
+    assert third.epochs_sent == 0
+
+
+def test_a_seal_is_broken_before_the_next_trial(storage: Path, uri: str) -> None:
+    """A driver that dies right after it began a trial of a search that was whole leaves no second run of it."""
+    search = Search(storage, "broken")
+    a, b, _ = search.candidates
+    search.end(a)
+    first = search.publisher(uri)
+    first.sync_once()
+    first.finish("FINISHED", LATER)
+    assert Window(uri, "broken").parent.data.tags["tinynet.results"]
+    search.commit(b, 1)
+    second = search.publisher(uri)
+    second.sync_once()
+    assert not Window(uri, "broken").parent.data.tags["tinynet.results"]
+    second.finish("KILLED", LATER)
+    assert Window(uri, "broken").statuses() == ["FINISHED", "KILLED"]
+    ended = search.end(b)
+    third = search.publisher(uri)
+    third.sync_once()
+    third.finish("FINISHED", LATER)
+    window = Window(uri, "broken")
+    assert (window.points(b.run), window.statuses()) == (wanted_points(ended["epochs"]), ["FINISHED", "FINISHED"])
+
+
+class JobWindow:
+    """A job's only run, and its points."""
+
+    def __init__(self, uri: str, name: str) -> None:
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        experiments = [e.experiment_id for e in client.search_experiments(filter_string="name LIKE 'tinynet-%'")]
+        (self.run,) = client.search_runs(experiments, f"tags.`tinynet.job` = '{name}'")
+        self.points = sorted((m.step, m.timestamp) for m in client.get_metric_history(self.run.info.run_id, "top1"))
+
+
+def stamps(epochs: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    return [(epoch["epoch"], epoch["ts"]) for epoch in epochs]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_job_follows_its_directory_too(storage: Path, uri: str, restarted: bool) -> None:
+    name = f"job-{restarted}"
+    search = Search(storage, name, twists=1)
+    (candidate,) = search.candidates
+    job = Job(name, "a-network", candidate.spec, 400, 100, CREATED)
+    publisher = JobPublisher(search.store, [job], uri, warn=pytest.fail)
+
+    def synced() -> JobWindow:
+        nonlocal publisher
+        publisher = JobPublisher(search.store, [job], uri, warn=pytest.fail) if restarted else publisher
+        publisher.sync_once()
+        return JobWindow(uri, name)
+
+    search.commit(candidate, 3)
+    assert synced().points == stamps(epoch_records(candidate, 3))
+    search.commit(candidate, 4, again=3)
+    assert synced().points == stamps(epoch_records(candidate, 4, again=3))
+    result = search.end(candidate, 3, failed=True)
+    window = synced()
+    assert (window.points, window.run.info.status) == (stamps(result["epochs"]), "FAILED")
+    set_aside(search, candidate)
+    result = search.end(candidate, again=1)
+    publisher = JobPublisher(search.store, [job], uri, warn=pytest.fail)
+    window = synced()
+    assert (window.points, window.run.info.status) == (stamps(result["epochs"]), "FINISHED")
+    before = publisher.epochs_sent
+    synced()
+    assert publisher.epochs_sent == (0 if restarted else before)

@@ -1,0 +1,48 @@
+"""Publisher, sync and frontier on a server with a PostgreSQL database; the benchmark's way of making many trials in small."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks import tracking_scale
+from tests.search.mlflow_window import SQLALCHEMY, Window, calm, wanted_points
+from tests.search.servers import NO_POSTGRES, mlflow_server, postgres_programs, postgres_server
+from tinynet_search.tracking import trial_rows
+from tinynet_search.tracking.sync import sync_search
+
+PROGRAMS = postgres_programs()
+pytestmark = [
+    pytest.mark.postgres,
+    pytest.mark.skipif(PROGRAMS is None, reason=NO_POSTGRES),
+    pytest.mark.filterwarnings(SQLALCHEMY),
+]
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    assert PROGRAMS is not None
+    with calm(), postgres_server(PROGRAMS) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def server(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with mlflow_server(tmp_path_factory.mktemp("server"), database) as url:
+        yield url
+
+
+def test_a_search_and_its_frontier_on_postgres(server: str, database: str, tmp_path: Path) -> None:
+    search = tracking_scale.searched(tmp_path, tracking_scale.NAME, 10)
+    results = {candidate.run: search.end(candidate) for candidate in search.candidates}
+    tracking_scale.publish(search, server)
+    window = Window(server, tracking_scale.NAME)
+    assert {run: window.points(run) for run in window.runs} == {run: wanted_points(r["epochs"]) for run, r in results.items()}
+    assert (window.parent.info.status, window.statuses()) == ("FINISHED", ["FINISHED"] * 10)
+    assert sync_search(search.store, server).epochs == 0
+
+    with tracking_scale.on_postgres(database) as execute:
+        tracking_scale.multiply(execute, 60)
+    assert len(Window(server, tracking_scale.NAME).runs) == 60
+    assert len(trial_rows(tracking_scale.NAME, tracking_uri=server)) == 12
+    assert len(trial_rows(tracking_scale.NAME, tracking_uri=server, all_trials=True)) == 60

@@ -1,0 +1,102 @@
+"""Runs read back from MLflow.
+
+From a server that asks for nothing but its address they are read with the standard library: to import MLflow's client
+and have it unpack two thousand runs takes longer than the server's answer. Everything else is left to that client, and
+so is whatever goes wrong, as its errors are known here.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from search_spaces.errors import RequestError
+from tinynet_search.tracking.connection import MANNERS, connect, search_runs
+
+PAGE = 1000
+OURS = "name LIKE 'tinynet-%'"
+NEWEST_FIRST = ["attributes.start_time DESC"]
+# How a server may want to be spoken to, which MLflow's client knows.
+_SPECIAL = ("USERNAME", "PASSWORD", "TOKEN", "INSECURE_TLS", "SERVER_CERT_PATH", "CLIENT_CERT_PATH", "AUTH", "AWS_SIGV4")
+
+Answer = TypeVar("Answer")
+
+
+class Found(NamedTuple):
+    """A run, with the last value of each metric."""
+
+    run_id: str
+    name: str | None
+    status: str
+    experiment_id: str
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+
+
+class Reader(NamedTuple):
+    """Two questions: (id, name) of our experiments, and the active runs of experiments that a filter finds, newest first."""
+
+    experiments: Callable[[], list[tuple[str, str]]]
+    runs: Callable[[Sequence[str], str], list[Found]]
+
+
+def read(uri: str, ask: Callable[[Reader], Answer]) -> Answer:
+    """What ``ask`` makes of MLflow's answers. To be used within ``reaching``."""
+    if _plain(uri):
+        try:
+            return ask(_over_http(uri.rstrip("/")))
+        except RequestError:
+            raise
+        except (OSError, HTTPException, ValueError, KeyError, TypeError):
+            pass  # MLflow's client says what it was, or gets along
+    return ask(_by_client(uri))
+
+
+def _plain(uri: str) -> bool:
+    special = [name for name in _SPECIAL if os.environ.get(f"MLFLOW_TRACKING_{name}")]
+    known = Path("~/.mlflow/credentials").expanduser().exists() or os.environ.get("MLFLOW_WORKSPACE")
+    return uri.startswith(("http://", "https://")) and "@" not in urlsplit(uri).netloc and not special and not known
+
+
+def _by_client(uri: str) -> Reader:
+    client = connect(uri)
+
+    def runs(experiments: Sequence[str], wanted: str) -> list[Found]:
+        return [
+            Found(run.info.run_id, run.info.run_name, run.info.status, run.info.experiment_id, run.data.metrics, run.data.tags)
+            for run in search_runs(client, list(experiments), wanted)
+        ]
+
+    return Reader(lambda: [(each.experiment_id, each.name) for each in client.search_experiments(filter_string=OURS)], runs)
+
+
+def _over_http(server: str) -> Reader:
+    patience = float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", MANNERS["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
+
+    def pages(kind: str, asked: dict[str, Any]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        while True:
+            body = json.dumps({**asked, "max_results": PAGE}).encode()
+            request = Request(f"{server}/api/2.0/mlflow/{kind}/search", body, {"Content-Type": "application/json"})
+            with urlopen(request, timeout=patience) as answer:
+                page = json.load(answer)
+            found += page.get(kind, [])
+            if not page.get("next_page_token"):
+                return found
+            asked = {**asked, "page_token": page["next_page_token"]}
+
+    def runs(experiments: Sequence[str], wanted: str) -> list[Found]:
+        return [_found(run) for run in pages("runs", {"experiment_ids": experiments, "filter": wanted, "order_by": NEWEST_FIRST})]
+
+    return Reader(lambda: [(each["experiment_id"], each["name"]) for each in pages("experiments", {"filter": OURS})], runs)
+
+
+def _found(run: Mapping[str, Any]) -> Found:
+    info, data = run["info"], run["data"]
+    metrics = {metric["key"]: float(metric["value"]) for metric in data.get("metrics", [])}
+    tags = {tag["key"]: tag["value"] for tag in data.get("tags", [])}
+    return Found(info["run_id"], info.get("run_name"), info["status"], info["experiment_id"], metrics, tags)

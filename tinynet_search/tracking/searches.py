@@ -1,0 +1,111 @@
+"""A search's runs: the parent and its trials.
+
+Ten thousand trials are pages of runs, so a parent whose search was published whole carries a digest of the results it
+was published from. Where they are still the same, a new process need not look at the trials to know them all.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tinynet_search.errors import TrackingError
+from tinynet_search.tracking.connection import address
+from tinynet_search.tracking.projection import KEY, PARENT, created_ms, search_key, search_params, search_tags
+from tinynet_search.tracking.runs import Child, Runs, Wanted
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+SEAL, MARKED = "tinynet.results", "tinynet.marked"
+
+
+class SearchRuns(Runs):
+    """The parent run of a search and its trials.
+
+    Attributes:
+        sealed: the parent's digest of the results that all of its trials were published from; "" where there is none.
+        listed: whether ``children`` are all; else they are those beside the sealed ones.
+        tags: the parent's.
+    """
+
+    def __init__(self, uri: str, plan: Mapping[str, Any], digest: Callable[[], str]) -> None:
+        """``digest`` is of the results in the search directory, and asked for where the parent is sealed."""
+        self.plan, self.key = plan, search_key(plan)
+        self._digest = digest
+        self.listed, self.sealed = False, ""
+        self.tags: dict[str, str] = {}
+        self._known: Run | None = None
+        super().__init__(uri, plan["space"]["name"], f"search {plan['search']}")
+
+    @property
+    def parent(self) -> "Run":
+        assert self._known is not None
+        return self._known
+
+    @property
+    def parent_id(self) -> str:
+        return self.parent.info.run_id
+
+    @property
+    def _mine(self) -> str:
+        return f"tags.`{PARENT}` = '{self.parent_id}'"
+
+    def refresh(self) -> None:
+        self._find_parent()
+        seal = self.tags.get(SEAL, "")
+        if seal and seal == self._digest():
+            self.sealed, self.listed, self.children = seal, False, {}
+            self.settle()
+        else:
+            self.list_all()
+
+    def list_all(self) -> None:
+        """Look at every trial."""
+        super().refresh()
+        self.listed, self.sealed = True, ""
+
+    def ensure(self, wanted: Iterable[Wanted]) -> None:
+        missing = [run for run in wanted if run.tags[KEY] not in self.children]
+        if missing:
+            self._unseal()
+        super().ensure(missing)
+
+    def discard(self, child: Child) -> None:
+        self._unseal()
+        super().discard(child)
+
+    def tell(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the parent."""
+        self.log_run(self.parent_id, tags=tags)
+        self.tags |= tags
+
+    def finish(self, status: str, end: int) -> None:
+        super().finish(status, end)
+        self._find_parent()
+        if self.parent.info.status != status:
+            self.client.set_terminated(self.parent_id, status, end)
+
+    def _unseal(self) -> None:
+        """Before the first trial changes: whoever comes after a crash has to look at all of them."""
+        if self.tags.get(SEAL):
+            self.tell({SEAL: "", MARKED: ""})
+
+    def _find_parent(self) -> None:
+        tags = search_tags(self.plan)
+        found = self._found(f"tags.`{KEY}` = '{self.key}'")
+        if not found:
+            self._created(Wanted(self.plan["search"], created_ms(self.plan), tags))
+            found = self._found(f"tags.`{KEY}` = '{self.key}'")
+        if not found:
+            raise TrackingError(f"MLflow at {address(self.uri)} lost a run of {self.what}")
+        self._known = self._only(found)
+        self.tags = dict(self.parent.data.tags)
+        new = {key: value for key, value in search_params(self.plan).items() if key not in self.parent.data.params}
+        stale = {key: value for key, value in tags.items() if self.tags.get(key) != value}
+        if new or stale:
+            self.log_run(self.parent_id, params=new, tags=stale)
+            self.tags |= stale
+
+
+def run_of(key: str) -> str:
+    """``<id>-e<epochs>`` of a trial's key."""
+    return key.rpartition("/")[2]
