@@ -43,10 +43,14 @@ class Fixed:
 
 
 class Phases:
-    """One source after another, each made once the one before has ended with all its trials."""
+    """One source after another, each made once the one before has ended with all its trials.
 
-    def __init__(self, makers: Iterable[Callable[[], Source]]) -> None:
+    ``idle`` is called once, when there is room for a trial and none to give until others have ended.
+    """
+
+    def __init__(self, makers: Iterable[Callable[[], Source]], idle: Callable[[], None] = lambda: None) -> None:
         self._makers = iter(makers)
+        self._idle: Callable[[], None] | None = idle
         self._source: Source = Fixed([])
         self._running: set[str] = set()
 
@@ -57,6 +61,9 @@ class Phases:
                 self._running.add(found.run)
                 return found
             if found is None or self._running:
+                if found is not None and self._idle:
+                    self._idle()
+                    self._idle = None
                 return None
             maker = next(self._makers, None)
             if maker is None:
@@ -79,7 +86,8 @@ class Adaptive:
         planned = plan["space"]
         self._space, self._classes = get_space(planned["name"]).narrowed(planned["ranges"], planned["band"]), planned["num_classes"]
         self._drawn = candidates_of(plan, store, epochs)
-        results = store.results([c.run for c in self._drawn])
+        self._known = {c.id for c in self._drawn}
+        results = store.summaries([c.run for c in self._drawn])
         self._left = [c for c in self._drawn[:wanted] if c.run not in results]
         self._asked: dict[str, str] = {}
         self._space_of = self._distributions()
@@ -95,10 +103,11 @@ class Adaptive:
             return None if self._asked else END
         self._store.add_batch(len(self._drawn), [candidate])
         self._drawn.append(candidate)
+        self._known.add(candidate.id)
         return candidate
 
     def done(self, candidate: Candidate) -> None:
-        ticket, result = self._asked.pop(candidate.run, None), self._store.result(candidate.run)
+        ticket, result = self._asked.pop(candidate.run, None), self._store.summary(candidate.run)
         if ticket is not None:
             self._tell(ticket, result)
         elif result is not None:
@@ -111,7 +120,6 @@ class Adaptive:
             self._optuna.on_trial_complete(ticket, {"top1": result["metrics"]["top1"], "c": result["network"]["c"]})
 
     def _suggest(self) -> Candidate | None:
-        known = {c.id: c for c in self._drawn}
         for attempt in range(PATIENCE):
             ticket = f"{len(self._drawn)}-{attempt}"
             values = self._optuna.suggest(ticket)
@@ -121,10 +129,10 @@ class Adaptive:
                 self._optuna.on_trial_complete(ticket, error=True)
                 continue
             candidate = candidate_of(self._plan, network, epochs=self._epochs)
-            if candidate.id not in known:
+            if candidate.id not in self._known:
                 self._asked[candidate.run] = ticket
                 return candidate
-            self._tell(ticket, self._store.result(candidate.run))
+            self._tell(ticket, self._store.summary(candidate.run))
         return None
 
     def _distributions(self) -> dict[str, Any]:
@@ -162,21 +170,24 @@ class Adaptive:
 
 
 class CandidateSearch(Searcher):
-    """The Tune searcher over a source. Its state is the search directory: there is nothing of its own to save."""
+    """The Tune searcher over a source, one for each Tune run; ``first`` was taken from the source before.
 
-    def __init__(self, source: Source, config: Mapping[str, Any]) -> None:
+    Its state is the search directory: there is nothing of its own to save.
+    """
+
+    def __init__(self, source: Source, config: Mapping[str, Any], first: Candidate | None = None) -> None:
         super().__init__()
-        self._source, self._config = source, dict(config)
+        self._source, self._config, self._first = source, dict(config), first
         self._given: dict[str, Candidate] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        found = self._source.next()
+        found, self._first = self._first or self._source.next(), None
         if found is None:
             return None
         if isinstance(found, str):
             return Searcher.FINISHED
         self._given[trial_id] = found
-        return {**self._config, "trial": found.spec.to_json()}
+        return {**self._config, "trial": found.spec.to_json(), "run": found.run}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         candidate = self._given.pop(trial_id, None)

@@ -15,6 +15,7 @@ from search_spaces.errors import RequestError
 from tinynet_search import __version__
 from tinynet_search.commands import app
 from tinynet_search.errors import TrackingError, extras
+from trainables.folder import StorageError
 
 
 def main() -> None:
@@ -40,6 +41,8 @@ def run(arguments: list[str]) -> int:
         return _fail(str(error), 2)
     except TrackingError as error:
         return _fail(str(error), 1)
+    except StorageError as error:
+        return _fail(f"storage: {error}: what is written there is kept; mend it and run the same command again", 1)
     except _USAGE as error:
         return _fail(error.format_message(), 2)
     except (KeyboardInterrupt, typer.Abort):

@@ -19,11 +19,17 @@ from search_spaces.errors import unknown
 from search_spaces.samplers import ADAPTIVE, SAMPLERS
 from search_spaces.space import SANE
 from tinynet_search.baselines import RULES
+from tinynet_search.errors import one_line
 from trainables.data import absolute
 from trainables.execution import Switch
+from trainables.folder import below, read_file
 from trainables.recipe import Recipe, get_recipe, validated
 
 PRESETS = ("demo", "imagenet100")
+
+
+# Bytes of a file, and dots in one of its lines.
+LARGEST, LARGEST_LINE = 1_000_000, 1000
 
 
 class Section(BaseModel):
@@ -49,7 +55,8 @@ class SpaceSection(Section):
 
 class SearchSection(Section):
     """What is searched and what follows: ``finals`` are the budgets c that the formula's networks are trained for,
-    ``compare`` the rules whose networks are trained beside them (``baselines.RULES``; true is the inverse giant formula)."""
+    ``compare`` the rules whose networks are trained beside them (``baselines.RULES``; true is the inverse giant formula).
+    ``frontier_epochs``: the frontier's models are trained on to so many epochs, or ``anew`` from the start."""
 
     name: str | None = None
     trials: int = Field(default=100, ge=1, le=100_000)
@@ -61,6 +68,8 @@ class SearchSection(Section):
     minimum: int = Field(default=6, ge=1)
     finals: tuple[float, ...] = ()
     compare: tuple[str, ...] = ("inverse giant",)
+    frontier_epochs: int | None = Field(default=None, ge=1)
+    anew: bool = False
 
     @field_validator("name")
     @classmethod
@@ -97,12 +106,15 @@ class OpenSection(BaseModel):
 
 
 class RunSection(Section):
-    """``address``: of a Ray cluster; empty starts one here unless RAY_ADDRESS names one."""
+    """``address``: of a Ray cluster; empty starts one here unless RAY_ADDRESS names one. ``trial_timeout``: seconds without
+    an epoch after which a trial has failed. ``stop_at_failed``: the share of failed trials above which a search stops."""
 
     executor: Literal["inline", "ray_train"] = "inline"
     address: str | None = None
     concurrency: int | None = Field(default=None, ge=1)
     max_failures: int = Field(default=5, ge=0)
+    trial_timeout: float = Field(default=6 * 3600, gt=0)
+    stop_at_failed: float = Field(default=0.5, ge=0, le=1)
 
 
 class ScalingSection(Section):
@@ -171,8 +183,7 @@ class Config(BaseModel):
     @property
     def url(self) -> str:
         """The search directory; a storage URL keeps its options (``s3://bucket/searches?region=...``) behind it."""
-        folder, query, options = self.storage.path.partition("?") if "://" in self.storage.path else (self.storage.path, "", "")
-        return f"{folder.rstrip('/')}/{self.search.name}{query}{options}"
+        return below(self.storage.path, str(self.search.name))
 
 
 def load_config(source: str | Path | None = None, *, preset: str | None = None, settings: Iterable[str] = ()) -> Config:
@@ -242,11 +253,23 @@ def validate(values: Mapping[str, Any], where: str) -> Config:
         raise RequestError("scaling: workers of one trial cannot share a GPU; use scaling.workers = 1 with a fraction of a GPU")
     if config.get_recipe().sync_bn and config.scaling.gpus < 1:
         raise RequestError("recipe.sync_bn: synchronised batch norm exists on GPUs only; set scaling.gpus = 1, or leave it out")
+    _check_continuing(config)
     share = config.get_recipe().micro_batches
     if share % config.scaling.workers:
         workers = config.scaling.workers
         raise RequestError(f"scaling.workers = {workers} cannot share the recipe's {share} micro-batches a step: use a divisor")
     return config
+
+
+def _check_continuing(config: Config) -> None:
+    recipe, epochs = config.get_recipe(), config.search.frontier_epochs
+    if epochs is None:
+        return
+    if epochs <= recipe.epochs:
+        raise RequestError(f"{epochs} epochs for the frontier are no more than the search's {recipe.epochs}: give more")
+    if not (recipe.continues or config.search.anew):
+        ends = f"the cosine schedule of recipe {recipe.name!r} ends at epoch {recipe.epochs}, so its models cannot go on to {epochs}"
+        raise RequestError(f"{ends}: train them from the start by --anew (search.anew = true)")
 
 
 def _preset(name: str) -> dict[str, Any]:
@@ -257,12 +280,19 @@ def _preset(name: str) -> dict[str, Any]:
 
 def _file(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return _toml(read_file(path, LARGEST).decode())
     except FileNotFoundError:
         near = f", or --preset {path}" if str(path) in PRESETS else ""
         raise RequestError(f"no configuration {str(path)!r}: give a TOML file{near}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RequestError(f"configuration {str(path)!r} cannot be read: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RequestError(f"configuration {str(path)!r} cannot be read: {one_line(error)}") from None
+
+
+def _toml(text: str) -> dict[str, Any]:
+    """Raises ValueError or RecursionError where it is none; Python's reader takes the square of a dotted key's parts in memory."""
+    if len(text) > LARGEST or max(line.count(".") for line in text.split("\n")) > LARGEST_LINE:
+        raise ValueError("it is too large for a configuration")
+    return tomllib.loads(text)
 
 
 def _setting(text: str) -> dict[str, Any]:
@@ -271,8 +301,8 @@ def _setting(text: str) -> dict[str, Any]:
     if not (equals and dot and name):
         raise RequestError(f"--set {text!r}: write section.key=value, as in search.trials=20")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = _toml(f"value = {value}")["value"]
+    except (ValueError, RecursionError):
         parsed = value.strip()
     return {section: {name: parsed}}
 
@@ -298,4 +328,6 @@ def _explained(error: ValidationError, where: str) -> RequestError:
             model = model.model_fields[part].annotation
         known = list(model.model_fields)
         return unknown(f"key in {where}:", ".".join(path), [".".join([*path[:-1], key]) for key in known])
-    return RequestError(f"{where}: {'.'.join(path)}: {first['msg'].removeprefix('Value error, ')} (it is {first['input']!r})")
+    return RequestError(
+        f"{where}: {'.'.join(path)}: {first['msg'].removeprefix('Value error, ')} (it is {one_line(repr(first['input']), 200)})"
+    )

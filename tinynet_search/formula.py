@@ -17,8 +17,9 @@ from search_spaces.errors import unknown
 from tinynet_search.curve import Curve
 from tinynet_search.errors import one_line
 from tinynet_search.formula_io import FORMS, MIN_POINTS, SCHEMA, DamagedError, check_point, parse, read_text
-from tinynet_search.gaussian import Bounds, Kernel, Posterior, fit_forms
+from tinynet_search.gaussian import Bounds, Kernel, Posterior, fit_forms, posterior
 from tinynet_search.limits import checked_request, largest
+from tinynet_search.smooth import SmoothPosterior
 from tinynet_search.spelling import tidy
 from tinynet_search.suggestion import Prediction, Suggestion
 
@@ -46,7 +47,7 @@ class TinyFormula:
     provenance: Mapping[str, Any]
     reason: str | None = None
     source: str = "fitted here"
-    _posteriors: dict[tuple[str, str], Posterior] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _posteriors: dict[tuple[str, str], Posterior | SmoothPosterior] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def usable(self) -> bool:
@@ -164,16 +165,17 @@ class TinyFormula:
         if not self.usable:
             raise RequestError(f"formula {one_line(self.source)} is not usable: {one_line(self.reason)}")
 
-    def _posterior(self, form: str, target: str) -> Posterior:
+    def _posterior(self, form: str, target: str) -> Posterior | SmoothPosterior:
         self._require_usable()
         if form not in FORMS:
             raise unknown("form", form, FORMS)
         if (form, target) not in self._posteriors:
             targets = [point[1 if target == "r" else 2] for point in self.points]
             try:
-                self._posteriors[form, target] = Posterior(self.forms[form][target], [point[0] for point in self.points], targets)
+                self._posteriors[form, target] = posterior(self.forms[form][target], [point[0] for point in self.points], targets)
             except np.linalg.LinAlgError as error:
-                raise RequestError(f"formula {one_line(self.source)}: the kernel matrix of forms.{form}.{target} is singular") from error
+                fault = str(error) if str(error).startswith("too large") else "singular"
+                raise RequestError(f"formula {one_line(self.source)}: the kernel matrix of forms.{form}.{target} is {fault}") from error
         return self._posteriors[form, target]
 
     def classes(self, space: SearchSpace) -> int:

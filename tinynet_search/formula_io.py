@@ -43,7 +43,7 @@ def read_text(name: str, tracking_uri: str | None = None) -> str:
             return _read_file(path, name)
     if name.endswith(".json"):
         return _read_file(Path(name))
-    raise RequestError(f"unknown formula {name!r}: give published, a .json file, models:/name@alias or models:/name/version")
+    raise RequestError(f"unknown formula {one_line(repr(name))}: give published, a .json file, models:/name@alias or models:/name/version")
 
 
 def _read_file(path: Path, label: str | None = None) -> str:

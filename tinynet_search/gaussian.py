@@ -1,4 +1,7 @@
-"""Gaussian process regression of one multiplier on c (equations 2-4): fitted by scikit-learn, used with numpy alone."""
+"""Gaussian process regression of one multiplier on c (equations 2-4): fitted by scikit-learn, used with numpy alone.
+
+Hundreds of points are fitted and used by ``smooth``, which computes the same in a time that does not grow with their cube.
+"""
 
 import math
 import warnings
@@ -9,7 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinynet_search.smooth import MANY, Basis, Likelihood, SmoothPosterior, nodes_for
+
 RESTARTS = 9
+# Points of a dense kernel matrix, which has their number squared of entries.
+MOST_DENSE = 2000
 
 
 @dataclass(frozen=True)
@@ -84,17 +91,36 @@ class Posterior:
         return mean, np.sqrt(np.maximum(variance, 0.0))
 
 
+def posterior(kernel: Kernel, c: Sequence[float], targets: Sequence[float]) -> "Posterior | SmoothPosterior":
+    """Equation 4 for one target, in the way that suits the number of points.
+
+    Raises:
+        numpy.linalg.LinAlgError: the kernel matrix is singular, or too large to be tried.
+    """
+    x = kernel.inputs(c)
+    nodes = nodes_for(x, kernel.length_scale) if len(x) >= MANY else None
+    if nodes:
+        return SmoothPosterior(kernel, x, np.asarray(targets, float), nodes)
+    if len(x) > MOST_DENSE:
+        raise np.linalg.LinAlgError(f"too large: {len(x)} points of so short a length scale")
+    return Posterior(kernel, c, targets)
+
+
 def fit_forms(
     points: Sequence[tuple[float, float, float]], seed: int, bounds: Mapping[tuple[str, str], Bounds]
 ) -> dict[str, dict[str, Kernel]]:
     """Kernels by form and target for (c, r, d) points; ``bounds`` by (form, target), where not those of ``BOUNDS``."""
+    from threadpoolctl import threadpool_limits
+
     c, r, d = zip(*points, strict=True)
 
     def fitted(form: str, target: str) -> Kernel:
         ours, box = form == "default", bounds.get((form, target), BOUNDS[form])
         return fit_kernel(c, r if target == "r" else d, log_c=ours, centred=ours, bounds=box, seed=seed)
 
-    return {form: {target: fitted(form, target) for target in "rd"} for form in BOUNDS}
+    # Matrices this small gain nothing from a second thread, and on busy cores the threads wait for each other.
+    with threadpool_limits(limits=1):
+        return {form: {target: fitted(form, target) for target in "rd"} for form in BOUNDS}
 
 
 def fit_kernel(c: Sequence[float], targets: Sequence[float], *, log_c: bool, centred: bool, bounds: Bounds, seed: int) -> Kernel:
@@ -102,21 +128,39 @@ def fit_kernel(c: Sequence[float], targets: Sequence[float], *, log_c: bool, cen
 
     Hyper-parameters are kept to six digits: more would be the optimiser's rounding, and differ between machines.
     """
+    mean = float(np.mean(targets)) if centred else 0.0
+    x, y = Kernel(1.0, 1.0, 0.0, mean, log_c).inputs(c), np.asarray(targets, float) - mean
+    nodes = nodes_for(x, bounds.length_scale[0]) if len(x) >= MANY else None
+    theta = _best(Likelihood(Basis(x, nodes), y), bounds, seed) if nodes else _by_sklearn(x, y, bounds, seed)
+    amplitude, length_scale, noise = (float(f"{v:.6g}") for v in np.exp(theta))
+    return Kernel(amplitude, length_scale, noise, mean, log_c)
+
+
+def _by_sklearn(x: NDArray[np.float64], y: NDArray[np.float64], bounds: Bounds, seed: int) -> NDArray[np.float64]:
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-    mean = float(np.mean(targets)) if centred else 0.0
-    x = Kernel(1.0, 1.0, 0.0, mean, log_c).inputs(c)
-    start = [math.sqrt(low * high) for low, high in (bounds.amplitude, bounds.length_scale, bounds.noise)]
+    start = _middle(bounds)
     prior = ConstantKernel(start[0], bounds.amplitude) * RBF(start[1], bounds.length_scale) + WhiteKernel(start[2], bounds.noise)
     search: Any = {"optimizer": _maximise, "n_restarts_optimizer": RESTARTS, "random_state": seed}
     regressor: Any = GaussianProcessRegressor(prior, alpha=0, normalize_y=False, **search)
     with warnings.catch_warnings():
         # A hyper-parameter at its bound is what the bounds are for.
         warnings.simplefilter("ignore")
-        regressor.fit(x[:, None], np.asarray(targets, float) - mean)
-    amplitude, length_scale, noise = (float(f"{v:.6g}") for v in np.exp(regressor.kernel_.theta))
-    return Kernel(amplitude, length_scale, noise, mean, log_c)
+        regressor.fit(x[:, None], y)
+    return regressor.kernel_.theta
+
+
+def _best(objective: Any, bounds: Bounds, seed: int) -> NDArray[np.float64]:
+    """From the same starts as scikit-learn's."""
+    box = np.log([bounds.amplitude, bounds.length_scale, bounds.noise])
+    chance = np.random.RandomState(seed)
+    starts = [np.log(_middle(bounds)), *(chance.uniform(box[:, 0], box[:, 1]) for _ in range(RESTARTS))]
+    return min((_maximise(objective, start, box) for start in starts), key=lambda found: found[1])[0]
+
+
+def _middle(bounds: Bounds) -> list[float]:
+    return [math.sqrt(low * high) for low, high in (bounds.amplitude, bounds.length_scale, bounds.noise)]
 
 
 def _maximise(objective: Any, theta: NDArray[np.float64], bounds: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:

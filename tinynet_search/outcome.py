@@ -1,16 +1,24 @@
 """What follows from results: the frontier, the formula, the final networks. All of it is made anew from what is there."""
 
+import importlib
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search_spaces import Network, RequestError, SearchSpace, get_space
 from tinynet_search.baselines import baseline
+from tinynet_search.continuing import with_longest
 from tinynet_search.formula import TinyFormula, fit_formula
 from tinynet_search.frontier import TrialPoint, select_frontier, spearman
 from tinynet_search.plan import candidate_of
 from tinynet_search.store import FINALS, FORMULA, FRONTIER, Candidate, SearchStore
 
 TINY = "tiny formula"
+
+
+def prepare() -> None:
+    """Import what the formula is fitted with, in a thread: seconds that are free while the last trials leave a core idle."""
+    threading.Thread(target=lambda: importlib.import_module("sklearn.gaussian_process"), name="formula-imports", daemon=True).start()
 
 
 def points_of(candidates: Sequence[Candidate], results: Mapping[str, Mapping[str, Any]]) -> list[TrialPoint]:
@@ -22,7 +30,7 @@ def points_of(candidates: Sequence[Candidate], results: Mapping[str, Mapping[str
 def write_frontier(store: SearchStore, plan: Mapping[str, Any], candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
     """Select the frontier of all results and write it: rows by rising c, with ``pareto_rank``."""
     by_run = {c.run: c for c in candidates}
-    points = points_of(candidates, store.results(by_run))
+    points = points_of(candidates, store.summaries(by_run))
     selected = select_frontier(points, fraction=plan["frontier"]["fraction"], minimum=plan["frontier"]["minimum"])
     rows = [
         {
@@ -38,12 +46,15 @@ def write_frontier(store: SearchStore, plan: Mapping[str, Any], candidates: Sequ
         }
         for m in selected
     ]
+    rows = with_longest(store, rows)
     store.write_json(FRONTIER, rows)
     return rows
 
 
-def write_formula(store: SearchStore, plan: Mapping[str, Any], frontier: Sequence[Mapping[str, Any]]) -> TinyFormula:
-    """Fit r(c) and d(c) on the frontier and write the formula."""
+def write_formula(
+    store: SearchStore, plan: Mapping[str, Any], frontier: Sequence[Mapping[str, Any]], trials: Mapping[str, int]
+) -> TinyFormula:
+    """Fit r(c) and d(c) on the frontier and write the formula; ``trials``: how many there were, by what became of them."""
     models = [TrialPoint(row["run"], row["rdw"], row["c"], row["top1"], "finished") for row in frontier]
     formula = fit_formula(
         get_space(plan["space"]["name"]),
@@ -55,6 +66,7 @@ def write_formula(store: SearchStore, plan: Mapping[str, Any], frontier: Sequenc
             "epochs": sorted({int(str(row["run"]).rsplit("-e", 1)[1]) for row in frontier}),
             "models": [row["id"] for row in frontier],
             "spearman": spearman(models),
+            "trials": dict(trials),
         },
         num_classes=plan["space"]["num_classes"],
     )

@@ -8,10 +8,11 @@ from typing import Any
 from search_spaces import Network, RequestError, get_space
 from search_spaces.samplers import ADAPTIVE, draw
 from tinynet_search.config import Config
-from tinynet_search.store import FINALS, JOB, PLAN, SCHEMA, Candidate, SearchStore
+from tinynet_search.schema import foreign_space
+from tinynet_search.store import FINALS, JOB, PLAN, SCHEMA, Candidate, Drawn, SearchStore
 from trainables.data import ImageData, open_data
 from trainables.recipe import Recipe, recipe_from
-from trainables.trial import TrialSpec, describe
+from trainables.trial import TrialSpec, describe, trial_id
 
 # One training step of a network costs about three forward passes.
 TRAIN_PASSES = 3
@@ -81,13 +82,13 @@ def agreed_plan(store: SearchStore, config: Config) -> dict[str, Any]:
         RequestError: the plan is damaged, or differs from the configuration in what decides results.
     """
     asked = make_plan(config)
-    if store.plan() is None:
+    if store.written_plan() is None:
         if store.folder.exists(JOB):
             raise RequestError(f"{store.url} is a training job: give the search another search.name")
         if config.search.sampler not in ADAPTIVE:
             planned_networks(asked, config, config.search.trials)  # a band without networks leaves nothing behind
         store.write_json(PLAN, asked, once=True)
-    there = store.plan()
+    there = store.written_plan()
     assert there is not None
     _refuse_difference(store, there, asked)
     return {**there, "data": {**there["data"], "settings": asked["data"]["settings"]}}
@@ -141,10 +142,37 @@ def candidate_of(plan: Mapping[str, Any], network: Network, *, epochs: int | Non
 
 
 def candidates_of(plan: Mapping[str, Any], store: SearchStore, epochs: int | None = None) -> list[Candidate]:
-    """The candidates that are written down, in the order they were drawn."""
-    space, classes = get_space(plan["space"]["name"]), plan["space"]["num_classes"]
-    networks = (space.network((r, d, w), classes) for r, d, w in store.candidates())
-    return [candidate_of(plan, network, epochs=epochs) for network in networks]
+    """The candidates that are written down, in the order they were drawn.
+
+    Ids are made anew. Figures that were written with the same id and multiply-adds are taken as they are: the full cost of
+    ten thousand networks takes as long as the rest of a driver's start.
+    """
+    space, recipe = get_space(plan["space"]["name"]), plan_recipe(plan, epochs)
+    # One specification's parts serve all: each of their own would be most of a long search's memory.
+    any_spec = spec_of(plan, (1.0, 1.0, 1.0), epochs=epochs)
+    # Samplers keep to the band, or near a c, within their tolerance.
+    beyond = 2 * max(plan["space"]["band"][1], plan["sampler"].get("c", 0))
+    found = []
+    for drawn in store.candidates():
+        network = space.network(drawn.rdw, any_spec.num_classes)
+        if network.c > beyond:
+            raise RequestError(f"candidates {store.url}/candidates are damaged: {drawn.rdw} is beyond the plan's FLOPs: restore the file")
+        name = trial_id(space, network, recipe, any_spec.data_fingerprint, any_spec.seed)
+        figures = _figures(drawn, name, network) or describe(network)
+        found.append(Candidate.named(f"{name}-e{recipe.epochs}", replace(any_spec, rdw=tuple(network.rdw)), figures))
+    return found
+
+
+def _figures(drawn: Drawn, name: str, network: Network) -> dict[str, Any] | None:
+    """What was written of a network, if it is this one and all there."""
+    written = drawn.network
+    if drawn.id != name or not isinstance(written, Mapping):
+        return None
+    counted = {key: written.get(key) for key in ("params", "activations", "activation_bytes")}
+    known = {"resolution": network.resolution, "macs": network.macs, "num_classes": network.num_classes}
+    whole = all(type(value) is int and value > 0 for value in counted.values())
+    same = all(written.get(key) == value for key, value in known.items())
+    return known | counted | {"c": network.c} if whole and same else None
 
 
 def grow(plan: Mapping[str, Any], store: SearchStore, config: Config) -> list[Candidate]:
@@ -167,13 +195,22 @@ def planned_networks(plan: Mapping[str, Any], config: Config, trials: int) -> li
     return draw(config.get_space(), plan["sampler"]["name"], trials, plan["seed"], num_classes=plan["space"]["num_classes"], **options)
 
 
-def final_candidates(store: SearchStore) -> list[Candidate]:
-    """The final jobs that are written down."""
-    rows = store.read_json(FINALS) or []
+def final_candidates(store: SearchStore, named: str | None = None) -> list[Candidate]:
+    """The final jobs that are written down.
+
+    Args:
+        named: repeats a user's own space, since importing what a file names would run code.
+
+    Raises:
+        RequestError: the file is damaged, or names a space of the user's own that ``named`` does not repeat.
+    """
+    specs = [TrialSpec.from_json(row["spec"]) for row in store.final_rows()]
     try:
-        specs = [TrialSpec.from_json(row["spec"]) for row in rows]
+        for space in {spec.space for spec in specs}:
+            if foreign := foreign_space(space, named):
+                raise RequestError(foreign)
         return [Candidate(spec, describe(spec.network())) for spec in specs]
-    except (KeyError, TypeError, ValueError) as error:
+    except RequestError as error:
         raise RequestError(f"{store.url}/{FINALS} is damaged ({error}): remove it, it is made anew") from error
 
 

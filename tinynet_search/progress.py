@@ -1,10 +1,12 @@
 """What a person sees while a search runs: a live table on a terminal, a line an ended trial elsewhere; all on stderr."""
 
 import contextlib
+import heapq
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from tinynet_search.store import Candidate
 from tinynet_search.tables import duration
 
 
-@dataclass
+@dataclass(slots=True)
 class Row:
     """One trial as it is known to the driver."""
 
@@ -31,6 +33,41 @@ class Row:
         return 0 if self.state in ("finished", "failed", "lost") else self.candidate.spec.recipe["epochs"] - self.epochs
 
 
+class Sums:
+    """What the time left follows from, kept up to date row by row: thousands of rows are not gone through at every report."""
+
+    def __init__(self) -> None:
+        # Of rows with epochs left, by epochs: 1, size, root of size. Of rows with times: 1, x, y, x x, x y, root of x, for a line of
+        # y, seconds an epoch, over x, multiply-adds.
+        self._left, self._timed = np.zeros(3), np.zeros(6)
+        self._sizes: set[float] = set()
+        self.open = 0
+
+    def add(self, row: Row, sign: int) -> None:
+        size, left = row.candidate.network["macs"] / 1e9, row.epochs_left
+        if left:
+            self.open += sign
+            self._left += sign * left * np.array([1.0, size, size**0.5])
+        if row.timed:
+            cost = row.seconds / row.timed
+            self._timed += sign * np.array([1.0, size, cost, size * size, size * cost, size**0.5])
+            if len(self._sizes) <= 3:
+                self._sizes.add(size)
+
+    def left(self, at_once: int) -> float | None:
+        n, x, y, xx, xy, roots = self._timed
+        if n < 0.5:
+            return None
+        epochs, sizes, left_roots = self._left
+        # Small networks cost more than their share; a line through what was seen says how much, the root until then.
+        if len(self._sizes) > 3:
+            slope = (n * xy - x * y) / (n * xx - x * x)
+            constant = (y - slope * x) / n
+            if slope > 0 and constant > 0:
+                return (constant * epochs + slope * sizes) / at_once
+        return y / roots * left_roots / at_once
+
+
 @dataclass
 class Progress(Callback):
     """Tune's callback; keeps the rows, prints the lines, draws the table."""
@@ -38,72 +75,84 @@ class Progress(Callback):
     at_once: int = 1
     rows: dict[str, Row] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
+    sums: Sums = field(default_factory=Sums)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune saves its callbacks; there is nothing here to save."""
-        return {"at_once": self.at_once, "rows": {}, "started": self.started}
+        return {"at_once": self.at_once, "rows": {}, "started": self.started, "sums": Sums()}
 
     def watch(self, candidates: Sequence[Candidate], results: Mapping[str, Mapping[str, Any]]) -> None:
-        """Add trials; those with a result are done."""
+        """Add trials; those with a result (its summary) are done."""
         for candidate in candidates:
-            row = self.rows.setdefault(candidate.run, Row(candidate))
             result = results.get(candidate.run)
-            if result is not None:
-                row.state, row.epochs, row.top1 = result["status"], len(result["epochs"]), result["metrics"].get("top1")
-                row.seconds, row.timed = sum(e["seconds"] for e in result["epochs"]), len(result["epochs"])
+            with self._changed(self._added(candidate)) as row:
+                if result is not None:
+                    row.state, row.epochs, row.top1 = result["status"], result["epochs_done"], result["metrics"].get("top1")
+                    row.seconds, row.timed = result["seconds"], result["epochs_done"]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._row(trial).state = "training"
+        with self._changed(self._row(trial)) as row:
+            row.state = "training"
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-        row = self._row(trial)
-        row.epochs = int(result.get("epochs_done", row.epochs))
-        if "seconds" in result:
-            row.seconds, row.timed = row.seconds + float(result["seconds"]), row.timed + 1
-        if "status" in result:
-            row.state = result["status"]
-        row.top1 = None if row.state == "failed" else result.get("top1", row.top1)
+        with self._changed(self._row(trial)) as row:
+            row.epochs = int(result.get("epochs_done", row.epochs))
+            if "seconds" in result:
+                row.seconds, row.timed = row.seconds + float(result["seconds"]), row.timed + 1
+            if "status" in result:
+                row.state, row.why = result["status"], result.get("reason", "")
+            row.top1 = None if row.state == "failed" else result.get("top1", row.top1)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        row = self._row(trial)
-        row.state = "finished" if row.state == "training" else row.state
+        with self._changed(self._row(trial)) as row:
+            row.state = "finished" if row.state == "training" else row.state
         self._line(row)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        row = self._row(trial)
-        row.state = "lost"
-        row.why = str(trial.get_error() or "").strip().rsplit("\n", 1)[-1]
+        with self._changed(self._row(trial)) as row:
+            row.state = "lost"
+            row.why = _why(trial)
         self._line(row)
 
     def time_left(self) -> float | None:
         """Seconds to the end, from what an epoch has cost so far as a line in the multiply-adds; None before any has ended."""
-        known = [(row.candidate.network["macs"], row.seconds / row.timed) for row in self.rows.values() if row.timed]
-        if not known:
-            return None
-        macs, cost = (np.array(column, float) for column in zip(*known, strict=True))
-        # Small networks cost more than their share; a line through what was seen says how much, the root until then.
-        slope, constant = np.polyfit(macs, cost, 1) if len(set(macs)) > 3 else (-1.0, 0.0)
-        scale = cost.sum() / np.sqrt(macs).sum()
-        left = 0.0
-        for row in self.rows.values():
-            size = row.candidate.network["macs"]
-            left += row.epochs_left * (constant + slope * size if slope > 0 and constant > 0 else scale * size**0.5)
-        return left / self.at_once
+        return self.sums.left(self.at_once)
+
+    @property
+    def done(self) -> int:
+        """Rows with nothing left to train."""
+        return len(self.rows) - self.sums.open
+
+    @contextlib.contextmanager
+    def _changed(self, row: Row) -> Iterator[Row]:
+        self.sums.add(row, -1)
+        try:
+            yield row
+        finally:
+            self.sums.add(row, 1)
+
+    def _added(self, candidate: Candidate) -> Row:
+        if candidate.run not in self.rows:
+            row = self.rows[candidate.run] = Row(candidate)
+            self.sums.add(row, 1)
+        return self.rows[candidate.run]
 
     def _row(self, trial: Any) -> Row:
         from trainables.trial import TrialSpec, describe
 
-        spec = TrialSpec.from_json(trial.config["trial"])
-        return self.rows.setdefault(spec.run, Row(Candidate(spec, describe(spec.network()))))
+        row = self.rows.get(trial.config["run"])
+        if row is None:
+            spec = TrialSpec.from_json(trial.config["trial"])
+            row = self._added(Candidate(spec, describe(spec.network())))
+        return row
 
     def _line(self, row: Row) -> None:
         if sys.stderr.isatty():
             return
-        done = sum(r.epochs_left == 0 for r in self.rows.values())
         left = self.time_left()
-        more = f"  {duration(left)} left" if left and done < len(self.rows) else ""
+        more = f"  {duration(left)} left" if left and self.done < len(self.rows) else ""
         print(
-            f"[{done}/{len(self.rows)}] {_title(row)}  {_end(row)}  {row.seconds:.0f} s{more}",
+            f"[{self.done}/{len(self.rows)}] {_title(row)}  {_end(row)}  {row.seconds:.0f} s{more}",
             file=sys.stderr,
             flush=True,
         )
@@ -123,14 +172,13 @@ class Progress(Callback):
     def _table(self) -> Any:
         from rich.table import Table
 
-        done = sum(r.epochs_left == 0 for r in self.rows.values())
         left = self.time_left()
-        title = f"{done} of {len(self.rows)} trials, {duration(time.time() - self.started)} gone"
+        title = f"{self.done} of {len(self.rows)} trials, {duration(time.time() - self.started)} gone"
         table = Table(title=title + (f", about {duration(left)} left" if left is not None else ""))
         for name in ("trial", "r", "d", "w", "pixels", "c", "epochs", "top-1", "state"):
             table.add_column(name, justify="left" if name in ("trial", "state") else "right")
         order = {"training": 0, "waiting": 2}
-        for row in sorted(self.rows.values(), key=lambda r: (order.get(r.state, 1), -(r.top1 or 0)))[:24]:
+        for row in heapq.nsmallest(24, self.rows.values(), key=lambda r: (order.get(r.state, 1), -(r.top1 or 0))):
             r, d, w = row.candidate.spec.rdw
             epochs = f"{row.epochs}/{row.candidate.spec.recipe['epochs']}"
             figures = (f"{r:.2f}", f"{d:.2f}", f"{w:.2f}", str(row.candidate.network["resolution"]), f"{row.candidate.c:.3f}", epochs)
@@ -141,6 +189,14 @@ class Progress(Callback):
 def _title(row: Row) -> str:
     r, d, w = row.candidate.spec.rdw
     return f"{row.candidate.id}  r {r:.2f}  d {d:.2f}  w {w:.2f}  {row.candidate.network['resolution']} px  c {row.candidate.c:.3f}"
+
+
+def _why(trial: Any) -> str:
+    """The last line of what ended a trial: as storage has it, or where Tune has not copied it there yet, as it lies here."""
+    said = str(trial.get_error() or "").strip()
+    with contextlib.suppress(OSError, TypeError):
+        said = said or Path(trial.error_file).read_text(errors="replace").strip()
+    return said.rsplit("\n", 1)[-1]
 
 
 def _end(row: Row) -> str:

@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def preview(config: Config) -> dict[str, Any]:
     epochs, adaptive = config.get_recipe().epochs, config.search.sampler in ADAPTIVE
     networks = [] if adaptive else planned_networks(plan, config, config.search.trials)
     candidates = [candidate_of(plan, network, epochs=epochs) for network in networks]
-    there = store.results([c.run for c in candidates])
+    there = store.finished()
     rows = [
         {
             "id": c.id,
@@ -57,6 +58,7 @@ def preview(config: Config) -> dict[str, Any]:
         "training_macs_left": sum(row["training_macs"] for row in left),
         "checkpoint_bytes_peak": max((row["params"] for row in left), default=0) * CHECKPOINT_BYTES_PER_PARAM,
         "weights_bytes": sum(row["params"] for row in left) * 4,
+        "kept_bytes": sum(row["params"] for row in left) * CHECKPOINT_BYTES_PER_PARAM // 2 if config.get_recipe().continues else 0,
     }
 
 
@@ -81,10 +83,11 @@ def preview_text(preview: Mapping[str, Any]) -> str:
         f"{left} of {preview['trials']} to train: {preview['training_macs_left'] / 1e12:.1f}T multiply-adds of training "
         f"(three forward passes an image and epoch, two evaluations an epoch)"
     )
-    weights, peak = preview["weights_bytes"] / 1e6, preview["checkpoint_bytes_peak"] / 1e6
+    weights, kept, peak = (preview[key] / 1e6 for key in ("weights_bytes", "kept_bytes", "checkpoint_bytes_peak"))
     if preview["warning"]:
         lines.append(preview["warning"])
-    lines.append(f"{weights:.0f} MB of weights at the end, up to {peak:.0f} MB of checkpoints a running trial")
+    last = f" and {kept:.0f} MB of last checkpoints, for longer trainings" if kept else ""
+    lines.append(f"{weights:.0f} MB of weights{last} at the end, up to {peak:.0f} MB of checkpoints a running trial")
     return "\n".join(lines)
 
 
@@ -104,6 +107,7 @@ def text(outcome: Outcome) -> str:
     parts = [
         ("Failed trials", _failures(outcome)),
         ("Frontier", frontier_table([_flat(row) for row in outcome.frontier]) if outcome.frontier else ""),
+        ("Frontier models trained on", longer_table(outcome)),
         ("Spearman's rank correlation with FLOPs on the frontier", _spearman_line(outcome)),
         ("The formula beside the published one (fitted to the paper's TinyNets on EfficientNet-B0)", formula_table(outcome.formula)),
         ("Final networks at equal FLOPs", finals_table(outcome)),
@@ -111,7 +115,8 @@ def text(outcome: Outcome) -> str:
         ("Where everything lies", _places(outcome)),
     ]
     sections = [f"{title}\n\n{body}" for title, body in parts if body]
-    return "\n\n".join([_headline(outcome), *sections, *outcome.notes])
+    early = [f"Stopped early: {outcome.stopped}."] if outcome.stopped else []
+    return "\n\n".join([_headline(outcome), *early, *sections, *outcome.notes])
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:
@@ -122,7 +127,8 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "tracking": outcome.tracking,
         "trials": len(outcome.candidates),
         "trained_now": outcome.new,
-        "lost": [c.id for c in outcome.lost],
+        "stopped": outcome.stopped,
+        "lost": {c.run: outcome.lost_why.get(c.run) for c in outcome.lost},
         "failed": {run: r["reason"] for run, r in outcome.results.items() if r["status"] == "failed"},
         "frontier": [_flat(row) for row in outcome.frontier],
         "spearman": _spearman(outcome.frontier),
@@ -207,19 +213,39 @@ def stored_searches(storage: str) -> list[str]:
     return names
 
 
+def longer_table(outcome: Outcome) -> str:
+    """Models of the frontier that were trained for more epochs too."""
+    rows = [row for row in outcome.frontier if "longer" in row]
+    head = ("trial", "c", "epochs", "top-1 %", "epochs then", "top-1 % then")
+    cells = [
+        (
+            row["id"],
+            f"{row['c']:.3f}",
+            row["run"].rpartition("-e")[2],
+            _number(row["top1"], 1),
+            str(longer["epochs"]),
+            _number(longer["top1"], 1),
+        )
+        for row in rows
+        for longer in [row["longer"]]
+    ]
+    return table(head, cells) if cells else ""
+
+
 def _headline(outcome: Outcome) -> str:
     results = outcome.results
-    failed = [r for r in results.values() if r["status"] == "failed"]
-    reasons = ", ".join(sorted({r["reason"] for r in failed}))
+    reasons = Counter(r["reason"] for r in results.values() if r["status"] == "failed")
     done = f"{len([c for c in outcome.candidates if c.run in results])} trials and {len({c.run for c in outcome.finals})} finals"
-    return f"Search {outcome.store.name}: {done}, {outcome.new} trained now" + (f", {len(failed)} failed ({reasons})" if failed else "")
+    failed = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+    return f"Search {outcome.store.name}: {done}, {outcome.new} trained now" + (f", {reasons.total()} failed ({failed})" if failed else "")
 
 
 def _failures(outcome: Outcome) -> str:
     """Why trials failed, the first few of them."""
     failed = [r for r in outcome.results.values() if r["status"] == "failed"]
     lines = [f"{r['id']}  {r['reason']}: {r['detail']}" for r in failed[:5]]
-    return "\n".join([*lines, f"and {len(failed) - 5} more"] if len(failed) > 5 else lines)
+    more = [f"and {len(failed) - 5} more"] if len(failed) > 5 else []
+    return "\n".join([*lines, *more, "the same command with --retry failed tries them again"]) if failed else ""
 
 
 def _spearman(frontier: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -6,17 +6,24 @@ here is the truth: the driver can die anywhere and the next one finds all there 
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from search_spaces.samplers import ADAPTIVE
 from tinynet_search.config import Config
+from tinynet_search.continuing import RETRIED, continued, set_aside
 from tinynet_search.errors import require
+from tinynet_search.failures import Tally
 from tinynet_search.formula import TinyFormula
-from tinynet_search.outcome import write_finals, write_formula, write_frontier
+from tinynet_search.lease import Lease
+from tinynet_search.outcome import prepare, write_finals, write_formula, write_frontier
 from tinynet_search.plan import agreed_plan, candidates_of, grow, too_large
-from tinynet_search.store import Candidate, SearchStore
+from tinynet_search.stopping import Guarded, Stopping, stoppable
+from tinynet_search.store import FINALS, Candidate, SearchStore
+
+# Seconds that the publisher of an interrupted search gets.
+FAREWELL = 15.0
 
 
 @dataclass
@@ -25,7 +32,8 @@ class Outcome:
 
     Attributes:
         frontier: rows of ``frontier.json``, by rising c.
-        lost: trials that ended without a result, after their processes were lost too often.
+        lost: trials that ended without a result, after their processes were lost too often; lost_why: of what, where it is known.
+        stopped: why the search ended before its work was done, None where it did not.
         new: trials and finals that were trained by this call.
         seconds: wall time by part: ``ray`` (start and stop), ``trials``, ``mlflow`` (in its own thread), ``total``.
         trained: seconds of bare training by this call, summed over its trials.
@@ -42,13 +50,17 @@ class Outcome:
     at_once: int = 1
     new: int = 0
     lost: list[Candidate] = field(default_factory=list)
+    lost_why: dict[str, str] = field(default_factory=dict)
+    stopped: str | None = None
+    continued: list[Candidate] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     trained: float = 0.0
 
     @property
     def results(self) -> dict[str, dict[str, Any]]:
-        return self.store.results([c.run for c in (*self.candidates, *self.finals)])
+        """Summaries of the results there are, by run name; see ``SearchStore.summary``."""
+        return self.store.summaries([c.run for c in (*self.candidates, *self.finals, *self.continued)])
 
 
 def say(message: str) -> None:
@@ -56,55 +68,82 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def run_search(config: Config, *, tracking: str | None = None, warn: Callable[[str], None] = say) -> Outcome:
+def run_search(config: Config, *, tracking: str | None = None, retry: Collection[str] = (), warn: Callable[[str], None] = say) -> Outcome:
     """Run a search to its end, or take it up where it was left.
+
+    The first Ctrl-C or SIGTERM has the trainings commit a checkpoint, the second ends at once.
 
     Args:
         config: from ``load_config``.
         tracking: MLflow's URI, before MLFLOW_TRACKING_URI and the configuration's.
+        retry: reasons of failed trials that are to be trained again; ``failed`` is any.
         warn: called with one line for each thing worth knowing that does not stop the search.
 
     Raises:
-        RequestError: the configuration contradicts the plan, or cannot run here; nothing was lost.
+        RequestError: the configuration contradicts the plan, cannot run here, or another driver runs this search;
+            nothing was lost.
+        KeyboardInterrupt: it was interrupted; everything is where it was left.
     """
     require("ray", "torch", "timm", "sklearn", "pymoo")
     from tinynet_search.tracking import resolve_uri
-    from tinynet_search.tracking.connection import address
-    from tinynet_search.tracking.publisher import Publisher
 
     started = time.perf_counter()
     store = SearchStore(config.url)
     uri = resolve_uri(tracking, config.tracking.uri, config.storage.path)
     plan = agreed_plan(store, config)
-    driver = _Driver(config, store, plan, grow(plan, store, config))
-    if warning := too_large(plan, (c.network["resolution"] for c in driver.candidates)):
-        warn(warning)
-    publisher = Publisher(store, dict(plan), uri, warn=warn)
+    with stoppable(warn) as stopping, Lease(store.folder, f"search {store.url}", "search") as lease:
+        if again := set_aside(store, retry):
+            warn(f"{again} failed trials are trained again; their results so far are in {store.url}/{RETRIED}")
+        driver = _Driver(config, store, plan, grow(plan, store, config), lease, stopping)
+        if warning := too_large(plan, (c.network["resolution"] for c in driver.candidates)):
+            warn(warning)
+        outcome = _published(driver, uri, warn)
+    outcome.seconds["total"] = time.perf_counter() - started
+    return outcome
+
+
+def _published(driver: "_Driver", uri: str, warn: Callable[[str], None]) -> Outcome:
+    """The driver's run with a publisher beside it, whatever becomes of either."""
+    from tinynet_search.tracking.connection import address
+    from tinynet_search.tracking.publisher import Publisher
+
+    publisher = Publisher(driver.store, dict(driver.plan), uri, warn=warn)
     publisher.start()
     status = "KILLED"
     try:
         driver.publisher = publisher
         driver.run()
         outcome = driver.outcome(address(uri))
-        publisher.conclude(outcome.frontier, outcome.formula.to_json(), store.read_json("finals.json") or [], None)
-        status = "FINISHED"
+        publisher.conclude(outcome.frontier, outcome.formula.to_json(), driver.store.read_json(FINALS) or [], None)
+        status = "KILLED" if outcome.stopped else "FINISHED"
     finally:
-        sent = publisher.close(status=status)
+        # An interrupted search does not wait for all that is to be sent: the next run, or tinynet sync, goes on with it.
+        sent = publisher.close(FAREWELL if driver.stopping.signal else None, status)
     if not sent:
-        outcome.notes.append(f"MLflow at {address(uri)} has not everything yet: tinynet sync --search {store.name} catches up")
+        outcome.notes.append(f"MLflow at {address(uri)} has not everything yet: tinynet sync --search {driver.store.name} catches up")
     outcome.link = publisher.link
-    outcome.seconds |= {"mlflow": publisher.busy_seconds, "total": time.perf_counter() - started}
+    outcome.seconds["mlflow"] = publisher.busy_seconds
     return outcome
 
 
 class _Driver:
     """One run of a search: what is pending, through Tune, and what follows from it."""
 
-    def __init__(self, config: Config, store: SearchStore, plan: Mapping[str, Any], candidates: list[Candidate]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        store: SearchStore,
+        plan: Mapping[str, Any],
+        candidates: list[Candidate],
+        lease: Lease,
+        stopping: Stopping,
+    ) -> None:
         self.config, self.store, self.plan, self.candidates = config, store, plan, candidates
+        self.lease, self.stopping = lease, stopping
         self.publisher: Any = None
         self.epochs = config.get_recipe().epochs
         self.finals: list[Candidate] = []
+        self.continued: list[Candidate] = []
         self.notes: list[str] = []
         self.seconds: dict[str, float] = {}
         self.at_once = 1
@@ -112,37 +151,61 @@ class _Driver:
         self.started = time.time()
         self.formula: TinyFormula | None = None
         self.frontier: list[dict[str, Any]] = []
+        self.lost_why: dict[str, str] = {}
+        self.tally = Tally(config.search.trials, config.run.stop_at_failed)
+        lease.when_lost(lambda: stopping.ask("another driver has taken this search over"))
 
     def run(self) -> None:
         self.publisher.watch(self.candidates)
         self.before = self.store.finished()
+        for run, result in self.store.summaries([c.run for c in self.candidates]).items():
+            self.tally.add(run, result)
         trials_left = bool(self._pending_trials()) or self._adaptive_left()
-        if not trials_left:
+        if trials_left:
+            self._judge()
+        else:
             self._conclude()
-        if trials_left or self._pending(self.finals):
+        if not self.stopping.why and (trials_left or self._pending([*self.finals, *self.continued])):
             self._train()
         if self.formula is None:
             self._conclude()
+        elif self.continued:
+            self.frontier = write_frontier(self.store, self.plan, self.candidates)
 
     def _train(self) -> None:
-        """Everything pending in one Tune run: the trials, then, once they have all ended, the finals that follow."""
+        """Everything pending in one Tune run: the trials; once they have all ended the finals that follow; then what is continued."""
         from tinynet_search.candidates import Phases
         from tinynet_search.cluster import cluster, concurrency, run_source
         from tinynet_search.progress import Progress
+        from tinynet_search.watchdog import Watchdog
 
         started = time.perf_counter()
         with cluster(self.config):
             self.at_once = concurrency(self.config)
             progress = Progress(self.at_once)
-            known = [*self.candidates, *self.finals]
-            progress.watch(known, self.store.results([c.run for c in known]))
+            known = [*self.candidates, *self.finals, *self.continued]
+            progress.watch(known, self.store.summaries([c.run for c in known]))
             trials = time.perf_counter()
-            source = Phases([self._trial_source, lambda: self._final_source(progress)])
-            most = self.config.search.trials + 2 * len(self.config.search.finals) + 1
-            with progress.shown():
-                run_source(self.config, self.store.url, source, most, self.at_once, progress)
+            phases = Phases([self._trial_source, lambda: self._final_source(progress)], idle=prepare)
+            source = Guarded(phases, self.stopping, self._ended)
+            most = self.config.search.trials * 2 + 2 * len(self.config.search.finals) + 1
+            watching = [progress, Watchdog(self.store.url, self.config.run.trial_timeout)]
+            with progress.shown(), self.stopping.gently(self.lease.ask_to_stop):
+                run_source(self.config, self.store.url, source, most, self.at_once, watching, self.lease.stop_file)
+            self.stopping.deliver()
             self.seconds["trials"] = time.perf_counter() - trials
+            self.lost_why = {run: row.why for run, row in progress.rows.items() if row.state == "lost"}
         self.seconds["ray"] = time.perf_counter() - started - self.seconds["trials"]
+
+    def _ended(self, candidate: Candidate) -> None:
+        if candidate.spec.kind == "trial":
+            self.tally.add(candidate.run, self.store.summary(candidate.run))
+            self._judge()
+
+    def _judge(self) -> None:
+        if verdict := self.tally.verdict:
+            mend = "mend the reason and add --retry failed, or raise it"
+            self.stopping.ask(f"{verdict}, more than run.stop_at_failed = {self.config.run.stop_at_failed:g} allows: {mend}")
 
     def _trial_source(self) -> Any:
         from tinynet_search.candidates import Adaptive, Fixed
@@ -157,26 +220,44 @@ class _Driver:
 
         if self.formula is None:
             self._conclude()
-        progress.watch(self.finals, self.store.results([c.run for c in self.finals]))
-        return Fixed(self._pending(self.finals))
+        if self._pending_trials():
+            return Fixed([])  # what follows from all of the results waits for all of them
+        more = [*self.finals, *self.continued]
+        progress.watch(more, self.store.summaries([c.run for c in more]))
+        return Fixed(self._pending(more))
 
     def _conclude(self) -> None:
         """Frontier, formula and finals from the results there are."""
-        self.candidates = candidates_of(self.plan, self.store, self.epochs)
+        if self.plan["sampler"]["name"] in ADAPTIVE:
+            self.candidates = candidates_of(self.plan, self.store, self.epochs)
         self.frontier = write_frontier(self.store, self.plan, self.candidates)
-        self.formula = write_formula(self.store, self.plan, self.frontier)
-        if self.formula.usable:
+        self.formula = write_formula(self.store, self.plan, self.frontier, self._counts())
+        waiting = len(self._pending_trials())
+        if waiting:
+            self.notes = [f"final networks wait for {waiting} trials without a result"] if self.config.search.finals else []
+        elif self.formula.usable:
             budgets, rules = self.config.search.finals, self.config.search.compare
             self.finals, self.notes = write_finals(self.store, self.plan, self.formula, budgets, self.epochs, rules=rules)
             self.publisher.watch(self.finals)
         elif self.config.search.finals:
             self.notes = [f"no final networks: {self.formula.reason}"]
+        if self.config.search.frontier_epochs is not None and not waiting:
+            self.continued = continued(self.candidates, self.frontier, self.config.search.frontier_epochs)
+            self.publisher.watch(self.continued)
+
+    def _counts(self) -> dict[str, int]:
+        """What the formula follows from: trials by what became of them."""
+        status = [result["status"] for result in self.store.summaries([c.run for c in self.candidates]).values()]
+        return {"planned": len(self.candidates)} | {name: status.count(name) for name in ("finished", "failed")}
 
     def _pending_trials(self) -> list[Candidate]:
-        return self._pending(self.candidates[: self.config.search.trials])
+        return self._pending(self._wanted())
+
+    def _wanted(self) -> list[Candidate]:
+        return self.candidates[: self.config.search.trials]
 
     def _pending(self, candidates: list[Candidate]) -> list[Candidate]:
-        there = self.store.results([c.run for c in candidates])
+        there = self.store.summaries([c.run for c in candidates])
         unique = {c.run: c for c in candidates if c.run not in there}
         return list(unique.values())
 
@@ -185,8 +266,8 @@ class _Driver:
 
     def outcome(self, uri: str) -> Outcome:
         assert self.formula is not None
-        everything = {c.run: c for c in (*self.candidates, *self.finals)}
-        results = self.store.results(everything)
+        everything = {c.run: c for c in (*self.candidates, *self.finals, *self.continued)}
+        results = self.store.summaries(everything)
         new = [run for run in results if run not in self.before]
         return Outcome(
             self.store,
@@ -198,11 +279,22 @@ class _Driver:
             uri,
             at_once=self.at_once,
             new=len(new),
-            lost=self._pending([*self.candidates[: self.config.search.trials], *self.finals]),
+            lost=[] if self.stopping.why else self._pending([*self._wanted(), *self.finals, *self.continued]),
+            lost_why=self.lost_why,
+            stopped=self.stopping.why,
+            continued=self.continued,
             notes=self.notes,
             seconds=self.seconds,
-            trained=sum(e["seconds"] for run in new for e in results[run]["epochs"] if e["ts"] >= 1000 * self.started),
+            trained=sum(self._trained(results[run]) for run in new),
         )
+
+    def _trained(self, summary: Mapping[str, Any]) -> float:
+        """Seconds that this driver's epochs of a trial took; the first ones may be an earlier driver's."""
+        since = 1000 * self.started
+        if summary["first_ts"] is None or summary["first_ts"] >= since:
+            return summary["seconds"]
+        result = self.store.result(summary["run"])
+        return sum(epoch["seconds"] for epoch in result["epochs"] if epoch["ts"] >= since) if result else 0.0
 
 
 class _Watched:

@@ -10,20 +10,24 @@
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from search_spaces import RequestError
 from search_spaces.space import SANE
-from tinynet_search.schema import fault_of_plan
+from tinynet_search.schema import MOST_TRIALS, RUN, fault_of_finals, fault_of_frontier, fault_of_plan, foreign_space
+from trainables.documents import LARGE, SMALL, parsed
 from trainables.folder import Folder, open_folder
-from trainables.trial import TrialSpec, newest_progress, read_result
+from trainables.trial import TrialSpec, newest_progress, read_result, result_name
 
 PLAN, FRONTIER, FORMULA, FINALS = "plan.json", "frontier.json", "formula.json", "finals.json"
 # In the place of a plan: the directory is a training job's.
 JOB = "job.json"
 SCHEMA = 1
+_RESULT = re.compile(RUN.removesuffix("$") + r"\.json")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,13 @@ class Candidate:
 
     spec: TrialSpec
     network: Mapping[str, Any]
+
+    @classmethod
+    def named(cls, run: str, spec: TrialSpec, network: Mapping[str, Any]) -> "Candidate":
+        """With its run name, where that is known already."""
+        candidate = cls(spec, network)
+        object.__setattr__(candidate, "_run", run)
+        return candidate
 
     @property
     def id(self) -> str:
@@ -49,12 +60,21 @@ class Candidate:
         return self.network["c"]
 
 
+class Drawn(NamedTuple):
+    """A candidate as it is written down: (r, d, w), and beside them, not to be relied on, its id and its network's figures."""
+
+    rdw: tuple[float, float, float]
+    id: Any
+    network: Any
+
+
 class SearchStore:
     """Reads and writes one search directory."""
 
     def __init__(self, url: str) -> None:
         self.folder: Folder = open_folder(url)
         self.url = self.folder.url
+        self._summaries: dict[str, dict[str, Any]] = {}
 
     @property
     def name(self) -> str:
@@ -64,16 +84,14 @@ class SearchStore:
         """A file's content, or None where there is no file.
 
         Raises:
-            RequestError: the file is damaged.
+            RequestError: the file is damaged, too large, or cannot be read.
         """
         try:
-            data = self.folder.read(name)
+            return parsed(self.folder.read(name, SMALL if name in (PLAN, JOB) else LARGE))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise _unusable(self.url, error) from error
-        try:
-            return json.loads(data)
         except ValueError as error:
             raise RequestError(f"{self.url}/{name} is damaged ({error}): restore it, or search under another name") from error
 
@@ -87,33 +105,61 @@ class SearchStore:
         except OSError as error:
             raise _unusable(self.url, error) from error
 
-    def plan(self) -> dict[str, Any] | None:
+    def plan(self, space: str | None = None) -> dict[str, Any] | None:
         """The plan, or None before there is one.
 
+        Args:
+            space: repeats a user's own ``module:attribute``, since importing what a file names would run code.
+
         Raises:
-            RequestError: the plan is damaged.
+            RequestError: the plan is damaged, or of a user's own space that ``space`` does not repeat.
         """
+        plan = self.written_plan()
+        if plan is not None and (foreign := foreign_space(plan["space"]["name"], space)):
+            raise RequestError(f"plan {self.url}/{PLAN}: {foreign}")
+        return plan
+
+    def written_plan(self) -> dict[str, Any] | None:
+        """The plan, of whatever space: to be compared, not to be followed. Raises RequestError where it is damaged."""
         plan = self.read_json(PLAN)
         if plan is None and not self.folder.exists(PLAN):
             return None
         fault = fault_of_plan(plan)
-        if fault:
+        if fault or plan is None:
             raise RequestError(f"plan {self.url}/{PLAN} is damaged ({fault}): restore it, or search under another name")
         return plan
 
-    def candidates(self) -> list[tuple[float, float, float]]:
-        """(r, d, w) of every candidate in the order they were drawn, all batches.
+    def frontier_rows(self) -> list[dict[str, Any]] | None:
+        """Rows of ``frontier.json``, None before there are any. Raises RequestError where they are damaged."""
+        return self._rows(FRONTIER, fault_of_frontier)
+
+    def final_rows(self) -> list[dict[str, Any]]:
+        """Rows of ``finals.json``. Raises RequestError where they are damaged."""
+        return self._rows(FINALS, fault_of_finals) or []
+
+    def _rows(self, name: str, fault_of: Callable[[Any], str | None]) -> list[dict[str, Any]] | None:
+        rows = self.read_json(name)
+        if rows is None and not self.folder.exists(name):
+            return None
+        if fault := fault_of(rows):
+            raise RequestError(f"{self.url}/{name} is damaged ({fault}): remove it, it is made anew")
+        return rows
+
+    def candidates(self) -> list[Drawn]:
+        """Every candidate in the order they were drawn, all batches.
 
         Raises:
             RequestError: a batch is damaged.
         """
-        drawn: list[tuple[float, float, float]] = []
+        drawn: list[Drawn] = []
         for name in self.folder.names("candidates"):
-            batch = self.read_json(f"candidates/{name}")
+            batch: Any = self.read_json(f"candidates/{name}")
             try:
-                drawn += [_multipliers(candidate["rdw"]) for candidate in batch["candidates"]]
-            except (KeyError, TypeError, ValueError) as error:
-                raise RequestError(f"candidates {self.url}/candidates/{name} are damaged ({error!r}): restore the file") from error
+                drawn += [Drawn(_multipliers(row["rdw"]), row.get("id"), row.get("network")) for row in batch["candidates"]]
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise RequestError(f"candidates {self.url}/candidates/{name} are damaged ({error!r:.200}): restore the file") from error
+            if len(drawn) > MOST_TRIALS:
+                raise RequestError(f"candidates {self.url}/candidates are damaged (more than {MOST_TRIALS}): restore them")
         return drawn
 
     def add_batch(self, start: int, candidates: Iterable[Candidate]) -> None:
@@ -122,11 +168,46 @@ class SearchStore:
         self.write_json(f"candidates/{start:06d}.json", {"schema": SCHEMA, "start": start, "candidates": rows}, once=True)
 
     def result(self, run: str) -> dict[str, Any] | None:
-        return read_result(self.folder, run)
+        """A run's result, None before it has one. Raises RequestError where it is damaged or cannot be read."""
+        try:
+            return read_result(self.folder, run)
+        except OSError as error:
+            raise _unusable(self.url, error) from error
+
+    def remove_result(self, run: str) -> None:
+        """Have a trial trained again; for its driver alone."""
+        self._summaries.pop(run, None)
+        self.folder.remove(result_name(run))
 
     def finished(self) -> set[str]:
-        """Runs that have a result."""
-        return {name.removesuffix(".json") for name in self.folder.names("results")}
+        """Runs that have a result; files of other names in there are somebody else's."""
+        try:
+            return {name.removesuffix(".json") for name in self.folder.names("results") if _RESULT.fullmatch(name)}
+        except OSError as error:
+            raise _unusable(self.url, error) from error
+
+    def budgets(self) -> dict[str, int]:
+        """Epochs of every run that has a result or has begun, by its name."""
+        there = self.finished() | {name for name in self.folder.names("trials") if _RESULT.fullmatch(f"{name}.json")}
+        return {run: int(run.rpartition("-e")[2]) for run in there}
+
+    def summary(self, run: str) -> dict[str, Any] | None:
+        """A result without its epochs: in their place ``epochs_done``, their ``seconds`` and when the first ended, ``first_ts``.
+
+        Results are written once, so each is read once; a long search holds these in memory, which it could not of every epoch.
+        """
+        if run not in self._summaries:
+            result = self.result(run)
+            if result is None:
+                return None
+            self._summaries[run] = _summary(result)
+        return self._summaries[run]
+
+    def summaries(self, runs: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Summaries by run name, of those that have a result."""
+        there = self.finished()
+        found = ((run, self.summary(run)) for run in runs if run in there)
+        return {run: summary for run, summary in found if summary is not None}
 
     def results(self, runs: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Results by run name, of those that have one."""
@@ -137,6 +218,18 @@ class SearchStore:
     def progress(self, run: str) -> list[dict[str, Any]]:
         """Every epoch of a trial that is committed to a checkpoint, oldest first; after the end, see its result."""
         return newest_progress(self.folder.sub(f"trials/{run}"))
+
+
+def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
+    epochs = result["epochs"]
+    return {
+        **{key: result.get(key) for key in ("id", "run", "status", "reason", "detail", "started", "ended")},
+        "metrics": {sys.intern(key): value for key, value in result["metrics"].items()},
+        "network": {key: result["network"][key] for key in ("c", "macs", "params", "resolution")},
+        "epochs_done": len(epochs),
+        "seconds": sum(epoch["seconds"] for epoch in epochs),
+        "first_ts": epochs[0]["ts"] if epochs else None,
+    }
 
 
 def _multipliers(values: Any) -> tuple[float, float, float]:
@@ -152,4 +245,4 @@ def _multipliers(values: Any) -> tuple[float, float, float]:
 
 
 def _unusable(url: str, error: OSError) -> RequestError:
-    return RequestError(f"storage {url} cannot be used ({error.strerror or error}): give another by --storage, or mend it")
+    return RequestError(f"storage {url} cannot be used ({' '.join(str(error).split())}): give another by --storage, or mend it")

@@ -1,7 +1,12 @@
 """Plain text tables and durations, the same on a terminal and in a file."""
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
+
+from search_spaces.errors import RequestError
+
+UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -33,3 +38,17 @@ def duration(seconds: float | None) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def seconds(text: str | None) -> float | None:
+    """``90``, ``90s``, ``30m`` or ``6h`` as seconds; None for None.
+
+    Raises:
+        RequestError: it is no such time.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([smh]?)", text.strip())
+    if not found or not float(found[1]):
+        raise RequestError(f"{text!r} is no time: give seconds, or a number with s, m or h behind it, such as 30m")
+    return float(found[1]) * UNITS[found[2]]

@@ -391,11 +391,18 @@ def test_a_job_that_was_never_trained_gives_way(tmp_path: Path) -> None:
 
 
 def test_one_process_a_job(capsys: pytest.CaptureFixture[str], storage: Path, done: dict[str, Any]) -> None:
-    holder = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", holder, str(storage / "tiny" / ".lock")]
+    code = """
+import sys
+from tinynet_search.lease import Lease
+from trainables.folder import open_folder
+with Lease(open_folder(sys.argv[1]), "job", "train"):
+    print(flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code, str(storage / "tiny")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline()
-        refused(capsys, "another process trains the job", *arguments(storage, epochs=3))
+        refused(capsys, f"job {storage}/tiny is held by", *arguments(storage, epochs=3))
         assert trained(capsys, *arguments(storage))["trained_now"] is False
         process.communicate()
 

@@ -2,12 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from search_spaces.errors import RequestError
 from tinynet_search.commands.app import AsJson, Tracking, app
+from tinynet_search.errors import one_line
+from tinynet_search.tables import seconds
+
+if TYPE_CHECKING:
+    from tinynet_search.search import Outcome
 
 ConfigFile = Annotated[Path | None, typer.Argument(help="A TOML configuration.", show_default=False)]
 Preset = Annotated[str | None, typer.Option(help="A shipped configuration: demo or imagenet100.")]
@@ -23,34 +28,68 @@ def search(
     preset: Preset = None,
     settings: Settings = None,
     trials: Trials = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs a trial: recipe.epochs; with --continue those of the frontier.")] = None,
     storage: Storage = None,
     tracking: Tracking = None,
+    trial_timeout: Annotated[str | None, typer.Option(help="A trial without an epoch for so long has failed: 600, 30m, 6h.")] = None,
+    retry: Annotated[list[str] | None, typer.Option(help="Train failed trials again: failed, or a reason. May be repeated.")] = None,
+    continue_: Annotated[str | None, typer.Option("--continue", help="frontier: train its models on, to --epochs.")] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="With --continue: from the start, where a schedule cannot go on.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the candidates and what they will cost; run and write nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a search, or take it up where it was left.
 
-    Plan, trials, frontier, formula, final networks.
+    Plan, trials, frontier, formula, final networks. Ctrl-C once lets every training commit a checkpoint.
     """
     from tinynet_search.config import load_config
 
     if config is None and preset is None:
         raise RequestError("nothing to search: give a TOML configuration or --preset demo")
-    extra = [("search.trials", trials), ("storage.path", storage)]
-    flags = [f"{key}={json.dumps(value)}" for key, value in extra if value is not None]
-    loaded = load_config(config, preset=preset, settings=[*(settings or []), *flags])
+    flags = {
+        "search.trials": trials,
+        "storage.path": storage,
+        "run.trial_timeout": seconds(trial_timeout),
+        **_epochs(epochs, continue_, anew),
+    }
+    extra = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    loaded = load_config(config, preset=preset, settings=[*(settings or []), *extra])
     from tinynet_search import report
 
     if dry_run:
         preview = report.preview(loaded)
         print(json.dumps(preview, indent=1) if as_json else report.preview_text(preview))
         return
-    from tinynet_search.search import run_search, say
+    from tinynet_search.search import run_search
 
-    outcome = run_search(loaded, tracking=tracking)
+    outcome = run_search(loaded, tracking=tracking, retry=retry or ())
     print(json.dumps(report.summary(outcome), indent=1) if as_json else report.text(outcome))
+    _unfinished(outcome)
+
+
+def _epochs(epochs: int | None, part: str | None, anew: bool) -> dict[str, Any]:
+    """The settings that --epochs, --continue and --anew stand for."""
+    if part is None:
+        if anew:
+            raise RequestError("--anew says how --continue frontier trains: give both, or neither")
+        return {"recipe.epochs": epochs}
+    if part != "frontier":
+        raise RequestError(f"--continue {part!r}: give frontier, whose models can be trained on")
+    if epochs is None:
+        raise RequestError("--continue frontier needs --epochs: how many its models are to have in all")
+    return {"search.frontier_epochs": epochs, "search.anew": anew or None}
+
+
+def _unfinished(outcome: "Outcome") -> None:
+    """Say what is missing and end with exit code 1, if anything is."""
+    from tinynet_search.search import say
+
+    if outcome.stopped:
+        say(f"tinynet: the search stopped early: {outcome.stopped}")
     if outcome.lost:
-        say(f"{len(outcome.lost)} trials have no result (their processes were lost too often): run the same command again")
+        why = next((outcome.lost_why[c.run] for c in outcome.lost if outcome.lost_why.get(c.run)), "their processes were lost too often")
+        say(f"tinynet: {len(outcome.lost)} trials have no result ({one_line(why)}): run the same command again")
+    if outcome.stopped or outcome.lost:
         raise typer.Exit(1)
 
 
@@ -84,6 +123,7 @@ def sync(
     search_name: SearchName = None,
     storage: Annotated[str, typer.Option(help="Folder of all searches.")] = "searches",
     tracking: Tracking = None,
+    space: Annotated[str | None, typer.Option(help="module:attribute, where the search or job is of your own space.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring MLflow up to date with a search, or a training job.
@@ -93,12 +133,14 @@ def sync(
     from tinynet_search.store import SearchStore
     from tinynet_search.tracking import resolve_uri, stored, sync_stored
     from tinynet_search.tracking.connection import address
+    from trainables.folder import below
 
     names = [search_name] if search_name else stored(storage)
     uri = resolve_uri(tracking, None, storage)
-    reports = {name: sync_stored(SearchStore(f"{storage.rstrip('/')}/{name}"), uri) for name in names}
+    reports = {name: sync_stored(SearchStore(below(storage, name)), uri, space) for name in names}
     if as_json:
         print(json.dumps({name: vars(done) for name, done in reports.items()}, indent=1))
     else:
         for name, done in reports.items():
-            print(f"{name}: {done.runs} runs, {done.epochs} epochs at {address(uri)}")
+            sent = f"{done.runs} runs, {done.epochs} epochs at {address(uri)}"
+            print(f"{name}: " + (f"held by {done.held}, whose publisher sends what is new" if done.held else sent))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces import Network, RequestError
 from tinynet_search.exporting.subject import CONFIG, WEIGHTS, read_subject
-from trainables.folder import open_folder
+from trainables.documents import SMALL, parsed
+from trainables.folder import open_folder, read_file
 
 if TYPE_CHECKING:
     import torch
@@ -78,8 +79,8 @@ def _earlier(path: Path, network: Mapping[str, Any]) -> Mapping[str, Mapping[str
     if not file.exists():
         return {}
     try:
-        found = json.loads(file.read_bytes())
-        ours = found.get("schema") == SCHEMA and isinstance(found["files"], dict)
+        found = parsed(read_file(file, SMALL))
+        ours = found.get("schema") == SCHEMA and all(isinstance(each, dict) for each in found["files"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         ours, found = False, {}
     if not ours:

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +13,8 @@ from search_spaces import Network, RequestError, get_space
 from search_spaces.errors import unknown
 from search_spaces.networks import NETWORKS, get_named
 from tinynet_search.errors import one_line
+from trainables.documents import SMALL, parsed
+from trainables.folder import read_file
 from trainables.recipe import recipe_from
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
@@ -90,20 +91,20 @@ def read_subject(path: Path, space: str | None = None) -> Subject:
     """
     file = path / CONFIG if path.is_dir() else path
     try:
-        found = json.loads(file.read_bytes())
+        found = parsed(read_file(file, SMALL))
         r, d, w = (float(value) for value in found["rdw"])
         own = str(found["space"])
         version, classes, figures = int(found["space_version"]), int(found["num_classes"]), dict(found["network"])
         trained = {key: found[key] for key in TRAINED if key in found} or dict(found.get("trained") or {})
         trained |= {key: dict(trained[key]) for key in ("recipe", "data") if key in trained}
-        preprocessing = dict(found["preprocessing"]) if found.get("preprocessing") else None
+        preprocessing = _preprocessing(found["preprocessing"]) if found.get("preprocessing") else None
         origin = str(found["weights"]["from"]) if "weights" in found else f"trial {file.parent.resolve().name}"
         digest = dict(dict(found.get("files") or {}).get(WEIGHTS) or {}).get("sha256")
         if "recipe" in trained:
             recipe_from(trained["recipe"])
     except OSError as error:
-        raise RequestError(f"{str(file)!r} cannot be read ({error.strerror}): give the folder of a trial or an export") from error
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise RequestError(f"{str(file)!r} {error.strerror}: give the folder of a trial or an export") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(f"{str(file)!r} is no configuration of a trial or an export, or damaged ({one_line(error, 80)})") from error
     _check_space(file, own, space)
     network = get_space(own).network((r, d, w), classes)
@@ -112,20 +113,35 @@ def read_subject(path: Path, space: str | None = None) -> Subject:
     if (network.macs, network.resolution) != (figures.get("macs"), figures.get("resolution")):
         raise RequestError(f"{str(file)!r} is damaged: its figures are not those of its own r, d, w and classes")
     weights = file.parent / WEIGHTS
-    if digest and weights.is_file() and hashlib.sha256(weights.read_bytes()).hexdigest() != digest:
+    if digest and weights.is_file() and digest_of(weights) != digest:
         raise RequestError(f"{str(weights)!r} is not the file that {CONFIG} lists: it is damaged, or another's")
-    named = found.get("name") or _job_network(file.parent) or f"{own}-{file.parent.resolve().name}"
+    named = found.get("name") or _job_network(file.parent, space) or f"{own}-{file.parent.resolve().name}"
     # The name becomes a file's: nothing in it may lead elsewhere.
     name = re.sub(r"[^\w.-]", "_", str(named))[:100]
     return Subject(name, own, network, weights if weights.is_file() else None, origin, trained, preprocessing)
 
 
-def _job_network(trial: Path) -> str | None:
+def digest_of(file: Path) -> str:
+    """SHA-256 of a file of any size."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _preprocessing(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises ValueError, KeyError or TypeError where images could not be prepared so."""
+    mean, std = ([float(value) for value in found[key]] for key in ("mean", "std"))
+    sound = len(mean) == len(std) == 3 and all(1e-6 <= value <= 1e6 for value in std) and all(abs(value) <= 1e6 for value in mean)
+    if not sound or not 0.1 <= float(found["crop_ratio"]) <= 1:
+        raise ValueError("its preprocessing is none")
+    return dict(found)
+
+
+def _job_network(trial: Path, space: str | None) -> str | None:
     """What the job around a trial's folder calls its network."""
     from tinynet_search.training.checkpoints import job_around
 
     with contextlib.suppress(RequestError):
-        job = job_around(trial)
+        job = job_around(trial, space)
         return job.network if job else None
     return None
 

@@ -1,8 +1,6 @@
 """Weights out of a checkpoint: the folder that a trial leaves while it trains."""
 
 import contextlib
-import hashlib
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,31 +9,32 @@ from pathlib import Path
 from search_spaces import RequestError
 from search_spaces.weights import Source, read_weights
 from tinynet_search.errors import one_line
-from tinynet_search.exporting.subject import WEIGHTS, Subject
+from tinynet_search.exporting.subject import WEIGHTS, Subject, digest_of
 from tinynet_search.store import JOB, SearchStore
 from tinynet_search.training.job import Job, ended_or_begun, read_job
-from trainables.folder import open_folder
+from trainables.documents import LARGE, MOST_EPOCHS, parsed
+from trainables.folder import open_folder, read_file
 from trainables.trial import PROGRESS, checkpoints
 
 
-def job_around(trial: Path) -> Job | None:
-    """The job whose trial's folder it is, None where there is none.
+def job_around(trial: Path, space: str | None = None) -> Job | None:
+    """The job whose trial's folder it is, None where there is none; ``space`` repeats a user's own.
 
     Raises:
-        RequestError: its job.json is damaged.
+        RequestError: its job.json is damaged, or of a user's own space that ``space`` does not repeat.
     """
     root = trial.resolve().parent.parent
-    return read_job(SearchStore(str(root))) if (root / JOB).is_file() else None
+    return read_job(SearchStore(str(root)), space) if (root / JOB).is_file() else None
 
 
-def of_job(folder: Path) -> Path:
+def of_job(folder: Path, space: str | None = None) -> Path:
     """The trial's folder in a job's: of the finished one with the most epochs, else of the one with the newest checkpoint.
 
     Raises:
         RequestError: the job has neither, or its job.json is damaged.
     """
     store = SearchStore(str(folder))
-    job = read_job(store)
+    job = read_job(store, space)
     at = {each.spec.run: each for each in ended_or_begun(store, job)} if job else {}
     finished = [run for run, result in store.results(at).items() if result["status"] == "finished"]
     if finished:
@@ -46,7 +45,7 @@ def of_job(folder: Path) -> Path:
     return max(written)[1]
 
 
-def checkpoint_subject(folder: Path) -> Subject:
+def checkpoint_subject(folder: Path, space: str | None = None) -> Subject:
     """The network of a job's checkpoint ``epoch-<k>``, or of the newest whole one in a trial's folder.
 
     Raises:
@@ -60,16 +59,18 @@ def checkpoint_subject(folder: Path) -> Subject:
         if not any(newest):
             raise RequestError(f"{str(folder)!r} holds no weights: give the folder of a job, a trial, an export or a checkpoint")
         folder = folder / checkpoint_name(*newest)
-    job = job_around(folder.parent)
+    job = job_around(folder.parent, space)
     try:
-        progress = json.loads((folder / PROGRESS).read_bytes())
-        epochs = int(str(progress["trial"]).rpartition("-e")[2])
-        if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != progress["files"][WEIGHTS]:
+        progress = parsed(read_file(folder / PROGRESS, LARGE))
+        epochs = int(str(progress["trial"])[:100].rpartition("-e")[2])
+        if digest_of(folder / WEIGHTS) != progress["files"][WEIGHTS]:
             raise ValueError(f"{WEIGHTS} is not what was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"checkpoint {str(folder)!r} is damaged ({one_line(error, 100)}): give another") from error
     if job is None:
         raise RequestError(f"no {JOB} around {str(folder)!r} says which network it is of: give a checkpoint in its job's folder")
+    if not 1 <= epochs <= MOST_EPOCHS:
+        raise RequestError(f"checkpoint {str(folder)!r} is damaged (of {epochs} epochs): give another")
     spec = job.with_epochs(epochs).spec
     trained = {"recipe": spec.recipe, "data": spec.data, "data_fingerprint": spec.data_fingerprint, "seed": spec.seed}
     return Subject(job.network, spec.space, spec.network(), folder / WEIGHTS, f"checkpoint {folder.name}", trained)

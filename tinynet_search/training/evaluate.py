@@ -15,7 +15,7 @@ from search_spaces.networks import NETWORKS
 from search_spaces.weights import SUFFIXES, Source, load_weights, locate
 from tinynet_search.config import Config
 from tinynet_search.errors import require
-from tinynet_search.exporting.subject import CONFIG, Subject, read_subject
+from tinynet_search.exporting.subject import CONFIG, Subject, digest_of, read_subject
 from tinynet_search.store import JOB
 from tinynet_search.training.checkpoints import checkpoint_of, checkpoint_subject, job_around, of_job, plain_weights
 from tinynet_search.training.request import Chooser, Request, read_request, settled
@@ -57,7 +57,7 @@ def evaluate_weights(request: Request, weights: str, say: Callable[[str], None])
         raise RequestError(f"--weights {weights!r} names nothing: give a file, timm's name, or a folder")
     folder = Path(weights).expanduser()
     if (folder / JOB).is_file():
-        folder = of_job(folder)
+        folder = of_job(folder, request.space)
         weights = str(folder)
     subject = _of_folder(folder, request) if folder.is_dir() else None
     if subject is None and not _names_one(request):
@@ -100,7 +100,7 @@ def _evaluated(subject: Subject, source: Source, config: Config, data: ImageData
     chosen = Execution(**config.execution.model_dump()).on(device)
     module = subject.network.build().eval()
     with plain_weights(source, recipe.ranks) as plain:
-        digest = hashlib.sha256(plain.path.read_bytes()).hexdigest()
+        digest = digest_of(plain.path)
         _load(module, plain)
     if source.published is None and subject.weights is None:
         say(f"weights {source.label!r} say nothing of how their images were prepared: taken as the recipe {recipe.name} does")
@@ -168,14 +168,15 @@ def _of_folder(folder: Path, request: Request) -> Subject:
         subject = read_subject(folder, request.space)
         if subject.weights is None:
             raise RequestError(f"{str(folder)!r} has a {CONFIG} and no weights: give the folder of a finished trial, or a weights file")
-        job = job_around(folder)
+        job = job_around(folder, request.space)
         return replace(subject, name=job.network) if job else subject
-    return checkpoint_subject(folder)
+    return checkpoint_subject(folder, request.space)
 
 
 def _own_data(subject: Subject | None) -> dict[str, Any]:
     """What the weights were trained on, if it is known where that lies."""
     settings = dict((subject.trained or {}).get("data") or {}) if subject else {}
+    settings.pop("cache", None)  # a folder to write to is no file's to name
     if not settings or (settings.get("name") != "petals" and "path" not in settings):
         raise RequestError("nothing to evaluate on: give --data petals, or --data with a folder of images")
     return settings

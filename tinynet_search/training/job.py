@@ -4,12 +4,13 @@ The same command again must describe the same training. Another number of epochs
 with a result of its own: a recipe's curves depend on how many there are.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from search_spaces import RequestError
+from tinynet_search.schema import fault_of_job, foreign_space
 from tinynet_search.store import JOB, PLAN, Candidate, SearchStore
+from trainables.documents import MOST_EPOCHS
 from trainables.recipe import Recipe
 from trainables.trial import TrialSpec, describe
 
@@ -53,41 +54,40 @@ class Job:
         return {**head, "figures": figures, "images": images, "trial": self.spec.to_json()}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Job":
+    def from_json(cls, values: Any, space: str | None = None) -> "Job":
         """Read a job.
 
+        Args:
+            space: repeats a user's own ``module:attribute``, since importing what a file names would run code.
+
         Raises:
-            ValueError, TypeError, KeyError: it is none.
+            ValueError: it is none, or is of a user's own space that ``space`` does not repeat.
         """
-        if values["schema"] != SCHEMA:
-            raise ValueError(f"schema is {values['schema']!r}, this version reads {SCHEMA}")
-        spec = TrialSpec.from_json(values["trial"])
-        images = values["images"]
-        job = cls(str(values["job"]), str(values["network"]), spec, int(images["train"]), int(images["val"]), int(values["created"]))
-        if not isinstance(spec.seed, int) or not isinstance(spec.data, Mapping) or not isinstance(spec.data_fingerprint, str):
-            raise TypeError("trial: seed, data or data_fingerprint")
-        spec.get_recipe()
+        if fault := fault_of_job(values):
+            raise ValueError(fault)
+        spec, images = TrialSpec.from_json(values["trial"]), values["images"]
+        if foreign := foreign_space(spec.space, space):
+            raise ValueError(foreign)
+        job = cls(values["job"], values["network"], spec, images["train"], images["val"], values["created"])
         network = spec.network()
         if (network.space.version, network.macs) != (spec.space_version, values["figures"]["macs"]):
             raise ValueError(f"its network is of version {spec.space_version} of {spec.space}, or not the one of its own r, d, w")
         return job
 
 
-def read_job(store: SearchStore) -> Job | None:
-    """The job of a directory, None where there is none.
+def read_job(store: SearchStore, space: str | None = None) -> Job | None:
+    """The job of a directory, None where there is none; ``space`` as ``Job.from_json`` takes it.
 
     Raises:
-        RequestError: it is damaged.
+        RequestError: it is damaged, or of a user's own space that ``space`` does not repeat.
     """
     found = store.read_json(JOB)
     if found is None and not store.folder.exists(JOB):
         return None
     try:
-        if not isinstance(found, Mapping):
-            raise TypeError("no object")
-        return Job.from_json(found)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        said = " ".join(str(error).split())[:200]
+        return Job.from_json(found, space)
+    except ValueError as error:
+        said = " ".join(str(error).split())[:400]
         raise RequestError(f"job {store.url}/{JOB} is damaged ({said}): restore it, or train under another --name") from error
 
 
@@ -113,7 +113,7 @@ def found_job(store: SearchStore, asked: Job) -> Job | None:
     """
     if store.folder.exists(PLAN):
         raise RequestError(f"{store.url} is a search: give the training job another --name")
-    there = read_job(store)
+    there = read_job(store, asked.spec.space)
     if there is None:
         return None
     old, new = _decisive(there), _decisive(asked)
@@ -129,9 +129,8 @@ def found_job(store: SearchStore, asked: Job) -> Job | None:
 
 def ended_or_begun(store: SearchStore, job: Job) -> list[Job]:
     """The job at each number of epochs of which there is a result or a checkpoint."""
-    runs = {name.removesuffix(".json") for name in store.folder.names("results")} | set(store.folder.names("trials"))
-    budgets = sorted({int(tail) for _, mark, tail in (run.rpartition("-e") for run in runs) if mark and tail.isdigit()})
-    jobs = [job.with_epochs(epochs) for epochs in budgets]
+    runs = store.budgets()
+    jobs = [job.with_epochs(epochs) for epochs in sorted(set(runs.values())) if epochs <= MOST_EPOCHS]
     return [each for each in jobs if each.spec.run in runs]
 
 

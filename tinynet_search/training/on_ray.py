@@ -2,15 +2,19 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 
 from tinynet_search.candidates import Fixed
 from tinynet_search.cluster import cluster, concurrency, run_source
 from tinynet_search.config import Config
-from tinynet_search.store import Candidate
+from tinynet_search.stopping import Guarded
 from tinynet_search.training.lines import EpochLines
+from tinynet_search.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from tinynet_search.training.run import Drive
 
 
 class _Watch(Callback):
@@ -40,6 +44,9 @@ def joined(config: Config) -> Iterator[None]:
         yield
 
 
-def train_on_ray(config: Config, root: str, candidate: Candidate, lines: EpochLines) -> None:
+def train_on_ray(drive: "Drive", lines: EpochLines) -> None:
     """Run the trial to its result, or until its processes were lost too often; within ``joined``."""
-    run_source(config, root, Fixed([candidate]), 1, 1, _Watch(lines))
+    watching = [_Watch(lines), Watchdog(drive.root, drive.config.run.trial_timeout)]
+    source = Guarded(Fixed([drive.candidate]), drive.stopping, lambda candidate: None)
+    with drive.stopping.gently(drive.lease.ask_to_stop):
+        run_source(drive.config, drive.root, source, 1, 1, watching, drive.lease.stop_file)

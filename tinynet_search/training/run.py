@@ -11,14 +11,15 @@ from typing import Any
 from search_spaces import Network, RequestError
 from tinynet_search.config import Config, ScalingSection
 from tinynet_search.errors import require
+from tinynet_search.lease import Lease
 from tinynet_search.plan import too_large
+from tinynet_search.stopping import Stopping, stoppable
 from tinynet_search.store import Candidate, SearchStore
 from tinynet_search.tracking.connection import address, resolve_uri
 from tinynet_search.tracking.jobs import counted
 from tinynet_search.training.job import Job, agreed_job, ended_or_begun, found_job
 from tinynet_search.training.lines import EpochLines
-from trainables.folder import LocalFolder
-from trainables.trial import PROGRESS, checkpoints, opened_data, position
+from trainables.trial import PROGRESS, checkpoints, opened_data, position, shorter_budgets
 
 # Seconds: how long a training waits for MLflow's first answer.
 PATIENCE = 20.0
@@ -26,10 +27,20 @@ PATIENCE = 20.0
 DELIVERY, FAREWELL = 120.0, 15.0
 # Multiply-adds of a forward pass from which several threads are worth it on a CPU.
 THREADED_FROM = 1e9
-# In a job's directory, held while it is trained.
-LOCK = ".lock"
 
-Train = Callable[[Config, str, Candidate, EpochLines], None]
+
+@dataclass(frozen=True)
+class Drive:
+    """One run of a job: what is trained below ``root``, and what may end it early."""
+
+    config: Config
+    root: str
+    candidate: Candidate
+    lease: Lease
+    stopping: Stopping
+
+
+Train = Callable[[Drive, EpochLines], None]
 
 
 @dataclass
@@ -73,11 +84,12 @@ def run_job(config: Config, asked: Job, *, tracking: str | None, say: Callable[[
     new = found is None or store.result(candidate.run) is None
     warning = pixels_warning(opened_data(asked.spec.data, asked.spec.data_fingerprint), asked.spec.network())
     # What is refused leaves nothing behind: the machine comes before the job is written.
-    with contextlib.ExitStack() as held:
+    with stoppable(say) as stopping, contextlib.ExitStack() as driving, contextlib.ExitStack() as held:
         if new:
-            train = held.enter_context(_cluster(config) if on_ray else _machine(config, candidate))
-            held.enter_context(alone(store))
-            job = agreed_job(store, asked)
+            begin = held.enter_context(_cluster(config) if on_ray else _machine(config, candidate))
+            lease = driving.enter_context(Lease(store.folder, f"job {store.url}", "train"))
+            lease.when_lost(lambda: stopping.ask("another process has taken this job over"))
+            train, job = partial(begin, Drive(config, store.url, candidate, lease, stopping)), agreed_job(store, asked)
         else:
             train, job = None, found or asked
         publisher = JobPublisher(store, [job], uri, warn=say if new else lambda line: None)
@@ -88,7 +100,8 @@ def run_job(config: Config, asked: Job, *, tracking: str | None, say: Callable[[
                 publisher.settle(PATIENCE)
                 if warning:
                     say(f"warning: {warning}")
-                train(config, store.url, candidate, _lines(store, job, say))
+                train(_lines(store, job, say))
+                stopping.deliver()
             killed = False
         finally:
             held.close()
@@ -103,37 +116,6 @@ def run_job(config: Config, asked: Job, *, tracking: str | None, say: Callable[[
 def pixels_warning(data: Any, network: Network) -> str | None:
     """One line where packed data were made for fewer pixels than the network wants."""
     return too_large({"data": {"largest_pixels": getattr(data, "largest_pixels", None)}}, [network.resolution])
-
-
-@contextlib.contextmanager
-def alone(store: SearchStore) -> Iterator[None]:
-    """Keep other processes from training in a job's directory, where it is a folder of this machine or a mount.
-
-    A lock of this process alone: image readers that outlive a killed one do not inherit it.
-
-    Raises:
-        RequestError: another process trains there, or the folder cannot be written.
-    """
-    if not isinstance(store.folder, LocalFolder):
-        yield
-        return
-    import fcntl
-
-    try:
-        store.folder.path.mkdir(parents=True, exist_ok=True)
-        file = (store.folder.path / LOCK).open("a")
-    except OSError as error:
-        raise RequestError(
-            f"storage {store.url} cannot be used ({error.strerror or error}): give another by --storage, or mend it"
-        ) from error
-    with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise RequestError(f"another process trains the job {store.url}: wait for it, or stop it") from error
-        except OSError:
-            pass  # a mount without locks
-        yield
 
 
 def _lines(store: SearchStore, job: Job, say: Callable[[str], None]) -> EpochLines:
@@ -153,12 +135,15 @@ def _lines(store: SearchStore, job: Job, say: Callable[[str], None]) -> EpochLin
 
 
 def _left_at(store: SearchStore, job: Job) -> str | None:
-    """Where the newest checkpoint is, None before the first."""
-    folder = store.folder.sub(job.spec.folder)
-    for name in reversed(checkpoints(folder)):
-        if folder.exists(f"{name}/{PROGRESS}"):
-            epoch, step = position(name)
-            return f"epoch {epoch}, step {step}" if step else f"epoch {epoch}"
+    """Where the newest checkpoint is that the training goes on from, its own or a shorter one's; None before the first."""
+    spec = job.spec
+    for run in [spec.run, *(shorter_budgets(store.folder, spec) if job.recipe.continues else [])]:
+        folder = store.folder.sub(f"trials/{run}")
+        for name in reversed(checkpoints(folder)):
+            if folder.exists(f"{name}/{PROGRESS}"):
+                epoch, step = position(name)
+                at = f"epoch {epoch}, step {step}" if step else f"epoch {epoch}"
+                return at if run == spec.run else f"{at} of the training for {run.rpartition('-e')[2]}"
     return None
 
 
@@ -182,13 +167,16 @@ def _machine(config: Config, candidate: Candidate) -> Iterator[Train]:
     yield partial(train_here, loaders=loaders)
 
 
-def train_here(config: Config, root: str, candidate: Candidate, lines: EpochLines, *, loaders: int) -> None:
+def train_here(drive: Drive, lines: EpochLines, *, loaders: int) -> None:
     """The whole training in this process, which needs no Ray; ``loaders`` as ``take_machine`` gives them."""
     from trainables.execution import Execution
+    from trainables.stopping import Stopped
     from trainables.trial import run_trial
 
-    with _failure_unsaid():
-        run_trial(candidate.spec, root, lines, Execution(**config.execution.model_dump(), loader_workers=loaders))
+    execution = Execution(**drive.config.execution.model_dump(), loader_workers=loaders)
+    stopping = drive.stopping
+    with _failure_unsaid(), stopping.gently(lambda: None), contextlib.suppress(Stopped):
+        run_trial(drive.candidate.spec, drive.root, lines, execution, lambda: stopping.why is not None)
 
 
 def take_machine(scaling: ScalingSection, macs: float) -> int:

@@ -1,0 +1,24 @@
+"""A user's own space of which some networks hang while they are built, and some raise."""
+
+import time
+from typing import Any
+
+import torch
+
+from search_spaces import Network, get_space
+from search_spaces.efficientnet import EfficientNetSpace
+
+
+class Unruly(EfficientNetSpace):
+    """Of three pixels in a row one hangs and one raises."""
+
+    def __init__(self) -> None:
+        table: Any = get_space("efficientnet_mini").table  # type: ignore[attr-defined]
+        super().__init__(table)
+
+    def build(self, network: Network, **options: Any) -> torch.nn.Module:
+        if network.resolution % 3 == 0:
+            raise ValueError(f"{network.resolution} pixels are not to my taste")
+        if network.resolution % 3 == 1:
+            time.sleep(3600)
+        return super().build(network, **options)

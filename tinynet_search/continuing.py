@@ -1,0 +1,65 @@
+"""What happens to a search that has results: failed trials set aside to be trained again, frontier models trained on."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from search_spaces import RequestError
+from tinynet_search.store import Candidate, SearchStore
+from trainables.trial import result_name
+
+# Results of failed trials that were trained again, below the search directory.
+RETRIED = "retried"
+ANY = "failed"
+_RUN = re.compile(r"(.+)-e(\d+)")
+
+
+def set_aside(store: SearchStore, reasons: Collection[str]) -> int:
+    """Move the results of trials that failed for one of these reasons (``failed``: any) out of the way; how many.
+
+    Their checkpoints stay, so that they go on from where they failed.
+
+    Raises:
+        RequestError: no trial failed for a reason that is named, or a result is damaged.
+    """
+    if not reasons:
+        return 0
+    results = store.summaries(sorted(store.finished()))
+    failed = {run: result["reason"] for run, result in results.items() if result["status"] == "failed"}
+    unknown = sorted(set(reasons) - {ANY} - set(failed.values()))
+    if unknown:
+        there = f"there are {', '.join(sorted(set(failed.values())))}" if failed else "none failed"
+        raise RequestError(f"no trial of {store.url} failed for {unknown[0]!r}: {there}")
+    again = [run for run, reason in failed.items() if ANY in reasons or reason in reasons]
+    for run in again:
+        data, tries = store.folder.read(result_name(run)), len([n for n in store.folder.names(RETRIED) if n.startswith(f"{run}-")])
+        # A driver that dies in between leaves both, and the next one moves it once more.
+        store.folder.write(f"{RETRIED}/{run}-{tries + 1}.json", data)
+        store.remove_result(run)
+    return len(again)
+
+
+def continued(candidates: Iterable[Candidate], frontier: Sequence[Mapping[str, Any]], epochs: int) -> list[Candidate]:
+    """The frontier's models at a longer budget."""
+    by_run = {candidate.run: candidate for candidate in candidates}
+    models = (by_run[row["run"]] for row in frontier)
+    return [Candidate(replace(m.spec, kind="continued", recipe={**m.spec.recipe, "epochs": epochs}), m.network) for m in models]
+
+
+def with_longest(store: SearchStore, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a frontier; those whose model was trained for more epochs too say for how many, and how good it then was."""
+    budgets: dict[str, list[int]] = {}
+    for run in store.finished():
+        if found := _RUN.fullmatch(run):
+            budgets.setdefault(found[1], []).append(int(found[2]))
+    wanted = {f"{row['id']}-e{epochs}": row["run"] for row in rows for epochs in budgets.get(row["id"], []) if epochs > _epochs(row["run"])}
+    longest: dict[str, dict[str, Any]] = {}
+    for run, result in sorted(store.summaries(wanted).items(), key=lambda item: _epochs(item[0])):
+        if result["status"] == "finished":
+            longest[wanted[run]] = {"run": run, "epochs": _epochs(run), "top1": result["metrics"]["top1"]}
+    return [{**row, "longer": longest[row["run"]]} if row["run"] in longest else dict(row) for row in rows]
+
+
+def _epochs(run: str) -> int:
+    return int(run.rpartition("-e")[2])

@@ -1,0 +1,249 @@
+"""One driver at a time: a lease in the search directory, ``lease/<n>.json``; whoever wrote the highest n drives.
+
+The file is written once (on a folder of this machine or a mount by an exclusive create), then rewritten by its holder
+every few seconds with a new time. A dead holder is told at once on its own machine, by its process; elsewhere its time
+must be a minute old and stay as it is. Object stores give pyarrow no exclusive create: there two drivers that start in
+the same moment may both go on, which costs work and harms nothing, since results are written once and are the same.
+
+``lease/<n>.stop`` beside it asks the trials of that driver to commit a checkpoint and end.
+"""
+
+import contextlib
+import getpass
+import json
+import math
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from types import TracebackType
+from typing import Any
+
+from search_spaces import RequestError
+from trainables.documents import parsed
+from trainables.folder import Folder
+
+PLACE = "lease"
+# Seconds between signs of life, and after which a silent holder on another machine is taken to be gone.
+BEAT, STALE = 5.0, 60.0
+LARGEST = 4096
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who drives a directory.
+
+    Attributes:
+        number: of the lease; owner: a random name of this holding; work: the verb that holds it.
+        machine, process: tell whether ``pid`` is still the process that took it; empty where a machine cannot say.
+        since, seen: seconds since 1970, by the holder's clock.
+        released: it has ended in order.
+    """
+
+    number: int
+    owner: str
+    work: str
+    user: str
+    host: str
+    machine: str
+    pid: int
+    process: str
+    since: float
+    seen: float
+    released: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{PLACE}/{self.number:06d}"
+
+    @property
+    def described(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(self.since))
+        return f"{self.user}@{self.host} (tinynet {self.work}, process {self.pid}) since {since}"
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+
+def read_lease(folder: Folder) -> Holder | None:
+    """The last holder of a directory, None where there was none.
+
+    Raises:
+        RequestError: its file is damaged.
+    """
+    numbers = [int(name.removesuffix(".json")) for name in folder.names(PLACE) if _is_lease(name)]
+    for number in sorted(numbers, reverse=True):
+        name = f"{PLACE}/{number:06d}.json"
+        try:
+            return _holder(folder.read(name, LARGEST), number)
+        except FileNotFoundError:
+            continue  # swept by its successor
+        except (ValueError, TypeError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise RequestError(f"lease {folder.url}/{name} is damaged ({said}): remove it if nothing drives this directory") from error
+    return None
+
+
+def live_holder(folder: Folder, wait: Callable[[float], Any] = time.sleep) -> Holder | None:
+    """Whoever drives a directory now.
+
+    Args:
+        wait: a silent holder on another machine is watched for some seconds, since clocks differ.
+    """
+    holder = read_lease(folder)
+    if holder is None or holder.released:
+        return None
+    if holder.machine and holder.machine == _machine():
+        return holder if _process(holder.pid) == holder.process else None
+    if time.time() - holder.seen < STALE:
+        return holder
+    wait(2.5 * BEAT)
+    again = read_lease(folder)
+    return None if again == holder else again if again is not None and not again.released else None
+
+
+class Lease:
+    """Held while inside; ``lost`` becomes true where another driver has taken over.
+
+    Args:
+        what: the directory's kind and name, for the refusal.
+        work: the verb that drives it.
+
+    Raises:
+        RequestError: somebody else drives, or the storage cannot be written.
+    """
+
+    def __init__(self, folder: Folder, what: str, work: str) -> None:
+        self._folder, self._what, self._work = folder, what, work
+        self._holder: Holder | None = None
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._on_lost: Callable[[], None] = lambda: None
+        self.lost = False
+
+    @property
+    def stop_file(self) -> str:
+        """Below the directory; once it is there, trials of this driver end at their next step."""
+        assert self._holder is not None
+        return f"{self._holder.name}.stop"
+
+    def __enter__(self) -> "Lease":
+        try:
+            self._take()
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise RequestError(f"storage {self._folder.url} cannot be used ({reason}): give another by --storage, or mend it") from error
+        self._thread = threading.Thread(target=self._beat, name="tinynet-lease", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        assert self._thread is not None
+        self._ended.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):
+            if not self.lost:
+                self._say(released=True)
+            self._folder.remove(self.stop_file)
+
+    def when_lost(self, call: Callable[[], None]) -> None:
+        self._on_lost = call
+
+    def ask_to_stop(self) -> None:
+        """Have the trials end. Raises OSError where the storage cannot be written."""
+        self._folder.write(self.stop_file, b"")
+
+    def _take(self) -> None:
+        there = live_holder(self._folder)
+        if there is not None:
+            raise self._refusal(there)
+        before = read_lease(self._folder)
+        now = time.time()
+        pid, owner = os.getpid(), uuid.uuid4().hex
+        number = before.number + 1 if before else 1
+        mine = Holder(number, owner, self._work, _user(), socket.gethostname(), _machine(), pid, _process(pid), now, now)
+        taken = self._folder.write_once(f"{mine.name}.json", mine.to_json())
+        holder = read_lease(self._folder)
+        if not taken or holder is None or holder.owner != owner:
+            raise self._refusal(holder or mine)
+        self._holder = mine
+        for name in self._folder.names(PLACE):
+            if (stem := name.partition(".")[0]).isascii() and stem.isdigit() and int(stem) < number:
+                self._folder.remove(f"{PLACE}/{name}")
+
+    def _refusal(self, holder: Holder) -> RequestError:
+        ago = max(0.0, time.time() - holder.seen)
+        end = (
+            "wait for it, or stop it"
+            if holder.machine == _machine()
+            else f"wait for it, or stop it; {STALE:.0f} s after a last sign it counts as gone"
+        )
+        return RequestError(f"{self._what} is held by {holder.described} (last sign of life {ago:.0f} s ago): {end}")
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT):
+            with contextlib.suppress(OSError, RequestError):
+                assert self._holder is not None
+                last = read_lease(self._folder)
+                if last is not None and last.owner != self._holder.owner:
+                    self.lost = True
+                    self._on_lost()
+                    return
+                self._say()
+
+    def _say(self, *, released: bool = False) -> None:
+        assert self._holder is not None
+        said = Holder(**{**asdict(self._holder), "seen": time.time(), "released": released})
+        self._folder.write(f"{said.name}.json", said.to_json())
+
+
+def _is_lease(name: str) -> bool:
+    stem, _, end = name.partition(".")
+    return end == "json" and stem.isascii() and stem.isdigit() and 6 <= len(stem) <= 12
+
+
+def _holder(data: bytes, number: int) -> Holder:
+    """Raises ValueError or TypeError where it is no lease of this number."""
+    values = parsed(data)
+    if not isinstance(values, dict):
+        raise ValueError("no object")
+    holder = Holder(**values)
+    kinds = {"number": int, "pid": int, "since": (int, float), "seen": (int, float), "released": bool}
+    for field in fields(holder):
+        value = getattr(holder, field.name)
+        if not isinstance(value, kinds.get(field.name, str)) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{field.name} is {value!r}"[:100])
+    if holder.number != number or not 0 <= holder.since < 1e11:
+        raise ValueError("it is no lease of this number")
+    if not all(text.isprintable() and len(text) < 300 for text in (holder.work, holder.user, holder.host)):
+        raise ValueError("its holder has no name")
+    return holder
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _machine() -> str:
+    """Names this boot of this machine, and the container where process numbers are counted; empty where nothing tells."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _process(pid: int) -> str:
+    """When a process began, in the kernel's ticks; empty where there is none. A number is given again, a number and a time are not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]

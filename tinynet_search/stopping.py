@@ -1,0 +1,129 @@
+"""Ending a driver before its work is done: Ctrl-C and SIGTERM, gently first, and what else is worth stopping for."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from tinynet_search.store import Candidate
+
+# Seconds that trainings get to commit a checkpoint after a signal, before everything ends at once.
+GRACE = 30.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopping:
+    """Who or what asked the driver to end. Made by ``stoppable``.
+
+    Attributes:
+        why: a few words for the user, None while nothing asked.
+        signal: that was sent, None where something else asked.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.why: str | None = None
+        self.signal: signal.Signals | None = None
+        self._say, self._wanted, self._gentle = say, threading.Event(), False
+        self._before: dict[int, Any] = {}
+
+    def ask(self, why: str) -> None:
+        """End once the trainings that run have committed a checkpoint; the first to ask is remembered."""
+        if self.why is None:
+            self.why = why
+            self._wanted.set()
+
+    @contextlib.contextmanager
+    def gently(self, ask: Callable[[], None]) -> Iterator[None]:
+        """While inside, the first signal calls ``ask`` (from a thread) instead of ending everything; a second one ends it."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._serve, args=(ask, ended), name="tinynet-stop", daemon=True)
+        self._gentle = True
+        thread.start()
+        try:
+            yield
+        finally:
+            self._gentle = False
+            ended.set()
+            self._wanted.set()
+            thread.join()
+
+    def _serve(self, ask: Callable[[], None], ended: threading.Event) -> None:
+        self._wanted.wait()
+        if ended.is_set():
+            return
+        if self.signal is not None:
+            self._say("stopping once every training has committed a checkpoint; again to stop at once")
+        try:
+            ask()
+        except OSError as error:
+            how = "they run to their ends" if self.signal is None else "stopping at once"
+            self._say(f"trainings could not be asked to commit a checkpoint ({error}): {how}")
+            if self.signal is not None:
+                self._insist()
+            return
+        if self.signal is not None and not ended.wait(GRACE):
+            self._insist()
+
+    def _insist(self) -> None:
+        """The signal once more, to the main thread, whatever that is waiting for."""
+        main = threading.main_thread().ident
+        if main is not None:
+            signal.pthread_kill(main, self.signal or signal.SIGINT)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        if self._gentle and self.signal is None:
+            self.signal = signal.Signals(number)
+            self.ask("interrupted")
+        else:
+            self._passed_on(number, frame)
+
+    def deliver(self) -> None:
+        """Pass on the signal that was taken gently, if there was one, as if nobody had stood in between.
+
+        Raises:
+            KeyboardInterrupt: there was one.
+        """
+        if self.signal is not None:
+            self._passed_on(self.signal, None)
+
+    def _passed_on(self, number: int, frame: FrameType | None) -> None:
+        before = self._before[number]
+        if callable(before):
+            before(number, frame)
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def stoppable(say: Callable[[str], None]) -> Iterator[Stopping]:
+    """Take SIGINT and SIGTERM while inside, if this is the main thread."""
+    stopping = Stopping(say)
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+    # Who ignores a signal (a background job of a shell) goes on ignoring it.
+    stopping._before = {number: before for number in SIGNALS if (before := signal.getsignal(number)) not in (signal.SIG_IGN, None)}
+    for number in stopping._before:
+        signal.signal(number, stopping._signalled)
+    try:
+        yield stopping
+    finally:
+        for number, before in stopping._before.items():
+            signal.signal(number, before)
+
+
+class Guarded:
+    """A source that ends once the driver was asked to, and is told of every trial that has ended."""
+
+    def __init__(self, source: Any, stopping: Stopping, ended: Callable[[Candidate], None]) -> None:
+        self._source, self._stopping, self._ended = source, stopping, ended
+
+    def next(self) -> Any:
+        from tinynet_search.candidates import END
+
+        return END if self._stopping.why else self._source.next()
+
+    def done(self, candidate: Candidate) -> None:
+        self._source.done(candidate)
+        self._ended(candidate)

@@ -1,0 +1,59 @@
+"""Trials that hang: ended from outside, with a failed result."""
+
+import time
+from typing import Any
+
+from ray.tune import Callback
+
+from trainables.folder import open_folder
+from trainables.trial import TrialSpec, write_failure
+
+HUNG = "hung"
+
+
+class Watchdog(Callback):
+    """Tune's callback that gives a trial without a report for ``timeout`` seconds a failed result, and kills its process.
+
+    Tune then starts the trial once more, which finds the result and ends.
+    """
+
+    def __init__(self, root: str, timeout: float) -> None:
+        self._root, self._timeout = root, timeout
+        self._heard: dict[str, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune saves its callbacks; there is nothing here to save."""
+        return {"_root": self._root, "_timeout": self._timeout, "_heard": {}}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._heard[trial.trial_id] = time.monotonic()
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        self._heard[trial.trial_id] = time.monotonic()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._heard.pop(trial.trial_id, None)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._heard.pop(trial.trial_id, None)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        now = time.monotonic()
+        late = {name for name, heard in self._heard.items() if now - heard > self._timeout}
+        for trial in trials if late else ():
+            if trial.trial_id in late and trial.status == "RUNNING":
+                self._end(trial)
+
+    def _end(self, trial: Any) -> None:
+        import ray
+
+        # Tried again after as long, should the storage fail or the process live on.
+        self._heard[trial.trial_id] = time.monotonic()
+        spec = TrialSpec.from_json(trial.config["trial"])
+        try:
+            write_failure(spec, open_folder(self._root), HUNG, f"no epoch was reported for {self._timeout:g} s (run.trial_timeout)")
+        except OSError:
+            return
+        actor = trial.temporary_state.ray_actor
+        if actor is not None:
+            ray.kill(actor)
