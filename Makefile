@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup demo test lint bench bench-train gpu-check clean
+.PHONY: setup demo test test-chaos test-postgres lint bench bench-train bench-scale gpu-check clean
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -20,7 +20,15 @@ demo: $(READY)
 	$(BIN)/tinynet search --preset demo
 
 test: $(READY) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# The kill table: a search killed at every named point and at random; an hour on two CPU cores.
+test-chaos: $(READY)
+	$(BIN)/python -m pytest -m chaos tests/chaos
+
+# The publisher and the queries on a real PostgreSQL server, which has to be installed: apt-get install postgresql.
+test-postgres: $(READY)
+	$(BIN)/python -m pytest -m postgres tests/search
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -33,6 +41,10 @@ bench: $(READY)
 # Training against timm's parts and the machine's floor: some ten minutes on two CPU cores.
 bench-train: $(READY)
 	$(BIN)/python -m benchmarks.run train_speed train_data
+
+# The driver's own cost as searches grow, on trials that take no time, with a real MLflow server: some five minutes.
+bench-scale: $(READY)
+	$(BIN)/python -m benchmarks.run search_scale
 
 # Everything that needs a GPU, in under eight minutes.
 gpu-check: $(READY)
