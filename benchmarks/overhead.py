@@ -48,37 +48,37 @@ def run() -> list[Row]:
         folder = Path(scratch)
         pairs = [_pair(folder / str(turn), bare_first=turn % 2 == 0) for turn in range(PAIRS)]
         for a, b in pairs:
-            _require_equal(a, b)
-        again = [_searched(folder / "0" / "searched") for _ in range(3)]
-    bare, searched = [a for a, _ in pairs], [b for _, b in pairs]
-    parts = {part: median(b.report["seconds"][part] for b in searched) for part in ("total", "ray", "mlflow")}
+            require_equal(a, b, TRIALS)
+        again = [searched(folder / "0" / "searched", SETTINGS) for _ in range(3)]
+    ones, others = [a for a, _ in pairs], [b for _, b in pairs]
+    parts = {part: median(b.report["seconds"][part] for b in others) for part in ("total", "ray", "mlflow")}
     return [
-        Row(f"(a) bare: {TRIALS} trials of {EPOCHS} epochs in {AT_ONCE} plain processes", median(a.wall for a in bare), "s"),
-        Row("(b) the same through tinynet search", median(b.wall for b in searched), "s"),
+        Row(f"(a) bare: {TRIALS} trials of {EPOCHS} epochs in {AT_ONCE} plain processes", median(a.wall for a in ones), "s"),
+        Row("(b) the same through tinynet search", median(b.wall for b in others), "s"),
         Row("(c) the same search again, nothing to do", median(c.wall for c in again), "s"),
         Row("of c: the command's start, imports and exit", median(c.wall - c.report["seconds"]["total"] for c in again), "s"),
         Row("b / a", median(b.wall / a.wall for a, b in pairs), "times"),
         Row("overhead a trial: (b - a) / trials", median(b.wall - a.wall for a, b in pairs) / TRIALS, "s"),
-        Row("of a: outside the epochs, a trial", median(a.wall - a.trained for a in bare) / TRIALS, "s"),
-        Row("of b: outside the epochs, a trial", median(b.wall - b.trained for b in searched) / TRIALS, "s"),
-        Row("of b: the command's start, imports and exit, once", median(b.wall - b.report["seconds"]["total"] for b in searched), "s"),
+        Row("of a: outside the epochs, a trial", median(a.wall - a.trained for a in ones) / TRIALS, "s"),
+        Row("of b: outside the epochs, a trial", median(b.wall - b.trained for b in others) / TRIALS, "s"),
+        Row("of b: the command's start, imports and exit, once", median(b.wall - b.report["seconds"]["total"] for b in others), "s"),
         Row("of b: Ray's start and stop, once", parts["ray"], "s"),
         Row("of b: MLflow, in a thread beside the trials", parts["mlflow"], "s"),
         Row("the trials' part of b / a", median(b.report["seconds"]["trials"] / a.wall for a, b in pairs), "times"),
         Row("seconds of the same epochs, b / a", median(b.trained / a.trained for a, b in pairs), "times"),
-        Row("trials with results equal in a and b", min(len(a.results) for a in bare), f"of {TRIALS}"),
+        Row("trials with results equal in a and b", min(len(a.results) for a in ones), f"of {TRIALS}"),
     ]
 
 
 def _pair(folder: Path, *, bare_first: bool) -> tuple[Taken, Taken]:
     if bare_first:
-        return _bare(folder / "bare"), _searched(folder / "searched")
-    searched = _searched(folder / "searched")
-    return _bare(folder / "bare"), searched
+        return bare(folder / "bare", _specs(folder)), searched(folder / "searched", SETTINGS)
+    found = searched(folder / "searched", SETTINGS)
+    return bare(folder / "bare", _specs(folder)), found
 
 
-def _bare(storage: Path) -> Taken:
-    specs = _specs(storage)
+def bare(storage: Path, specs: Sequence[TrialSpec]) -> Taken:
+    """These trainings in plain processes, in this order."""
     root = str(storage / "demo")
     started = time.perf_counter()
     with ProcessPoolExecutor(AT_ONCE, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
@@ -100,8 +100,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _searched(storage: Path) -> Taken:
-    arguments = ["search", "--preset", "demo", "--storage", str(storage), "--json", *(a for s in SETTINGS for a in ("--set", s))]
+def searched(storage: Path, settings: Sequence[str]) -> Taken:
+    """The demo with some settings changed, through the command."""
+    arguments = ["search", "--preset", "demo", "--storage", str(storage), "--json", *(a for s in settings for a in ("--set", s))]
     command = [str(Path(sys.executable).with_name("tinynet")), *arguments]
     environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
     started = time.perf_counter()
@@ -111,10 +112,10 @@ def _searched(storage: Path) -> Taken:
     return Taken(wall, {file.stem: json.loads(file.read_text()) for file in files}, json.loads(done.stdout))
 
 
-def _require_equal(a: Taken, b: Taken) -> None:
+def require_equal(a: Taken, b: Taken, count: int) -> None:
     """Every epoch's losses and accuracies, to the last bit."""
     figures = [{run: _timeless(result) for run, result in taken.results.items()} for taken in (a, b)]
-    if len(figures[0]) != TRIALS or figures[0] != figures[1]:
+    if len(figures[0]) != count or figures[0] != figures[1]:
         differ = sorted(run for run in {*figures[0], *figures[1]} if figures[0].get(run) != figures[1].get(run))
         raise RuntimeError(f"bare and searched results differ: {', '.join(differ)}")
 

@@ -1,8 +1,8 @@
 """Measure, write ``benchmarks/results/<name>.json`` and print a table: ``python -m benchmarks.run [NAME...]``.
 
-Without names, about five minutes on two CPU cores, most of them the training of ``overhead``; ``train_speed`` and
-``train_data`` take some ten minutes more and run when they are named. Targets are printed beside the figures as met or
-missed, and never asserted.
+Without names, about five minutes on two CPU cores, most of them the training of ``overhead``. ``train_speed`` and
+``train_data`` take some ten minutes more, ``search_scale`` some five, ``demo`` ten, ``search_scale_10000`` half an hour: they
+run when they are named. Targets are printed beside the figures as met or missed, and never asserted.
 """
 
 import importlib
@@ -24,7 +24,7 @@ from tinynet_search.tables import table
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 NAMES = ("cost", "memory", "startup", "overhead")
-WHEN_NAMED = ("train_speed", "train_data")
+WHEN_NAMED = ("train_speed", "train_data", "search_scale", "search_scale_10000", "tracking_scale")
 PACKAGES = ("torch", "ray", "timm", "numpy", "mlflow")
 
 

@@ -53,7 +53,7 @@ class Nowhere:
 
     url = "nowhere"
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int | None = None) -> bytes:
         raise FileNotFoundError(name)
 
     def write(self, name: str, data: bytes) -> None:
@@ -73,6 +73,9 @@ class Nowhere:
 
     def sub(self, name: str) -> "Folder":
         return self
+
+    def sweep(self) -> None:
+        return None
 
 
 def spec_of(network: Network, recipe: Recipe, data: ImageData) -> TrialSpec:

@@ -1,0 +1,57 @@
+"""The demo's search against the same trainings in bare loops on the same cores: ``tinynet search --preset demo``, whole.
+
+Bare: two plain processes train the search's trials and then its final networks, largest first, with one thread each; no Ray,
+no MLflow, no driver, and no wait for the last trial before the first final.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from benchmarks.measure import Row
+from benchmarks.overhead import AT_ONCE, Taken, bare, require_equal, searched
+from tinynet_search.plan import candidates_of, final_candidates
+from tinynet_search.store import SearchStore
+from trainables.trial import TrialSpec
+
+# Pairs of a searched and a bare training; TINYNET_PAIRS for more.
+PAIRS = int(os.environ.get("TINYNET_PAIRS", "1"))
+
+
+def run() -> list[Row]:
+    with tempfile.TemporaryDirectory() as scratch:
+        pairs = [_pair(Path(scratch) / str(turn)) for turn in range(PAIRS)]
+    alone = median(b.wall for _, b in pairs)
+    return [
+        Row("tinynet search --preset demo, trials and finals", median(a.wall for a, _ in pairs), "s"),
+        Row(f"the same trainings in {AT_ONCE} bare processes", alone, "s"),
+        Row("search / bare", median(a.wall / b.wall for a, b in pairs), "times", 1.15),
+        Row("seconds of the same epochs, search / bare", median(a.trained / b.trained for a, b in pairs), "times"),
+        Row("of the search: Ray's start and stop", median(a.report["seconds"]["ray"] for a, _ in pairs), "s"),
+        Row("of the search: the command's start, imports and exit", median(a.wall - a.report["seconds"]["total"] for a, _ in pairs), "s"),
+        Row(
+            "of the search: trials, less an even share of their epochs",
+            median(a.report["seconds"]["trials"] - a.trained for a, _ in pairs),
+            "s",
+        ),
+        Row("of bare: all but an even share of the epochs", median(b.wall - b.trained for _, b in pairs), "s"),
+        Row("trainings with results equal in both", min(len(b.results) for _, b in pairs), f"of {len(pairs[0][0].results)}"),
+    ]
+
+
+def _pair(folder: Path) -> tuple[Taken, Taken]:
+    """The search goes first: it is what says which final networks there are."""
+    found = searched(folder / "searched", ())
+    alone = bare(folder / "bare", _specs(folder / "searched"))
+    require_equal(alone, found, len(found.results))
+    return found, alone
+
+
+def _specs(storage: Path) -> list[TrialSpec]:
+    store = SearchStore(str(storage / "demo"))
+    plan = store.plan()
+    assert plan is not None
+    trials = sorted(candidates_of(plan, store), key=lambda c: (-c.network["macs"], c.run))
+    finals = {c.run: c for c in final_candidates(store)}
+    return [c.spec for c in (*trials, *(c for c in finals.values() if c.run not in {t.run for t in trials}))]

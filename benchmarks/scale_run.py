@@ -1,0 +1,191 @@
+"""One process of ``search_scale``, which prints what it cost: ``python -m benchmarks.scale_run KIND TRIALS FOLDER MLFLOW STARTED``."""
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.simulated import EPOCHS, simulated_trial
+from tinynet_search.config import Config, load_config
+
+# The mini space of the demo holds fewer than 4,000 networks.
+SETTINGS = ('space.name="efficientnet_b0"', f"recipe.epochs={EPOCHS}", "search.finals=[]", "run.concurrency=2")
+AT_ONCE = 2
+POLL = 0.1
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def config_of(trials: int, folder: Path) -> Config:
+    return load_config(preset="demo", settings=[*SETTINGS, f"search.trials={trials}", f'storage.path="{folder}"'])
+
+
+def bare(trials: int, folder: Path, uri: str) -> dict[str, Any]:
+    """The same trials through one plain Tuner: no store is read, nothing is published.
+
+    They come from a searcher: a grid of them would be copied whole for each of them.
+    """
+    from tinynet_search.cluster import _hushed, cluster
+    from tinynet_search.plan import candidate_of, make_plan, planned_networks
+
+    config = config_of(trials, folder)
+    plan = make_plan(config)
+    specs = [candidate_of(plan, network, epochs=EPOCHS).spec for network in planned_networks(plan, config, trials)]
+    started = time.perf_counter()
+    with cluster(config), tempfile.TemporaryDirectory() as scratch, _hushed():
+        from ray import tune
+
+        from benchmarks.listed import Listed
+
+        tune.Tuner(
+            tune.with_resources(simulated_trial, {"CPU": 1}),
+            tune_config=tune.TuneConfig(
+                search_alg=Listed({"trial": spec.to_json(), "root": str(folder / "bare")} for spec in specs),
+                num_samples=trials,
+                max_concurrent_trials=AT_ONCE,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(name="bare", storage_path=scratch, verbose=0),
+        ).fit()
+    return {"seconds": time.perf_counter() - started, "results": len(list((folder / "bare" / "results").iterdir()))}
+
+
+def ours(trials: int, folder: Path, uri: str) -> dict[str, Any]:
+    """The real driver, store and publisher, on trials that take no time."""
+    from tinynet_search.search import run_search
+    from tinynet_search.store import SearchStore
+    from tinynet_search.tracking.sync import sync_stored
+    from trainables.executors import TRAINABLES
+
+    TRAINABLES["inline"] = simulated_trial
+    config, started = config_of(trials, folder), time.perf_counter()
+    outcome = run_search(config, tracking=uri)
+    done, behind = time.perf_counter(), bool(outcome.notes)
+    if behind:
+        sync_stored(SearchStore(config.url), uri)
+    return {
+        "seconds": done - started,
+        "sync": time.perf_counter() - done,
+        "behind": behind,
+        "results": len(outcome.results),
+        "parts": outcome.seconds,
+        "frontier": len(outcome.frontier),
+    }
+
+
+def again(trials: int, folder: Path, uri: str, *, silent: bool = False) -> dict[str, Any]:
+    """The search again when all is done, with its parts' seconds; ``silent`` leaves the publisher out."""
+    from tinynet_search import search
+    from tinynet_search.tracking import publisher
+
+    if silent:
+        publisher.Publisher = Silent  # pyright: ignore[reportAttributeAccessIssue]
+    seconds: dict[str, float] = {}
+    for name in ("write_frontier", "write_formula"):
+        setattr(search, name, _timed(getattr(search, name), name.removeprefix("write_"), seconds))
+    whole = search._Driver.run
+
+    def run(self: Any) -> None:
+        whole(self)
+        seconds["known"] = time.time()
+
+    search._Driver.run = run
+    outcome = search.run_search(config_of(trials, folder), tracking=uri)
+    return {"results": len(outcome.results), "new": outcome.new, "parts": outcome.seconds, **seconds}
+
+
+def _timed(call: Any, name: str, seconds: dict[str, float]) -> Any:
+    def timed(*args: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return call(*args)
+        finally:
+            seconds[name] = time.perf_counter() - started
+
+    return timed
+
+
+class Silent:
+    """In the place of a publisher: publishes nothing."""
+
+    link, busy_seconds = None, 0.0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        return None
+
+    def start(self) -> None:
+        return None
+
+    def watch(self, candidates: Any) -> None:
+        return None
+
+    def conclude(self, *parts: Any) -> None:
+        return None
+
+    def close(self, **options: Any) -> bool:
+        return True
+
+
+@dataclass
+class Watch:
+    """CPU seconds of the publisher's threads, and the process's largest memory, looked at while it runs."""
+
+    published: dict[int, float] = field(default_factory=dict)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def look(self) -> None:
+        while not self.ended.wait(POLL):
+            for thread in threading.enumerate():
+                if thread.name.startswith("tinynet") and thread.native_id:
+                    self.published[thread.native_id] = _thread_seconds(thread.native_id) or self.published.get(thread.native_id, 0.0)
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        thread = threading.Thread(target=self.look, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.ended.set()
+            thread.join()
+
+
+def _thread_seconds(native: int) -> float:
+    try:
+        fields = Path(f"/proc/self/task/{native}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def memory() -> dict[str, float]:
+    """MB of this process: the most it ever had, what it has, and what of that is its own."""
+    rollup = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in rollup[1:]}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"peak": peak, "rss": sizes["Rss"], "uss": sizes["Private_Clean"] + sizes["Private_Dirty"]}
+
+
+KINDS = {"bare": bare, "ours": ours, "start": partial(again, silent=True), "again": again}
+
+
+def main(kind: str, trials: int, folder: Path, uri: str, started: float) -> dict[str, Any]:
+    watch = Watch()
+    with watch.on():
+        taken = KINDS[kind](trials, folder, uri)
+    if "known" in taken:
+        taken |= {"known": taken["known"] - started, "ended": time.time() - started}
+    return taken | {"cpu": time.process_time(), "published": sum(watch.published.values()), "memory": memory()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], float(sys.argv[5]))))
