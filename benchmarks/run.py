@@ -24,7 +24,7 @@ from tinynet_search.tables import table
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 NAMES = ("cost", "memory", "startup", "overhead")
-WHEN_NAMED = ("train_speed", "train_data", "search_scale", "search_scale_10000", "tracking_scale")
+WHEN_NAMED = ("train_speed", "train_data", "search_scale", "search_scale_10000", "tracking_scale", "demo")
 PACKAGES = ("torch", "ray", "timm", "numpy", "mlflow")
 
 
