@@ -118,7 +118,7 @@ def _published(driver: "_Driver", uri: str, warn: Callable[[str], None]) -> Outc
         status = "KILLED" if outcome.stopped else "FINISHED"
     finally:
         # An interrupted search does not wait for all that is to be sent: the next run, or tinynet sync, goes on with it.
-        sent = publisher.close(FAREWELL if driver.stopping.signal else None, status)
+        sent = publisher.close(timeout=FAREWELL if driver.stopping.signal else None, status=status)
     if not sent:
         outcome.notes.append(f"MLflow at {address(uri)} has not everything yet: tinynet sync --search {driver.store.name} catches up")
     outcome.link = publisher.link
