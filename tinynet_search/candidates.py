@@ -101,10 +101,21 @@ class Adaptive:
         candidate = self._suggest()
         if candidate is None:
             return None if self._asked else END
-        self._store.add_batch(len(self._drawn), [candidate])
+        if not self._store.add_batch(len(self._drawn), [candidate]):
+            return self._others(candidate)
         self._drawn.append(candidate)
         self._known.add(candidate.id)
         return candidate
+
+    def _others(self, refused: Candidate) -> Next:
+        """Another driver has drawn in the meantime: what it wrote down is what is trained, and this one's draw is forgotten."""
+        self._optuna.on_trial_complete(self._asked.pop(refused.run), error=True)
+        theirs = candidates_of(self._plan, self._store, self._epochs)[len(self._drawn) :]
+        self._drawn += theirs
+        self._known |= {c.id for c in theirs}
+        there = self._store.finished()
+        self._left += [c for c in theirs if c.run not in there]
+        return self.next()
 
     def done(self, candidate: Candidate) -> None:
         ticket, result = self._asked.pop(candidate.run, None), self._store.summary(candidate.run)

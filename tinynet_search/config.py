@@ -20,6 +20,7 @@ from search_spaces.samplers import ADAPTIVE, SAMPLERS
 from search_spaces.space import SANE
 from tinynet_search.baselines import RULES
 from tinynet_search.errors import one_line
+from tinynet_search.tables import seconds
 from trainables.data import absolute
 from trainables.execution import Switch
 from trainables.folder import below, read_file
@@ -106,8 +107,8 @@ class OpenSection(BaseModel):
 
 
 class RunSection(Section):
-    """``address``: of a Ray cluster; empty starts one here unless RAY_ADDRESS names one. ``trial_timeout``: seconds without
-    an epoch after which a trial has failed. ``stop_at_failed``: the share of failed trials above which a search stops."""
+    """``address``: of a Ray cluster; empty starts one here unless RAY_ADDRESS names one. ``trial_timeout``: seconds, or "30m",
+    "6h", without an epoch after which a trial has failed. ``stop_at_failed``: the share of failed trials above which a search stops."""
 
     executor: Literal["inline", "ray_train"] = "inline"
     address: str | None = None
@@ -115,6 +116,11 @@ class RunSection(Section):
     max_failures: int = Field(default=5, ge=0)
     trial_timeout: float = Field(default=6 * 3600, gt=0)
     stop_at_failed: float = Field(default=0.5, ge=0, le=1)
+
+    @field_validator("trial_timeout", mode="before")
+    @classmethod
+    def _time(cls, value: Any) -> Any:
+        return seconds(value) if isinstance(value, str) else value
 
 
 class ScalingSection(Section):

@@ -15,20 +15,23 @@ ANY = "failed"
 _RUN = re.compile(r"(.+)-e(\d+)")
 
 
-def set_aside(store: SearchStore, reasons: Collection[str]) -> int:
+def set_aside(store: SearchStore, reasons: Collection[str], runs: Collection[str]) -> int:
     """Move the results of trials that failed for one of these reasons (``failed``: any) out of the way; how many.
 
     Their checkpoints stay, so that they go on from where they failed.
 
+    Args:
+        runs: those that will be trained again; others keep their results.
+
     Raises:
-        RequestError: no trial failed for a reason that is named, or a result is damaged.
+        RequestError: no trial ever failed for a reason that is named, or a result is damaged.
     """
     if not reasons:
         return 0
-    results = store.summaries(sorted(store.finished()))
+    results = store.summaries(sorted(store.finished() & set(runs)))
     failed = {run: result["reason"] for run, result in results.items() if result["status"] == "failed"}
     unknown = sorted(set(reasons) - {ANY} - set(failed.values()))
-    if unknown:
+    if unknown and (unknown := sorted(set(unknown) - _aside(store))):
         there = f"there are {', '.join(sorted(set(failed.values())))}" if failed else "none failed"
         raise RequestError(f"no trial of {store.url} failed for {unknown[0]!r}: {there}")
     again = [run for run, reason in failed.items() if ANY in reasons or reason in reasons]
@@ -40,11 +43,17 @@ def set_aside(store: SearchStore, reasons: Collection[str]) -> int:
     return len(again)
 
 
+def _aside(store: SearchStore) -> set[str]:
+    """Reasons of the results that were set aside: a command that was killed and comes again finds them there."""
+    rows = (store.read_json(f"{RETRIED}/{name}") for name in store.folder.names(RETRIED))
+    return {str(row.get("reason")) for row in rows if isinstance(row, Mapping)}
+
+
 def continued(candidates: Iterable[Candidate], frontier: Sequence[Mapping[str, Any]], epochs: int) -> list[Candidate]:
     """The frontier's models at a longer budget."""
     by_run = {candidate.run: candidate for candidate in candidates}
     models = (by_run[row["run"]] for row in frontier)
-    return [Candidate(replace(m.spec, kind="continued", recipe={**m.spec.recipe, "epochs": epochs}), m.network) for m in models]
+    return [Candidate(replace(m.spec, recipe={**m.spec.recipe, "epochs": epochs}), m.network) for m in models]
 
 
 def with_longest(store: SearchStore, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

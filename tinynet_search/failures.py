@@ -33,6 +33,6 @@ class Tally:
         """Why to stop, or None."""
         ended, reasons = len(self._ended), self._reasons
         enough = min(self._planned, max(JUDGED_AFTER, round(JUDGED_SHARE * self._planned)))
-        if ended < enough or reasons.total() <= self._most * ended:
+        if ended >= self._planned or ended < enough or reasons.total() <= self._most * ended:
             return None
         return f"{reasons.total()} of {ended} trials failed ({', '.join(f'{n} {reason}' for reason, n in reasons.most_common())})"

@@ -30,6 +30,8 @@ PLACE = "lease"
 # Seconds between signs of life, and after which a silent holder on another machine is taken to be gone.
 BEAT, STALE = 5.0, 60.0
 LARGEST = 4096
+# Takeovers of one directory; what is numbered higher was not written by a driver.
+MOST = 10**9
 
 
 @dataclass(frozen=True)
@@ -94,15 +96,19 @@ def live_holder(folder: Folder, wait: Callable[[float], Any] = time.sleep) -> Ho
         wait: a silent holder on another machine is watched for some seconds, since clocks differ.
     """
     holder = read_lease(folder)
-    if holder is None or holder.released:
-        return None
+    return holder if holder is not None and _holds(holder, folder, wait) else None
+
+
+def _holds(holder: Holder, folder: Folder, wait: Callable[[float], Any] = time.sleep) -> bool:
+    if holder.released:
+        return False
     if holder.machine and holder.machine == _machine():
-        return holder if _process(holder.pid) == holder.process else None
-    if time.time() - holder.seen < STALE:
-        return holder
+        return _process(holder.pid) == holder.process
+    # A sign out of the future is no better than an old one: clocks differ.
+    if abs(time.time() - holder.seen) < STALE:
+        return True
     wait(2.5 * BEAT)
-    again = read_lease(folder)
-    return None if again == holder else again if again is not None and not again.released else None
+    return read_lease(folder) != holder
 
 
 class Lease:
@@ -150,17 +156,30 @@ class Lease:
             self._folder.remove(self.stop_file)
 
     def when_lost(self, call: Callable[[], None]) -> None:
+        """Have it called, from a thread, once another driver has taken over; at once where one has."""
         self._on_lost = call
+        if self.lost:
+            call()
+
+    def held(self) -> bool:
+        """Whether no other driver has taken over, looked at now; a storage that cannot be read says nothing against it."""
+        assert self._holder is not None
+        with contextlib.suppress(OSError, RequestError):
+            last = read_lease(self._folder)
+            if last is not None and last.owner != self._holder.owner and not self.lost:
+                self.lost = True
+                self._on_lost()
+        return not self.lost
 
     def ask_to_stop(self) -> None:
         """Have the trials end. Raises OSError where the storage cannot be written."""
         self._folder.write(self.stop_file, b"")
 
     def _take(self) -> None:
-        there = live_holder(self._folder)
-        if there is not None:
-            raise self._refusal(there)
+        # What is judged is what is followed: whoever takes the next number in the meantime has it.
         before = read_lease(self._folder)
+        if before is not None and _holds(before, self._folder):
+            raise self._refusal(read_lease(self._folder) or before)
         now = time.time()
         pid, owner = os.getpid(), uuid.uuid4().hex
         number = before.number + 1 if before else 1
@@ -185,13 +204,9 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
-            with contextlib.suppress(OSError, RequestError):
-                assert self._holder is not None
-                last = read_lease(self._folder)
-                if last is not None and last.owner != self._holder.owner:
-                    self.lost = True
-                    self._on_lost()
-                    return
+            if not self.held():
+                return
+            with contextlib.suppress(OSError):
                 self._say()
 
     def _say(self, *, released: bool = False) -> None:
@@ -202,7 +217,7 @@ class Lease:
 
 def _is_lease(name: str) -> bool:
     stem, _, end = name.partition(".")
-    return end == "json" and stem.isascii() and stem.isdigit() and 6 <= len(stem) <= 12
+    return end == "json" and stem.isascii() and stem.isdigit() and 6 <= len(stem) <= 18
 
 
 def _holder(data: bytes, number: int) -> Holder:
@@ -216,7 +231,7 @@ def _holder(data: bytes, number: int) -> Holder:
         value = getattr(holder, field.name)
         if not isinstance(value, kinds.get(field.name, str)) or (isinstance(value, float) and not math.isfinite(value)):
             raise ValueError(f"{field.name} is {value!r}"[:100])
-    if holder.number != number or not 0 <= holder.since < 1e11:
+    if holder.number != number or number >= MOST or not (0 <= holder.since < 1e11 and 0 <= holder.seen < 1e11):
         raise ValueError("it is no lease of this number")
     if not all(text.isprintable() and len(text) < 300 for text in (holder.work, holder.user, holder.host)):
         raise ValueError("its holder has no name")

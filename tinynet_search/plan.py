@@ -90,15 +90,16 @@ def agreed_plan(store: SearchStore, config: Config) -> dict[str, Any]:
         store.write_json(PLAN, asked, once=True)
     there = store.written_plan()
     assert there is not None
-    _refuse_difference(store, there, asked)
+    refuse_difference(store, there, asked)
     return {**there, "data": {**there["data"], "settings": asked["data"]["settings"]}}
 
 
-def _refuse_difference(store: SearchStore, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def refuse_difference(store: SearchStore, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raises RequestError where a plan and what is asked for differ in what decides results: every difference is shown."""
     old, new = _flat(_decisive(there)), _flat(_decisive(asked))
-    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    changed = [key for key in dict.fromkeys((*old, *new)) if old.get(key) != new.get(key)]
     if changed:
-        shown = "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed[:3])
+        shown = "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed)
         raise RequestError(f"search {store.url} was planned otherwise: {shown}; use another search.name, or the plan's settings")
 
 

@@ -105,7 +105,7 @@ class Progress(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         with self._changed(self._row(trial)) as row:
-            row.state = "finished" if row.state == "training" else row.state
+            row.state = "stopped" if row.state == "training" else row.state
         self._line(row)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -15,7 +15,15 @@ from tinynet_search.config import Config
 from tinynet_search.formula import TinyFormula
 from tinynet_search.frontier import TrialPoint, spearman
 from tinynet_search.outcome import TINY
-from tinynet_search.plan import CHECKPOINT_BYTES_PER_PARAM, candidate_of, make_plan, planned_networks, too_large, training_macs
+from tinynet_search.plan import (
+    CHECKPOINT_BYTES_PER_PARAM,
+    candidate_of,
+    make_plan,
+    planned_networks,
+    refuse_difference,
+    too_large,
+    training_macs,
+)
 from tinynet_search.search import Outcome
 from tinynet_search.store import FINALS, SearchStore
 from tinynet_search.tables import table
@@ -27,6 +35,8 @@ def preview(config: Config) -> dict[str, Any]:
     """The candidates of a configuration and their cost, with nothing written; those that have a result are marked."""
     plan = make_plan(config)
     store = SearchStore(config.url)
+    if (there := store.written_plan()) is not None:
+        refuse_difference(store, there, plan)
     epochs, adaptive = config.get_recipe().epochs, config.search.sampler in ADAPTIVE
     networks = [] if adaptive else planned_networks(plan, config, config.search.trials)
     candidates = [candidate_of(plan, network, epochs=epochs) for network in networks]
@@ -56,10 +66,24 @@ def preview(config: Config) -> dict[str, Any]:
         "candidates": rows,
         "warning": too_large(plan, (row["resolution"] for row in rows)),
         "training_macs_left": sum(row["training_macs"] for row in left),
+        "continued": _continued(store, config),
         "checkpoint_bytes_peak": max((row["params"] for row in left), default=0) * CHECKPOINT_BYTES_PER_PARAM,
         "weights_bytes": sum(row["params"] for row in left) * 4,
         "kept_bytes": sum(row["params"] for row in left) * CHECKPOINT_BYTES_PER_PARAM // 2 if config.get_recipe().continues else 0,
     }
+
+
+def _continued(store: SearchStore, config: Config) -> str | None:
+    """What ``search.frontier_epochs`` adds."""
+    if config.search.frontier_epochs is None:
+        return None
+    epochs, since = config.search.frontier_epochs, 0 if config.search.anew else config.get_recipe().epochs
+    how = f"from epoch {since} to {epochs}" if since else f"for {epochs} epochs, from the start"
+    there, models = store.finished(), store.frontier_rows()
+    if models is None:
+        return f"then the frontier's models train {how}"
+    left = [row for row in models if f"{row['id']}-e{epochs}" not in there]
+    return f"then {len(left)} of the frontier's {len(models)} models train {how}"
 
 
 def preview_text(preview: Mapping[str, Any]) -> str:
@@ -86,6 +110,8 @@ def preview_text(preview: Mapping[str, Any]) -> str:
     weights, kept, peak = (preview[key] / 1e6 for key in ("weights_bytes", "kept_bytes", "checkpoint_bytes_peak"))
     if preview["warning"]:
         lines.append(preview["warning"])
+    if preview["continued"]:
+        lines.append(preview["continued"])
     last = f" and {kept:.0f} MB of last checkpoints, for longer trainings" if kept else ""
     lines.append(f"{weights:.0f} MB of weights{last} at the end, up to {peak:.0f} MB of checkpoints a running trial")
     return "\n".join(lines)
@@ -245,7 +271,8 @@ def _failures(outcome: Outcome) -> str:
     failed = [r for r in outcome.results.values() if r["status"] == "failed"]
     lines = [f"{r['id']}  {r['reason']}: {r['detail']}" for r in failed[:5]]
     more = [f"and {len(failed) - 5} more"] if len(failed) > 5 else []
-    return "\n".join([*lines, *more, "the same command with --retry failed tries them again"]) if failed else ""
+    again = "--retry failed tries them again, or --retry with one reason; what diverged diverges again"
+    return "\n".join([*lines, *more, again]) if failed else ""
 
 
 def _spearman(frontier: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

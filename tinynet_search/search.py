@@ -10,13 +10,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from search_spaces import RequestError
 from search_spaces.samplers import ADAPTIVE
 from tinynet_search.config import Config
 from tinynet_search.continuing import RETRIED, continued, set_aside
 from tinynet_search.errors import require
 from tinynet_search.failures import Tally
 from tinynet_search.formula import TinyFormula
-from tinynet_search.lease import Lease
+from tinynet_search.lease import Lease, read_lease
 from tinynet_search.outcome import prepare, write_finals, write_formula, write_frontier
 from tinynet_search.plan import agreed_plan, candidates_of, grow, too_large
 from tinynet_search.stopping import Guarded, Stopping, stoppable
@@ -92,9 +93,11 @@ def run_search(config: Config, *, tracking: str | None = None, retry: Collection
     uri = resolve_uri(tracking, config.tracking.uri, config.storage.path)
     plan = agreed_plan(store, config)
     with stoppable(warn) as stopping, Lease(store.folder, f"search {store.url}", "search") as lease:
-        if again := set_aside(store, retry):
-            warn(f"{again} failed trials are trained again; their results so far are in {store.url}/{RETRIED}")
         driver = _Driver(config, store, plan, grow(plan, store, config), lease, stopping)
+        if again := set_aside(store, retry, driver.trainable()):
+            warn(f"failed trials that are trained again: {again}; their results so far are in {store.url}/{RETRIED}")
+        if shorter := driver.shorter():
+            warn(f"trials that have a result for other epochs, and start anew for {driver.epochs}: {shorter}, by the cosine schedule")
         if warning := too_large(plan, (c.network["resolution"] for c in driver.candidates)):
             warn(warning)
         outcome = _published(driver, uri, warn)
@@ -108,6 +111,7 @@ def _published(driver: "_Driver", uri: str, warn: Callable[[str], None]) -> Outc
     from tinynet_search.tracking.publisher import Publisher
 
     publisher = Publisher(driver.store, dict(driver.plan), uri, warn=warn)
+    publisher.only_while(driver.lease.held)
     publisher.start()
     status = "KILLED"
     try:
@@ -118,7 +122,10 @@ def _published(driver: "_Driver", uri: str, warn: Callable[[str], None]) -> Outc
         status = "KILLED" if outcome.stopped else "FINISHED"
     finally:
         # An interrupted search does not wait for all that is to be sent: the next run, or tinynet sync, goes on with it.
-        sent = publisher.close(timeout=FAREWELL if driver.stopping.signal else None, status=status)
+        if driver.stopping.signal and not driver.stopping.insisted:
+            warn(f"checkpoints are committed; MLflow gets {FAREWELL:.0f} s at most (again to stop at once)")
+        farewell = 0.0 if driver.stopping.insisted else FAREWELL if driver.stopping.signal else None
+        sent = publisher.close(timeout=farewell, status=status)
     if not sent:
         outcome.notes.append(f"MLflow at {address(uri)} has not everything yet: tinynet sync --search {driver.store.name} catches up")
     outcome.link = publisher.link
@@ -152,12 +159,14 @@ class _Driver:
         self.formula: TinyFormula | None = None
         self.frontier: list[dict[str, Any]] = []
         self.lost_why: dict[str, str] = {}
+        self.trials: set[str] = set()
         self.tally = Tally(config.search.trials, config.run.stop_at_failed)
         lease.when_lost(lambda: stopping.ask("another driver has taken this search over"))
 
     def run(self) -> None:
         self.publisher.watch(self.candidates)
         self.before = self.store.finished()
+        self.trials = {c.run for c in self._wanted()}
         for run, result in self.store.summaries([c.run for c in self.candidates]).items():
             self.tally.add(run, result)
         trials_left = bool(self._pending_trials()) or self._adaptive_left()
@@ -193,12 +202,33 @@ class _Driver:
             with progress.shown(), self.stopping.gently(self.lease.ask_to_stop):
                 run_source(self.config, self.store.url, source, most, self.at_once, watching, self.lease.stop_file)
             self.stopping.deliver()
+            self._still_ours()
             self.seconds["trials"] = time.perf_counter() - trials
             self.lost_why = {run: row.why for run, row in progress.rows.items() if row.state == "lost"}
         self.seconds["ray"] = time.perf_counter() - started - self.seconds["trials"]
 
+    def _still_ours(self) -> None:
+        """Raises RequestError where another driver has taken over: what follows is its."""
+        if not self.lease.held():
+            holder = read_lease(self.store.folder)
+            by = f" by {holder.described}" if holder else ""
+            raise RequestError(f"search {self.store.url} has been taken over{by}: it goes on there")
+
+    def trainable(self) -> set[str]:
+        """Runs that this command can train: wanted trials, final networks that are written down, continued models."""
+        longer = self.config.search.frontier_epochs
+        models = {f"{c.id}-e{longer}" for c in self._wanted()} if longer else set()
+        return {c.run for c in self._wanted()} | {row["run"] for row in self.store.final_rows()} | models
+
+    def shorter(self) -> int:
+        """Trials that are to be trained anew although there is a result of them at another number of epochs."""
+        if self.config.get_recipe().continues:
+            return 0
+        ids = {run.rpartition("-e")[0] for run in self.store.finished()}
+        return sum(c.id in ids for c in self._pending_trials())
+
     def _ended(self, candidate: Candidate) -> None:
-        if candidate.spec.kind == "trial":
+        if candidate.run in self.trials:
             self.tally.add(candidate.run, self.store.summary(candidate.run))
             self._judge()
 

@@ -19,13 +19,15 @@ class Stopping:
 
     Attributes:
         why: a few words for the user, None while nothing asked.
-        signal: that was sent, None where something else asked.
+        signal: that was sent, None where something else asked; insisted: it was sent again, or its time was over.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.why: str | None = None
         self.signal: signal.Signals | None = None
-        self._say, self._wanted, self._gentle = say, threading.Event(), False
+        self.insisted = False
+        self._say, self._gentle = say, False
+        self._wanted, self._signal_came = threading.Event(), threading.Event()
         self._before: dict[int, Any] = {}
 
     def ask(self, why: str) -> None:
@@ -47,24 +49,31 @@ class Stopping:
             self._gentle = False
             ended.set()
             self._wanted.set()
+            self._signal_came.set()
             thread.join()
 
     def _serve(self, ask: Callable[[], None], ended: threading.Event) -> None:
         self._wanted.wait()
         if ended.is_set():
             return
-        if self.signal is not None:
+        asked = self._asked(ask)
+        if self.signal is None:  # a signal may still follow what else has asked
+            self._signal_came.wait()
+            if ended.is_set():
+                return
+            asked = asked or self._asked(ask)
+        if asked:
             self._say("stopping once every training has committed a checkpoint; again to stop at once")
+        if not asked or not ended.wait(GRACE):
+            self._insist()
+
+    def _asked(self, ask: Callable[[], None]) -> bool:
         try:
             ask()
+            return True
         except OSError as error:
-            how = "they run to their ends" if self.signal is None else "stopping at once"
-            self._say(f"trainings could not be asked to commit a checkpoint ({error}): {how}")
-            if self.signal is not None:
-                self._insist()
-            return
-        if self.signal is not None and not ended.wait(GRACE):
-            self._insist()
+            self._say(f"trainings could not be asked to commit a checkpoint ({error})")
+            return False
 
     def _insist(self) -> None:
         """The signal once more, to the main thread, whatever that is waiting for."""
@@ -76,7 +85,9 @@ class Stopping:
         if self._gentle and self.signal is None:
             self.signal = signal.Signals(number)
             self.ask("interrupted")
+            self._signal_came.set()
         else:
+            self.insisted = True
             self._passed_on(number, frame)
 
     def deliver(self) -> None:

@@ -95,13 +95,14 @@ class SearchStore:
         except ValueError as error:
             raise RequestError(f"{self.url}/{name} is damaged ({error}): restore it, or search under another name") from error
 
-    def write_json(self, name: str, value: Any, *, once: bool = False) -> None:
+    def write_json(self, name: str, value: Any, *, once: bool = False) -> bool:
+        """Write a file; False where it is to be written ``once`` and was there."""
         data = json.dumps(value, indent=1).encode()
         try:
             if once:
-                self.folder.write_once(name, data)
-            else:
-                self.folder.write(name, data)
+                return self.folder.write_once(name, data)
+            self.folder.write(name, data)
+            return True
         except OSError as error:
             raise _unusable(self.url, error) from error
 
@@ -162,10 +163,10 @@ class SearchStore:
                 raise RequestError(f"candidates {self.url}/candidates are damaged (more than {MOST_TRIALS}): restore them")
         return drawn
 
-    def add_batch(self, start: int, candidates: Iterable[Candidate]) -> None:
-        """Write the candidates that follow the first ``start`` ones."""
+    def add_batch(self, start: int, candidates: Iterable[Candidate]) -> bool:
+        """Write the candidates that follow the first ``start`` ones; False where another driver has written others there."""
         rows = [{"id": c.id, "rdw": list(c.spec.rdw), "network": dict(c.network)} for c in candidates]
-        self.write_json(f"candidates/{start:06d}.json", {"schema": SCHEMA, "start": start, "candidates": rows}, once=True)
+        return self.write_json(f"candidates/{start:06d}.json", {"schema": SCHEMA, "start": start, "candidates": rows}, once=True)
 
     def result(self, run: str) -> dict[str, Any] | None:
         """A run's result, None before it has one. Raises RequestError where it is damaged or cannot be read."""

@@ -6,9 +6,11 @@ from typing import Any
 from ray.tune import Callback
 
 from trainables.folder import open_folder
-from trainables.trial import TrialSpec, write_failure
+from trainables.trial import TrialSpec, newest_progress, write_failure
 
 HUNG = "hung"
+# Seconds between two looks after which it was the driver that hung, and every trial gets its time anew.
+STOOD_STILL = 30.0
 
 
 class Watchdog(Callback):
@@ -20,10 +22,11 @@ class Watchdog(Callback):
     def __init__(self, root: str, timeout: float) -> None:
         self._root, self._timeout = root, timeout
         self._heard: dict[str, float] = {}
+        self._looked = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune saves its callbacks; there is nothing here to save."""
-        return {"_root": self._root, "_timeout": self._timeout, "_heard": {}}
+        return {"_root": self._root, "_timeout": self._timeout, "_heard": {}, "_looked": 0.0}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._heard[trial.trial_id] = time.monotonic()
@@ -39,6 +42,9 @@ class Watchdog(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         now = time.monotonic()
+        if now - self._looked > STOOD_STILL:
+            self._heard = dict.fromkeys(self._heard, now)
+        self._looked = now
         late = {name for name, heard in self._heard.items() if now - heard > self._timeout}
         for trial in trials if late else ():
             if trial.trial_id in late and trial.status == "RUNNING":
@@ -51,7 +57,11 @@ class Watchdog(Callback):
         self._heard[trial.trial_id] = time.monotonic()
         spec = TrialSpec.from_json(trial.config["trial"])
         try:
-            write_failure(spec, open_folder(self._root), HUNG, f"no epoch was reported for {self._timeout:g} s (run.trial_timeout)")
+            root = open_folder(self._root)
+            epochs = newest_progress(root.sub(spec.folder))
+            if epochs and time.time() - epochs[-1]["ts"] / 1000 < self._timeout:
+                return  # its report is on its way
+            write_failure(spec, root, HUNG, f"no epoch was reported for {self._timeout:g} s (run.trial_timeout)")
         except OSError:
             return
         actor = trial.temporary_state.ray_actor

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from search_spaces import Network, RequestError
 from trainables.checkpoint import State, final_weights, load_checkpoint, newest_checkpoint, save_checkpoint
 from trainables.data import ImageData, MicroBatch, Reading
 from trainables.evaluation import Scores, evaluate
@@ -65,8 +66,8 @@ class Trainer:
         torch.backends.cudnn.benchmark = self.chosen.autotune
         torch.manual_seed(spec.seed)
         network = spec.network()
-        model = network.build(drop_rate=self.recipe.dropout, drop_path_rate=self.recipe.drop_path)
-        self.model = prepared(model, self.recipe, reporter.world_size).to(self.device, memory_format=self.chosen.layout)  # type: ignore[call-overload]
+        model = prepared(built(network, self.recipe), self.recipe, reporter.world_size)
+        self.model = model.to(self.device, memory_format=self.chosen.layout)  # type: ignore[call-overload]
         self.flat = Flat(self.model)
         self._agree()
         fused = self.flat if self.chosen.fused else None
@@ -144,9 +145,15 @@ class Trainer:
     def _epoch(self, epoch: int) -> dict[str, Any]:
         started = time.perf_counter()
         before, resumed_at = self.state.seconds, self.state.step
-        loss = self._train(epoch)
+        total = self._train(epoch)
         trained = time.perf_counter() - started
-        raw, ema = self._scores()
+        try:
+            raw, ema = self._scores()
+        except Stopped:
+            if resumed_at < self.steps:
+                self.state.step, self.state.loss, self.state.seconds = self.steps, total, before + trained
+                self._save()
+            raise
         if not math.isfinite(raw.loss + ema.loss):
             raise TrialFailure("diverged", f"validation loss {raw.loss:g} after epoch {epoch + 1}, {ema.loss:g} of the average")
         ranked = ema if self.recipe.ranks == "ema" else raw
@@ -154,7 +161,7 @@ class Trainer:
             "epoch": epoch + 1,
             "ts": int(time.time() * 1000),
             "lr": lr_at(self.recipe, (epoch + 1) * self.steps - 1, self.steps),
-            "train_loss": loss,
+            "train_loss": total / self.steps,
             "top1": ranked.top1,
             "top5": ranked.top5,
             "val_loss": ranked.loss,
@@ -165,11 +172,13 @@ class Trainer:
         }
 
     def _train(self, epoch: int) -> float:
-        """The epoch's steps, from where it was left; the mean loss."""
+        """The epoch's steps, from where it was left; the sum of its losses."""
         self.model.train()
         started, before = time.perf_counter(), self.state.seconds
         watch = LossWatch(self.spec.num_classes, self.device, self.state.loss)
         shares = self._shares(epoch)
+        if not shares:
+            return watch.finish()  # it was left in its evaluation
         batches = self.loader.train([batch for share in shares for batch in share])
         every = self.execution.checkpoint_every_steps
         try:
@@ -182,7 +191,7 @@ class Trainer:
                 if stopping:
                     raise Stopped
                 watch.add(step, self._step(epoch * self.steps + step, share, batches))
-            return watch.finish() / self.steps
+            return watch.finish()
         except Diverged as diverged:
             raise TrialFailure(
                 "diverged", f"loss {diverged.loss:g} at epoch {epoch + 1}, step {diverged.step + 1} of {self.steps}"
@@ -196,6 +205,15 @@ class Trainer:
             return False
         asked = self.reporter.rank == 0 and self.stop()
         return bool(self._summed(torch.tensor(float(asked), device=self.device)).item())
+
+    def _until_asked(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """An evaluation's batches; several ranks, which need not have as many, are asked before the first alone."""
+        if self._asked_to_stop(0):
+            raise Stopped
+        for batch in batches:
+            yield batch
+            if self.reporter.world_size == 1 and self.stop():
+                raise Stopped
 
     def _shares(self, epoch: int) -> list[list[MicroBatch]]:
         """This rank's micro-batches of each step that is left: the k-th of a step is the same images and seed on any number of ranks."""
@@ -235,7 +253,7 @@ class Trainer:
         """Validation scores of the raw and of the averaged weights over all ranks, every image counted once."""
         mine = np.arange(self.reporter.rank, self.data.val_size, self.reporter.world_size)
         size = evaluated_at_once(self.recipe)
-        batches = self.loader.val([mine[i : i + size] for i in range(0, len(mine), size)])
+        batches = self._until_asked(self.loader.val([mine[i : i + size] for i in range(0, len(mine), size)]))
         both = (nullcontext, self.state.average.in_place)
         return evaluate(self.model, batches, self.device, bf16=self.chosen.bf16, all_sum=self._summed, weights=both)
 
@@ -249,6 +267,14 @@ class Trainer:
         if self.reporter.world_size > 1:
             dist.all_reduce(value)
         return value
+
+
+def built(network: Network, recipe: Recipe) -> nn.Module:
+    """The module to train. What a user's space raises here is the trial's failure, though it be an error of files."""
+    try:
+        return network.build(drop_rate=recipe.dropout, drop_path_rate=recipe.drop_path)
+    except (OSError, RequestError) as error:
+        raise TrialFailure("error", f"{type(error).__name__}: {error}"[:500]) from error
 
 
 def evaluated_at_once(recipe: Recipe) -> int:

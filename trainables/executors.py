@@ -66,6 +66,10 @@ def ray_train_trial(config: Mapping[str, Any]) -> None:
 
     scaling = Scaling(**config["scaling"])
     spec = TrialSpec.from_json(config["trial"])
+    there = read_result(open_folder(config["root"]), spec.run)
+    if there is not None:
+        _finished(there)
+        return
     with tempfile.TemporaryDirectory(prefix="tinynet-train-") as scratch:
         TorchTrainer(
             _train_worker,

@@ -119,6 +119,34 @@ def test_elsewhere_a_slow_clock_is_no_death(folder: Folder) -> None:
     assert live_holder(folder, beats) is not None
 
 
+def test_elsewhere_a_fast_clock_is_no_life(folder: Folder) -> None:
+    """Signs out of the future count for as much as old ones."""
+    holder = elsewhere(folder, seen=time.time() + 3600)
+    assert live_holder(folder) is None
+    folder.write(f"{holder.name}.json", replace(holder, seen=1e300).to_json())
+    with pytest.raises(RequestError, match="is damaged"):
+        live_holder(folder)
+
+
+def test_whoever_comes_between_keeps_it(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rival takes the next number after the old holder was judged and before ours is written."""
+    elsewhere(folder, released=True)
+    judge, rivals = leases._holds, []
+
+    def slow(*args: Any) -> bool:
+        held = judge(*args)
+        if not rivals:
+            rivals.append(Lease(folder, "search x", "search"))
+            rivals[0].__enter__()
+        return held
+
+    monkeypatch.setattr(leases, "_holds", slow)
+    with pytest.raises(RequestError, match="is held by"), Lease(folder, "search x", "search"):
+        pass
+    assert rivals[0].held()
+    rivals[0].__exit__(None, None, None)
+
+
 def test_one_of_many_gets_it(folder: Folder) -> None:
     elsewhere(folder, released=True)
     got, refused, gate = [], [], threading.Barrier(8)
@@ -148,6 +176,9 @@ def test_who_lost_it_is_told(folder: Folder) -> None:
         theirs = elsewhere(folder)
         assert told.wait(20)
         assert lease.lost
+        again = threading.Event()
+        lease.when_lost(again.set)
+        assert again.is_set()
     assert read_lease(folder) == theirs
 
 
@@ -160,7 +191,16 @@ def test_a_damaged_lease_is_named(folder: Folder, tmp_path: Path, content: bytes
     assert (tmp_path / "lease" / "000003.json").read_bytes() == content
 
 
-@pytest.mark.parametrize("change", [{"pid": "x"}, {"seen": float("nan")}, {"user": "a\nb"}, {"number": 4}, {"since": -1}, {"released": 0}])
+def test_a_number_that_no_driver_wrote(folder: Folder, tmp_path: Path) -> None:
+    """It would leave no number to take over with."""
+    holder = elsewhere(folder, number=10**12)
+    with pytest.raises(RequestError, match=rf"{holder.number}.json is damaged .*: remove it"):
+        live_holder(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [{"pid": "x"}, {"seen": float("nan")}, {"user": "a\nb"}, {"number": 4}, {"seen": 1e12}, {"since": -1}, {"released": 0}]
+)
 def test_hostile_values(folder: Folder, change: dict[str, Any]) -> None:
     values = {**json.loads(elsewhere(folder).to_json()), **change}
     folder.write("lease/000003.json", json.dumps(values).encode())

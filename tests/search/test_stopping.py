@@ -82,6 +82,19 @@ def test_storage_that_cannot_be_written_ends_at_once() -> None:
     assert "No space left on device" in said[-1]
 
 
+def test_a_signal_after_another_reason_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many have failed, and one of the last hangs: a signal still ends it in time."""
+    monkeypatch.setattr(module, "GRACE", 0.05)
+    asked: list[bool] = []
+    with pytest.raises(KeyboardInterrupt), stoppable(lambda line: None) as stopping, stopping.gently(lambda: asked.append(True)):
+        stopping.ask("too many failed")
+        wait_for(lambda: bool(asked))
+        send(signal.SIGTERM)
+        time.sleep(20)
+        pytest.fail("it went on")
+    assert (stopping.why, stopping.signal, stopping.insisted) == ("too many failed", signal.SIGTERM, True)
+
+
 def test_outside_of_trainings_a_signal_is_at_once() -> None:
     with pytest.raises(KeyboardInterrupt), stoppable(lambda line: None):
         send(signal.SIGINT)

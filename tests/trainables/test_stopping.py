@@ -43,31 +43,58 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize("calls", [0, 1, 6, 9])
-def test_stops_anywhere_and_goes_on(tmp_path: Path, calls: int) -> None:
-    """Before anything, after a step, between two epochs and in the second of six steps of an epoch."""
+# An epoch asks nine times: before six steps, before its evaluation, after each of two batches of it.
+@pytest.mark.parametrize(("calls", "at"), [(0, (0, 0)), (1, (0, 1)), (9, (1, 0)), (12, (1, 3))])
+def test_stops_anywhere_and_goes_on(tmp_path: Path, calls: int, at: tuple[int, int]) -> None:
+    """Before anything, after a step, between two epochs and in the middle of one."""
     trial = spec()
     whole = run_trial(trial, str(tmp_path / "whole"), Alone())
     cut = LocalFolder(tmp_path / "cut")
     with pytest.raises(Stopped):
         run_trial(trial, cut.url, Alone(), None, After(calls))
     assert read_result(cut, trial.run) is None
-    assert newest_checkpoint(cut.sub(trial.folder), trial.run) == divmod(calls, 6)
+    assert newest_checkpoint(cut.sub(trial.folder), trial.run) == at
     again = run_trial(trial, cut.url, Alone())
     assert without_times(again) == without_times(whole)
     assert same(weights(tmp_path / "whole", trial), weights(tmp_path / "cut", trial))
 
 
-def test_asked_at_every_step_it_still_ends(tmp_path: Path) -> None:
-    """A step at a time, beside checkpoints of its own: every one a start anew."""
+def test_asked_again_and_again_it_still_ends(tmp_path: Path) -> None:
+    """A few steps at a time, beside checkpoints of its own: every one a start anew, some in an evaluation."""
     trial = spec()
     whole = run_trial(trial, str(tmp_path / "whole"), Alone())
     folder = LocalFolder(tmp_path / "cut" / trial.folder)
-    for steps in range(1, 15):
+    for at in [(0, 4), (0, 6), (1, 1), (1, 5), (2, 0), (2, 4), (2, 6)]:
         with pytest.raises(Stopped):
-            run_trial(trial, str(tmp_path / "cut"), Alone(), Execution(checkpoint_every_steps=4), After(1))
-        assert newest_checkpoint(folder, trial.run) == divmod(steps, 6)
+            run_trial(trial, str(tmp_path / "cut"), Alone(), Execution(checkpoint_every_steps=4), After(4))
+        assert newest_checkpoint(folder, trial.run) == at
     assert without_times(run_trial(trial, str(tmp_path / "cut"), Alone())) == without_times(whole)
+
+
+@pytest.mark.parametrize("calls", [6, 7])
+def test_stops_in_an_evaluation(tmp_path: Path, calls: int) -> None:
+    """Before it begins, or after a batch of it: the epoch's steps are kept, and only the evaluation is done again."""
+    trial = spec()
+    whole = run_trial(trial, str(tmp_path / "whole"), Alone())
+    cut = LocalFolder(tmp_path / "cut")
+    with pytest.raises(Stopped):
+        run_trial(trial, cut.url, Alone(), None, After(calls))
+    assert newest_checkpoint(cut.sub(trial.folder), trial.run) == (0, 6)
+    with pytest.raises(Stopped):
+        run_trial(trial, cut.url, Alone(), None, After(0))
+    assert without_times(run_trial(trial, cut.url, Alone())) == without_times(whole)
+
+
+def test_a_space_that_fails_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a user's space raises is the trial's failure, an error of files too: another try would end the same way."""
+
+    def build(self: Any, network: Any, **options: Any) -> Any:
+        raise FileNotFoundError(2, "No such file", "table.csv")
+
+    monkeypatch.setattr("search_spaces.efficientnet.EfficientNetSpace.build", build)
+    result = run_trial(spec(), str(tmp_path), Alone())
+    assert (result["status"], result["reason"]) == ("failed", "error")
+    assert "table.csv" in result["detail"]
 
 
 def test_the_stop_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +146,7 @@ def test_a_failure_from_outside(tmp_path: Path) -> None:
     """A hung trial's result is written by its driver; it keeps what was committed, and goes on once the result is gone."""
     trial, root = spec(), LocalFolder(tmp_path)
     with pytest.raises(Stopped):
-        run_trial(trial, root.url, Alone(), None, After(8))
+        run_trial(trial, root.url, Alone(), None, After(11))
     assert write_failure(trial, root, "hung", "no epoch")
     assert not write_failure(trial, root, "hung", "again")
     found = run_trial(trial, root.url, Alone())
@@ -137,6 +164,6 @@ def test_ranks_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(classification, "AGREED_EVERY", 2)
     trial = tiny_spec(epochs=2, batch=16, micro_batch=8)
     whole = train(trial, 2, tmp_path / "whole")
-    assert on_ranks(trial, 2, tmp_path / "cut", stop_at=4) == [7, 7]
+    assert on_ranks(trial, 2, tmp_path / "cut", stop_at=5) == [7, 7]
     assert newest_checkpoint(LocalFolder(tmp_path / "cut" / trial.folder), trial.run) == (1, 2)
     assert same(train(trial, 2, tmp_path / "cut"), whole)

@@ -56,6 +56,8 @@ def search(
     loaded = load_config(config, preset=preset, settings=[*(settings or []), *extra])
     from tinynet_search import report
 
+    if dry_run and retry:
+        raise RequestError("--dry-run shows what is left to train as it is: leave out --retry")
     if dry_run:
         preview = report.preview(loaded)
         print(json.dumps(preview, indent=1) if as_json else report.preview_text(preview))

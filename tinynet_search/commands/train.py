@@ -40,7 +40,7 @@ def train(
         int | None,
         typer.Option(
             help="By default the recipe's own (100, resnet 90, short 10); 450 by EfficientNet's recipes on 1000 classes. "
-            "Another number is a training of its own, from the start, beside those of the job that there are."
+            "Another number is another result of the job: a step schedule goes on from a shorter one, a cosine one starts anew."
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation: search.seed (0).")] = None,
@@ -108,7 +108,8 @@ def _train(request: "Request", *, as_json: bool) -> None:
     elif result is not None and result["status"] == "finished":
         print(_text(outcome, result))
     if result is None:
-        _say(f"tinynet: job {job.name} has no result (its processes were lost too often): run the same command again")
+        why = outcome.stopped or "its processes were lost too often"
+        _say(f"tinynet: job {job.name} has no result ({why}): run the same command again")
         raise typer.Exit(1)
     if result["status"] != "finished":
         _say(f"tinynet: job {job.name} failed: {result['reason']}: {result['detail']}; {advice(outcome.job, outcome.store, result)}")

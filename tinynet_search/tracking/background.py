@@ -37,6 +37,7 @@ class Background(ABC, Generic[Kind]):
         self._runs: Kind | None = None
         self._thread: threading.Thread | None = None
         self._stop, self._tried = threading.Event(), threading.Event()
+        self._held: Callable[[], bool] = lambda: True
         self._status, self._live, self._warned, self._all_sent = "FINISHED", False, False, False
         self.busy_seconds = 0.0
         self.fault: str | None = None
@@ -82,6 +83,10 @@ class Background(ABC, Generic[Kind]):
         self._thread = threading.Thread(target=self._loop, args=(interval,), name="tinynet-publisher", daemon=True)
         self._thread.start()
 
+    def only_while(self, held: Callable[[], bool]) -> None:
+        """Publish only while this is true, which is asked before each pass: whoever has taken the directory over publishes it."""
+        self._held = held
+
     def settle(self, timeout: float) -> None:
         """Wait until MLflow was tried once: making a database takes seconds of a CPU, which a training beside it would want."""
         self._tried.wait(timeout)
@@ -114,10 +119,13 @@ class Background(ABC, Generic[Kind]):
     def _loop(self, interval: float) -> None:
         wait = interval
         while not self._stop.is_set():
+            if not self._held():
+                return
             wait = interval if self._attempt(self.sync_once) else min(2 * max(wait, 1.0), LONGEST_WAIT)
             self._tried.set()
             self._stop.wait(wait)
-        self._all_sent = self._attempt(self._last)
+        if self._held():
+            self._all_sent = self._attempt(self._last)
 
     def _last(self) -> None:
         end = int(time.time() * 1000)

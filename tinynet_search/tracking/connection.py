@@ -102,8 +102,18 @@ def connect(uri: str) -> "MlflowClient":
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     if database := database_file(uri):
+        _require_room(database, uri)
         follow(database)
     return cast("MlflowClient", _Heard(MlflowClient(tracking_uri=uri, registry_uri=uri)))
+
+
+def _require_room(database: Path, uri: str) -> None:
+    """MLflow tries a place that it cannot write for minutes."""
+    place = database.parent
+    while not place.exists():
+        place = place.parent
+    if not database.exists() and not os.access(place, os.W_OK):
+        raise TrackingError(f"MLflow at {address(uri)} cannot be used: {place} cannot be written; name another place by --tracking")
 
 
 class _Heard:

@@ -122,7 +122,7 @@ def found_job(store: SearchStore, asked: Job) -> Job | None:
         return None
     if changed:
         label = {"recipe.lr": "recipe.lr (scaled to the batch)"} if {there.recipe.lr_batch, asked.recipe.lr_batch} != {None} else {}
-        shown = "; ".join(f"{label.get(key, key)} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed[:3])
+        shown = "; ".join(f"{label.get(key, key)} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed)
         raise RequestError(f"job {store.url} is another training: {shown}; give another --name, or what it was started with")
     return replace(there, spec=asked.spec)
 

@@ -50,6 +50,7 @@ class Outcome:
     Attributes:
         result: of the trial; None where its processes were lost too often.
         trained: whether this call trained any of it.
+        stopped: why it ended before its work was done.
         warning: that the data were packed for fewer pixels than the network wants.
         link: of the job's page in MLflow, where that was reached.
     """
@@ -61,6 +62,7 @@ class Outcome:
     tracking: str
     link: str | None
     warning: str | None = None
+    stopped: str | None = None
 
 
 def run_job(config: Config, asked: Job, *, tracking: str | None, say: Callable[[str], None]) -> Outcome:
@@ -85,6 +87,7 @@ def run_job(config: Config, asked: Job, *, tracking: str | None, say: Callable[[
     warning = pixels_warning(opened_data(asked.spec.data, asked.spec.data_fingerprint), asked.spec.network())
     # What is refused leaves nothing behind: the machine comes before the job is written.
     with stoppable(say) as stopping, contextlib.ExitStack() as driving, contextlib.ExitStack() as held:
+        lease = None
         if new:
             begin = held.enter_context(_cluster(config) if on_ray else _machine(config, candidate))
             lease = driving.enter_context(Lease(store.folder, f"job {store.url}", "train"))
@@ -93,6 +96,8 @@ def run_job(config: Config, asked: Job, *, tracking: str | None, say: Callable[[
         else:
             train, job = None, found or asked
         publisher = JobPublisher(store, [job], uri, warn=say if new else lambda line: None)
+        if lease is not None:
+            publisher.only_while(lease.held)
         killed = True
         try:
             if train is not None:
@@ -105,12 +110,12 @@ def run_job(config: Config, asked: Job, *, tracking: str | None, say: Callable[[
             killed = False
         finally:
             held.close()
-            sent = publisher.close(FAREWELL if killed else DELIVERY)
+            sent = publisher.close((0.0 if stopping.insisted else FAREWELL) if killed else DELIVERY)
     if not sent:
         fault = None if new else publisher.fault
         missing = fault or f"MLflow at {address(uri)} has not everything yet"
         say(f"{missing}: the same command, or tinynet sync --search {job.name}, catches up")
-    return Outcome(job, store, store.result(candidate.run), new, address(uri), publisher.link, warning)
+    return Outcome(job, store, store.result(candidate.run), new, address(uri), publisher.link, warning, stopping.why)
 
 
 def pixels_warning(data: Any, network: Network) -> str | None:
