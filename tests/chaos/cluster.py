@@ -11,6 +11,7 @@ from tinynet_search.cluster import QUIET
 
 HEAD = {"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
 IDLE = "ray::IDLE"
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 # Hang guards, in seconds.
 GONE, STARTED = 120.0, 180.0
 
@@ -90,8 +91,11 @@ class ChaosCluster:
         self._family.clear()
 
     def _clear(self) -> None:
+        # A raylet's agents look for it for a minute before they end by themselves; whatever of ours is left must end by itself.
+        agents = [pid for pid in self._family if any(titled(pid, title) for title in AGENTS)]
         for node in [*self._cluster.worker_nodes, self._cluster.head_node]:
             self._cluster.remove_node(node, allow_graceful=False)
+        kill_all(pid for pid in agents if there(pid))
         self.wait_gone()
 
 

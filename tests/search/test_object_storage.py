@@ -172,7 +172,8 @@ def test_a_whole_search_and_its_rerun(ray_cluster: Any, object_storage: Place, t
     local = tiny_config(tmp_path / "local", trials=3)
     (tmp_path / "local").mkdir()
     here = run_search(local, tracking=tracking)
-    assert {run: without_times(r) for run, r in outcome.results.items()} == {run: without_times(r) for run, r in here.results.items()}
+    there, beside = (o.store.results(o.results) for o in (outcome, here))
+    assert {run: without_times(r) for run, r in there.items()} == {run: without_times(r) for run, r in beside.items()}
     assert outcome.frontier == here.frontier
     again = run_search(config, tracking=tracking)
     assert again.new == 0

@@ -16,9 +16,10 @@ from tinynet_search.stopping import Guarded, stoppable
 
 @pytest.fixture(autouse=True)
 def handlers() -> Any:
-    """The tests' own handlers come back, whatever a test does."""
+    """Python's own handlers, whatever Ray has set in this process; those of before come back."""
     before = {number: signal.getsignal(number) for number in module.SIGNALS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
