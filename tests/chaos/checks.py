@@ -13,8 +13,8 @@ FOLLOWS = ("frontier.json", "formula.json", "finals.json")
 WEIGHTS = "weights.safetensors"
 
 
-def check_like(storage: Path, undisturbed: Path) -> None:
-    """The same trials, each with one result, and the same bits in all that does not tell the time."""
+def check_like(storage: Path, undisturbed: Path) -> int:
+    """The same trials, each with one result, and the same bits in all that does not tell the time; how many."""
     found, wanted = results(storage), results(undisturbed)
     planned = planned_runs(undisturbed)
     assert set(wanted) == planned
@@ -25,15 +25,17 @@ def check_like(storage: Path, undisturbed: Path) -> None:
         assert _bytes(storage, name) == _bytes(undisturbed, name), f"{name} differs"
     for run in planned:
         assert _bytes(storage, f"trials/{run}/{WEIGHTS}") == _bytes(undisturbed, f"trials/{run}/{WEIGHTS}"), f"weights of {run} differ"
+    return len(found)
 
 
-def check_mlflow(storage: Path, uri: str, name: str = "demo") -> None:
-    """One run a trial, every epoch once with the trial's own time, all FINISHED, the parent too."""
+def check_mlflow(storage: Path, uri: str, name: str = "demo") -> int:
+    """One run a trial, every epoch once with the trial's own time, all FINISHED, the parent too; how many epochs."""
     window, found = Window(uri, name), results(storage, name)
     assert set(window.runs) == set(found)
     assert (window.parent.info.status, window.statuses()) == ("FINISHED", ["FINISHED"] * len(found))
     points = {run: window.points(run) for run in window.runs}
     assert points == {run: wanted_points(result["epochs"]) for run, result in found.items()}
+    return sum(len(result["epochs"]) for result in found.values())
 
 
 def planned_runs(storage: Path) -> set[str]:

@@ -25,7 +25,7 @@ def tiny_config(storage: Path, *settings: str, trials: int = 6) -> Config:
     return load_config(preset="demo", settings=[*TINY, *base, *settings])
 
 
-def tiny_arguments(storage: Path, *settings: str, trials: int = 6) -> list[str]:
+def tiny_arguments(storage: Path | str, *settings: str, trials: int = 6) -> list[str]:
     """The same as arguments of ``tinynet search``."""
     every = (*TINY, "search.finals=[]", *settings)
     return ["--preset", "demo", "--trials", str(trials), "--storage", str(storage), *[a for s in every for a in ("--set", s)]]
