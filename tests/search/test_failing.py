@@ -76,7 +76,7 @@ def test_more_than_half_stop_a_search_and_are_tried_again(ray_cluster: Any, tmp_
     assert run(arguments) == 1
     shown = capsys.readouterr()
     ended = results(tmp_path)
-    assert 8 <= len(ended) < 14
+    assert 8 <= len(ended) < 14, shown.err
     assert {r["reason"] for r in ended.values()} == {"unreadable data"}
     last = shown.err.strip().splitlines()[-1]
     assert re.fullmatch(

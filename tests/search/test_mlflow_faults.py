@@ -267,7 +267,7 @@ def test_being_down_costs_no_memory(tmp_path: Path, proxy: FaultProxy) -> None:
         search.end(candidate)
     tracemalloc.start()
     try:
-        before = attempts(10)
+        before = attempts(50)  # texts that Python and the JSON reader keep are there by then
         assert attempts(50) - before < 30_000
     finally:
         tracemalloc.stop()

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import TrackingError, one_line
+from tinynet_search.tracking.database import make
 from tinynet_search.tracking.moved import follow
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def connect(uri: str) -> "MlflowClient":
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     if database := database_file(uri):
         _require_room(database, uri)
+        make(database)
         follow(database)
     return cast("MlflowClient", _Heard(MlflowClient(tracking_uri=uri, registry_uri=uri)))
 
