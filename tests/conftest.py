@@ -2,7 +2,9 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +54,8 @@ def ray_cluster() -> Iterator[Any]:
     from tinynet_search.cluster import QUIET
 
     os.environ.update(QUIET)
+    # A job's first process is started through a shell: by this Python, as on an image.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     import ray
     from ray.cluster_utils import Cluster
 

@@ -14,7 +14,7 @@ import typer
 from search_spaces.errors import RequestError
 from tinynet_search import __version__
 from tinynet_search.commands import app
-from tinynet_search.errors import TrackingError, extras
+from tinynet_search.errors import JobError, TrackingError, extras
 from trainables.folder import StorageError
 
 
@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
         return code
     except RequestError as error:
         return _fail(str(error), 2)
-    except TrackingError as error:
+    except (TrackingError, JobError) as error:
         return _fail(str(error), 1)
     except StorageError as error:
         return _fail(f"storage: {error}: what is written there is kept; mend it and run the same command again", 1)

@@ -122,29 +122,6 @@ def _require_dashboard() -> None:
             time.sleep(1.0)
 
 
-def concurrency(config: Config) -> int:
-    """Trials at once: as configured, or as many as the cluster's nodes hold.
-
-    Raises:
-        RequestError: the cluster can never run one trial.
-    """
-    import ray
-
-    scaling = config.scaling
-    needs = _of_trial(config).resources
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    # A worker fits into one node or into none, whatever the cluster holds in all.
-    slots = [min(int(node.get(key, 0.0) / amount + 1e-6) for key, amount in needs.items()) for node in nodes]
-    apart = scaling.placement == "STRICT_SPREAD"
-    together = scaling.placement == "STRICT_PACK"
-    fits = sum(slot // scaling.workers for slot in slots) if together else sum(slots) // scaling.workers
-    if fits < 1 or (apart and sum(slot > 0 for slot in slots) < scaling.workers):
-        worker = " and ".join(f"{amount:g} {key}" for key, amount in needs.items())
-        there = "; ".join(" and ".join(f"{node.get(key, 0):g} {key}" for key in needs) for node in nodes)
-        raise RequestError(f"no room for a trial of {scaling.workers} x {worker} on nodes of {there}: lower [scaling], or add nodes")
-    return min(config.run.concurrency or 10**6, fits)
-
-
 def _of_trial(config: Config) -> Scaling:
     return Scaling(config.scaling.workers, config.scaling.cpus, config.scaling.gpus, config.scaling.loader_workers)
 

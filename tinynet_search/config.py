@@ -22,6 +22,7 @@ from tinynet_search.baselines import RULES
 from tinynet_search.errors import one_line
 from tinynet_search.tables import seconds
 from trainables.data import absolute
+from trainables.documents import parsed
 from trainables.execution import Switch
 from trainables.folder import below, read_file
 from trainables.recipe import Recipe, get_recipe, validated
@@ -124,6 +125,9 @@ class RunSection(Section):
 
 
 class ScalingSection(Section):
+    """Of one trial. ``auto``: workers, and whatever else is not named, are chosen from the cluster's nodes."""
+
+    auto: bool = False
     workers: int = Field(default=1, ge=1)
     cpus: float = Field(default=1.0, gt=0, le=4096)
     gpus: float = Field(default=0.0, ge=0, le=4096)
@@ -196,7 +200,7 @@ def load_config(source: str | Path | None = None, *, preset: str | None = None, 
     """Read a configuration.
 
     Args:
-        source: a TOML file.
+        source: a TOML file, or a JSON one of the same sections.
         preset: a shipped configuration, ``demo`` or ``imagenet100``; a file on top of it changes what it names.
         settings: ``section.key=value`` texts that come last; values are TOML, or plain text.
 
@@ -259,6 +263,8 @@ def validate(values: Mapping[str, Any], where: str) -> Config:
         raise RequestError("scaling: workers of one trial cannot share a GPU; use scaling.workers = 1 with a fraction of a GPU")
     if config.get_recipe().sync_bn and config.scaling.gpus < 1:
         raise RequestError("recipe.sync_bn: synchronised batch norm exists on GPUs only; set scaling.gpus = 1, or leave it out")
+    if config.scaling.auto and "workers" in config.scaling.model_fields_set:
+        raise RequestError("scaling.auto chooses the workers of a trial: leave out scaling.workers, or set auto = false")
     _check_continuing(config)
     share = config.get_recipe().micro_batches
     if share % config.scaling.workers:
@@ -286,7 +292,8 @@ def _preset(name: str) -> dict[str, Any]:
 
 def _file(path: Path) -> dict[str, Any]:
     try:
-        return _toml(read_file(path, LARGEST).decode())
+        data = read_file(path, LARGEST)
+        return _json(data) if path.suffix == ".json" else _toml(data.decode())
     except FileNotFoundError:
         near = f", or --preset {path}" if str(path) in PRESETS else ""
         raise RequestError(f"no configuration {str(path)!r}: give a TOML file{near}") from None
@@ -299,6 +306,13 @@ def _toml(text: str) -> dict[str, Any]:
     if len(text) > LARGEST or max(line.count(".") for line in text.split("\n")) > LARGEST_LINE:
         raise ValueError("it is too large for a configuration")
     return tomllib.loads(text)
+
+
+def _json(data: bytes) -> dict[str, Any]:
+    values = parsed(data)
+    if not isinstance(values, dict):
+        raise ValueError("it is no object of sections")
+    return values
 
 
 def _setting(text: str) -> dict[str, Any]:

@@ -14,6 +14,10 @@ class TrackingError(RuntimeError):
     """
 
 
+class JobError(RuntimeError):
+    """A cluster that answered could not do what was asked of it: one line, exit code 1."""
+
+
 def require(*modules: str) -> None:
     """Make sure, without loading them, that modules are installed.
 

@@ -101,20 +101,20 @@ def preview_text(preview: Mapping[str, Any]) -> str:
         return "\n".join([*lines, f"{preview['trials']} candidates are drawn while the search runs, each from the results before it"])
     head = ("id", "r", "d", "w", "pixels", "FLOPs", "c", "params", "training", "")
     rows = [(*_figures(row), f"{row['training_macs'] / 1e12:.2f}T", "done" if row["done"] else "") for row in preview["candidates"]]
+    return "\n".join([*lines, table(head, rows), "", *cost_lines(preview)])
+
+
+def cost_lines(preview: Mapping[str, Any]) -> list[str]:
+    """What is left to train, and what it takes."""
     left = sum(not row["done"] for row in preview["candidates"])
-    lines += [table(head, rows), ""]
-    lines.append(
+    lines = [
         f"{left} of {preview['trials']} to train: {preview['training_macs_left'] / 1e12:.1f}T multiply-adds of training "
         f"(three forward passes an image and epoch, two evaluations an epoch)"
-    )
+    ]
+    lines += [preview[key] for key in ("warning", "continued") if preview[key]]
     weights, kept, peak = (preview[key] / 1e6 for key in ("weights_bytes", "kept_bytes", "checkpoint_bytes_peak"))
-    if preview["warning"]:
-        lines.append(preview["warning"])
-    if preview["continued"]:
-        lines.append(preview["continued"])
     last = f" and {kept:.0f} MB of last checkpoints, for longer trainings" if kept else ""
-    lines.append(f"{weights:.0f} MB of weights{last} at the end, up to {peak:.0f} MB of checkpoints a running trial")
-    return "\n".join(lines)
+    return [*lines, f"{weights:.0f} MB of weights{last} at the end, up to {peak:.0f} MB of checkpoints a running trial"]
 
 
 def _figures(row: Mapping[str, Any]) -> tuple[str, ...]:

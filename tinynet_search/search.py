@@ -19,7 +19,7 @@ from tinynet_search.failures import Tally
 from tinynet_search.formula import TinyFormula
 from tinynet_search.lease import Lease, read_lease
 from tinynet_search.outcome import prepare, write_finals, write_formula, write_frontier
-from tinynet_search.plan import agreed_plan, candidates_of, grow, too_large
+from tinynet_search.plan import agreed_plan, candidates_of, grow, too_large, training_macs
 from tinynet_search.stopping import Guarded, Stopping, stoppable
 from tinynet_search.store import FINALS, Candidate, SearchStore
 
@@ -93,7 +93,7 @@ def run_search(config: Config, *, tracking: str | None = None, retry: Collection
     uri = resolve_uri(tracking, config.tracking.uri, config.storage.path)
     plan = agreed_plan(store, config)
     with stoppable(warn) as stopping, Lease(store.folder, f"search {store.url}", "search") as lease:
-        driver = _Driver(config, store, plan, grow(plan, store, config), lease, stopping)
+        driver = _Driver(config, store, plan, grow(plan, store, config), lease, stopping, warn)
         if again := set_aside(store, retry, driver.trainable()):
             warn(f"failed trials that are trained again: {again}; their results so far are in {store.url}/{RETRIED}")
         if shorter := driver.shorter():
@@ -144,7 +144,9 @@ class _Driver:
         candidates: list[Candidate],
         lease: Lease,
         stopping: Stopping,
+        say: Callable[[str], None],
     ) -> None:
+        self.say = say
         self.config, self.store, self.plan, self.candidates = config, store, plan, candidates
         self.lease, self.stopping = lease, stopping
         self.publisher: Any = None
@@ -184,13 +186,18 @@ class _Driver:
     def _train(self) -> None:
         """Everything pending in one Tune run: the trials; once they have all ended the finals that follow; then what is continued."""
         from tinynet_search.candidates import Phases
-        from tinynet_search.cluster import cluster, concurrency, run_source
+        from tinynet_search.cluster import cluster, run_source
+        from tinynet_search.gauges import Gauges
+        from tinynet_search.orphans import Orphans
+        from tinynet_search.placement import take_place
         from tinynet_search.progress import Progress
         from tinynet_search.watchdog import Watchdog
 
         started = time.perf_counter()
         with cluster(self.config):
-            self.at_once = concurrency(self.config)
+            pending = [*self._pending_trials(), *self._pending([*self.finals, *self.continued])]
+            place = take_place(self.config, [training_macs(self.plan, c) for c in pending], self.say)
+            self.config, self.at_once = place.config, place.at_once
             progress = Progress(self.at_once)
             known = [*self.candidates, *self.finals, *self.continued]
             progress.watch(known, self.store.summaries([c.run for c in known]))
@@ -198,9 +205,11 @@ class _Driver:
             phases = Phases([self._trial_source, lambda: self._final_source(progress)], idle=prepare)
             source = Guarded(phases, self.stopping, self._ended)
             most = self.config.search.trials * 2 + 2 * len(self.config.search.finals) + 1
-            watching = [progress, Watchdog(self.store.url, self.config.run.trial_timeout)]
+            gauges = Gauges(self.store.name, progress.rows, lambda: self.publisher.lag)
+            watching = [progress, gauges, Watchdog(self.store.url, self.config.run.trial_timeout), Orphans()]
             with progress.shown(), self.stopping.gently(self.lease.ask_to_stop):
                 run_source(self.config, self.store.url, source, most, self.at_once, watching, self.lease.stop_file)
+            gauges.look()
             self.stopping.deliver()
             self._still_ours()
             self.seconds["trials"] = time.perf_counter() - trials

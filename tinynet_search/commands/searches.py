@@ -1,7 +1,9 @@
 """Searches: run one, look at its frontier, bring MLflow up to date."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +14,7 @@ from tinynet_search.errors import one_line
 from tinynet_search.tables import seconds
 
 if TYPE_CHECKING:
+    from tinynet_search.config import Config
     from tinynet_search.search import Outcome
 
 ConfigFile = Annotated[Path | None, typer.Argument(help="A TOML configuration.", show_default=False)]
@@ -42,18 +45,8 @@ def search(
 
     Plan, trials, frontier, formula, final networks. Ctrl-C once lets every training commit a checkpoint.
     """
-    from tinynet_search.config import load_config
-
-    if config is None and preset is None:
-        raise RequestError("nothing to search: give a TOML configuration or --preset demo")
-    flags = {
-        "search.trials": trials,
-        "storage.path": storage,
-        "run.trial_timeout": seconds(trial_timeout),
-        **_epochs(epochs, continue_, anew),
-    }
-    extra = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-    loaded = load_config(config, preset=preset, settings=[*(settings or []), *extra])
+    more = {"run.trial_timeout": seconds(trial_timeout), **_epochs(epochs, continue_, anew)}
+    loaded = configured(config, preset, settings, trials, storage, more)
     from tinynet_search import report
 
     if dry_run and retry:
@@ -67,6 +60,28 @@ def search(
     outcome = run_search(loaded, tracking=tracking, retry=retry or ())
     print(json.dumps(report.summary(outcome), indent=1) if as_json else report.text(outcome))
     _unfinished(outcome)
+
+
+def configured(
+    config: Path | None,
+    preset: str | None,
+    settings: list[str] | None,
+    trials: int | None,
+    storage: str | None,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> "Config":
+    """The configuration that a search's options stand for; those in ``more``, by section.key, come last.
+
+    Raises:
+        RequestError: there is none, or it says what cannot be.
+    """
+    from tinynet_search.config import load_config
+
+    if config is None and preset is None:
+        raise RequestError("nothing to search: give a TOML configuration or --preset demo")
+    flags = {"search.trials": trials, "storage.path": storage, **more}
+    extra = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    return load_config(config, preset=preset, settings=[*(settings or []), *extra])
 
 
 def _epochs(epochs: int | None, part: str | None, anew: bool) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Background(ABC, Generic[Kind]):
         self._held: Callable[[], bool] = lambda: True
         self._status, self._live, self._warned, self._all_sent = "FINISHED", False, False, False
         self.busy_seconds = 0.0
+        self._synced = time.monotonic()
         self.fault: str | None = None
         self.link: str | None = None
         for key, value in MANNERS.items():
@@ -86,6 +87,11 @@ class Background(ABC, Generic[Kind]):
     def only_while(self, held: Callable[[], bool]) -> None:
         """Publish only while this is true, which is asked before each pass: whoever has taken the directory over publishes it."""
         self._held = held
+
+    @property
+    def lag(self) -> float:
+        """Seconds since everything that there was had been sent."""
+        return time.monotonic() - self._synced
 
     def settle(self, timeout: float) -> None:
         """Wait until MLflow was tried once: making a database takes seconds of a CPU, which a training beside it would want."""
@@ -144,6 +150,7 @@ class Background(ABC, Generic[Kind]):
         started = time.perf_counter()
         try:
             work()
+            self._synced = time.monotonic()
             return True
         except Exception as error:  # whatever it is, the work that is published goes on
             if self._runs is not None:

@@ -1,14 +1,16 @@
 """A job on a Ray cluster: the one trial of a Tune run, so that lost processes are retried as a search's are."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 
 from tinynet_search.candidates import Fixed
-from tinynet_search.cluster import cluster, concurrency, run_source
+from tinynet_search.cluster import cluster, run_source
 from tinynet_search.config import Config
+from tinynet_search.orphans import Orphans
+from tinynet_search.placement import take_place
 from tinynet_search.stopping import Guarded
 from tinynet_search.training.lines import EpochLines
 from tinynet_search.watchdog import Watchdog
@@ -33,20 +35,19 @@ class _Watch(Callback):
 
 
 @contextlib.contextmanager
-def joined(config: Config) -> Iterator[None]:
-    """The cluster, with room for the trial.
+def joined(config: Config, macs: float, say: Callable[[str], None]) -> Iterator[Config]:
+    """The cluster, with room for the trial of so many multiply-adds; gives the configuration with its scaling decided.
 
     Raises:
         RequestError: the cluster does not answer, or has no room for the trial.
     """
     with cluster(config):
-        concurrency(config)
-        yield
+        yield take_place(config, [macs], say).config
 
 
-def train_on_ray(drive: "Drive", lines: EpochLines) -> None:
+def train_on_ray(drive: "Drive", lines: EpochLines, *, config: Config) -> None:
     """Run the trial to its result, or until its processes were lost too often; within ``joined``."""
-    watching = [_Watch(lines), Watchdog(drive.root, drive.config.run.trial_timeout)]
+    watching = [_Watch(lines), Watchdog(drive.root, drive.config.run.trial_timeout), Orphans()]
     source = Guarded(Fixed([drive.candidate]), drive.stopping, lambda candidate: None)
     with drive.stopping.gently(drive.lease.ask_to_stop):
-        run_source(drive.config, drive.root, source, 1, 1, watching, drive.lease.stop_file)
+        run_source(config, drive.root, source, 1, 1, watching, drive.lease.stop_file)

@@ -12,7 +12,7 @@ from search_spaces import Network, RequestError
 from tinynet_search.config import Config, ScalingSection
 from tinynet_search.errors import require
 from tinynet_search.lease import Lease
-from tinynet_search.plan import too_large
+from tinynet_search.plan import too_large, training_macs
 from tinynet_search.stopping import Stopping, stoppable
 from tinynet_search.store import Candidate, SearchStore
 from tinynet_search.tracking.connection import address, resolve_uri
@@ -89,7 +89,7 @@ def run_job(config: Config, asked: Job, *, tracking: str | None, say: Callable[[
     with stoppable(say) as stopping, contextlib.ExitStack() as driving, contextlib.ExitStack() as held:
         lease = None
         if new:
-            begin = held.enter_context(_cluster(config) if on_ray else _machine(config, candidate))
+            begin = held.enter_context(_cluster(config, asked, say) if on_ray else _machine(config, candidate))
             lease = driving.enter_context(Lease(store.folder, f"job {store.url}", "train"))
             lease.when_lost(lambda: stopping.ask("another process has taken this job over"))
             train, job = partial(begin, Drive(config, store.url, candidate, lease, stopping)), agreed_job(store, asked)
@@ -159,11 +159,12 @@ def _finished(store: SearchStore, job: Job) -> list[int]:
 
 
 @contextlib.contextmanager
-def _cluster(config: Config) -> Iterator[Train]:
+def _cluster(config: Config, job: Job, say: Callable[[str], None]) -> Iterator[Train]:
     from tinynet_search.training import on_ray
 
-    with on_ray.joined(config):
-        yield on_ray.train_on_ray
+    macs = training_macs({"data": {"train": job.train, "val": job.val}}, job.candidate)
+    with on_ray.joined(config, macs, say) as placed:
+        yield partial(on_ray.train_on_ray, config=placed)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,95 @@
+"""The batch script, with stand-ins for Slurm, Ray and tinynet that write down what they were called with."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.manifests import DEPLOY
+
+SCRIPT = DEPLOY / "slurm/search.sbatch"
+# srun runs what it is given after its own options; ray start stays, as with --block.
+STUBS = {
+    "srun": 'echo "srun $*" >> "$CALLS"; while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+    "scontrol": 'echo "scontrol $*" >> "$CALLS"; [ "$1" != show ] || printf "one\\ntwo\\n"',
+    "ray": 'echo "ray $* mode=$RAY_AUTH_MODE" >> "$CALLS"; [ "$1" != start ] || exec sleep 60',
+    "hostname": "echo 192.0.2.1 192.0.2.2",
+    "python": (
+        'if [ "$1" = - ]; then cat > /dev/null; echo "python $*" >> "$CALLS"; else echo 0123456789abcdef; fi; '
+        'ls -l "$RAY_AUTH_TOKEN_PATH" 2> /dev/null | cut -c1-10 >> "$CALLS" || true'
+    ),
+    "tinynet": (
+        'echo "tinynet $* at $RAY_ADDRESS" >> "$CALLS"; [ ! -e "$HOLD" ] || '
+        '{ sleep 60 > /dev/null 2>&1 & trap "kill $!; exit 143" TERM; wait; }; exit "$CODE"'
+    ),
+}
+
+
+def environment(home: Path, code: int = 0) -> dict[str, str]:
+    folder = home / "venv/bin"
+    folder.mkdir(parents=True)
+    for name, script in STUBS.items():
+        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / name).chmod(0o755)
+    (home / "mine.toml").write_text("")
+    job = {"SLURM_JOB_ID": "12345", "SLURM_JOB_NODELIST": "one,two", "SLURM_CPUS_PER_TASK": "32", "SLURM_GPUS_ON_NODE": "4"}
+    ours = {
+        "HOME": str(home),
+        "TINYNET_VENV": str(home / "venv"),
+        "CALLS": str(home / "calls"),
+        "CODE": str(code),
+        "HOLD": str(home / "hold"),
+    }
+    return {"PATH": os.environ["PATH"]} | job | ours
+
+
+def start(home: Path, code: int = 0) -> "subprocess.Popen[str]":
+    command = ["bash", str(SCRIPT), str(home / "mine.toml")]
+    return subprocess.Popen(
+        command, env=environment(home, code), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def test_it_is_a_script_and_says_what_it_needs() -> None:
+    subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
+    done = subprocess.run(["bash", str(SCRIPT)], capture_output=True, text=True)
+    assert done.returncode != 0 and "usage: sbatch search.sbatch CONFIG.toml" in done.stderr
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_ray_starts_on_every_node_and_the_search_runs_on_it(tmp_path: Path, code: int) -> None:
+    job = start(tmp_path, code)
+    _, errors = job.communicate(timeout=30)
+    assert job.returncode == code, errors
+    calls = (tmp_path / "calls").read_text().splitlines()
+    head, worker = (next(line for line in calls if line.startswith("ray start") and which in line) for which in ("--head", "--address="))
+    for line in (head, worker):
+        assert "--num-cpus=32 --num-gpus=4" in line and "--block mode=token" in line
+    assert "--node-ip-address=192.0.2.1 --port=22345 --dashboard-host=127.0.0.1 --dashboard-port=32345 --temp-dir=/tmp/ray-12345" in head
+    assert "--address=192.0.2.1:22345" in worker
+    assert [line.split("--nodelist=")[1].split()[0] for line in calls if line.startswith("srun --overlap")] == ["one", "two"]
+    assert f"tinynet search {tmp_path}/mine.toml --storage {tmp_path}/tinynet/searches at 192.0.2.1:22345" in calls
+    assert "-rw-------" in calls
+    assert not any("0123456789abcdef" in line or "requeue" in line for line in calls)
+    # The token goes with the job.
+    assert not (tmp_path / ".tinynet/12345").exists()
+
+
+def test_at_the_time_limit_the_search_is_asked_to_stop_and_the_job_goes_back(tmp_path: Path) -> None:
+    (tmp_path / "hold").touch()
+    job = start(tmp_path)
+    calls = tmp_path / "calls"
+    end = time.monotonic() + 20
+    while not (calls.exists() and "tinynet search" in calls.read_text()):
+        assert time.monotonic() < end, "the search did not start"
+        time.sleep(0.05)
+    time.sleep(0.2)
+    job.send_signal(signal.SIGTERM)
+    said, errors = job.communicate(timeout=30)
+    assert job.returncode == 143, errors
+    assert "scontrol requeue 12345" in calls.read_text().splitlines()
+    assert "back into the queue" in said
+    assert not (tmp_path / ".tinynet/12345").exists()

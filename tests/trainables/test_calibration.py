@@ -1,0 +1,56 @@
+"""How fast a network trains here, by a training that is asked to end."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.search.helpers import tiny_config
+from tinynet_search.estimate import by_name, estimated, median_trial
+from tinynet_search.placement import GPU_RATE, STARTING, Placement
+from tinynet_search.plan import TRAIN_PASSES
+from tinynet_search.report import preview
+from trainables.calibration import WARM, _Clock, images_per_s
+
+
+def test_steps_are_counted_after_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    clock = _Clock(2.0)
+    for _ in range(WARM):
+        assert not clock()
+        now[0] += 10.0
+    while not clock():
+        now[0] += 0.5
+    assert clock.images_per_s(64) == pytest.approx(64 / 0.5)
+
+
+def test_an_epoch_that_is_over_before_tells_itself(tmp_path: Path) -> None:
+    """As fast as the epochs of a whole training say, and nothing is left behind."""
+    config = tiny_config(tmp_path, "data.train=960", trials=3)
+    spec = median_trial(config, preview(config)["candidates"])
+    short, by_steps = images_per_s(spec, 60.0), images_per_s(spec, 0.5)
+    assert short > 0
+    assert 0.2 < by_steps / short < 5
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_estimate_is_the_sum_of_its_parts(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "run.executor=ray_train", "scaling.gpus=1")
+    macs = [3600 * GPU_RATE] * 4
+    found = estimated(Placement(config, 2), macs, GPU_RATE, "assumed")
+    assert found.wall_seconds == pytest.approx(2 * (3600 + STARTING))
+    assert found.worker_hours == pytest.approx(4 * (3600 + STARTING) / 3600)
+    rate, source = by_name("A100", "resnet50")
+    assert (rate, source) == (156e12 * 0.15, "assumed: 15% of the peak of one A100")
+    assert by_name("a100", "efficientnet_b0")[0] == 156e12 * 0.02
+    with pytest.raises(ValueError, match="a100"):
+        by_name("a1000", "efficientnet_b0")
+
+
+def test_the_trial_in_the_middle_is_chosen(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, trials=5)
+    rows = preview(config)["candidates"]
+    spec = median_trial(config, rows)
+    assert TRAIN_PASSES == 3
+    assert sorted(row["macs"] for row in rows)[2] == spec.network().macs

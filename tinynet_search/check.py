@@ -1,0 +1,236 @@
+"""What a cluster sees of a search, before anything is queued: versions, nodes, data, storage, MLflow, room for a trial.
+
+Run where the search would run: on the cluster itself by ``tinynet submit``, or on this machine by ``tinynet check``.
+Every finding is one line that says what to mend; nothing is written but a marker that is removed again.
+"""
+
+import contextlib
+import importlib.metadata
+import platform
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from search_spaces import RequestError, get_space
+from tinynet_search.config import Config
+from tinynet_search.errors import TrackingError, one_line
+from tinynet_search.lease import live_holder
+from tinynet_search.store import SearchStore
+from trainables.folder import StorageError, open_folder
+
+SCHEMA = 1
+# Seconds that every node gets to look for data and storage.
+LOOK_TIMEOUT = 120.0
+PACKAGES = ("tinynet-search", "ray", "torch", "mlflow", "timm")
+
+
+@dataclass
+class Findings:
+    """What was seen.
+
+    Attributes:
+        problems: one line each; a search that has any would fail.
+        at_once: concurrent trials, on a cluster that grows when it has grown; why: how they were chosen, None where they were not.
+        estimate: what is left, as time; notes: what is worth knowing and stops nothing.
+        plan: the search as ``report.preview`` shows it, None where it could not be made.
+    """
+
+    versions: dict[str, str]
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    at_once: int = 0
+    why: str | None = None
+    estimate: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+    plan: dict[str, Any] | None = None
+    storage: str = ""
+    tracking: str = ""
+    problems: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, **vars(self)}
+
+    @contextlib.contextmanager
+    def noting(self, *kinds: type[Exception]) -> Iterator[None]:
+        """Take errors of these kinds down as problems."""
+        try:
+            yield
+        except kinds as error:
+            self.problems.append(one_line(error, 500))
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that two machines of one search must share."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def check_search(config: Config, tracking: str | None = None, gpu: str | None = None) -> Findings:
+    """Look at everything that a search needs, on the cluster that ``cluster`` joins or starts.
+
+    Args:
+        tracking: MLflow's URI, before MLFLOW_TRACKING_URI and the configuration's.
+        gpu: a GPU's name, to estimate the time from; without one a worker of the cluster trains for some seconds.
+    """
+    from tinynet_search.cluster import cluster
+    from tinynet_search.report import preview
+
+    findings = Findings(versions())
+    store = None
+    with findings.noting(RequestError, StorageError):
+        store = SearchStore(config.url)
+        findings.storage = store.url
+    with findings.noting(RequestError, StorageError):
+        findings.plan = preview(config)
+    with findings.noting(RequestError, TrackingError):
+        findings.tracking = _check_tracking(config, tracking)
+    if store is not None:
+        with findings.noting(RequestError, StorageError):
+            _check_holder(store)
+    with findings.noting(RequestError), cluster(config):
+        with findings.noting(RequestError):
+            _check_room(config, findings, gpu)
+        with findings.noting(RequestError, StorageError):
+            findings.nodes = _check_nodes(config, findings.problems)
+    return findings
+
+
+def _check_room(config: Config, findings: Findings, gpu: str | None) -> None:
+    """Whether a trial fits, how many do, and what that comes to."""
+    from tinynet_search.estimate import by_name, calibrated, estimated, median_trial
+    from tinynet_search.placement import at_once, grown, placed, present
+
+    rows = [row for row in (findings.plan or {"candidates": []})["candidates"] if not row["done"]]
+    macs = [row["training_macs"] for row in rows]
+    place = placed(config, macs, grown())
+    findings.at_once, findings.why = place.at_once, place.why
+    try:
+        if rows and gpu:
+            findings.estimate = asdict(estimated(place, macs, *by_name(gpu, config.space.name)))
+        elif rows and at_once(place.config, present()):
+            findings.estimate = asdict(estimated(place, macs, *calibrated(place.config, median_trial(config, rows))))
+    except TimeoutError as error:
+        findings.notes.append(str(error))
+
+
+def _check_tracking(config: Config, tracking: str | None) -> str:
+    from tinynet_search.tracking import resolve_uri
+    from tinynet_search.tracking.connection import address, connect, database_file, reaching
+
+    uri = resolve_uri(tracking, config.tracking.uri, config.storage.path)
+    file = database_file(uri)
+    if file is None:
+        with reaching(uri):
+            connect(uri).search_experiments(max_results=1)
+    elif not _there(file.parent):
+        raise RequestError(f"tracking {uri}: {file.parent} does not exist on {platform.node()}")
+    return address(uri)
+
+
+def _check_holder(store: SearchStore) -> None:
+    holder = live_holder(store.folder)
+    if holder is not None:
+        raise RequestError(f"search {store.url} is driven by {holder.described}: wait for it, or stop it")
+
+
+def _check_nodes(config: Config, problems: list[str]) -> list[dict[str, Any]]:
+    """Every node's view of the storage, the data and the space; what differs from ours, or is missing, is a problem."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    head = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    with marked(config.storage.path) as marker:
+        look = ray.remote(num_cpus=0, max_retries=0)(seen_here)
+        arguments = (config.model_dump(mode="json"), marker)
+        there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+        looks = [look.options(scheduling_strategy=strategy).remote(*arguments) for strategy in there]
+        rows = [_row(node, head) for node in nodes]
+        for row, reference in zip(rows, looks, strict=True):
+            try:
+                seen = ray.get(reference, timeout=LOOK_TIMEOUT)
+            except Exception as error:  # a node that goes, an import that fails: Ray has a kind for each
+                seen = {"versions": {}, "problems": [f"it could not be looked at ({one_line(str(error).strip().splitlines()[-1])})"]}
+            row["versions"] = seen["versions"]
+            problems += [f"node {row['name']}: {problem}" for problem in [*_differing(seen["versions"]), *seen["problems"]]]
+    return rows
+
+
+def _row(node: Mapping[str, Any], head: str) -> dict[str, Any]:
+    resources = {key: amount for key, amount in node["Resources"].items() if key in ("CPU", "GPU", "memory")}
+    return {"name": node["NodeManagerAddress"], "driver": node["NodeID"] == head, "resources": resources}
+
+
+def _differing(theirs: Mapping[str, str]) -> list[str]:
+    ours = versions()
+    return [f"{name} {theirs[name]}, and {ours[name]} on the driver's" for name in ours if theirs.get(name, ours[name]) != ours[name]]
+
+
+@contextlib.contextmanager
+def marked(storage: str) -> Iterator[tuple[str, str]]:
+    """A file in the storage that only its readers can know: its name and what it says. Removed afterwards.
+
+    Raises:
+        RequestError: the storage is a folder in a place that is not there; StorageError: it cannot be written.
+    """
+    if "://" not in storage and not (_there(Path(storage)) or _there(Path(storage).parent)):
+        here = platform.node()
+        raise RequestError(
+            f"storage {storage}: there is no such folder on {here}: give one that every node reaches, or an object store's URL"
+        )
+    folder = open_folder(storage)
+    name, text = f"tinynet-check-{uuid.uuid4().hex[:12]}", uuid.uuid4().hex
+    folder.write(name, text.encode())
+    try:
+        yield name, text
+    finally:
+        with contextlib.suppress(OSError):
+            folder.remove(name)
+
+
+def seen_here(values: Mapping[str, Any], marker: tuple[str, str]) -> dict[str, Any]:
+    """What this node's process sees: its versions and what is missing."""
+    config = Config.model_validate(values)
+    looks: dict[str, Callable[[], str | None]] = {
+        "space": lambda: _space(config),
+        "data": lambda: _data(config),
+        "storage": lambda: _storage(config, marker),
+    }
+    problems = []
+    for what, look in looks.items():
+        try:
+            problem = look()
+        except Exception as error:  # a user's module can raise anything
+            problem = f"{what}: {type(error).__name__}: {one_line(error)}"
+        problems += [problem] if problem else []
+    return {"versions": versions(), "problems": problems}
+
+
+def _space(config: Config) -> None:
+    get_space(config.space.name)
+
+
+def _data(config: Config) -> str | None:
+    path = config.data_settings().get("path")
+    return None if path is None or _there(Path(path)) else f"data {path} is not there"
+
+
+def _storage(config: Config, marker: tuple[str, str]) -> str | None:
+    name, text = marker
+    path = config.storage.path
+    try:
+        found = open_folder(path).read(name).decode()
+    except OSError:
+        found = None
+    return None if found == text else f"storage {path} is not the driver's: every node must reach the same folder there"
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False

@@ -1,0 +1,215 @@
+"""Clusters: what one sees of a search, and searches and trainings as its jobs."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from search_spaces.errors import RequestError
+from tinynet_search.commands.app import AsJson, Tracking, app
+from tinynet_search.commands.searches import ConfigFile, Preset, Settings, Storage, Trials, configured
+from tinynet_search.tables import duration, table
+
+Address = Annotated[str | None, typer.Option(help="The cluster's dashboard, http://HEAD:8265; else RAY_API_SERVER_ADDRESS.")]
+WorkingDir = Annotated[str | None, typer.Option(metavar="DIR", help="A folder with modules of your own, sent with the job.")]
+Wheel = Annotated[str | None, typer.Option(metavar="FILE", help="A wheel of tinynet-search, for a cluster that has none or another.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Submit without asking.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Return once the job is queued.")]
+Gpu = Annotated[str | None, typer.Option(help="Estimate the time for a GPU of this name, without the short training: a100, h100, ...")]
+Name = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or the name of a search: its newest job.")]
+
+jobs = typer.Typer(no_args_is_help=True, help="Searches and trainings that were submitted to a cluster.")
+app.add_typer(jobs, name="jobs")
+
+
+@app.command()
+def check(
+    config: ConfigFile = None,
+    preset: Preset = None,
+    settings: Settings = None,
+    trials: Trials = None,
+    storage: Storage = None,
+    tracking: Tracking = None,
+    gpu: Gpu = None,
+    as_json: AsJson = False,
+) -> None:
+    """See whether a search can run here: data, storage, MLflow, nodes, room for a trial. Trains nothing."""
+    from tinynet_search.check import check_search
+
+    found = check_search(configured(config, preset, settings, trials, storage), tracking, gpu).to_json()
+    print(json.dumps(found) if as_json else _findings_text(found))
+    if found["problems"]:
+        _say(*(f"tinynet: {problem}" for problem in found["problems"]))
+        raise typer.Exit(1)
+
+
+@app.command()
+def submit(
+    config: ConfigFile = None,
+    preset: Preset = None,
+    settings: Settings = None,
+    trials: Trials = None,
+    storage: Storage = None,
+    tracking: Tracking = None,
+    retry: Annotated[list[str] | None, typer.Option(help="Train failed trials again: failed, or a reason. May be repeated.")] = None,
+    address: Address = None,
+    working_dir: WorkingDir = None,
+    wheel: Wheel = None,
+    gpu: Gpu = None,
+    yes: Yes = False,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a search on a cluster, or take it up there. Closing the lid, or Ctrl-C, leaves it running.
+
+    The cluster looks at data, storage, MLflow and its nodes first; what that found and what the search will cost is shown.
+    """
+    from tinynet_search.jobs import submit_search
+
+    if working_dir is not None:
+        sys.path.append(str(Path(working_dir).expanduser().absolute()))
+    loaded = configured(config, preset, settings, trials, storage)
+    _agreeable(yes)
+    shipping: dict[str, Any] = {"working_dir": working_dir, "wheel": wheel, "gpu": gpu}
+    done = submit_search(loaded, address, tracking=tracking, retry=retry or (), agree=lambda found: yes or _asked(found), **shipping)
+    if as_json:
+        print(json.dumps(vars(done)))
+    else:
+        _say(f"job {done.id} at {done.address}: tinynet jobs logs {done.id} follows it, tinynet jobs stop {done.id} ends it")
+    if not no_wait:
+        _follow(done.id, done.address)
+
+
+@jobs.command("list")
+def list_(address: Address = None, as_json: AsJson = False) -> None:
+    """Every job that tinynet submitted to this cluster, the oldest first."""
+    from tinynet_search.jobs.watching import Jobs
+
+    found = Jobs(address).all()
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        print(table(("job", "kind", "status", "started", "for", "storage"), [_row(job) for job in found]))
+
+
+@jobs.command()
+def status(job: Name, address: Address = None, as_json: AsJson = False) -> None:
+    """How a job stands, and the last that it said."""
+    from tinynet_search.jobs.watching import Jobs
+
+    cluster = Jobs(address)
+    found = cluster.find(job)
+    last = [line for line in cluster.logs(found["id"]).splitlines() if line.strip()][-1:]
+    if as_json:
+        print(json.dumps({**found, "last": last[0] if last else None}, indent=1))
+        return
+    lines = [("job", found["id"]), ("kind", found["kind"]), ("status", found["status"]), ("started", _at(found["started"]))]
+    lines += [("for", _for(found)), ("storage", found["storage"]), ("MLflow", found["tracking"]), ("says", last[0] if last else "")]
+    lines += [("message", found["message"])] if found["status"] == "FAILED" else []
+    print("\n".join(f"{label:<8} {text}" for label, text in lines if text))
+
+
+@jobs.command()
+def logs(job: Name, address: Address = None, follow: Follow = False) -> None:
+    """What a job has said."""
+    from tinynet_search.jobs.watching import Jobs
+
+    if follow:
+        _follow(job, address)
+    else:
+        print(Jobs(address).logs(job), end="")
+
+
+@jobs.command()
+def stop(job: Name, address: Address = None) -> None:
+    """Have a job's trainings commit a checkpoint, and end it."""
+    from tinynet_search.jobs.watching import Jobs
+
+    found = Jobs(address).stop(job)
+    _say(f"job {found['id']} {found['status'].lower()}: tinynet jobs resume {found['id']} goes on")
+
+
+@jobs.command()
+def resume(
+    job: Name,
+    address: Address = None,
+    working_dir: WorkingDir = None,
+    wheel: Wheel = None,
+    no_wait: NoWait = False,
+) -> None:
+    """Submit what a job was submitted for once more; it goes on where it was left."""
+    from tinynet_search.jobs.watching import Jobs
+
+    done = Jobs(address).resume(job, working_dir=working_dir, wheel=wheel)
+    _say(f"job {done.id} at {done.address} goes on with {done.name}")
+    if not no_wait:
+        _follow(done.id, done.address)
+
+
+def _follow(job: str, address: str | None) -> None:
+    """Until it ends; with its exit code, and Ctrl-C leaves it alone."""
+    from tinynet_search.jobs.watching import Jobs
+
+    try:
+        found = Jobs(address).follow(job, lambda text: print(text, end="", flush=True))
+    except KeyboardInterrupt:
+        _say(f"job {job} goes on without you: tinynet jobs logs {job} --follow")
+        raise typer.Exit(0) from None
+    if found["status"] != "SUCCEEDED":
+        code = found["exit_code"] or 1
+        why = f": {found['message']}" if found["exit_code"] is None else ""
+        _say(f"tinynet: job {found['id']} {found['status'].lower()}{why}: tinynet jobs resume {found['id']} takes it up")
+        raise typer.Exit(code)
+
+
+def _agreeable(yes: bool) -> None:
+    if not yes and not sys.stdin.isatty():
+        raise RequestError("nobody is there to agree to what it will cost: add --yes")
+
+
+def _asked(found: Mapping[str, Any]) -> bool:
+    _say(_findings_text(found), "")
+    return typer.confirm("Submit it?", default=False, err=True)
+
+
+def _findings_text(found: Mapping[str, Any]) -> str:
+    """What a cluster saw, as people read it."""
+    versions = found["versions"]
+    rows = [(node["name"], *_has(node), "driver" if node["driver"] else "") for node in found["nodes"]]
+    lines = [f"tinynet-search {versions.get('tinynet-search')}, Ray {versions.get('ray')}, Python {versions['python']}"]
+    lines += ["", table(("node", "CPUs", "GPUs", ""), rows)] if rows else []
+    lines += ["", f"storage  {found['storage']}", f"MLflow   {found['tracking']}"]
+    if plan := found["plan"]:
+        from tinynet_search.report import cost_lines
+
+        lines += ["", *cost_lines(plan), found["why"] or f"{found['at_once']} trials at once"]
+    if estimate := found["estimate"]:
+        gpus = "GPU-hours" if any(n["resources"].get("GPU") for n in found["nodes"]) else "hours of a worker"
+        lines.append(f"{estimate['worker_hours']:.1f} {gpus}, {duration(estimate['wall_seconds'])} in all ({estimate['source']})")
+    lines += found["notes"]
+    return "\n".join(lines)
+
+
+def _has(node: Mapping[str, Any]) -> list[str]:
+    return [f"{node['resources'].get(key, 0):g}" for key in ("CPU", "GPU")]
+
+
+def _row(job: Mapping[str, Any]) -> tuple[str, ...]:
+    return (job["id"], job["kind"], job["status"].lower(), _at(job["started"]), _for(job), job["storage"])
+
+
+def _at(seconds: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else ""
+
+
+def _for(job: Mapping[str, Any]) -> str:
+    return duration((job["ended"] or time.time()) - job["started"]) if job["started"] else ""
+
+
+def _say(*lines: str) -> None:
+    print("\n".join(lines), file=sys.stderr, flush=True)

@@ -1,0 +1,103 @@
+"""What a search will take of a cluster, before it is begun: from a short training there, or from a GPU's name."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from search_spaces import RequestError
+from search_spaces.errors import unknown
+from tinynet_search.config import Config
+from tinynet_search.placement import Placement, makespan
+from tinynet_search.plan import TRAIN_PASSES, candidate_of, make_plan
+from trainables.trial import TrialSpec
+
+# Multiply-adds a second that these GPUs do at most in bf16 or fp16 (half their dense tensor FLOPS), by the makers' figures.
+GPUS = {"t4": 32.5e12, "v100": 62.5e12, "a10g": 35e12, "l4": 60.5e12, "l40s": 181e12, "a100": 156e12, "h100": 494e12, "h200": 494e12}
+# The share of it that training reaches, assumed and not measured here: depthwise networks wait for memory.
+SHARES = {"resnet": 0.15}
+DEPTHWISE = 0.02
+# Of a calibration, in seconds of training and of patience with it.
+SECONDS, PATIENCE = 8.0, 300.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is left of a search, as time.
+
+    Attributes:
+        rate: training multiply-adds a second of one worker; source: where that comes from.
+        worker_hours: of all trials together, GPU-hours where workers have a GPU; wall_seconds: until the last one has ended.
+    """
+
+    rate: float
+    source: str
+    worker_hours: float
+    wall_seconds: float
+
+
+def estimated(place: Placement, macs: Sequence[float], rate: float, source: str) -> Estimate:
+    """Time of trials of so many training multiply-adds each, as ``place`` lays them out."""
+    scaling = place.config.scaling
+    wall = makespan(place.config, macs, scaling.workers, place.at_once, rate)
+    alone = sum(makespan(place.config, [amount], scaling.workers, 1, rate) for amount in macs)
+    return Estimate(rate, source, alone * scaling.workers * (scaling.gpus or 1.0) / 3600, wall)
+
+
+def by_name(gpu: str, space: str) -> tuple[float, str]:
+    """A rate, and where it comes from, by a GPU's name.
+
+    Raises:
+        RequestError: nobody knows it.
+    """
+    peak = GPUS.get(gpu.lower())
+    if peak is None:
+        raise unknown("GPU", gpu, tuple(GPUS))
+    share = next((share for family, share in SHARES.items() if space.startswith(family)), DEPTHWISE)
+    return peak * share, f"assumed: {share:.0%} of the peak of one {gpu.upper()}"
+
+
+def median_trial(config: Config, rows: Sequence[Mapping[str, Any]]) -> TrialSpec:
+    """The trial in the middle, by training cost, of ``report.preview``'s candidates."""
+    plan, middle = make_plan(config), statistics.median_low(row["training_macs"] for row in rows)
+    row = next(row for row in rows if row["training_macs"] == middle)
+    network = config.get_space().network((row["r"], row["d"], row["w"]), plan["space"]["num_classes"])
+    return candidate_of(plan, network, epochs=config.get_recipe().epochs).spec
+
+
+def calibrated(config: Config, spec: TrialSpec) -> tuple[float, str]:
+    """A rate by training for some seconds on a worker of the cluster that is joined.
+
+    Raises:
+        TimeoutError: no worker became free; RequestError: the training fails there.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError
+
+    needs = {"num_cpus": config.scaling.cpus, "num_gpus": config.scaling.gpus}
+    arguments = (spec.to_json(), config.execution.model_dump(), config.scaling.loader_workers)
+    task = ray.remote(max_retries=0)(speed).options(**needs).remote(*arguments)
+    try:
+        images, device = ray.get(task, timeout=PATIENCE)
+    except GetTimeoutError:
+        ray.cancel(task, force=True)
+        raise TimeoutError(f"no worker was free for a calibration within {PATIENCE:.0f} s; --gpu NAME estimates without one") from None
+    except Exception as error:
+        said = str(error).strip().splitlines()[-1]
+        raise RequestError(f"a trial cannot be trained there: {said}") from error
+    macs = spec.network().macs
+    return TRAIN_PASSES * macs * images, f"measured: {images:.0f} images/s of {macs / 1e6:.1f}M FLOPs on one {device}"
+
+
+def speed(trial: Mapping[str, Any], execution: Mapping[str, Any], loader_workers: int) -> tuple[float, str]:
+    """In a worker: images a second, and on what."""
+    import torch
+
+    from trainables.calibration import images_per_s
+    from trainables.execution import Execution
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU worker"
+    if device == "CPU worker":
+        torch.set_num_threads(1)
+    images = images_per_s(TrialSpec.from_json(trial), SECONDS, Execution(**{**execution, "loader_workers": loader_workers}))
+    return images, device

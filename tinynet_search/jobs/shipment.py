@@ -1,0 +1,64 @@
+"""What travels to the cluster with a job: the user's modules, our wheel, and settings of the environment that are no secrets."""
+
+import contextlib
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from search_spaces.errors import RequestError
+from tinynet_search.errors import one_line
+
+# Seconds that a stopped job has to commit checkpoints before Ray kills it; Ray's own are three.
+STOP_SECONDS = 90
+# Ray refuses larger uploads itself, after having packed them.
+LARGEST = 500 * 2**20
+PACKAGE = "tinynet_search"
+MAKE = "make one by pip wheel --no-deps ."
+
+
+@contextlib.contextmanager
+def runtime_env(working_dir: str | None, wheel: str | None) -> Iterator[dict[str, Any]]:
+    """Ray's runtime environment of a job; to be sent while inside.
+
+    Args:
+        working_dir: a folder of the user's own modules, which the job and all its processes can import; None ships nothing.
+        wheel: a ``.whl`` of this package, for a cluster whose image has none, or another.
+
+    Raises:
+        RequestError: one of them is not there, too large, or something else.
+    """
+    env: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
+    if working_dir is not None:
+        env["working_dir"] = _folder(working_dir)
+    with tempfile.TemporaryDirectory(prefix="tinynet-wheel-") as scratch:
+        if wheel is not None:
+            env["py_modules"] = _unpacked(wheel, Path(scratch))
+        yield env
+
+
+def _folder(path: str) -> str:
+    folder = Path(path).expanduser().absolute()
+    if not folder.is_dir():
+        raise RequestError(f"--working-dir {one_line(path)!r} is no folder: give the one that holds your module")
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+    if size > LARGEST:
+        much = f"{size / 2**20:.0f} MiB, and {LARGEST / 2**20:.0f} can be sent"
+        raise RequestError(f"--working-dir {one_line(path)!r} has {much}: give a folder of code; data belong where the nodes reach them")
+    return str(folder)
+
+
+def _unpacked(path: str, scratch: Path) -> list[str]:
+    """A wheel's folders. Ray would install the file with all that it depends on, from an index that a cluster may not reach."""
+    file = Path(path).expanduser().absolute()
+    try:
+        with zipfile.ZipFile(file) as archive:
+            ours = file.suffix == ".whl" and f"{PACKAGE}/__init__.py" in archive.namelist()
+            if ours:
+                archive.extractall(scratch)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise RequestError(f"--wheel {one_line(path)!r} cannot be read ({one_line(error)}): {MAKE}") from error
+    if not ours:
+        raise RequestError(f"--wheel {one_line(path)!r} is no wheel of tinynet-search: {MAKE}")
+    return sorted(str(folder) for folder in scratch.iterdir())

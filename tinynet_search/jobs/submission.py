@@ -1,0 +1,310 @@
+"""Jobs as they are submitted: looked at by the cluster first, then queued under a number of their own."""
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from search_spaces.errors import RequestError
+from tinynet_search import __version__
+from tinynet_search.config import Config
+from tinynet_search.errors import JobError, one_line
+from tinynet_search.jobs.connection import connect, reaching
+from tinynet_search.jobs.entry import CONFIG, REQUEST
+from tinynet_search.jobs.shipment import runtime_env
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+    from tinynet_search.training.request import Request
+
+ENTRY = "python -m tinynet_search.jobs.entry"
+PROBE = (
+    "import json, platform, importlib.metadata as m; d = [x.version for x in m.distributions(name='tinynet-search')]; "
+    "print('tinynet-probe', json.dumps({'python': platform.python_version(), 'tinynet-search': d[0] if d else None}))"
+)
+# Seconds for the look at the cluster: a runtime environment, imports, a task on every node.
+CHECK_TIMEOUT, POLL = 600.0, 0.5
+# Metadata of our jobs; shipped tells what a resumed job needs again.
+KIND, NAME, STORAGE = "tinynet.kind", "tinynet.name", "tinynet.storage"
+TRACKING, VERSION, SHIPPED = "tinynet.tracking", "tinynet.version", "tinynet.shipped"
+TRIES = 100
+
+
+@dataclass(frozen=True)
+class Order:
+    """One command for a cluster.
+
+    Attributes:
+        kind: ``search`` or ``train``; name: of the search or the job.
+        arguments: of the ``tinynet`` command there, with ``CONFIG`` where its configuration goes.
+        values: of the configuration.
+        storage, tracking: where it will write, for those who look for it later.
+    """
+
+    kind: str
+    name: str
+    arguments: tuple[str, ...]
+    values: Mapping[str, Any]
+    storage: str
+    tracking: str
+
+    def metadata(self, shipped: Collection[str]) -> dict[str, str]:
+        """As Ray keeps it with the job: every value a text."""
+        request = {"name": self.name, "arguments": list(self.arguments), "config": dict(self.values)}
+        about = {KIND: self.kind, NAME: self.name, STORAGE: self.storage, TRACKING: self.tracking, VERSION: __version__}
+        return {**about, SHIPPED: ",".join(shipped), REQUEST: json.dumps(request)}
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job that was queued.
+
+    Attributes:
+        id: that Ray knows it by; address: of its cluster.
+        findings: what the cluster saw beforehand, as ``tinynet check --json`` prints it; None where it was not asked.
+    """
+
+    id: str
+    address: str
+    name: str
+    findings: dict[str, Any] | None = None
+
+
+def submit_search(
+    config: Config,
+    address: str | None = None,
+    *,
+    tracking: str | None = None,
+    retry: Collection[str] = (),
+    working_dir: str | None = None,
+    wheel: str | None = None,
+    gpu: str | None = None,
+    check: bool = True,
+    agree: Callable[[dict[str, Any]], bool] | None = None,
+) -> Submitted:
+    """Queue a search on a cluster; one that is there is taken up where it was left.
+
+    Args:
+        config: from ``load_config``; its storage and data as the cluster's nodes see them.
+        address: ``http://HEAD:8265``; else RAY_API_SERVER_ADDRESS.
+        tracking: MLflow's URI, as the cluster reaches it; before MLFLOW_TRACKING_URI and the configuration's.
+        retry: reasons of failed trials that are to be trained again; ``failed`` is any.
+        working_dir: a folder with modules of your own (a space), shipped with the job; wheel: a wheel of this package.
+        gpu: a GPU's name, to estimate the time from; without one the cluster trains for some seconds.
+        check: have the cluster look at data, storage, MLflow and its nodes first.
+        agree: is shown what the cluster saw, and says whether to go on.
+
+    Raises:
+        RequestError: the cluster cannot be reached, or cannot run this search; the line says what to mend.
+        JobError: the cluster refused the job, or ``agree`` did not.
+    """
+    order = order_search(config, tracking, retry)
+    return submit(order, address, working_dir=working_dir, wheel=wheel, gpu=gpu, check=check, agree=agree)
+
+
+def submit_train(request: "Request", address: str | None = None, **shipping: Any) -> Submitted:
+    """Queue one training on a cluster: ``tinynet train`` there, with everything resolved here that only this machine knows.
+
+    Args:
+        request: as ``tinynet train`` makes it.
+        shipping: as ``submit_search``; ``check`` is left out.
+
+    Raises:
+        RequestError, JobError: as ``submit_search``.
+    """
+    return submit(order_train(request), address, check=False, **shipping)
+
+
+def order_search(config: Config, tracking: str | None, retry: Collection[str] = ()) -> Order:
+    """Raises RequestError where the configuration means this machine."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    values.get("run", {}).pop("address", None)
+    _refuse_relative(config.storage.path, str((config.data.model_extra or {}).get("path") or "/"))
+    uri = _tracking(tracking, config.tracking.uri, config.storage.path)
+    again = tuple(argument for reason in retry for argument in ("--retry", reason))
+    return Order("search", str(config.search.name), ("search", CONFIG, "--tracking", uri, *again), values, config.url, uri)
+
+
+def order_train(request: "Request") -> Order:
+    """Raises RequestError where the request means this machine."""
+    from tinynet_search.training.request import read_request
+
+    values = read_request(request)
+    storage = str(values.get("storage", {}).get("path", "searches"))
+    _refuse_relative(storage, str(values.get("data", {}).get("path") or "/"))
+    uri = _tracking(request.tracking, values.get("tracking", {}).get("uri"), storage)
+    flags = asdict(replace(request, config=None, tracking=uri, data=None, settings=(), storage=None))
+    network = flags.pop("network")
+    options = [part for key, value in flags.items() if value not in (None, False, ()) for part in _flag(key, value)]
+    name = request.name or network or f"c-{request.c}" if request.rdw is None else "twist"
+    named = [network, CONFIG] if network else [CONFIG]
+    return Order("train", _plain(str(name)), ("train", *named, *options), values, storage, uri)
+
+
+def _flag(key: str, value: Any) -> tuple[str, ...]:
+    option = f"--{key.replace('_', '-')}"
+    return (option,) if value is True else (option, str(value))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "job"
+
+
+def _refuse_relative(storage: str, data: str) -> None:
+    for what, path in (("storage.path", storage), ("data.path", data)):
+        if "://" not in path and not Path(path).is_absolute():
+            better = "/shared/searches, s3://bucket/searches" if what == "storage.path" else "/data/imagenet100-packed"
+            raise RequestError(f"{what} {path!r} means a folder of this machine: give the place as the cluster's nodes see it ({better})")
+
+
+def _tracking(explicit: str | None, config: str | None, storage: str) -> str:
+    from tinynet_search.tracking import resolve_uri
+    from tinynet_search.tracking.connection import address
+
+    uri = resolve_uri(explicit, config, storage)
+    if "@" in urlsplit(uri).netloc:
+        where = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the cluster's environment"
+        raise RequestError(f"tracking {one_line(address(uri))} has credentials, which a job's record would show: put them into {where}")
+    return uri
+
+
+def submit(
+    order: Order,
+    address: str | None,
+    *,
+    working_dir: str | None = None,
+    wheel: str | None = None,
+    gpu: str | None = None,
+    check: bool = True,
+    agree: Callable[[dict[str, Any]], bool] | None = None,
+) -> Submitted:
+    """Look, ask, queue. Raises as ``submit_search``."""
+    shipped = [name for name, given in (("working_dir", working_dir), ("wheel", wheel)) if given]
+    with runtime_env(working_dir, wheel) as env:
+        client = connect(address)
+        url = client.get_address()
+        with reaching(url):
+            return _submitted(client, order, env, shipped, gpu=gpu, check=check, agree=agree)
+
+
+def _submitted(
+    client: "JobSubmissionClient",
+    order: Order,
+    env: Mapping[str, Any],
+    shipped: Collection[str],
+    *,
+    gpu: str | None,
+    check: bool,
+    agree: Callable[[dict[str, Any]], bool] | None,
+) -> Submitted:
+    url = client.get_address()
+    _refuse_running(client, order)
+    findings = look(client, order, env, gpu) if check else None
+    if findings is not None and findings["problems"]:
+        raise RequestError(f"the cluster at {url} cannot run {order.kind} {order.name}: {'; '.join(findings['problems'])}")
+    if agree is not None and findings is not None and not agree(findings):
+        raise JobError("nothing was submitted")
+    return Submitted(_queue(client, order, env, shipped), url, order.name, findings)
+
+
+def ours(client: "JobSubmissionClient") -> list[Any]:
+    """Jobs that tinynet submitted, the oldest first; looks at the cluster are none."""
+    jobs = [(job.metadata or {}, job) for job in client.list_jobs() if job.submission_id]
+    found = [job for metadata, job in jobs if REQUEST in metadata and metadata.get(KIND) != "check"]
+    return sorted(found, key=lambda job: job.start_time or 0)
+
+
+def _refuse_running(client: "JobSubmissionClient", order: Order) -> None:
+    wanted = {KIND: order.kind, NAME: order.name, STORAGE: order.storage}
+    for job in ours(client):
+        same = wanted.items() <= job.metadata.items()
+        if same and not job.status.is_terminal():
+            how = f"tinynet jobs logs {job.submission_id} follows it, tinynet jobs stop {job.submission_id} ends it"
+            raise RequestError(f"{order.kind} {order.name} is {job.status.lower()} already as job {job.submission_id}: {how}")
+
+
+def _queue(client: "JobSubmissionClient", order: Order, env: Mapping[str, Any], shipped: Collection[str]) -> str:
+    """Under the next number of this name; somebody else may take it at the same moment."""
+    taken = [re.fullmatch(rf"{re.escape(order.name)}-(\d+)", job.submission_id or "") for job in client.list_jobs()]
+    number = max((int(match[1]) for match in taken if match), default=0)
+    for attempt in range(1, TRIES + 1):
+        try:
+            return client.submit_job(
+                entrypoint=ENTRY, submission_id=f"{order.name}-{number + attempt}", runtime_env=dict(env), metadata=order.metadata(shipped)
+            )
+        except RuntimeError as error:
+            if "already exists" not in str(error):
+                raise
+    raise JobError(f"no number is free for {order.name} after {number + TRIES}")
+
+
+def look(client: "JobSubmissionClient", order: Order, env: Mapping[str, Any], gpu: str | None = None) -> dict[str, Any]:
+    """What the cluster sees of a search, by a short job there that is deleted again.
+
+    Raises:
+        RequestError: the cluster has no tinynet-search, or another version; JobError: the look itself failed.
+    """
+    named = ("--gpu", gpu) if gpu else ()
+    asking = replace(order, kind="check", arguments=("check", CONFIG, "--tracking", order.tracking, "--json", *named))
+    entrypoint = f'python -c "{PROBE}" && {ENTRY}'
+    name = f"{order.name}-check-{uuid.uuid4().hex[:8]}"
+    job = client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=dict(env), metadata=asking.metadata(()))
+    try:
+        end = time.monotonic() + CHECK_TIMEOUT
+        while not (status := client.get_job_status(job)).is_terminal():
+            if time.monotonic() > end:
+                raise JobError(f"job {job}, which looks at the cluster, has not ended after {CHECK_TIMEOUT:.0f} s: is the cluster full?")
+            time.sleep(POLL)
+        logs = client.get_job_logs(job)
+        _refuse_version(_document(logs, "tinynet-probe "), client.get_address())
+        findings = _document(logs, "")
+        if findings is not None:
+            return findings
+        info = client.get_job_info(job)
+        if info.driver_exit_code == 2:
+            raise RequestError(f"the cluster at {client.get_address()}: {_last(logs).removeprefix('tinynet: ')}")
+        raise JobError(f"the look at the cluster failed: {_last(logs) or one_line(info.message or status)}")
+    finally:
+        _forget(client, job)
+
+
+def _forget(client: "JobSubmissionClient", job: str) -> None:
+    try:
+        client.stop_job(job)
+        client.delete_job(job)
+    except RuntimeError:
+        return  # it runs still, or is gone
+
+
+def _document(logs: str, prefix: str) -> dict[str, Any] | None:
+    """The last line that is a JSON object behind this prefix."""
+    for line in reversed(logs.splitlines()):
+        if line.startswith(f"{prefix}{{"):
+            try:
+                found = json.loads(line.removeprefix(prefix))
+            except ValueError:
+                continue
+            return found if isinstance(found, dict) else None
+    return None
+
+
+def _refuse_version(probe: Mapping[str, Any] | None, url: str) -> None:
+    if probe is None:
+        return
+    theirs = probe.get("tinynet-search")
+    if theirs is None:
+        raise RequestError(f"the cluster at {url} has no tinynet-search: put {__version__} on its image, or send it with --wheel FILE")
+    if theirs != __version__:
+        mend = "bring one to the other's version, or send this one with --wheel FILE"
+        raise RequestError(f"the cluster at {url} has tinynet-search {theirs}, this machine {__version__}: {mend}")
+
+
+def _last(logs: str) -> str:
+    lines: Sequence[str] = [line for line in logs.splitlines() if line.strip() and not line.startswith("tinynet-probe ")]
+    return one_line(lines[-1]) if lines else ""

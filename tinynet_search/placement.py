@@ -1,0 +1,214 @@
+"""How a search takes its place on a cluster: how many workers a trial, how many trials at once, and whether one fits at all.
+
+Ray schedules, scales and retries; what is decided here is only what a search asks of it. With ``[scaling] auto = true``
+that is chosen from the cluster's own nodes so that the whole search ends soonest: many trials on one GPU each where
+there are many trials, fewer on several GPUs each where few are left.
+"""
+
+import heapq
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from search_spaces import RequestError
+from tinynet_search.config import Config
+from tinynet_search.tables import duration
+
+# What the choice assumes, where nothing was measured: multiply-adds a second of a GPU and of a CPU core, what doubling the
+# workers of a trial leaves of their speed, and the seconds that Ray Train takes to start and end a trial's workers.
+GPU_RATE, CPU_RATE, DOUBLED, STARTING = 5e12, 2e10, 0.9, 15.0
+# An end is as good as another that comes so much sooner: workers cost efficiency that these figures do not know.
+NO_LATER = 1.05
+# Seconds that a cluster which can grow gets to hold its first trial, and between two lines about it.
+GROWTH, TOLD = 3600.0, 30.0
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """What one kind of node has for trials, and how many there are or may come to be."""
+
+    resources: Mapping[str, float]
+    count: int = 1
+
+    def holds(self, needs: Mapping[str, float]) -> int:
+        """Workers on one node."""
+        return min(int(self.resources.get(key, 0.0) / amount + 1e-6) for key, amount in needs.items())
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a search asks of its cluster.
+
+    Attributes:
+        config: with ``[scaling]`` as it will be used; at_once: concurrent trials.
+        why: one line on what was chosen, None where nothing was.
+    """
+
+    config: Config
+    at_once: int
+    why: str | None = None
+
+
+def placed(config: Config, macs: Sequence[float], nodes: Sequence[Nodes]) -> Placement:
+    """The place of a search on these nodes.
+
+    Args:
+        macs: training multiply-adds of every trial that is left; they decide with ``scaling.auto`` only.
+
+    Raises:
+        RequestError: not one trial fits; the line says what is missing.
+    """
+    if config.scaling.auto:
+        return _chosen(config, macs, nodes)
+    most = at_once(config, nodes)
+    if most < 1:
+        raise RequestError(_lacking(config, nodes))
+    return Placement(config, min(config.run.concurrency or 10**6, most))
+
+
+def at_once(config: Config, nodes: Sequence[Nodes]) -> int:
+    """Trials that fit side by side, 0 where none does: a worker fits into one node or into none, whatever the cluster holds in all."""
+    scaling, workers = config.scaling, config.scaling.workers
+    slots = [node.holds(needs(config)) for node in nodes for _ in range(node.count)]
+    if scaling.placement == "STRICT_PACK":
+        return sum(slot // workers for slot in slots)
+    if scaling.placement == "STRICT_SPREAD":
+        return _spread(slots, workers)
+    return sum(slots) // workers
+
+
+def _spread(slots: list[int], workers: int) -> int:
+    """Trials whose workers are all on nodes of their own: the most loaded nodes first."""
+    heap, trials = [-slot for slot in slots if slot], 0
+    heapq.heapify(heap)
+    while len(heap) >= workers:
+        taken = [heapq.heappop(heap) + 1 for _ in range(workers)]
+        trials += 1
+        for left in taken:
+            if left:
+                heapq.heappush(heap, left)
+    return trials
+
+
+def needs(config: Config) -> dict[str, float]:
+    """What Ray reserves for one worker."""
+    return {key: amount for key, amount in {"CPU": config.scaling.cpus, "GPU": config.scaling.gpus}.items() if amount}
+
+
+def _lacking(config: Config, nodes: Sequence[Nodes]) -> str:
+    wanted = needs(config)
+    there = "; ".join(f"{node.count} x " * (node.count > 1) + _listed(node.resources, wanted) for node in nodes)
+    return f"no room for a trial of {config.scaling.workers} x {_listed(wanted, wanted)} on nodes of {there}: lower [scaling], or add nodes"
+
+
+def _listed(resources: Mapping[str, float], keys: Iterable[str]) -> str:
+    return " and ".join(f"{resources.get(key, 0):g} {key}" for key in keys)
+
+
+def _chosen(config: Config, macs: Sequence[float], nodes: Sequence[Nodes]) -> Placement:
+    """The division into trials and workers that ends first; of those that end as good as first, the one with fewest workers a trial."""
+    base = _filled(config, nodes)
+    ends = {(workers, most): makespan(base, macs, workers, most) for workers, most in _divisions(base, nodes)}
+    if not ends:
+        raise RequestError(_lacking(base, nodes))
+    first = min(ends.values())
+    workers, most = best = min(division for division, seconds in ends.items() if seconds <= NO_LATER * first)
+    what = ("GPU" if base.scaling.gpus else "CPU worker") + "s" * (workers > 1)
+    others = [f"{n} x {w} in {duration(seconds)}" for (w, n), seconds in sorted(ends.items()) if (w, n) != best]
+    beside = f" ({', '.join(others)})" if others else ""
+    why = f"{most} at once on {workers} {what} each: {len(macs)} trials in an assumed {duration(ends[best])}{beside}"
+    return Placement(_with(base, workers=workers), most, why)
+
+
+def _divisions(config: Config, nodes: Sequence[Nodes]) -> list[tuple[int, int]]:
+    """(workers a trial, trials at once) that the recipe's micro-batches and the executor allow and the nodes hold."""
+    share = config.get_recipe().micro_batches if config.run.executor == "ray_train" else 1
+    counts = [workers for workers in range(1, share + 1) if share % workers == 0]
+    limit = config.run.concurrency or 10**6
+    found = [(workers, min(limit, at_once(_with(config, workers=workers), nodes))) for workers in counts]
+    return [(workers, most) for workers, most in found if most]
+
+
+def makespan(config: Config, macs: Sequence[float], workers: int, most: int, rate: float | None = None) -> float:
+    """Seconds until the last trial has ended, the largest begun first.
+
+    Args:
+        macs: training multiply-adds of each trial; most: trials at once.
+        rate: multiply-adds a second of one worker, where it is known.
+    """
+    one = rate or (GPU_RATE if config.scaling.gpus else CPU_RATE * config.scaling.cpus)
+    speed = one * workers * DOUBLED ** math.log2(workers)
+    starting = STARTING if config.run.executor == "ray_train" else 0.0
+    free = [0.0] * most
+    for amount in sorted(macs, reverse=True):
+        heapq.heapreplace(free, free[0] + starting + amount / speed)
+    return max(free)
+
+
+def _filled(config: Config, nodes: Sequence[Nodes]) -> Config:
+    """GPUs, CPUs and readers of a worker where the configuration leaves them open: a GPU with its share of its node's CPUs."""
+    named = config.scaling.model_fields_set
+    on_gpus = [node for node in nodes if node.resources.get("GPU", 0) >= 1]
+    found: dict[str, Any] = {"gpus": 1.0 if on_gpus else 0.0}
+    shares = [node.resources.get("CPU", 0.0) // node.resources["GPU"] for node in on_gpus]
+    found["cpus"] = max(1.0, min(shares)) if shares else 1.0
+    found["loader_workers"] = max(0, int(found["cpus"]) - 1) if on_gpus else 0
+    return _with(config, **{key: value for key, value in found.items() if key not in named})
+
+
+def _with(config: Config, **changes: Any) -> Config:
+    return config.model_copy(update={"scaling": config.scaling.model_copy(update=changes)})
+
+
+def present() -> list[Nodes]:
+    """The nodes that the cluster has now."""
+    import ray
+
+    return [Nodes(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def grown() -> list[Nodes]:
+    """The nodes of a cluster that scales, when it has grown as far as it may; as they are where it does not."""
+    from ray._private import state
+
+    there = present()
+    config = state.state.get_cluster_config()
+    kinds = [group for group in (config.node_group_configs if config else []) if group.max_count > 0]
+    more = [Nodes(dict(group.resources), group.max_count) for group in kinds]
+    return [*(node for node in there if "node:__internal_head__" in node.resources), *more] if more else there
+
+
+def take_place(config: Config, macs: Sequence[float], say: Callable[[str], None]) -> Placement:
+    """The search's place on the cluster at hand; one that scales up is waited for.
+
+    Raises:
+        RequestError: the cluster can never run one trial, or has not grown enough within ``GROWTH`` seconds.
+    """
+    whole = grown()
+    place = placed(config, macs, whole)
+    if at_once(place.config, present()) < 1:
+        _await(place.config, say)
+    if place.why:
+        say(place.why)
+    return place
+
+
+def _await(config: Config, say: Callable[[str], None]) -> None:
+    from ray.autoscaler.sdk import request_resources
+
+    began, told = time.monotonic(), -TOLD
+    request_resources(bundles=[needs(config)] * config.scaling.workers)
+    try:
+        while at_once(config, present()) < 1:
+            waited = time.monotonic() - began
+            if waited > GROWTH:
+                raise RequestError(f"{_lacking(config, present())}; the cluster has not grown for {duration(GROWTH)}")
+            if waited - told >= TOLD:
+                trial = f"{config.scaling.workers} x {_listed(needs(config), needs(config))}"
+                say(f"waiting for the cluster to grow, {waited:.0f} s: a trial takes {trial}, {len(present())} nodes are there")
+                told = waited
+            time.sleep(1.0)
+    finally:
+        request_resources(bundles=[])
