@@ -106,6 +106,9 @@ def _check_room(config: Config, findings: Findings, gpu: str | None) -> None:
 
     rows = [row for row in (findings.plan or {"candidates": []})["candidates"] if not row["done"]]
     macs = [row["training_macs"] for row in rows]
+    if config.run.wait_for_nodes and at_once(config, grown()) < 1:
+        findings.notes.append("no trial fits on the nodes there are: the search will wait for more (run.wait_for_nodes)")
+        return
     place = placed(config, macs, grown())
     findings.at_once, findings.why = place.at_once, place.why
     try:

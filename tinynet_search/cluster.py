@@ -145,6 +145,7 @@ def run_source(config: Config, root: str, source: Source, most: int, at_once: in
         "scaling": vars(scaling),
         "execution": config.execution.model_dump(),
         "placement": config.scaling.placement,
+        "start_timeout": config.run.wait_for_nodes,
     }
     trainable = tune.with_resources(TRAINABLES[config.run.executor], tune_resources(config.run.executor, scaling))
     # Between two waves nothing runs, so a source either has one more or has ended.

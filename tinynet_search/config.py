@@ -109,7 +109,8 @@ class OpenSection(BaseModel):
 
 class RunSection(Section):
     """``address``: of a Ray cluster; empty starts one here unless RAY_ADDRESS names one. ``trial_timeout``: seconds, or "30m",
-    "6h", without an epoch after which a trial has failed. ``stop_at_failed``: the share of failed trials above which a search stops."""
+    "6h", without an epoch after which a trial has failed. ``stop_at_failed``: the share of failed trials above which a search stops.
+    ``wait_for_nodes``: seconds, or "30m", that a cluster which scales up gets to hold its first trial, and each later one."""
 
     executor: Literal["inline", "ray_train"] = "inline"
     address: str | None = None
@@ -117,8 +118,9 @@ class RunSection(Section):
     max_failures: int = Field(default=5, ge=0)
     trial_timeout: float = Field(default=6 * 3600, gt=0)
     stop_at_failed: float = Field(default=0.5, ge=0, le=1)
+    wait_for_nodes: float = Field(default=0.0, ge=0)
 
-    @field_validator("trial_timeout", mode="before")
+    @field_validator("trial_timeout", "wait_for_nodes", mode="before")
     @classmethod
     def _time(cls, value: Any) -> Any:
         return seconds(value) if isinstance(value, str) else value

@@ -9,7 +9,7 @@ import heapq
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from search_spaces import RequestError
@@ -183,32 +183,40 @@ def grown() -> list[Nodes]:
 def take_place(config: Config, macs: Sequence[float], say: Callable[[str], None]) -> Placement:
     """The search's place on the cluster at hand; one that scales up is waited for.
 
+    That is one whose autoscaler has told Ray of nodes to come, or any with ``run.wait_for_nodes``: most autoscalers tell Ray nothing.
+
     Raises:
-        RequestError: the cluster can never run one trial, or has not grown enough within ``GROWTH`` seconds.
+        RequestError: the cluster can never run one trial, or has not grown enough in time.
     """
-    whole = grown()
-    place = placed(config, macs, whole)
+    there = grown()
+    if config.run.wait_for_nodes and at_once(config, there) < 1:
+        there = _awaited(config, config.run.wait_for_nodes, say)
+    place = placed(config, macs, there)
     if at_once(place.config, present()) < 1:
-        _await(place.config, say)
+        _awaited(place.config, config.run.wait_for_nodes or GROWTH, say)
+    if config.run.wait_for_nodes and config.run.concurrency:
+        place = replace(place, at_once=config.run.concurrency)  # what waits is what makes it grow
     if place.why:
         say(place.why)
     return place
 
 
-def _await(config: Config, say: Callable[[str], None]) -> None:
+def _awaited(config: Config, patience: float, say: Callable[[str], None]) -> list[Nodes]:
+    """The nodes, once they hold one trial."""
     from ray.autoscaler.sdk import request_resources
 
     began, told = time.monotonic(), -TOLD
     request_resources(bundles=[needs(config)] * config.scaling.workers)
     try:
-        while at_once(config, present()) < 1:
+        while at_once(config, there := present()) < 1:
             waited = time.monotonic() - began
-            if waited > GROWTH:
-                raise RequestError(f"{_lacking(config, present())}; the cluster has not grown for {duration(GROWTH)}")
+            if waited > patience:
+                raise RequestError(f"{_lacking(config, there)}; the cluster has not grown for {duration(patience)}")
             if waited - told >= TOLD:
                 trial = f"{config.scaling.workers} x {_listed(needs(config), needs(config))}"
-                say(f"waiting for the cluster to grow, {waited:.0f} s: a trial takes {trial}, {len(present())} nodes are there")
+                say(f"waiting for the cluster to grow, {waited:.0f} s: a trial takes {trial}, {len(there)} nodes are there")
                 told = waited
             time.sleep(1.0)
+        return there
     finally:
         request_resources(bundles=[])

@@ -6,7 +6,8 @@ Both call the same ``run_trial`` on the same search directory. Tune and Train se
 themselves is scratch.
 
 ``config`` holds ``trial`` (a TrialSpec as plain values), ``root`` (the search directory), ``stop`` (the file below it that
-asks trials to end), ``scaling`` and ``execution``. A trial that was asked to end comes back without a result.
+asks trials to end), ``scaling``, ``execution``, and ``start_timeout``, the seconds that a worker group gets to start. A
+trial that was asked to end comes back without a result.
 """
 
 import contextlib
@@ -64,6 +65,8 @@ def ray_train_trial(config: Mapping[str, Any]) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    if config.get("start_timeout"):  # on a cluster that grows; Ray Train's own minute is for nodes that are there
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config["start_timeout"])
     scaling = Scaling(**config["scaling"])
     spec = TrialSpec.from_json(config["trial"])
     there = read_result(open_folder(config["root"]), spec.run)

@@ -219,10 +219,10 @@ def test_the_rayjob_runs_the_configuration_that_is_mounted(which: str) -> None:
     assert {"name": "config", "mountPath": "/config", "readOnly": True} in head["volumeMounts"]
 
 
-def test_nothing_floats_nothing_is_privileged_and_nothing_names_a_place_of_ours() -> None:
+def test_nothing_floats_and_nothing_is_privileged() -> None:
     for path in texts():
         text = path.read_text(encoding="utf-8")
-        assert not re.search(r":latest\b|privileged: true|pypi\.|index-url [^\"]|download\.pytorch|/work/", text), path
+        assert not re.search(r":latest\b|privileged: true|index-url [^\"]", text), path
         assert all(len(line) <= 250 for line in text.splitlines() if path.suffix != ".md"), path
 
 

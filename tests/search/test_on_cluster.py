@@ -92,6 +92,17 @@ def test_one_that_does_not_grow_is_given_up(growing: Any, tmp_path: Path, monkey
         take_place(tiny_config(tmp_path, "scaling.cpus=2"), [1.0], lambda line: None)
 
 
+def test_one_that_tells_nothing_is_waited_for_where_the_user_says_so(ray_cluster: Any, tmp_path: Path) -> None:
+    """Then as many trials are asked for at once as the user wants: what waits is what makes a cluster grow."""
+    said = list[str]()
+    slow = tiny_config(tmp_path, "scaling.cpus=2", "run.wait_for_nodes=1s")
+    with pytest.raises(RequestError, match=r"has not grown for 1 s"):
+        take_place(slow, [1.0], said.append)
+    assert said[0].startswith("waiting for the cluster to grow, 0 s")
+    wide = tiny_config(tmp_path, "run.wait_for_nodes=30m", "run.concurrency=7")
+    assert (take_place(wide, [1.0], said.append).at_once, len(said)) == (7, 1)
+
+
 def test_one_that_can_never_hold_a_trial_is_refused_at_once(growing: Any, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no room for a trial of 1 x 3 CPU"):
         take_place(tiny_config(tmp_path, "scaling.cpus=3"), [1.0], lambda line: pytest.fail(line))
