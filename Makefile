@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup demo test test-chaos test-postgres lint bench bench-train bench-scale gpu-check clean
+.PHONY: setup demo test test-chaos test-cluster test-postgres lint bench bench-train bench-scale gpu-check clean
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -25,6 +25,10 @@ test: $(READY) lint
 # The kill table: a search killed at every named point and at random; an hour on two CPU cores.
 test-chaos: $(READY)
 	$(BIN)/python -m pytest -m chaos tests/chaos
+
+# A secured cluster of three hosts (network namespaces: needs root and PostgreSQL), one of them cut off: some minutes.
+test-cluster: $(READY)
+	$(BIN)/python -m pytest -m hosts tests/cluster
 
 # The publisher and the queries on a real PostgreSQL server, which has to be installed: apt-get install postgresql.
 test-postgres: $(READY)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +13,12 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # What the user's shell names must not reach the tests.
-for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
     os.environ.pop(name, None)
+# Every cluster of the tests lets nobody in without this token; the processes of one run share it.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ.setdefault("TINYNET_TEST_TOKEN", secrets.token_hex(16))
+os.environ["RAY_AUTH_TOKEN"] = os.environ["TINYNET_TEST_TOKEN"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

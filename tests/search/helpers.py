@@ -19,7 +19,7 @@ TINY = (
 )
 
 
-def tiny_config(storage: Path, *settings: str, trials: int = 6) -> Config:
+def tiny_config(storage: Path | str, *settings: str, trials: int = 6) -> Config:
     """The demo on a few images: networks of a few pixels, two epochs, no finals."""
     base = ("search.finals=[]", f'storage.path="{storage}"', f"search.trials={trials}")
     return load_config(preset="demo", settings=[*TINY, *base, *settings])

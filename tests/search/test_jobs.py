@@ -16,7 +16,7 @@ from tests.search.helpers import results, tiny_arguments, tiny_config
 from tinynet_search.cli import run
 from tinynet_search.jobs import connection, shipment, submit_search
 from tinynet_search.jobs.connection import connect, find_token
-from tinynet_search.jobs.entry import request
+from tinynet_search.jobs.entry import request as requested
 from tinynet_search.jobs.submission import order_search, order_train
 from tinynet_search.jobs.watching import Jobs
 from tinynet_search.training.request import Request
@@ -33,11 +33,13 @@ class Mine(EfficientNetSpace):
 
 
 @pytest.fixture(autouse=True)
-def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whatever the user of this machine has."""
-    for name in (connection.TOKEN, connection.TOKEN_FILE, connection.VARIABLE):
-        monkeypatch.delenv(name, raising=False)
+def laptop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """A user with no token of their own, where the test has no cluster; the tests' clusters ask for the one in the environment."""
+    monkeypatch.delenv(connection.VARIABLE, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    if not request.node.get_closest_marker("ray"):
+        for name in (connection.TOKEN, "RAY_AUTH_MODE"):
+            monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -128,6 +130,20 @@ def test_a_space_that_only_the_laptop_has(head: str, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.ray
+def test_one_training_is_sent_the_same_way(head: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--rdw", "0.4,0.5,0.4", "--space", "efficientnet_mini", "--data", "petals", "--epochs", "2", "--name", "sent"]
+    small = ["--set", "data.train=96", "--set", "data.val=48", "--set", "recipe.batch=32", "--set", "recipe.micro_batch=16"]
+    assert run(["submit", "train", *arguments, *small, "--storage", str(tmp_path), "--address", head]) == 0, capfd.readouterr().err
+    shown = capfd.readouterr()
+    assert "job sent-1 at http://" in shown.err
+    assert "top-1 %" in shown.out
+    (result,) = results(tmp_path, "sent").values()
+    assert (result["status"], len(result["epochs"])) == ("finished", 2)
+    job = Jobs(head).find("sent")
+    assert (job["kind"], job["status"]) == ("train", "SUCCEEDED")
+
+
+@pytest.mark.ray
 def test_what_the_cluster_cannot_see_is_named(head: str, tmp_path: Path) -> None:
     """Everything at once, and nothing is queued or written."""
     nowhere = tmp_path / "laptop" / "only"
@@ -149,6 +165,20 @@ def test_what_the_cluster_cannot_see_is_named(head: str, tmp_path: Path) -> None
     with pytest.raises(RequestError, match="no room for a trial of 1 x 1 CPU and 1 GPU on nodes of"):
         submit_search(roomless, head)
     assert not (tmp_path / "roomless").exists()
+
+
+@pytest.mark.ray
+def test_the_cluster_lets_nobody_in_without_its_token(
+    head: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "SECRETWORD" * 3)
+    assert run(["jobs", "list", "--address", head]) == 2
+    wrong = capfd.readouterr().err
+    assert "refuses this token" in wrong
+    assert "SECRETWORD" not in wrong
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    assert run(["jobs", "list", "--address", head]) == 2
+    assert "asks for a token" in capfd.readouterr().err
 
 
 class Cluster(BaseHTTPRequestHandler):
@@ -269,16 +299,16 @@ def test_an_order_says_everything_and_nothing_of_this_machine(tmp_path: Path, mo
     metadata = order.metadata(["wheel"])
     assert all(isinstance(value, str) for value in metadata.values())
     environment = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"metadata": metadata})}
-    assert request(environment)["config"]["search"]["trials"] == 4
+    assert requested(environment)["config"]["search"]["trials"] == 4
     train = order_train(Request(c=0.5, data="petals", epochs=3, storage=str(tmp_path)))
-    assert train.arguments[:2] == ("train", "{config}")
-    assert {"--c", "--epochs", "--tracking"} <= set(train.arguments)
+    assert train.arguments == ("train", "{config}", "--c", "0.5", "--data", "petals", "--tracking", "http://mlflow:5000")
+    assert (train.values["recipe"], train.values["run"], train.name) == ({"epochs": 3}, {"address": "auto"}, "c0.5")
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", '{"metadata": {"tinynet.request": "[]"}}', '{"metadata": {"tinynet.request": "{}"}}'])
 def test_a_process_that_is_no_job_says_so(text: str | None) -> None:
     with pytest.raises(RequestError, match="no job of tinynet submit"):
-        request({} if text is None else {"RAY_JOB_CONFIG_JSON_ENV_VAR": text})
+        requested({} if text is None else {"RAY_JOB_CONFIG_JSON_ENV_VAR": text})
 
 
 def test_shipments_are_looked_at_before_they_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,6 +337,18 @@ def test_a_wheel_travels_as_its_folders(tmp_path: Path) -> None:
         assert [folder.name for folder in folders] == ["tinynet_search", "tinynet_search-9.dist-info", "trainables"]
         assert all(folder.is_dir() for folder in folders)
     assert not any(folder.exists() for folder in folders)
+
+
+def test_options_that_submit_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    far = ["--address", "http://127.0.0.1:9", "--storage", str(tmp_path), "--yes"]
+    assert run(["submit", "--preset", "demo", "--epoch", "3", *far]) == 2
+    assert "knows no '--epoch'" in capsys.readouterr().err
+    assert run(["submit", "train", "tinynet_e", "--data", "petals", "--what", *far]) == 2
+    assert "No such option: --what" in capsys.readouterr().err
+    assert run(["submit", "train", "tinynet_e", "--weights", "x.pth", *far]) == 2
+    assert "are for tinynet train" in capsys.readouterr().err
+    assert run(["submit", "train", "--c", "0.5", "--formula", "mine.json", "--data", "petals", *far]) == 2
+    assert "is a file of this machine" in capsys.readouterr().err
 
 
 def test_nobody_to_agree_is_no_agreement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,9 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from search_spaces.errors import RequestError
 from tinynet_search.commands.app import AsJson, Tracking, app
 from tinynet_search.commands.searches import ConfigFile, Preset, Settings, Storage, Trials, configured
 from tinynet_search.tables import duration, table
+
+if TYPE_CHECKING:
+    from tinynet_search.training.request import Request
 
 Address = Annotated[str | None, typer.Option(help="The cluster's dashboard, http://HEAD:8265; else RAY_API_SERVER_ADDRESS.")]
 WorkingDir = Annotated[str | None, typer.Option(metavar="DIR", help="A folder with modules of your own, sent with the job.")]
@@ -48,9 +51,10 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit(
-    config: ConfigFile = None,
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Argument(help="A TOML configuration, or train and what tinynet train takes.")] = None,
     preset: Preset = None,
     settings: Settings = None,
     trials: Trials = None,
@@ -68,15 +72,24 @@ def submit(
     """Run a search on a cluster, or take it up there. Closing the lid, or Ctrl-C, leaves it running.
 
     The cluster looks at data, storage, MLflow and its nodes first; what that found and what the search will cost is shown.
+    tinynet submit train ... sends one training the same way, without asking.
     """
-    from tinynet_search.jobs import submit_search
+    from tinynet_search.jobs import submit_search, submit_train
 
     if working_dir is not None:
         sys.path.append(str(Path(working_dir).expanduser().absolute()))
-    loaded = configured(config, preset, settings, trials, storage)
-    _agreeable(yes)
-    shipping: dict[str, Any] = {"working_dir": working_dir, "wheel": wheel, "gpu": gpu}
-    done = submit_search(loaded, address, tracking=tracking, retry=retry or (), agree=lambda found: yes or _asked(found), **shipping)
+    shipping: dict[str, Any] = {"working_dir": working_dir, "wheel": wheel}
+    if str(config) == "train":
+        done = submit_train(_training(context.args, settings, storage, tracking), address, **shipping)
+    elif context.args:
+        given = [str(config), *context.args]
+        unknown = next((argument for argument in given if argument.startswith("-")), context.args[0])
+        raise RequestError(f"tinynet submit knows no {unknown!r}: see tinynet submit --help")
+    else:
+        loaded = configured(config, preset, settings, trials, storage)
+        _agreeable(yes)
+        agree: Callable[[dict[str, Any]], bool] = lambda found: yes or _asked(found)  # noqa: E731
+        done = submit_search(loaded, address, tracking=tracking, retry=retry or (), gpu=gpu, agree=agree, **shipping)
     if as_json:
         print(json.dumps(vars(done)))
     else:
@@ -165,6 +178,21 @@ def _follow(job: str, address: str | None) -> None:
         why = f": {found['message']}" if found["exit_code"] is None else ""
         _say(f"tinynet: job {found['id']} {found['status'].lower()}{why}: tinynet jobs resume {found['id']} takes it up")
         raise typer.Exit(code)
+
+
+def _training(arguments: list[str], settings: list[str] | None, storage: str | None, tracking: str | None) -> "Request":
+    """The request behind ``train``, by that command's own options; those that both have were taken by ``submit``."""
+    from tinynet_search.commands.train import requested
+
+    group: Any = typer.main.get_command(app)
+    with group.commands["train"].make_context("tinynet submit train", list(arguments)) as parsed:
+        given = dict(parsed.params)
+    if given.pop("eval_only") or given.pop("weights") is not None:
+        raise RequestError("tinynet submit train trains: --eval-only and --weights are for tinynet train")
+    del given["as_json"]
+    given |= {"settings": settings or (), "storage": storage, "tracking": tracking}
+    config = given.pop("config")
+    return requested(network=given.pop("network"), config=Path(config) if config else None, **given)
 
 
 def _agreeable(yes: bool) -> None:

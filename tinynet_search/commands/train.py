@@ -67,11 +67,7 @@ def train(
     a job, a trial or a checkpoint brings its network and, unless --data says otherwise, its data; an export brings its
     network, and timm's name the one of that name.
     """
-    from tinynet_search.training.request import Request
-
-    if network is not None and network.endswith(".toml") and config is None:
-        network, config = None, Path(network)
-    request = Request(
+    request = requested(
         network=network,
         config=config,
         rdw=rdw,
@@ -94,6 +90,15 @@ def train(
         _evaluate(request, weights, as_json=as_json)
     else:
         _train(request, as_json=as_json)
+
+
+def requested(*, network: str | None, config: Path | None, **options: Any) -> "Request":
+    """The command's arguments as a request; a configuration may stand where the network does."""
+    from tinynet_search.training.request import Request
+
+    if network is not None and network.endswith((".toml", ".json")) and config is None:
+        network, config = None, Path(network)
+    return Request(network=network, config=config, **options)
 
 
 def _train(request: "Request", *, as_json: bool) -> None:

@@ -5,7 +5,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -135,16 +135,21 @@ def order_train(request: "Request") -> Order:
     """Raises RequestError where the request means this machine."""
     from tinynet_search.training.request import read_request
 
-    values = read_request(request)
+    # What lies on the cluster is looked at there; what a configuration says is read here.
+    values = read_request(replace(request, data=None))
+    data = request.data or str(values.get("data", {}).get("path") or "petals")
     storage = str(values.get("storage", {}).get("path", "searches"))
-    _refuse_relative(storage, str(values.get("data", {}).get("path") or "/"))
+    _refuse_relative(storage, "/" if data == "petals" else data)
+    if request.formula is not None and (request.formula.endswith(".json") or Path(request.formula).exists()):
+        better = "give the twist by --rdw and --space, or a formula of the registry"
+        raise RequestError(f"--formula {one_line(request.formula)!r} is a file of this machine: {better}")
+    # As a trial on one of its nodes, and not in the job's own process on the head.
+    values["run"] = {**values.get("run", {}), "address": "auto"}
     uri = _tracking(request.tracking, values.get("tracking", {}).get("uri"), storage)
-    flags = asdict(replace(request, config=None, tracking=uri, data=None, settings=(), storage=None))
-    network = flags.pop("network")
-    options = [part for key, value in flags.items() if value not in (None, False, ()) for part in _flag(key, value)]
-    name = request.name or network or f"c-{request.c}" if request.rdw is None else "twist"
-    named = [network, CONFIG] if network else [CONFIG]
-    return Order("train", _plain(str(name)), ("train", *named, *options), values, storage, uri)
+    options = {key: getattr(request, key) for key in ("rdw", "c", "space", "formula", "extrapolate", "data", "name")} | {"tracking": uri}
+    flags = [part for key, value in options.items() if value not in (None, False) for part in _flag(key, value)]
+    name = request.name or request.network or (f"c{request.c:g}" if request.c is not None else f"rdw-{request.rdw}")
+    return Order("train", _plain(name), ("train", *([request.network] if request.network else []), CONFIG, *flags), values, storage, uri)
 
 
 def _flag(key: str, value: Any) -> tuple[str, ...]:

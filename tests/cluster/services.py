@@ -1,0 +1,150 @@
+"""What a cluster of several hosts needs beside Ray, as the deploy files start it: PostgreSQL, MLflow with accounts, an S3 store."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.cluster.hosts import GATEWAY
+from tests.search.mlflow_window import free_port
+from tests.search.servers import postgres_programs, postgres_server
+
+ROOT = Path(__file__).resolve().parents[2]
+SETUP, AUTH = ROOT / "deploy/mlflow/setup.py", ROOT / "deploy/mlflow/auth.ini"
+
+
+def secret() -> str:
+    return secrets.token_hex(16)
+
+
+@dataclass(frozen=True)
+class Services:
+    """Where they are, and everything that must stay secret.
+
+    Attributes:
+        client: the environment of whoever uses them: Ray's nodes.
+    """
+
+    mlflow: str
+    s3: str
+    token: str = field(default_factory=secret)
+    admin_password: str = field(default_factory=secret)
+    user_password: str = field(default_factory=secret)
+    s3_secret: str = field(default_factory=secret)
+    flask_key: str = field(default_factory=secret)
+
+    @property
+    def secrets(self) -> list[str]:
+        return [self.token, self.admin_password, self.user_password, self.s3_secret, self.flask_key]
+
+    @property
+    def client(self) -> dict[str, str]:
+        """As deploy/ gives it to every node."""
+        return {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "HOME": "/tmp/tinynet-ray",
+            "LANG": "C.UTF-8",
+            "OMP_NUM_THREADS": "1",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "MLFLOW_TRACKING_URI": self.mlflow,
+            "MLFLOW_TRACKING_USERNAME": "searches",
+            "MLFLOW_TRACKING_PASSWORD": self.user_password,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            "AWS_ACCESS_KEY_ID": "tinynet",
+            "AWS_SECRET_ACCESS_KEY": self.s3_secret,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    @property
+    def s3_options(self) -> str:
+        """Behind a storage URL."""
+        return f"endpoint_override={self.s3.removeprefix('http://')}&scheme=http&region=us-east-1"
+
+
+@contextmanager
+def services(home: Path) -> Iterator[Services]:
+    """All of them, on the hosts' gateway; PostgreSQL on this machine's loopback alone."""
+    programs = postgres_programs()
+    assert programs is not None
+    made = Services(f"http://{GATEWAY}:{free_port()}", f"http://{GATEWAY}:{free_port()}")
+    aws = {key: made.client[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    s3 = {**os.environ, **aws, "MLFLOW_S3_ENDPOINT_URL": made.s3, "MLFLOW_ARTIFACTS_DESTINATION": "s3://mlflow/artifacts"}
+    with ExitStack() as stack:
+        port = made.s3.rpartition(":")[2]
+        store = [sys.executable, "-m", "moto.server", "--host", GATEWAY, "--port", port]
+        stack.enter_context(_served("s3", store, dict(os.environ), home, lambda: _answers(made.s3)))
+        _run([sys.executable, str(SETUP), "bucket"], s3)
+        _run([sys.executable, str(SETUP), "bucket"], {**s3, "MLFLOW_ARTIFACTS_DESTINATION": "s3://searches"})
+        database = stack.enter_context(postgres_server(programs))
+        _create(programs, database, "mlflow", "mlflow_auth")
+        auth = home / "auth.ini"
+        auth.write_text(AUTH.read_text().replace("postgresql://mlflow@postgres:5432/mlflow_auth", _of(database, "mlflow_auth")))
+        host = made.mlflow.removeprefix("http://")
+        settings = {
+            "MLFLOW_BACKEND_STORE_URI": _of(database, "mlflow"),
+            "MLFLOW_AUTH_CONFIG_PATH": str(auth),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": made.admin_password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": made.flask_key,
+            "MLFLOW_SERVER_ALLOWED_HOSTS": host,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
+        address = ["--host", GATEWAY, "--port", host.rpartition(":")[2]]
+        serve = [sys.executable, "-m", "mlflow", "server", *address, "--app-name", "basic-auth", "--workers", "1"]
+        stack.enter_context(_served("mlflow", serve, {**s3, **settings}, home, lambda: _answers(f"{made.mlflow}/health")))
+        _run([sys.executable, str(SETUP), "user"], {**made.client, "MLFLOW_AUTH_ADMIN_PASSWORD": made.admin_password})
+        yield made
+
+
+def _of(database: str, name: str) -> str:
+    return f"{database.rpartition('/')[0]}/{name}"
+
+
+def _create(programs: Path, database: str, *names: str) -> None:
+    for name in names:
+        _run([str(programs / "psql"), database, "-c", f"create database {name}"], dict(os.environ))
+
+
+def _run(command: list[str], environment: dict[str, str]) -> None:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, (command, done.stdout, done.stderr)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+@contextmanager
+def _served(name: str, command: list[str], environment: dict[str, str], home: Path, ready: Callable[[], bool]) -> Iterator[None]:
+    log = home / f"{name}.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, cwd=home, env=environment, stdout=file, stderr=file, start_new_session=True)
+    try:
+        end = time.monotonic() + 120
+        while not ready():
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < end, log.read_text()[-3000:]
+            time.sleep(0.2)
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
