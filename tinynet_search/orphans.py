@@ -1,21 +1,23 @@
-"""Placement groups whose Train controller is dead: Ray keeps them to the end of the job, and the next controller waits for them.
+"""Placement groups whose Train controller is dead: Ray keeps them, and the next controller waits for their CPUs and GPUs.
 
-Ray Train has a cleaner for them, which a controller tells of its group once that is there: one that dies in between
-leaves a group that nobody knows, and its trial never starts again.
+Ray Train has a cleaner for them, which a controller tells of its group once that is there, and Ray itself looks for a dead
+actor's or job's groups when it hears of the death. A group that was still being made then is one that nobody knows: its
+trial never starts again, in this job or in the next.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from ray.tune import Callback
 
 # Seconds between two looks at the cluster.
 EVERY = 5.0
+CONTROLLER = "TrainController"
 
 
 class Orphans(Callback):
-    """Tune's callback that gives back what a dead actor of this job had reserved."""
+    """Tune's callback that gives back what dead actors of this job, and dead Train controllers of dead jobs, had reserved."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -31,7 +33,7 @@ class Orphans(Callback):
 
 
 def sweep() -> int:
-    """Remove every group of this job whose actor is dead; how many there were."""
+    """Remove every such group; how many there were."""
     from ray import PlacementGroupID
     from ray.util import remove_placement_group
     from ray.util.placement_group import PlacementGroup
@@ -50,10 +52,30 @@ def _orphans() -> Iterator[Any]:
     from ray.core.generated import gcs_pb2
 
     kind: Any = gcs_pb2
+    tables = state.state._connect_and_get_accessor()
     job = bytes.fromhex(ray.get_runtime_context().get_job_id())
-    nobody, removed = ActorID.nil().binary(), kind.PlacementGroupTableData.REMOVED
-    for raw in state.state._connect_and_get_accessor().get_placement_group_table():
-        group = kind.PlacementGroupTableData.FromString(raw)
-        of_an_actor = group.creator_job_id == job and group.creator_actor_id != nobody
-        if of_an_actor and group.creator_actor_dead and not group.is_detached and group.state != removed:
-            yield group
+    dead_jobs = {bytes.fromhex(row["JobID"]) for row in state.jobs() if row["IsDead"]}
+    groups = map(kind.PlacementGroupTableData.FromString, tables.get_placement_group_table())
+    for group in groups:
+        if group.state != kind.PlacementGroupTableData.REMOVED and group.creator_actor_id != ActorID.nil().binary():
+
+            def actor(creator: bytes = group.creator_actor_id) -> tuple[bool, str]:
+                raw = tables.get_actor_info(ActorID(creator))
+                found = kind.ActorTableData.FromString(raw) if raw else None
+                return found is None or found.state == kind.ActorTableData.DEAD, found.class_name if found else CONTROLLER
+
+            if orphaned(group, job, dead_jobs, actor):
+                yield group
+
+
+def orphaned(group: Any, job: bytes, dead_jobs: Collection[bytes], actor: Callable[[], tuple[bool, str]]) -> bool:
+    """Whether nobody is left who could use a group that an actor made.
+
+    Args:
+        group: Ray's row of it, of which ``creator_actor_dead`` may be late; job: this one.
+        actor: asked whether the actor is dead, and of which class it was.
+    """
+    if group.is_detached or (group.creator_job_id != job and group.creator_job_id not in dead_jobs):
+        return False
+    dead, name = actor()
+    return (dead or group.creator_actor_dead) and (group.creator_job_id == job or name.startswith(CONTROLLER))

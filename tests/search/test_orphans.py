@@ -1,15 +1,36 @@
 """What a dead actor had reserved is given back; what anybody else holds is left alone."""
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tinynet_search.orphans import sweep
+from tinynet_search.orphans import CONTROLLER, orphaned, sweep
 
-pytestmark = pytest.mark.ray
+OURS, GONE, OTHERS = b"1", b"2", b"3"
 
 
+@pytest.mark.parametrize(
+    ("job", "dead", "name", "told", "detached", "given_back"),
+    [
+        (OURS, True, CONTROLLER, False, False, True),  # made after Ray had looked for the dead actor's groups
+        (OURS, False, CONTROLLER, True, False, True),
+        (OURS, True, "Holder", False, False, True),
+        (OURS, False, CONTROLLER, False, False, False),
+        (OURS, True, CONTROLLER, True, True, False),
+        (GONE, True, CONTROLLER, False, False, True),  # and after the job that had been killed
+        (GONE, True, "Somebody's", True, False, False),
+        (GONE, False, CONTROLLER, False, False, False),
+        (OTHERS, True, CONTROLLER, True, False, False),
+    ],
+)
+def test_whose_groups_are_given_back(job: bytes, dead: bool, name: str, told: bool, detached: bool, given_back: bool) -> None:
+    group = SimpleNamespace(creator_job_id=job, creator_actor_dead=told, is_detached=detached)
+    assert orphaned(group, OURS, {GONE}, lambda: (dead, name)) is given_back
+
+
+@pytest.mark.ray
 def test_groups_of_dead_actors_are_given_back(ray_cluster: Any) -> None:
     import ray
     from ray.util import placement_group, placement_group_table, remove_placement_group
