@@ -117,9 +117,12 @@ def _timed(call: Any, name: str, seconds: dict[str, float]) -> Any:
 class Silent:
     """In the place of a publisher: publishes nothing."""
 
-    link, busy_seconds = None, 0.0
+    link, busy_seconds, lag = None, 0.0, 0.0
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        return None
+
+    def only_while(self, held: Any) -> None:
         return None
 
     def start(self) -> None:
