@@ -69,12 +69,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check_search(config: Config, tracking: str | None = None, gpu: str | None = None) -> Findings:
+def check_search(config: Config, tracking: str | None = None, gpu: str | None = None, *, plan: bool = True) -> Findings:
     """Look at everything that a search needs, on the cluster that ``cluster`` joins or starts.
 
     Args:
         tracking: MLflow's URI, before MLFLOW_TRACKING_URI and the configuration's.
         gpu: a GPU's name, to estimate the time from; without one a worker of the cluster trains for some seconds.
+        plan: with the candidates and what they cost; a single training has none.
     """
     from tinynet_search.cluster import cluster
     from tinynet_search.report import preview
@@ -83,38 +84,41 @@ def check_search(config: Config, tracking: str | None = None, gpu: str | None = 
     store = None
     with findings.noting(RequestError, StorageError):
         store = SearchStore(config.url)
-        findings.storage = store.url
-    with findings.noting(RequestError, StorageError):
-        findings.plan = preview(config)
+        findings.storage = store.url if plan else store.url.partition("?")[0].rpartition("/")[0]
+    if plan:
+        with findings.noting(RequestError, StorageError):
+            findings.plan = preview(config)
     with findings.noting(RequestError, TrackingError):
         findings.tracking = _check_tracking(config, tracking)
-    if store is not None:
+    if store is not None and plan:
         with findings.noting(RequestError, StorageError):
             _check_holder(store)
     with findings.noting(RequestError), cluster(config):
-        with findings.noting(RequestError):
-            _check_room(config, findings, gpu)
         with findings.noting(RequestError, StorageError):
             findings.nodes = _check_nodes(config, findings.problems)
+        with findings.noting(RequestError):
+            _check_room(config, findings, gpu)
     return findings
 
 
 def _check_room(config: Config, findings: Findings, gpu: str | None) -> None:
     """Whether a trial fits, how many do, and what that comes to."""
-    from tinynet_search.estimate import by_name, calibrated, estimated, median_trial
+    from tinynet_search.estimate import all_macs, by_name, calibrated, estimated, median_trial
     from tinynet_search.placement import at_once, grown, placed, present
 
-    rows = [row for row in (findings.plan or {"candidates": []})["candidates"] if not row["done"]]
-    macs = [row["training_macs"] for row in rows]
+    rows = findings.plan["candidates"] if findings.plan else []
     if config.run.wait_for_nodes and at_once(config, grown()) < 1:
         findings.notes.append("no trial fits on the nodes there are: the search will wait for more (run.wait_for_nodes)")
         return
+    macs = all_macs(config, rows)
     place = placed(config, macs, grown())
     findings.at_once, findings.why = place.at_once, place.why
+    if not macs or findings.problems:
+        return
     try:
-        if rows and gpu:
-            findings.estimate = asdict(estimated(place, macs, *by_name(gpu, config.space.name)))
-        elif rows and at_once(place.config, present()):
+        if gpu:
+            findings.estimate = asdict(estimated(place, macs, *by_name(gpu, config.space.name, place.config.scaling.gpus or 1.0)))
+        elif at_once(place.config, present()):
             findings.estimate = asdict(estimated(place, macs, *calibrated(place.config, median_trial(config, rows))))
     except TimeoutError as error:
         findings.notes.append(str(error))
@@ -153,14 +157,20 @@ def _check_nodes(config: Config, problems: list[str]) -> list[dict[str, Any]]:
         there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
         looks = [look.options(scheduling_strategy=strategy).remote(*arguments) for strategy in there]
         rows = [_row(node, head) for node in nodes]
+        ray.wait(looks, num_returns=len(looks), timeout=LOOK_TIMEOUT)  # one end for all of them
         for row, reference in zip(rows, looks, strict=True):
             try:
-                seen = ray.get(reference, timeout=LOOK_TIMEOUT)
+                seen = ray.get(reference, timeout=1.0)
             except Exception as error:  # a node that goes, an import that fails: Ray has a kind for each
-                seen = {"versions": {}, "problems": [f"it could not be looked at ({one_line(str(error).strip().splitlines()[-1])})"]}
+                seen = {"versions": {}, "problems": [f"it could not be looked at ({one_line(_last(error))})"]}
             row["versions"] = seen["versions"]
             problems += [f"node {row['name']}: {problem}" for problem in [*_differing(seen["versions"]), *seen["problems"]]]
     return rows
+
+
+def _last(error: Exception) -> str:
+    """Ray puts a worker's traceback before what was wrong."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _row(node: Mapping[str, Any], head: str) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class RunSection(Section):
 
 
 class ScalingSection(Section):
-    """Of one trial. ``auto``: workers, and whatever else is not named, are chosen from the cluster's nodes."""
+    """Of one trial. ``auto``: workers, whatever stands there, and what else is not named are chosen from the cluster's nodes."""
 
     auto: bool = False
     workers: int = Field(default=1, ge=1)
@@ -265,8 +265,6 @@ def validate(values: Mapping[str, Any], where: str) -> Config:
         raise RequestError("scaling: workers of one trial cannot share a GPU; use scaling.workers = 1 with a fraction of a GPU")
     if config.get_recipe().sync_bn and config.scaling.gpus < 1:
         raise RequestError("recipe.sync_bn: synchronised batch norm exists on GPUs only; set scaling.gpus = 1, or leave it out")
-    if config.scaling.auto and "workers" in config.scaling.model_fields_set:
-        raise RequestError("scaling.auto chooses the workers of a trial: leave out scaling.workers, or set auto = false")
     _check_continuing(config)
     share = config.get_recipe().micro_batches
     if share % config.scaling.workers:

@@ -18,7 +18,7 @@ GPUS = {"t4": 32.5e12, "v100": 62.5e12, "a10g": 35e12, "l4": 60.5e12, "l40s": 18
 SHARES = {"resnet": 0.15}
 DEPTHWISE = 0.02
 # Of a calibration, in seconds of training and of patience with it.
-SECONDS, PATIENCE = 8.0, 300.0
+SECONDS, PATIENCE = 8.0, 120.0
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,14 @@ class Estimate:
 
     Attributes:
         rate: training multiply-adds a second of one worker; source: where that comes from.
-        worker_hours: of all trials together, GPU-hours where workers have a GPU; wall_seconds: until the last one has ended.
+        worker_hours: of all trials together, in ``unit``: GPU-hours where workers have one; wall_seconds: until the last one has ended.
     """
 
     rate: float
     source: str
     worker_hours: float
     wall_seconds: float
+    unit: str
 
 
 def estimated(place: Placement, macs: Sequence[float], rate: float, source: str) -> Estimate:
@@ -41,11 +42,27 @@ def estimated(place: Placement, macs: Sequence[float], rate: float, source: str)
     scaling = place.config.scaling
     wall = makespan(place.config, macs, scaling.workers, place.at_once, rate)
     alone = sum(makespan(place.config, [amount], scaling.workers, 1, rate) for amount in macs)
-    return Estimate(rate, source, alone * scaling.workers * (scaling.gpus or 1.0) / 3600, wall)
+    unit = "GPU-hours" if scaling.gpus else "hours of a CPU worker"
+    return Estimate(rate, source, alone * scaling.workers * (scaling.gpus or 1.0) / 3600, wall, unit)
 
 
-def by_name(gpu: str, space: str) -> tuple[float, str]:
-    """A rate, and where it comes from, by a GPU's name.
+def all_macs(config: Config, rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Training multiply-adds of what is left of a search: its trials, and about those of the finals and of a longer frontier."""
+    left = [row["training_macs"] for row in rows if not row["done"]]
+    if not rows:
+        return left
+    whole = statistics.mean(row["training_macs"] / row["c"] for row in rows)
+    finals = [budget * whole for budget in config.search.finals for _ in range(1 + len(config.search.compare or ()))]
+    epochs, longer = config.get_recipe().epochs, config.search.frontier_epochs
+    if longer is None:
+        return [*left, *finals]
+    models = min(len(rows), max(config.search.minimum, round(config.search.fraction * len(rows))))
+    more = statistics.mean(row["training_macs"] for row in rows) * (longer - (0 if config.search.anew else epochs)) / epochs
+    return [*left, *finals, *[more] * models]
+
+
+def by_name(gpu: str, space: str, share_of_it: float = 1.0) -> tuple[float, str]:
+    """A rate, and where it comes from, by a GPU's name; ``share_of_it`` is what a worker has of one.
 
     Raises:
         RequestError: nobody knows it.
@@ -54,7 +71,7 @@ def by_name(gpu: str, space: str) -> tuple[float, str]:
     if peak is None:
         raise unknown("GPU", gpu, tuple(GPUS))
     share = next((share for family, share in SHARES.items() if space.startswith(family)), DEPTHWISE)
-    return peak * share, f"assumed: {share:.0%} of the peak of one {gpu.upper()}"
+    return peak * share * min(1.0, share_of_it), f"assumed: {share:.0%} of the peak of one {gpu.upper()}"
 
 
 def median_trial(config: Config, rows: Sequence[Mapping[str, Any]]) -> TrialSpec:
@@ -75,7 +92,7 @@ def calibrated(config: Config, spec: TrialSpec) -> tuple[float, str]:
     from ray.exceptions import GetTimeoutError
 
     needs = {"num_cpus": config.scaling.cpus, "num_gpus": config.scaling.gpus}
-    arguments = (spec.to_json(), config.execution.model_dump(), config.scaling.loader_workers)
+    arguments = (spec.to_json(), config.execution.model_dump(), config.scaling.loader_workers, config.scaling.cpus)
     task = ray.remote(max_retries=0)(speed).options(**needs).remote(*arguments)
     try:
         images, device = ray.get(task, timeout=PATIENCE)
@@ -83,21 +100,20 @@ def calibrated(config: Config, spec: TrialSpec) -> tuple[float, str]:
         ray.cancel(task, force=True)
         raise TimeoutError(f"no worker was free for a calibration within {PATIENCE:.0f} s; --gpu NAME estimates without one") from None
     except Exception as error:
-        said = str(error).strip().splitlines()[-1]
+        said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise RequestError(f"a trial cannot be trained there: {said}") from error
     macs = spec.network().macs
     return TRAIN_PASSES * macs * images, f"measured: {images:.0f} images/s of {macs / 1e6:.1f}M FLOPs on one {device}"
 
 
-def speed(trial: Mapping[str, Any], execution: Mapping[str, Any], loader_workers: int) -> tuple[float, str]:
-    """In a worker: images a second, and on what."""
+def speed(trial: Mapping[str, Any], execution: Mapping[str, Any], loader_workers: int, cpus: float) -> tuple[float, str]:
+    """In a worker: images a second, and on what; with as many threads as a trial has."""
     import torch
 
     from trainables.calibration import images_per_s
     from trainables.execution import Execution
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU worker"
-    if device == "CPU worker":
-        torch.set_num_threads(1)
+    torch.set_num_threads(max(1, int(cpus)))
     images = images_per_s(TrialSpec.from_json(trial), SECONDS, Execution(**{**execution, "loader_workers": loader_workers}))
     return images, device

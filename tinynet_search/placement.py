@@ -23,6 +23,8 @@ GPU_RATE, CPU_RATE, DOUBLED, STARTING = 5e12, 2e10, 0.9, 15.0
 NO_LATER = 1.05
 # Seconds that a cluster which can grow gets to hold its first trial, and between two lines about it.
 GROWTH, TOLD = 3600.0, 30.0
+# The label by which Ray's nodes name the group that an autoscaler made them of.
+GROUP = "ray.io/node-group"
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def needs(config: Config) -> dict[str, float]:
 def _lacking(config: Config, nodes: Sequence[Nodes]) -> str:
     wanted = needs(config)
     there = "; ".join(f"{node.count} x " * (node.count > 1) + _listed(node.resources, wanted) for node in nodes)
-    return f"no room for a trial of {config.scaling.workers} x {_listed(wanted, wanted)} on nodes of {there}: lower [scaling], or add nodes"
+    mend = "lower [scaling], add nodes, or set run.wait_for_nodes where they come by themselves"
+    return f"no room for a trial of {config.scaling.workers} x {_listed(wanted, wanted)} on nodes of {there}: {mend}"
 
 
 def _listed(resources: Mapping[str, float], keys: Iterable[str]) -> str:
@@ -170,14 +173,14 @@ def present() -> list[Nodes]:
 
 
 def grown() -> list[Nodes]:
-    """The nodes of a cluster that scales, when it has grown as far as it may; as they are where it does not."""
+    """The nodes of a cluster whose autoscaler tells Ray of them, when it has grown as far as it may; else as they are."""
+    import ray
     from ray._private import state
 
-    there = present()
     config = state.state.get_cluster_config()
-    kinds = [group for group in (config.node_group_configs if config else []) if group.max_count > 0]
-    more = [Nodes(dict(group.resources), group.max_count) for group in kinds]
-    return [*(node for node in there if "node:__internal_head__" in node.resources), *more] if more else there
+    kinds = {group.name: group for group in (config.node_group_configs if config else []) if group.max_count > 0}
+    fixed = [node for node in ray.nodes() if node["Alive"] and node.get("Labels", {}).get(GROUP) not in kinds]
+    return [*(Nodes(node["Resources"]) for node in fixed), *(Nodes(dict(group.resources), group.max_count) for group in kinds.values())]
 
 
 def take_place(config: Config, macs: Sequence[float], say: Callable[[str], None]) -> Placement:
@@ -190,6 +193,8 @@ def take_place(config: Config, macs: Sequence[float], say: Callable[[str], None]
     """
     there = grown()
     if config.run.wait_for_nodes and at_once(config, there) < 1:
+        if config.scaling.auto and "gpus" not in config.scaling.model_fields_set:
+            raise RequestError("scaling.auto cannot see nodes that are still to come: name scaling.gpus beside run.wait_for_nodes")
         there = _awaited(config, config.run.wait_for_nodes, say)
     place = placed(config, macs, there)
     if at_once(place.config, present()) < 1:

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from types import TracebackType
 NET = "10.77.0"
 # The address of this machine among them.
 GATEWAY = f"{NET}.1"
-BRIDGE = "tinynet-br"
+BRIDGE, PREFIX = "tinynet-br", "tn-"
 # What each host has for itself, where the others have theirs.
 OWN = ("/dev/shm", "/tmp/tinynet-ray")
 
@@ -23,9 +24,7 @@ def lacking() -> str | None:
         return "hosts of their own need root"
     if not all(map(shutil.which, ("ip", "unshare", "mount"))):
         return "hosts of their own need ip, unshare and mount"
-    made = subprocess.run(["ip", "netns", "add", "tinynet-probe"], capture_output=True, check=False)
-    subprocess.run(["ip", "netns", "delete", "tinynet-probe"], capture_output=True, check=False)
-    return None if made.returncode == 0 else f"no network namespaces here: {made.stderr.decode().strip()}"
+    return None
 
 
 class Hosts:
@@ -37,35 +36,56 @@ class Hosts:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> "Hosts":
+        self._clear()
+        try:
+            self._make()
+        except BaseException:
+            self._clear()
+            raise
+        return self
+
+    def _make(self) -> None:
         _ip("link", "add", BRIDGE, "type", "bridge")
         _ip("address", "add", f"{GATEWAY}/24", "dev", BRIDGE)
         _ip("link", "set", BRIDGE, "up")
         for name, address in self.addresses.items():
-            _ip("netns", "add", name)
-            _ip("link", "add", f"{name}-out", "type", "veth", "peer", "name", f"{name}-in")
-            _ip("link", "set", f"{name}-in", "netns", name)
-            _ip("link", "set", f"{name}-out", "master", BRIDGE, "up")
-            _ip("-n", name, "link", "set", "lo", "up")
-            _ip("-n", name, "link", "set", f"{name}-in", "name", "eth0", "up")
-            _ip("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
+            space, out, into = f"{PREFIX}{name}", f"{PREFIX}{name}o", f"{PREFIX}{name}i"
+            _ip("netns", "add", space)
+            _ip("link", "add", out, "type", "veth", "peer", "name", into)
+            _ip("link", "set", into, "netns", space)
+            _ip("link", "set", out, "master", BRIDGE, "up")
+            _ip("-n", space, "link", "set", "lo", "up")
+            _ip("-n", space, "link", "set", into, "name", "eth0", "up")
+            _ip("-n", space, "address", "add", f"{address}/24", "dev", "eth0")
         for place in OWN:
             Path(place).mkdir(exist_ok=True)
-        return self
+        for address in self.addresses.values():
+            subprocess.run(["ping", "-c", "1", "-W", "5", address], check=True, capture_output=True)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for name in self.addresses:
             self.end(name)
-            for pid in _inside(name):
+        self._clear()
+
+    def _clear(self) -> None:
+        """Whatever is there of it, of this run or of one that was killed."""
+        for name in self.addresses:
+            self._kill(name)
+            subprocess.run(["ip", "netns", "delete", f"{PREFIX}{name}"], capture_output=True, check=False)
+            subprocess.run(["ip", "link", "delete", f"{PREFIX}{name}o"], capture_output=True, check=False)
+        subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)
+
+    def _kill(self, name: str) -> None:
+        while pids := _inside(name):
+            for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
-            subprocess.run(["ip", "link", "delete", f"{name}-out"], capture_output=True, check=False)
-        subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)
+            time.sleep(0.2)
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Run a host's one service, as its init would; what a host had on its own disks before is gone."""
         mounts = "; ".join(f"mount -t tmpfs tmpfs {place}" for place in OWN)
-        inside = ["ip", "netns", "exec", name, "unshare", "--mount", "sh", "-c", f'{mounts}; exec "$@"', "sh", *command]
+        inside = ["ip", "netns", "exec", f"{PREFIX}{name}", "unshare", "--mount", "sh", "-c", f'{mounts}; exec "$@"', "sh", *command]
         with (self.logs / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(inside, env=dict(environment), stdout=log, stderr=log, start_new_session=True)
 
@@ -83,20 +103,21 @@ class Hosts:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        self._kill(name)
 
     def cut(self, name: str) -> None:
         """Pull its cable."""
-        _ip("link", "set", f"{name}-out", "down")
+        _ip("link", "set", f"{PREFIX}{name}o", "down")
 
     def join(self, name: str) -> None:
-        _ip("link", "set", f"{name}-out", "up")
+        _ip("link", "set", f"{PREFIX}{name}o", "up")
 
     def pids(self, name: str) -> list[int]:
         return _inside(name)
 
 
 def _inside(name: str) -> list[int]:
-    found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
+    found = subprocess.run(["ip", "netns", "pids", f"{PREFIX}{name}"], capture_output=True, text=True, check=False)
     return [int(pid) for pid in found.stdout.split()]
 
 

@@ -52,6 +52,9 @@ class Services:
             "HOME": "/tmp/tinynet-ray",
             "LANG": "C.UTF-8",
             "OMP_NUM_THREADS": "1",
+            # Gloo would take the address of the machine's name, which is a loopback's here and on many a Debian.
+            "GLOO_SOCKET_IFNAME": "eth0",
+            "NO_PROXY": "127.0.0.1,10.77.0.0/24",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0",

@@ -14,6 +14,7 @@ import pytest
 from search_spaces import RequestError
 from tests.search.helpers import results, tiny_arguments, tiny_config
 from tinynet_search.cli import run
+from tinynet_search.config import validate
 from tinynet_search.jobs import connection, shipment, submit_search
 from tinynet_search.jobs.connection import connect, find_token
 from tinynet_search.jobs.entry import request as requested
@@ -100,9 +101,11 @@ def test_stopped_and_resumed(head: str, tmp_path: Path, capfd: pytest.CaptureFix
     assert f"job {job.id} stopped: tinynet jobs resume" in capfd.readouterr().err
     assert jobs.find(job.id)["status"] == "STOPPED"
     assert "stopping once every training has committed a checkpoint" in jobs.logs(job.id)
-    newest = [max(trial.glob("epoch-*/progress.json"), key=lambda p: p.stat().st_mtime) for trial in tmp_path.glob("stopped/trials/*")]
+    newest: dict[str, float] = {}
+    for file in tmp_path.glob("stopped/trials/*/epoch-*/progress.json"):
+        newest[file.parts[-3]] = max(newest.get(file.parts[-3], 0.0), file.stat().st_mtime)
     assert newest
-    assert all(file.stat().st_mtime > at for file in newest)
+    assert all(written > at for written in newest.values())
     with pytest.raises(RequestError, match="has ended already"):
         jobs.stop(job.id)
     resumed = jobs.resume(job.id)
@@ -212,7 +215,9 @@ def other() -> Iterator[tuple[str, type[Cluster]]]:
 def test_another_version_of_ray_is_named(other: tuple[str, type[Cluster]]) -> None:
     url, kind = other
     kind.version = "2.40.0"
-    with pytest.raises(RequestError, match=r"runs Ray 2\.40\.0, this machine 2\.58\.0: pip install 'ray\[default\]==2\.40\.0' here, or"):
+    with pytest.raises(
+        RequestError, match=r"runs Ray 2\.40\.0, this machine \d+\.\d+\.\d+: pip install 'ray\[default\]==2\.40\.0' here, or"
+    ):
         connect(url)
 
 
@@ -248,6 +253,11 @@ def test_tokens_are_found_in_rays_order(monkeypatch: pytest.MonkeyPatch, tmp_pat
         (tmp_path / "named").write_text(text)
         with pytest.raises(RequestError, match=said):
             find_token()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "SECRET\nWORD")
+    with pytest.raises(RequestError, match="RAY_AUTH_TOKEN is none") as refused:
+        find_token()
+    assert "WORD" not in str(refused.value)
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "gone"))
     with pytest.raises(RequestError, match="names no readable token"):
         find_token()
@@ -289,6 +299,24 @@ def test_what_means_this_machine_is_refused(tmp_path: Path, monkeypatch: pytest.
     assert "SECRETWORD" not in str(refused.value)
     with pytest.raises(RequestError, match="means a folder of this machine"):
         order_train(Request(network="tinynet_e", data="petals"))
+    place = str(tmp_path)
+    secrets: list[tuple[str, str | None, tuple[str, ...]]] = [
+        ("s3://KEY:SECRETWORD@bucket/x", None, ()),
+        ("s3://bucket/x?secret_key=SECRETWORD", None, ()),
+        (place, "http://mlflow:5000", ("tracking.uri=http://u:SECRETWORD@m:5000",)),
+        (place, "postgresql://h/db?user=u&password=SECRETWORD", ()),
+    ]
+    for storage, tracking, settings in secrets:
+        with pytest.raises(RequestError, match="credentials") as refused:
+            order_search(tiny_config(storage, *settings), tracking)
+        assert "SECRETWORD" not in str(refused.value)
+        with pytest.raises(RequestError, match="credentials") as refused:
+            order_train(Request(network="tinynet_e", data="petals", storage=storage, tracking=tracking, settings=settings))
+        assert "SECRETWORD" not in str(refused.value)
+    with pytest.raises(RequestError, match="no_such_net"):
+        order_train(Request(network="no_such_net", data="petals", storage=place))
+    with pytest.raises(RequestError, match="nonsense"):
+        order_train(Request(network="tinynet_e", data="petals", storage=place, settings=("recipe.nonsense=3",)))
 
 
 def test_an_order_says_everything_and_nothing_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,6 +324,13 @@ def test_an_order_says_everything_and_nothing_of_this_machine(tmp_path: Path, mo
     order = order_search(tiny_config(tmp_path, "run.address=1.2.3.4:6379", trials=4), None, ["failed"])
     assert order.arguments == ("search", "{config}", "--tracking", "http://mlflow:5000", "--retry", "failed")
     assert "address" not in order.values["run"]
+    assert "tracking" not in order.values
+    auto = tiny_config(tmp_path, "scaling.auto=true")
+    there = validate(order_search(auto, None).values, "there")
+    assert (there, there.scaling.model_fields_set) == (auto, {"auto"})
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert "--tracking" not in order_search(auto, None).arguments  # then it is the one that the cluster's nodes name
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     metadata = order.metadata(["wheel"])
     assert all(isinstance(value, str) for value in metadata.values())
     environment = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"metadata": metadata})}
@@ -303,6 +338,9 @@ def test_an_order_says_everything_and_nothing_of_this_machine(tmp_path: Path, mo
     train = order_train(Request(c=0.5, data="petals", epochs=3, storage=str(tmp_path)))
     assert train.arguments == ("train", "{config}", "--c", "0.5", "--data", "petals", "--tracking", "http://mlflow:5000")
     assert (train.values["recipe"], train.values["run"], train.name) == ({"epochs": 3}, {"address": "auto"}, "c0.5")
+    assert train.values["scaling"] == {"auto": True}
+    assert train.seen is not None
+    assert validate(train.seen, "there").space.name == "efficientnet_b0"
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", '{"metadata": {"tinynet.request": "[]"}}', '{"metadata": {"tinynet.request": "{}"}}'])

@@ -88,5 +88,4 @@ def test_short_trials_are_not_divided() -> None:
 def test_what_is_named_stays_and_one_process_is_never_divided() -> None:
     inline = placed(config("scaling.auto=true", "scaling.cpus=2"), [HOUR], [Nodes({"CPU": 8.0})])
     assert (inline.config.scaling.workers, inline.config.scaling.cpus, inline.config.scaling.gpus, inline.at_once) == (1, 2.0, 0.0, 4)
-    with pytest.raises(RequestError, match=r"leave out scaling\.workers"):
-        config(*TRAIN, "scaling.auto=true", "scaling.workers=2")
+    assert placed(config(*TRAIN, "scaling.auto=true", "scaling.workers=2"), [HOUR] * 96, [BOX]).config.scaling.workers == 1

@@ -39,12 +39,13 @@ def check(
     storage: Storage = None,
     tracking: Tracking = None,
     gpu: Gpu = None,
+    no_plan: Annotated[bool, typer.Option("--no-plan", help="Without candidates and cost: for a single training.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """See whether a search can run here: data, storage, MLflow, nodes, room for a trial. Trains nothing."""
     from tinynet_search.check import check_search
 
-    found = check_search(configured(config, preset, settings, trials, storage), tracking, gpu).to_json()
+    found = check_search(configured(config, preset, settings, trials, storage), tracking, gpu, plan=not no_plan).to_json()
     print(json.dumps(found) if as_json else _findings_text(found))
     if found["problems"]:
         _say(*(f"tinynet: {problem}" for problem in found["problems"]))
@@ -80,6 +81,8 @@ def submit(
         sys.path.append(str(Path(working_dir).expanduser().absolute()))
     shipping: dict[str, Any] = {"working_dir": working_dir, "wheel": wheel}
     if str(config) == "train":
+        if preset or trials is not None or retry or gpu:
+            raise RequestError("tinynet submit train takes what tinynet train takes: leave out --preset, --trials, --retry and --gpu")
         done = submit_train(_training(context.args, settings, storage, tracking), address, **shipping)
     elif context.args:
         given = [str(config), *context.args]
@@ -88,7 +91,7 @@ def submit(
     else:
         loaded = configured(config, preset, settings, trials, storage)
         _agreeable(yes)
-        agree: Callable[[dict[str, Any]], bool] = lambda found: yes or _asked(found)  # noqa: E731
+        agree: Callable[[dict[str, Any]], bool] = lambda found: _asked(found, yes)  # noqa: E731
         done = submit_search(loaded, address, tracking=tracking, retry=retry or (), gpu=gpu, agree=agree, **shipping)
     if as_json:
         print(json.dumps(vars(done)))
@@ -172,7 +175,7 @@ def _follow(job: str, address: str | None) -> None:
         found = Jobs(address).follow(job, lambda text: print(text, end="", flush=True))
     except KeyboardInterrupt:
         _say(f"job {job} goes on without you: tinynet jobs logs {job} --follow")
-        raise typer.Exit(0) from None
+        raise typer.Exit(130) from None
     if found["status"] != "SUCCEEDED":
         code = found["exit_code"] or 1
         why = f": {found['message']}" if found["exit_code"] is None else ""
@@ -200,9 +203,9 @@ def _agreeable(yes: bool) -> None:
         raise RequestError("nobody is there to agree to what it will cost: add --yes")
 
 
-def _asked(found: Mapping[str, Any]) -> bool:
+def _asked(found: Mapping[str, Any], yes: bool) -> bool:
     _say(_findings_text(found), "")
-    return typer.confirm("Submit it?", default=False, err=True)
+    return yes or typer.confirm("Submit it?", default=False, err=True)
 
 
 def _findings_text(found: Mapping[str, Any]) -> str:
@@ -215,10 +218,11 @@ def _findings_text(found: Mapping[str, Any]) -> str:
     if plan := found["plan"]:
         from tinynet_search.report import cost_lines
 
-        lines += ["", *cost_lines(plan), found["why"] or f"{found['at_once']} trials at once"]
+        adaptive = [f"{plan['trials']} candidates are drawn while the search runs, each from the results before it"]
+        lines += ["", *(adaptive if plan["adaptive"] else cost_lines(plan)), found["why"] or f"{found['at_once']} trials at once"]
     if estimate := found["estimate"]:
-        gpus = "GPU-hours" if any(n["resources"].get("GPU") for n in found["nodes"]) else "hours of a worker"
-        lines.append(f"{estimate['worker_hours']:.1f} {gpus}, {duration(estimate['wall_seconds'])} in all ({estimate['source']})")
+        hours = f"{estimate['worker_hours']:.1f} {estimate['unit']}, {duration(estimate['wall_seconds'])} in all"
+        lines.append(f"{hours}, finals included ({estimate['source']})")
     lines += found["notes"]
     return "\n".join(lines)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Seconds for a connection; Ray's own client waits for ever.
 PATIENCE = 5.0
+# Seconds for an answer: an upload of a working folder takes its time.
+ANSWER = 60.0
 PORTS = {"http": 80, "https": 443}
 # Where Ray keeps the address of its dashboard for clients.
 VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -39,9 +41,19 @@ def connect(address: str | None) -> "JobSubmissionClient":
     import ray
     from ray.job_submission import JobSubmissionClient
 
+    class Client(JobSubmissionClient):
+        """Ray's own, with an end to every request: a tunnel whose other end is gone takes them and never answers."""
+
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            options.setdefault("timeout", (PATIENCE, ANSWER))
+            return super()._do_request(method, endpoint, **options)
+
     with reaching(url):
-        client = JobSubmissionClient(url, headers=_headers(), verify=_certificates())
-        theirs = client._do_request("GET", "/api/version", timeout=PATIENCE).json()["ray_version"]
+        try:
+            client = Client(url, headers=_headers(), verify=_certificates())
+            theirs = client._do_request("GET", "/api/version").json()["ray_version"]
+        except (KeyError, TypeError) as error:
+            raise RequestError(f"the cluster at {url} does not answer as a Ray dashboard (it tells no version)") from error
     if theirs != ray.__version__:
         mend = f"pip install 'ray[default]=={theirs}' here, or bring the cluster to {ray.__version__}"
         raise RequestError(f"the cluster at {url} runs Ray {theirs}, this machine {ray.__version__}: {mend}")
@@ -65,9 +77,13 @@ def reaching(url: str) -> Iterator[None]:
         raise
     except AuthenticationError as error:
         raise RequestError(_unauthorized(url)) from error
-    except (requests.exceptions.RequestException, ConnectionError) as error:
+    except requests.exceptions.InvalidHeader as error:
+        raise RequestError(f"the token for the cluster at {url} is none: it must be one line of printable characters") from error
+    except (requests.exceptions.RequestException, OSError) as error:
         raise RequestError(f"the cluster at {url} does not answer as a Ray dashboard ({_cause(error)})") from error
     except (RuntimeError, ValueError) as error:
+        if "404" in str(error) and "Version check" in str(error):
+            raise RequestError(f"the cluster at {url} does not answer as a Ray dashboard (404)") from error
         raise JobError(f"the cluster at {url} refused: {_told(error)}") from error
 
 
@@ -122,7 +138,7 @@ def find_token() -> str | None:
         RequestError: the file that was named cannot be read, or holds no token.
     """
     if token := os.environ.get(TOKEN, "").strip():
-        return token
+        return _sound(token, TOKEN)
     named = os.environ.get(TOKEN_FILE)
     path = Path(named).expanduser() if named else Path.home() / ".ray/auth_token"
     try:
@@ -132,13 +148,23 @@ def find_token() -> str | None:
         if named:
             raise RequestError(f"{TOKEN_FILE} names no readable token ({_cause(error)})") from error
         return None
-    if not token.isprintable() or (named and not token):
-        raise RequestError(f"the token in {path} is none: it must be one line of printable characters")
-    return token or None
+    if named and not token:
+        raise RequestError(f"the token in {path} is none: the file is empty")
+    return _sound(token, str(path)) or None
+
+
+def _sound(token: str, where: str) -> str:
+    """The token; errors never repeat it."""
+    if not (token.isascii() and token.isprintable()):
+        raise RequestError(f"the token in {where} is none: it must be one line of printable characters")
+    return token
 
 
 def _certificates() -> str | bool:
-    return os.environ.get("REQUESTS_CA_BUNDLE") or True
+    named = os.environ.get("REQUESTS_CA_BUNDLE")
+    if named and not Path(named).exists():
+        raise RequestError(f"REQUESTS_CA_BUNDLE names {one_line(named)!r}, which is not there")
+    return named or True
 
 
 def _unauthorized(url: str) -> str:

@@ -1,6 +1,9 @@
 """Jobs as they are submitted: looked at by the cluster first, then queued under a number of their own."""
 
+import contextlib
 import json
+import os
+import platform
 import re
 import time
 import uuid
@@ -17,6 +20,7 @@ from tinynet_search.errors import JobError, one_line
 from tinynet_search.jobs.connection import connect, reaching
 from tinynet_search.jobs.entry import CONFIG, REQUEST
 from tinynet_search.jobs.shipment import runtime_env
+from trainables.folder import refuse_credentials
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -30,6 +34,8 @@ PROBE = (
 )
 # Seconds for the look at the cluster: a runtime environment, imports, a task on every node.
 CHECK_TIMEOUT, POLL = 600.0, 0.5
+# Seconds that a look which was broken off gets to end.
+FORGET = 15.0
 # Metadata of our jobs; shipped tells what a resumed job needs again.
 KIND, NAME, STORAGE = "tinynet.kind", "tinynet.name", "tinynet.storage"
 TRACKING, VERSION, SHIPPED = "tinynet.tracking", "tinynet.version", "tinynet.shipped"
@@ -44,7 +50,8 @@ class Order:
         kind: ``search`` or ``train``; name: of the search or the job.
         arguments: of the ``tinynet`` command there, with ``CONFIG`` where its configuration goes.
         values: of the configuration.
-        storage, tracking: where it will write, for those who look for it later.
+        storage, tracking: where it will write, for those who look for it later; tracking is empty where it is the cluster's own.
+        seen: the configuration that the cluster is looked at with, where it is not ``values``.
     """
 
     kind: str
@@ -53,6 +60,7 @@ class Order:
     values: Mapping[str, Any]
     storage: str
     tracking: str
+    seen: Mapping[str, Any] | None = None
 
     def metadata(self, shipped: Collection[str]) -> dict[str, str]:
         """As Ray keeps it with the job: every value a text."""
@@ -108,48 +116,55 @@ def submit_search(
     return submit(order, address, working_dir=working_dir, wheel=wheel, gpu=gpu, check=check, agree=agree)
 
 
-def submit_train(request: "Request", address: str | None = None, **shipping: Any) -> Submitted:
+def submit_train(request: "Request", address: str | None = None, **options: Any) -> Submitted:
     """Queue one training on a cluster: ``tinynet train`` there, with everything resolved here that only this machine knows.
 
     Args:
         request: as ``tinynet train`` makes it.
-        shipping: as ``submit_search``; ``check`` is left out.
+        options: ``working_dir``, ``wheel``, ``check`` as of ``submit_search``.
 
     Raises:
         RequestError, JobError: as ``submit_search``.
     """
-    return submit(order_train(request), address, check=False, **shipping)
+    return submit(order_train(request), address, **options)
 
 
 def order_search(config: Config, tracking: str | None, retry: Collection[str] = ()) -> Order:
-    """Raises RequestError where the configuration means this machine."""
-    values = config.model_dump(mode="json", exclude_none=True)
+    """Raises RequestError where the configuration means this machine, or carries a secret."""
+    # What is not set stays so: it is chosen on the cluster.
+    values = config.model_dump(mode="json", exclude_none=True, exclude_unset=True)
     values.get("run", {}).pop("address", None)
-    _refuse_relative(config.storage.path, str((config.data.model_extra or {}).get("path") or "/"))
-    uri = _tracking(tracking, config.tracking.uri, config.storage.path)
+    _refuse_here(config.storage.path, str((config.data.model_extra or {}).get("path") or "/"))
+    uri = _tracking(values, tracking)
     again = tuple(argument for reason in retry for argument in ("--retry", reason))
-    return Order("search", str(config.search.name), ("search", CONFIG, "--tracking", uri, *again), values, config.url, uri)
+    return Order("search", str(config.search.name), ("search", CONFIG, *_named(uri), *again), values, config.url, uri or "")
 
 
 def order_train(request: "Request") -> Order:
-    """Raises RequestError where the request means this machine."""
-    from tinynet_search.training.request import read_request
+    """Raises RequestError where the request means this machine, carries a secret, or cannot be."""
+    from tinynet_search.training.request import Chooser, read_request, settled
 
     # What lies on the cluster is looked at there; what a configuration says is read here.
     values = read_request(replace(request, data=None))
     data = request.data or str(values.get("data", {}).get("path") or "petals")
     storage = str(values.get("storage", {}).get("path", "searches"))
-    _refuse_relative(storage, "/" if data == "petals" else data)
+    _refuse_here(storage, "/" if data == "petals" else data)
     if request.formula is not None and (request.formula.endswith(".json") or Path(request.formula).exists()):
         better = "give the twist by --rdw and --space, or a formula of the registry"
         raise RequestError(f"--formula {one_line(request.formula)!r} is a file of this machine: {better}")
-    # As a trial on one of its nodes, and not in the job's own process on the head.
+    uri = _tracking(values, request.tracking)
+    # As a trial on one of its nodes, with its GPU if it has any, and not in the job's own process on the head.
     values["run"] = {**values.get("run", {}), "address": "auto"}
-    uri = _tracking(request.tracking, values.get("tracking", {}).get("uri"), storage)
-    options = {key: getattr(request, key) for key in ("rdw", "c", "space", "formula", "extrapolate", "data", "name")} | {"tracking": uri}
+    values.setdefault("scaling", {"auto": True})
+    seen = {**values, "data": values.get("data") or ({"name": "petals"} if data == "petals" else {"name": "imagefolder", "path": data})}
+    config = settled(seen, Chooser(request).space, request)
+    options = {key: getattr(request, key) for key in ("rdw", "c", "space", "formula", "extrapolate", "data", "name")}
     flags = [part for key, value in options.items() if value not in (None, False) for part in _flag(key, value)]
     name = request.name or request.network or (f"c{request.c:g}" if request.c is not None else f"rdw-{request.rdw}")
-    return Order("train", _plain(name), ("train", *([request.network] if request.network else []), CONFIG, *flags), values, storage, uri)
+    arguments = ("train", *([request.network] if request.network else []), CONFIG, *flags, *_named(uri))
+    looked = config.model_copy(update={"run": config.run.model_copy(update={"address": None})})
+    as_seen = looked.model_dump(mode="json", exclude_none=True, exclude_unset=True)
+    return Order("train", _plain(name), arguments, values, storage, uri or "", as_seen)
 
 
 def _flag(key: str, value: Any) -> tuple[str, ...]:
@@ -161,22 +176,39 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "job"
 
 
-def _refuse_relative(storage: str, data: str) -> None:
+def _refuse_here(storage: str, data: str) -> None:
+    refuse_credentials(storage)
     for what, path in (("storage.path", storage), ("data.path", data)):
         if "://" not in path and not Path(path).is_absolute():
             better = "/shared/searches, s3://bucket/searches" if what == "storage.path" else "/data/imagenet100-packed"
             raise RequestError(f"{what} {path!r} means a folder of this machine: give the place as the cluster's nodes see it ({better})")
 
 
-def _tracking(explicit: str | None, config: str | None, storage: str) -> str:
+def _tracking(values: dict[str, Any], explicit: str | None) -> str | None:
+    """MLflow's URI where anybody here named one, taken out of the values; else it is the cluster's own.
+
+    Raises:
+        RequestError: one of them carries a secret, or is none.
+    """
     from tinynet_search.tracking import resolve_uri
     from tinynet_search.tracking.connection import address
 
-    uri = resolve_uri(explicit, config, storage)
-    if "@" in urlsplit(uri).netloc:
-        where = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the cluster's environment"
-        raise RequestError(f"tracking {one_line(address(uri))} has credentials, which a job's record would show: put them into {where}")
-    return uri
+    section = values.pop("tracking", None) or {}
+    named = [uri for uri in (explicit, os.environ.get("MLFLOW_TRACKING_URI"), section.get("uri")) if uri]
+    for uri in named:
+        try:
+            refuse_credentials(uri)
+            secret = "@" in urlsplit(uri).netloc
+        except RequestError:
+            secret = True
+        if secret:
+            where = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the cluster's environment"
+            raise RequestError(f"tracking {one_line(address(uri))} has credentials, which a job's record would show: put them into {where}")
+    return resolve_uri(named[0], None, "/") if named else None
+
+
+def _named(uri: str | None) -> tuple[str, ...]:
+    return ("--tracking", uri) if uri else ()
 
 
 def submit(
@@ -227,6 +259,8 @@ def ours(client: "JobSubmissionClient") -> list[Any]:
 
 def _refuse_running(client: "JobSubmissionClient", order: Order) -> None:
     wanted = {KIND: order.kind, NAME: order.name, STORAGE: order.storage}
+    if order.kind == "train":  # of one network there may be several, on other data
+        wanted[REQUEST] = order.metadata(())[REQUEST]
     for job in ours(client):
         same = wanted.items() <= job.metadata.items()
         if same and not job.status.is_terminal():
@@ -250,41 +284,58 @@ def _queue(client: "JobSubmissionClient", order: Order, env: Mapping[str, Any], 
 
 
 def look(client: "JobSubmissionClient", order: Order, env: Mapping[str, Any], gpu: str | None = None) -> dict[str, Any]:
-    """What the cluster sees of a search, by a short job there that is deleted again.
+    """What the cluster sees of a search or a training, by a short job there that is deleted again.
 
     Raises:
         RequestError: the cluster has no tinynet-search, or another version; JobError: the look itself failed.
     """
-    named = ("--gpu", gpu) if gpu else ()
-    asking = replace(order, kind="check", arguments=("check", CONFIG, "--tracking", order.tracking, "--json", *named))
+    options = [*_named(order.tracking), *(("--gpu", gpu) if gpu else ()), *(("--no-plan",) if order.kind == "train" else ())]
+    values = order.values if order.seen is None else order.seen
+    asking = replace(order, kind="check", arguments=("check", CONFIG, *options, "--json"), values=values)
     entrypoint = f'python -c "{PROBE}" && {ENTRY}'
     name = f"{order.name}-check-{uuid.uuid4().hex[:8]}"
     job = client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=dict(env), metadata=asking.metadata(()))
     try:
-        end = time.monotonic() + CHECK_TIMEOUT
-        while not (status := client.get_job_status(job)).is_terminal():
-            if time.monotonic() > end:
-                raise JobError(f"job {job}, which looks at the cluster, has not ended after {CHECK_TIMEOUT:.0f} s: is the cluster full?")
-            time.sleep(POLL)
+        _ended(client, job, CHECK_TIMEOUT)
         logs = client.get_job_logs(job)
-        _refuse_version(_document(logs, "tinynet-probe "), client.get_address())
+        probe = _document(logs, "tinynet-probe ")
+        _refuse_version(probe, client.get_address())
         findings = _document(logs, "")
         if findings is not None:
+            findings["notes"] = [*findings.get("notes", []), *_other_python(probe)]
             return findings
         info = client.get_job_info(job)
         if info.driver_exit_code == 2:
             raise RequestError(f"the cluster at {client.get_address()}: {_last(logs).removeprefix('tinynet: ')}")
-        raise JobError(f"the look at the cluster failed: {_last(logs) or one_line(info.message or status)}")
+        raise JobError(f"the look at the cluster failed: {_last(logs) or one_line(info.message or info.status)}")
     finally:
         _forget(client, job)
 
 
+def _ended(client: "JobSubmissionClient", job: str, patience: float) -> None:
+    end = time.monotonic() + patience
+    while not client.get_job_status(job).is_terminal():
+        if time.monotonic() > end:
+            raise JobError(
+                f"job {job}, which looks at the cluster, has not ended after {patience:.0f} s: tinynet jobs logs, or Ray's dashboard"
+            )
+        time.sleep(POLL)
+
+
 def _forget(client: "JobSubmissionClient", job: str) -> None:
-    try:
-        client.stop_job(job)
+    """Whatever becomes of the look, it leaves no job behind, unless the cluster is gone."""
+    with contextlib.suppress(RuntimeError, OSError):
+        if not client.get_job_status(job).is_terminal():
+            client.stop_job(job)
+            _ended(client, job, FORGET)
         client.delete_job(job)
-    except RuntimeError:
-        return  # it runs still, or is gone
+
+
+def _other_python(probe: Mapping[str, Any] | None) -> list[str]:
+    theirs, ours = str((probe or {}).get("python", "")), platform.python_version()
+    if not theirs or theirs.split(".")[:2] == ours.split(".")[:2]:
+        return []
+    return [f"the cluster runs Python {theirs}, this machine {ours}: modules that you send must run on both"]
 
 
 def _document(logs: str, prefix: str) -> dict[str, Any] | None:

@@ -1,8 +1,6 @@
 """Jobs that were submitted: found by id or name, followed, stopped, resumed."""
 
-import asyncio
 import json
-import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,9 +15,8 @@ from tinynet_search.jobs.submission import KIND, NAME, POLL, SHIPPED, STORAGE, T
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-# Seconds between tries to follow a job again whose cluster went silent, and how long at most.
-AGAIN, GIVE_UP = 3.0, 300.0
-STATES = ("PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED")
+# Seconds between two looks at a job that is followed, and of silence after which its cluster is given up.
+EVERY, GIVE_UP = 2.0, 300.0
 
 
 class Jobs:
@@ -50,28 +47,31 @@ class Jobs:
             return self._client.get_job_logs(job.submission_id)
 
     def follow(self, name: str, say: Callable[[str], None]) -> dict[str, Any]:
-        """Pass a job's words on until it ends, through any silence of the cluster; the job as it ended."""
-        job, told, silent = self._found(name).submission_id, 0, None
-        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it tells of every stream that ends
+        """Pass a job's words on until it ends, through any silence of the cluster; the job as it ended.
+
+        What it has said is asked for again and again: a stream would not tell of a lid that was closed and opened.
+        """
+        job, told, heard = self._found(name).submission_id, 0, time.monotonic()
         while True:
             try:
                 with reaching(self.address):
-                    told = asyncio.run(_told(self._client, job, told, say))
                     found = self._client.get_job_info(job)
-                    if found.status.is_terminal():
-                        # The stream ends with the job, and may have missed its last words.
-                        say(self._client.get_job_logs(job)[told:])
-                        return described(found)
-                silent = None
-            except RequestError:
-                silent = silent or time.monotonic()
-                if time.monotonic() - silent > GIVE_UP:
+                    logs = self._client.get_job_logs(job)
+            except (RequestError, JobError):
+                if time.monotonic() - heard > GIVE_UP:
                     raise
-            time.sleep(AGAIN if silent else POLL)
+            else:
+                heard = time.monotonic()
+                if len(logs) > told:
+                    say(logs[told:])
+                    told = len(logs)
+                if found.status.is_terminal():
+                    return described(found)
+            time.sleep(EVERY)
 
     def stop(self, name: str) -> dict[str, Any]:
         """Have a job commit checkpoints and end; returns once it has."""
-        job = self._found(name)
+        job = self._found(name, alone=True)
         if job.status.is_terminal():
             raise RequestError(f"job {job.submission_id} has ended already ({job.status.lower()})")
         with reaching(self.address):
@@ -89,44 +89,51 @@ class Jobs:
         if not job.status.is_terminal():
             raise RequestError(f"job {job.submission_id} is {job.status.lower()}: there is nothing to resume")
         given = {"working_dir": working_dir, "wheel": wheel}
-        lacking = [flag for flag in job.metadata[SHIPPED].split(",") if flag and not given[flag]]
+        lacking = [flag for flag in job.metadata.get(SHIPPED, "").split(",") if flag and not given[flag]]
         if lacking:
             flags = " and ".join(f"--{flag.replace('_', '-')}" for flag in lacking)
             raise RequestError(f"job {job.submission_id} was sent with {flags}, which the cluster does not keep: give it again")
         return submit(_order(job.metadata), self.address, working_dir=working_dir, wheel=wheel, check=False)
 
-    def _found(self, name: str) -> Any:
+    def _found(self, name: str, *, alone: bool = False) -> Any:
+        """A job by its id, or the newest of a name; ``alone``: not where others of that name run too."""
         with reaching(self.address):
             jobs = ours(self._client)
-        matching = [job for job in jobs if job.submission_id == name] or [job for job in jobs if job.metadata[NAME] == name]
+        matching = [job for job in jobs if job.submission_id == name] or [job for job in jobs if job.metadata.get(NAME) == name]
         if not matching:
             known = ", ".join(job.submission_id for job in jobs[-5:]) or "there is none"
             raise RequestError(f"no job {one_line(name, 80)!r} at {self.address}: {known}")
-        return matching[-1]
+        running = [job.submission_id for job in matching if not job.status.is_terminal()]
+        if alone and len(running) > 1:
+            raise RequestError(f"several jobs of the name {one_line(name, 80)!r} run: {', '.join(running)}: give one of these")
+        return next((job for job in reversed(matching) if alone and job.submission_id in running), matching[-1])
 
 
 def described(job: Any) -> dict[str, Any]:
     """A job as ``tinynet jobs --json`` prints it; times are seconds since 1970."""
     metadata = job.metadata
     times = {key: value / 1000 if value else None for key, value in (("started", job.start_time), ("ended", job.end_time))}
-    about = {"storage": metadata[STORAGE], "tracking": metadata[TRACKING], "version": metadata[VERSION]}
+    about = {key: metadata.get(name, "") for key, name in (("storage", STORAGE), ("tracking", TRACKING), ("version", VERSION))}
     status = str(getattr(job.status, "value", job.status))
     ended = {"exit_code": job.driver_exit_code, "message": one_line(job.message or "")}
-    return {"id": job.submission_id, "kind": metadata[KIND], "name": metadata[NAME], "status": status, **times, **about, **ended}
+    return {
+        "id": job.submission_id,
+        "kind": metadata.get(KIND, ""),
+        "name": metadata.get(NAME, ""),
+        "status": status,
+        **times,
+        **about,
+        **ended,
+    }
 
 
 def _order(metadata: Mapping[str, str]) -> Order:
     request = json.loads(metadata[REQUEST])
-    values, arguments = request["config"], tuple(request["arguments"])
+    values, arguments = request["config"], _without(request["arguments"], "--retry")
     return Order(metadata[KIND], metadata[NAME], arguments, values, metadata[STORAGE], metadata[TRACKING])
 
 
-async def _told(client: "JobSubmissionClient", job: str, told: int, say: Callable[[str], None]) -> int:
-    """Pass on what a job says beyond its first ``told`` characters; how many there were in the end."""
-    heard = 0
-    async for text in client.tail_job_logs(job):
-        new = text[max(0, told - heard) :]
-        heard += len(text)
-        if new:
-            say(new)
-    return max(heard, told)
+def _without(arguments: list[str], option: str) -> tuple[str, ...]:
+    """The arguments without an option and its values: failed trials were set aside when the job was first sent."""
+    taken = {index + step for index, argument in enumerate(arguments) if argument == option for step in (0, 1)}
+    return tuple(argument for index, argument in enumerate(arguments) if index not in taken)
