@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from tests.cluster.hosts import GATEWAY
 from tests.search.mlflow_window import free_port
-from tests.search.servers import postgres_programs, postgres_server
+from tests.search.servers import answers, end, postgres_programs, postgres_server
 
 ROOT = Path(__file__).resolve().parents[2]
 SETUP, AUTH = ROOT / "deploy/mlflow/setup.py", ROOT / "deploy/mlflow/auth.ini"
@@ -85,7 +84,7 @@ def services(home: Path) -> Iterator[Services]:
     with ExitStack() as stack:
         port = made.s3.rpartition(":")[2]
         store = [sys.executable, "-m", "moto.server", "--host", GATEWAY, "--port", port]
-        stack.enter_context(_served("s3", store, dict(os.environ), home, lambda: _answers(made.s3)))
+        stack.enter_context(_served("s3", store, dict(os.environ), home, lambda: answers(made.s3)))
         _run([sys.executable, str(SETUP), "bucket"], s3)
         _run([sys.executable, str(SETUP), "bucket"], {**s3, "MLFLOW_ARTIFACTS_DESTINATION": "s3://searches"})
         database = stack.enter_context(postgres_server(programs))
@@ -105,7 +104,7 @@ def services(home: Path) -> Iterator[Services]:
         }
         address = ["--host", GATEWAY, "--port", host.rpartition(":")[2]]
         serve = [sys.executable, "-m", "mlflow", "server", *address, "--app-name", "basic-auth", "--workers", "1"]
-        stack.enter_context(_served("mlflow", serve, {**s3, **settings}, home, lambda: _answers(f"{made.mlflow}/health")))
+        stack.enter_context(_served("mlflow", serve, {**s3, **settings}, home, lambda: answers(f"{made.mlflow}/health")))
         _run([sys.executable, str(SETUP), "user"], {**made.client, "MLFLOW_AUTH_ADMIN_PASSWORD": made.admin_password})
         yield made
 
@@ -124,30 +123,17 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
     assert done.returncode == 0, (command, done.stdout, done.stderr)
 
 
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
-
-
 @contextmanager
 def _served(name: str, command: list[str], environment: dict[str, str], home: Path, ready: Callable[[], bool]) -> Iterator[None]:
     log = home / f"{name}.log"
     with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=home, env=environment, stdout=file, stderr=file, start_new_session=True)
     try:
-        end = time.monotonic() + 120
+        latest = time.monotonic() + 120
         while not ready():
             assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < end, log.read_text()[-3000:]
+            assert time.monotonic() < latest, log.read_text()[-3000:]
             time.sleep(0.2)
         yield
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        end(process, signal.SIGTERM)

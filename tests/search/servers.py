@@ -40,7 +40,7 @@ def mlflow_server(home: Path, backend: str | None = None) -> Iterator[str]:
         _wait(lambda: answers(f"{url}/health"), process, home / "log")
         yield url
     finally:
-        _end(process, signal.SIGTERM)
+        end(process, signal.SIGTERM)
 
 
 def postgres_programs() -> Path | None:
@@ -72,7 +72,7 @@ def postgres_server(programs: Path) -> Iterator[str]:
             _wait(lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0, process, log)
             yield f"postgresql://tinynet@127.0.0.1:{port}/postgres"
         finally:
-            _end(process, signal.SIGINT)
+            end(process, signal.SIGINT)
 
 
 def _unprivileged() -> str | None:
@@ -91,7 +91,7 @@ def _wait(ready: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Pa
         time.sleep(0.1)
 
 
-def _end(process: "subprocess.Popen[bytes]", sent: signal.Signals) -> None:
+def end(process: "subprocess.Popen[bytes]", sent: signal.Signals) -> None:
     process.send_signal(sent)
     try:
         process.wait(20)
