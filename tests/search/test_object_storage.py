@@ -1,9 +1,6 @@
 """Searches on S3, through pyarrow and against a local server: the folder's contract, a whole search, a trial that is taken up."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import Callable
@@ -13,8 +10,7 @@ from typing import Any
 import pytest
 
 from search_spaces import RequestError
-from tests.search.helpers import tiny_arguments, tiny_config
-from tests.search.mlflow_window import Window, wanted_points
+from tests.search.helpers import tiny_config
 from tests.trainables.helpers import without_times
 from tinynet_search.plan import agreed_plan, candidates_of, grow
 from tinynet_search.search import run_search
@@ -189,38 +185,3 @@ def test_a_whole_search_and_its_rerun(ray_cluster: Any, object_storage: Place, t
     assert plan is not None
     assert "test" not in json.dumps(plan["data"])
     assert len(candidates_of(plan, store)) == 3
-
-
-# A driver that sees no other's lease: as if both had looked in the moment before the other wrote.
-UNAWARE = """
-import sys
-from tinynet_search import cli, lease
-lease._holds = lambda *_: False
-lease.Lease.held = lambda self: not self.lost
-lease.Lease._beat = lambda self: None
-sys.exit(cli.run(sys.argv[1:]))
-"""
-
-
-@pytest.mark.ray
-def test_two_drivers_at_once_are_harmless(ray_cluster: Any, object_storage: Place, tmp_path: Path) -> None:
-    """No lease can keep them apart there: every trial has one result all the same, and MLflow one run after the next command."""
-    url, tracking = object_storage(f"two-{uuid.uuid4().hex[:8]}"), f"sqlite:///{tmp_path}/mlflow.db"
-    arguments = [*tiny_arguments(url, "run.concurrency=1", trials=3), "--tracking", tracking]
-    environment = {**os.environ, "RAY_ADDRESS": ray_cluster.address}
-    command = [sys.executable, "-c", UNAWARE, "search", *arguments]
-    drivers = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [driver.communicate(timeout=240)[1] for driver in drivers]
-    assert [driver.returncode for driver in drivers] == [0, 0], said
-    assert all("[3/3]" in text for text in said)  # each of them drove the whole search
-    again = run_search(tiny_config(tmp_path, f'storage.path="{url}"', trials=3), tracking=tracking)
-    there = again.store.results(again.results)
-    assert (again.new, len(there)) == (0, 3)
-    local = tiny_config(tmp_path / "local", trials=3)
-    (tmp_path / "local").mkdir()
-    store = SearchStore(local.url)
-    alone = {c.run: run_trial(c.spec, store.url, Alone()) for c in grow(agreed_plan(store, local), store, local)}
-    assert {run: without_times(r) for run, r in there.items()} == {run: without_times(r) for run, r in alone.items()}
-    window = Window(tracking, "demo")
-    assert {run: window.points(run) for run in window.runs} == {run: wanted_points(r["epochs"]) for run, r in there.items()}
-    assert window.statuses() == ["FINISHED"] * 3

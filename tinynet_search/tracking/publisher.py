@@ -115,6 +115,8 @@ class Publisher(Background[SearchRuns]):
             if whole and all(child.ended for child in runs.children.values()):
                 seal = {SEAL: self._digest(finished), MARKED: marks_of(self._conclusion) if self._conclusion else ""}
                 if seal.items() - runs.tags.items():
+                    if runs.listed:  # what is sealed is not looked at again
+                        runs.sift()
                     runs.tell(seal)
             runs.finish(status, end)
         return len(known | sealed)

@@ -170,6 +170,12 @@ class Runs(ABC):
             if child.status in UNFINISHED:
                 self.end(child, "KILLED", end)
 
+    def sift(self) -> None:
+        """Where a publisher ran beside this one: of the runs under one key keep the same that it would keep."""
+        for key, runs in _by_key(self._found(self._mine)).items():
+            if len(runs) > 1:
+                self.children[key] = Child.of(self._only(runs))
+
     def _created(self, run: Wanted) -> "Run":
         return self.client.create_run(self.experiment_id, start_time=run.start, tags=dict(run.tags), run_name=run.name)
 
@@ -178,10 +184,7 @@ class Runs(ABC):
 
     def _adopt(self, found: "Iterable[Run]") -> None:
         """Of the runs under one key keep the one that is known, else the best, and delete the others."""
-        by_key: dict[str, list[Run]] = {}
-        for run in found:
-            by_key.setdefault(run.data.tags.get(KEY, run.info.run_id), []).append(run)
-        for key, runs in by_key.items():
+        for key, runs in _by_key(found).items():
             known = self.children.get(key)
             if known is None:
                 self.children[key] = Child.of(self._only(runs))
@@ -214,6 +217,13 @@ class TaggedRuns(Runs):
         """The run under a key, created if there is none."""
         self.ensure([wanted])
         return self.children[wanted.tags[KEY]]
+
+
+def _by_key(found: "Iterable[Run]") -> "dict[str, list[Run]]":
+    by_key: dict[str, list[Run]] = {}
+    for run in found:
+        by_key.setdefault(run.data.tags.get(KEY, run.info.run_id), []).append(run)
+    return by_key
 
 
 def _parts(values: Sequence[Any], size: int) -> list[list[Any]]:
