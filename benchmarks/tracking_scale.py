@@ -196,12 +196,12 @@ def listed(name: str, server: str, home: Path) -> list[Row]:
     """What a publisher asks when it is started on a search: all that is there, or, where nothing has changed, only what runs."""
     plan, seal = Search(home / "again", NAME, twists=0, space=SPACE, epochs=EPOCHS).plan, ["no such digest"]
     started = time.thread_time(), time.perf_counter()
-    runs = SearchRuns(server, plan, lambda: seal[0])
+    runs = SearchRuns(server, plan, lambda: (set(), seal[0]))
     spent = time.thread_time() - started[0], time.perf_counter() - started[1]
     assert len(runs.children) == TRIALS
     seal[0] = runs.tags["tinynet.results"]
     started = time.perf_counter()
-    assert not SearchRuns(server, plan, lambda: seal[0]).listed
+    assert not SearchRuns(server, plan, lambda: (set(), seal[0])).listed
     return [
         Row(f"publisher started on {TRIALS:,} trials, {name}: all are looked at", spent[1], "s"),
         Row(f"publisher started on {TRIALS:,} trials, {name}: all are looked at, CPU", spent[0], "s"),

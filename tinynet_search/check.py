@@ -15,7 +15,7 @@ from typing import Any
 
 from search_spaces import RequestError, get_space
 from tinynet_search.config import Config
-from tinynet_search.errors import TrackingError, one_line
+from tinynet_search.errors import TrackingError, last_line, one_line
 from tinynet_search.lease import live_holder
 from tinynet_search.store import SearchStore
 from trainables.folder import StorageError, open_folder
@@ -107,11 +107,12 @@ def _check_room(config: Config, findings: Findings, gpu: str | None) -> None:
     from tinynet_search.placement import at_once, grown, placed, present
 
     rows = findings.plan["candidates"] if findings.plan else []
-    if config.run.wait_for_nodes and at_once(config, grown()) < 1:
+    nodes = grown()
+    if config.run.wait_for_nodes and at_once(config, nodes) < 1:
         findings.notes.append("no trial fits on the nodes there are: the search will wait for more (run.wait_for_nodes)")
         return
     macs = all_macs(config, rows)
-    place = placed(config, macs, grown())
+    place = placed(config, macs, nodes)
     findings.at_once, findings.why = place.at_once, place.why
     if not macs or findings.problems:
         return
@@ -162,15 +163,10 @@ def _check_nodes(config: Config, problems: list[str]) -> list[dict[str, Any]]:
             try:
                 seen = ray.get(reference, timeout=1.0)
             except Exception as error:  # a node that goes, an import that fails: Ray has a kind for each
-                seen = {"versions": {}, "problems": [f"it could not be looked at ({one_line(_last(error))})"]}
+                seen = {"versions": {}, "problems": [f"it could not be looked at ({one_line(last_line(error))})"]}
             row["versions"] = seen["versions"]
             problems += [f"node {row['name']}: {problem}" for problem in [*_differing(seen["versions"]), *seen["problems"]]]
     return rows
-
-
-def _last(error: Exception) -> str:
-    """Ray puts a worker's traceback before what was wrong."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _row(node: Mapping[str, Any], head: str) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from typing import Any
 from search_spaces import RequestError
 from tinynet_search.candidates import CandidateSearch, Source
 from tinynet_search.config import Config
+from tinynet_search.placement import of_trial
 from tinynet_search.store import Candidate
-from trainables.executors import TRAINABLES, Scaling, tune_resources
+from trainables.executors import TRAINABLES, tune_resources
 
 # Tune's and Train's own files are scratch: no loggers, no snapshots, no preemption watcher a trial.
 QUIET = {
@@ -122,10 +123,6 @@ def _require_dashboard() -> None:
             time.sleep(1.0)
 
 
-def _of_trial(config: Config) -> Scaling:
-    return Scaling(config.scaling.workers, config.scaling.cpus, config.scaling.gpus, config.scaling.loader_workers)
-
-
 def run_source(config: Config, root: str, source: Source, most: int, at_once: int, callbacks: Sequence[Any], stop: str) -> None:
     """Run a source's candidates as Tune trials until it ends: a Tune run for every ``WAVE`` of them.
 
@@ -138,7 +135,7 @@ def run_source(config: Config, root: str, source: Source, most: int, at_once: in
     """
     from ray import tune
 
-    scaling = _of_trial(config)
+    scaling = of_trial(config)
     settings: Mapping[str, Any] = {
         "root": root,
         "stop": stop,

@@ -49,6 +49,11 @@ def extras() -> Iterator[None]:
         raise _missing(module) from error
 
 
+def last_line(error: BaseException) -> str:
+    """What was wrong, of an error before whose message Ray has put a worker's traceback."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
 def one_line(text: object, limit: int = 300) -> str:
     """Foreign text made safe to print within a one-line message."""
     line = "".join(ch if ch.isprintable() else " " for ch in str(text))

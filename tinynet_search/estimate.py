@@ -8,6 +8,7 @@ from typing import Any
 from search_spaces import RequestError
 from search_spaces.errors import unknown
 from tinynet_search.config import Config
+from tinynet_search.errors import last_line
 from tinynet_search.placement import Placement, makespan
 from tinynet_search.plan import TRAIN_PASSES, candidate_of, make_plan
 from trainables.trial import TrialSpec
@@ -100,8 +101,7 @@ def calibrated(config: Config, spec: TrialSpec) -> tuple[float, str]:
         ray.cancel(task, force=True)
         raise TimeoutError(f"no worker was free for a calibration within {PATIENCE:.0f} s; --gpu NAME estimates without one") from None
     except Exception as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise RequestError(f"a trial cannot be trained there: {said}") from error
+        raise RequestError(f"a trial cannot be trained there: {last_line(error)}") from error
     macs = spec.network().macs
     return TRAIN_PASSES * macs * images, f"measured: {images:.0f} images/s of {macs / 1e6:.1f}M FLOPs on one {device}"
 

@@ -15,6 +15,7 @@ from typing import Any
 from search_spaces import RequestError
 from tinynet_search.config import Config
 from tinynet_search.tables import duration
+from trainables.executors import Scaling
 
 # What the choice assumes, where nothing was measured: multiply-adds a second of a GPU and of a CPU core, what doubling the
 # workers of a trial leaves of their speed, and the seconds that Ray Train takes to start and end a trial's workers.
@@ -94,9 +95,14 @@ def _spread(slots: list[int], workers: int) -> int:
     return trials
 
 
+def of_trial(config: Config) -> Scaling:
+    """What one trial takes of the cluster."""
+    return Scaling(config.scaling.workers, config.scaling.cpus, config.scaling.gpus, config.scaling.loader_workers)
+
+
 def needs(config: Config) -> dict[str, float]:
     """What Ray reserves for one worker."""
-    return {key: amount for key, amount in {"CPU": config.scaling.cpus, "GPU": config.scaling.gpus}.items() if amount}
+    return of_trial(config).resources
 
 
 def _lacking(config: Config, nodes: Sequence[Nodes]) -> str:

@@ -3,7 +3,7 @@
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -103,9 +103,9 @@ class Search:
             for i, c in enumerate(candidates)
         ]
 
-    def publisher(self, uri: str, said: list[str] | None = None) -> Publisher:
+    def publisher(self, uri: str, said: list[str] | None = None, watched: Sequence[Candidate] | None = None) -> Publisher:
         publisher = Publisher(self.store, self.plan, uri, warn=(said if said is not None else []).append)
-        publisher.watch(self.candidates)
+        publisher.watch(self.candidates if watched is None else watched)
         return publisher
 
 

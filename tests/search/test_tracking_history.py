@@ -150,6 +150,30 @@ def test_a_seal_is_broken_before_the_next_trial(storage: Path, uri: str) -> None
     assert (window.points(b.run), window.statuses()) == (wanted_points(ended["epochs"]), ["FINISHED", "FINISHED"])
 
 
+def test_a_trial_that_ends_between_two_looks_is_not_taken_for_sealed(storage: Path, uri: str) -> None:
+    """A longer search of short trials: what is finished when its candidates are first looked at is still new to MLflow."""
+    search = Search(storage, "quick")
+    a, b, _ = search.candidates
+    search.end(a)
+    first = search.publisher(uri)
+    first.sync_once()
+    first.finish("FINISHED", LATER)
+    sealed = Window(uri, "quick").parent.data.tags["tinynet.results"]
+    second = search.publisher(uri, watched=[a])
+    second.sync_once()
+    result = search.end(b)
+    second.watch([b])
+    second.finish("KILLED", LATER)  # as where the last look fails
+    assert Window(uri, "quick").parent.data.tags["tinynet.results"] == sealed
+    second.sync_once()
+    second.conclude(search.rows([b]), None, [], None)
+    second.sync_once()
+    second.finish("FINISHED", LATER)
+    window = Window(uri, "quick")
+    assert window.points(b.run) == wanted_points(result["epochs"])
+    assert {run: r.data.tags["frontier"] for run, r in window.runs.items()} == {a.run: "false", b.run: "true"}
+
+
 class JobWindow:
     """A job's only run, and its points."""
 

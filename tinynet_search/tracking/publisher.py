@@ -109,7 +109,7 @@ class Publisher(Background[SearchRuns]):
             runs.settle()
         finished = self._store.finished()
         known = {run_of(key) for key in runs.children}
-        sealed = finished - known if runs.sealed else set()
+        sealed = runs.sealed - known
         whole = sealed | known == finished and not finished & self._waiting.keys() and self._conclusion is self._concluded
         with reaching(self._uri):
             if whole and all(child.ended for child in runs.children.values()):
@@ -122,7 +122,7 @@ class Publisher(Background[SearchRuns]):
         return len(known | sealed)
 
     def _connect(self) -> SearchRuns:
-        runs = SearchRuns(self._uri, self._plan, self._digest)
+        runs = SearchRuns(self._uri, self._plan, self._results)
         if self._live and runs.parent.info.status not in UNFINISHED:
             runs.client.update_run(runs.parent_id, status="RUNNING")
         self.experiment_id, self.run_id = runs.experiment_id, runs.parent_id
@@ -139,9 +139,8 @@ class Publisher(Background[SearchRuns]):
             new, self._new = self._new, {}
         self._watched |= new
         self._waiting |= {run: candidate for run, candidate in new.items() if run not in self._complete}
-        if self._runs.sealed and not self._runs.listed:
-            for run in self._store.finished() & self._waiting.keys() - {run_of(key) for key in self._runs.children}:
-                del self._waiting[run]
+        for run in self._runs.sealed & self._waiting.keys() - {run_of(key) for key in self._runs.children}:
+            del self._waiting[run]
 
     def _publish(self, runs: SearchRuns, part: Sequence[News], faults: list[Exception]) -> None:
         """Some trainings: the runs that are wrong or missing first, all together."""
@@ -189,10 +188,14 @@ class Publisher(Background[SearchRuns]):
         if result:
             self._feed.end(runs, child, result)
 
-    def _digest(self, finished: Iterable[str] | None = None) -> str:
-        """Of all results in the directory, byte for byte."""
+    def _results(self) -> tuple[set[str], str]:
+        finished = self._store.finished()
+        return finished, self._digest(finished)
+
+    def _digest(self, finished: Iterable[str]) -> str:
+        """Of results in the directory, byte for byte."""
         text = hashlib.sha256()
-        for run in sorted(self._store.finished() if finished is None else finished):
+        for run in sorted(finished):
             text.update(run.encode() + (self._complete.get(run) or self._digest_of(run)))
         return text.hexdigest()[:32]
 

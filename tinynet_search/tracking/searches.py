@@ -22,16 +22,16 @@ class SearchRuns(Runs):
     """The parent run of a search and its trials.
 
     Attributes:
-        sealed: the parent's digest of the results that all of its trials were published from; "" where there is none.
+        sealed: the runs that the parent's seal covers: they are in MLflow whole, and need not be among ``children``.
         listed: whether ``children`` are all; else they are those beside the sealed ones.
         tags: the parent's.
     """
 
-    def __init__(self, uri: str, plan: Mapping[str, Any], digest: Callable[[], str]) -> None:
-        """``digest`` is of the results in the search directory, and asked for where the parent is sealed."""
+    def __init__(self, uri: str, plan: Mapping[str, Any], results: Callable[[], tuple[set[str], str]]) -> None:
+        """``results`` tells which there are in the search directory and their digest; asked where the parent is sealed."""
         self.plan, self.key = plan, search_key(plan)
-        self._digest = digest
-        self.listed, self.sealed = False, ""
+        self._results = results
+        self.listed, self.sealed = False, set[str]()
         self.tags: dict[str, str] = {}
         self._known: Run | None = None
         super().__init__(uri, plan["space"]["name"], f"search {plan['search']}")
@@ -51,17 +51,18 @@ class SearchRuns(Runs):
 
     def refresh(self) -> None:
         self._find_parent()
-        seal = self.tags.get(SEAL, "")
-        if seal and seal == self._digest():
-            self.sealed, self.listed, self.children = seal, False, {}
-            self.settle()
-        else:
-            self.list_all()
+        if seal := self.tags.get(SEAL, ""):
+            names, digest = self._results()
+            if seal == digest:
+                self.sealed, self.listed, self.children = names, False, {}
+                self.settle()
+                return
+        self.list_all()
 
     def list_all(self) -> None:
         """Look at every trial."""
         super().refresh()
-        self.listed, self.sealed = True, ""
+        self.listed, self.sealed = True, set()
 
     def ensure(self, wanted: Iterable[Wanted]) -> None:
         missing = [run for run in wanted if run.tags[KEY] not in self.children]
