@@ -22,6 +22,7 @@ os.environ.setdefault("TINYNET_TEST_TOKEN", secrets.token_hex(16))
 os.environ["RAY_AUTH_TOKEN"] = os.environ["TINYNET_TEST_TOKEN"]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes (``-n 2 --dist loadgroup``) a file's tests stay together, and so do all that share the cluster."""
     for item in items:

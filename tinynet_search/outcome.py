@@ -1,7 +1,6 @@
 """What follows from results: the frontier, the formula, the final networks. All of it is made anew from what is there."""
 
 import importlib
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,8 +16,11 @@ TINY = "tiny formula"
 
 
 def prepare() -> None:
-    """Import what the formula is fitted with, in a thread: seconds that are free while the last trials leave a core idle."""
-    threading.Thread(target=lambda: importlib.import_module("sklearn.gaussian_process"), name="formula-imports", daemon=True).start()
+    """Import what the formula is fitted with: a second that is free while the last trials train.
+
+    In the caller's thread: two threads that import at once can see half of a module.
+    """
+    importlib.import_module("sklearn.gaussian_process")
 
 
 def points_of(candidates: Sequence[Candidate], results: Mapping[str, Mapping[str, Any]]) -> list[TrialPoint]:
