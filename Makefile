@@ -20,7 +20,7 @@ demo: $(READY)
 	$(BIN)/tinynet search --preset demo
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 # The kill table: a search killed at every named point and at random; an hour on two CPU cores.
 test-chaos: $(READY)

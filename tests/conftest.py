@@ -1,5 +1,6 @@
 """One Ray cluster for all tests that need one: a head without CPUs and two nodes of one CPU each."""
 
+import functools
 import logging
 import os
 import secrets
@@ -22,12 +23,20 @@ os.environ.setdefault("TINYNET_TEST_TOKEN", secrets.token_hex(16))
 os.environ["RAY_AUTH_TOKEN"] = os.environ["TINYNET_TEST_TOKEN"]
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes (``-n 2 --dist loadgroup``) a file's tests stay together, and so do all that share the cluster."""
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.location[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several processes (``-n 2``) a file's tests stay together, and so do all files that use the cluster."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByCluster(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(config.rootpath / nodeid.partition("::")[0])
+
+    return ByCluster(config, log)
+
+
+@functools.cache
+def _group(file: Path) -> str:
+    return "ray" if "mark.ray" in file.read_text(encoding="utf-8") else str(file)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,9 @@
 """Searches on S3, through pyarrow and against a local server: the folder's contract, a whole search, a trial that is taken up."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable
@@ -10,7 +13,8 @@ from typing import Any
 import pytest
 
 from search_spaces import RequestError
-from tests.search.helpers import tiny_config
+from tests.search.helpers import tiny_arguments, tiny_config
+from tests.search.mlflow_window import Window, wait_until, wanted_points
 from tests.trainables.helpers import without_times
 from tinynet_search.plan import agreed_plan, candidates_of, grow
 from tinynet_search.search import run_search
@@ -185,3 +189,38 @@ def test_a_whole_search_and_its_rerun(ray_cluster: Any, object_storage: Place, t
     assert plan is not None
     assert "test" not in json.dumps(plan["data"])
     assert len(candidates_of(plan, store)) == 3
+
+
+DRIVER = "import sys; from tinynet_search import cli; sys.exit(cli.run(sys.argv[1:]))"
+# One that sees no other's lease when it starts, as if both had looked before either wrote.
+UNAWARE = f"from tinynet_search import lease; lease._holds = lambda *_: False; {DRIVER}"
+
+
+@pytest.mark.ray
+def test_two_drivers_at_once_are_harmless(ray_cluster: Any, object_storage: Place, tmp_path: Path) -> None:
+    """No exclusive create keeps them apart there: one stops at its next sign of life, nothing is missing and nothing doubled."""
+    name = f"two-{uuid.uuid4().hex[:8]}"
+    url, tracking = object_storage(name), f"sqlite:///{tmp_path}/mlflow.db"
+    arguments = ["search", *tiny_arguments(url, "run.concurrency=1", "recipe.epochs=4", trials=4), "--tracking", tracking]
+    environment = {**os.environ, "RAY_ADDRESS": ray_cluster.address}
+
+    def driver(program: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen([sys.executable, "-c", program, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+
+    folder = open_folder(object_storage(f"{name}/demo"))
+    first = driver(DRIVER)
+    wait_until(lambda: bool(folder.names("trials")), 90)
+    second = driver(UNAWARE)
+    said = [process.communicate(timeout=240)[1] for process in (first, second)]
+    assert first.returncode != 0 and "another driver has taken this search over" in said[0], said
+    assert second.returncode == 0 and "[4/4]" in said[1], said
+    store = SearchStore(folder.url)
+    there = store.results(sorted(store.finished()))
+    local = tiny_config(tmp_path / "local", "recipe.epochs=4", trials=4)
+    (tmp_path / "local").mkdir()
+    beside = SearchStore(local.url)
+    alone = {c.run: run_trial(c.spec, beside.url, Alone()) for c in grow(agreed_plan(beside, local), beside, local)}
+    assert {run: without_times(r) for run, r in there.items()} == {run: without_times(r) for run, r in alone.items()}
+    window = Window(tracking, "demo")
+    assert {run: window.points(run) for run in window.runs} == {run: wanted_points(r["epochs"]) for run, r in there.items()}
+    assert window.statuses() == ["FINISHED"] * 4

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.search.mlflow_window import CREATED, SQLALCHEMY, Search, Window, calm, epoch_records, wanted_points
+from tinynet_search.errors import TrackingError
 from tinynet_search.store import Candidate
 from tinynet_search.tracking.connection import resolve_uri
 from tinynet_search.tracking.jobs import JobPublisher
@@ -172,6 +173,27 @@ def test_a_trial_that_ends_between_two_looks_is_not_taken_for_sealed(storage: Pa
     window = Window(uri, "quick")
     assert window.points(b.run) == wanted_points(result["epochs"])
     assert {run: r.data.tags["frontier"] for run, r in window.runs.items()} == {a.run: "false", b.run: "true"}
+
+
+def test_two_publishers_that_delete_each_others_doubles(storage: Path, uri: str) -> None:
+    """As where two drivers on an object store see each other late: nothing is sealed that is not there, and the next look repairs it."""
+    search = Search(storage, "pair")
+    a, b, _ = search.candidates
+    results = {c.run: search.end(c) for c in (a, b)}
+    first = search.publisher(uri)
+    first.sync_once()
+    doomed = Window(uri, "pair").runs[a.run].info.run_id
+    first._runs.client.delete_run(doomed)  # pyright: ignore[reportOptionalMemberAccess]
+    with pytest.raises(TrackingError, match="lost 1 of this search's runs, deleted by another publisher"):
+        first.finish("FINISHED", LATER)
+    window = Window(uri, "pair")
+    assert (window.parent.info.status, window.parent.data.tags["tinynet.results"]) == ("FINISHED", "")
+    second = search.publisher(uri)
+    second.sync_once()
+    second.finish("FINISHED", LATER)
+    window = Window(uri, "pair")
+    assert {run: window.points(run) for run in window.runs} == {run: wanted_points(r["epochs"]) for run, r in results.items()}
+    assert window.parent.data.tags["tinynet.results"]
 
 
 class JobWindow:

@@ -1,6 +1,7 @@
 """What travels to the cluster with a job: the user's modules, our wheel, and settings of the environment that are no secrets."""
 
 import contextlib
+import os
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from tinynet_search.errors import one_line
 STOP_SECONDS = 90
 # Ray refuses larger uploads itself, after having packed them.
 LARGEST = 500 * 2**20
+# What Ray leaves behind of a folder.
+LEFT = {".git", ".venv", "venv", "__pycache__"}
 PACKAGE = "tinynet_search"
 MAKE = "make one by pip wheel --no-deps ."
 
@@ -42,11 +45,19 @@ def _folder(path: str) -> str:
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
         raise RequestError(f"--working-dir {one_line(path)!r} is no folder: give the one that holds your module")
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+    size = _size(folder)
     if size > LARGEST:
         much = f"{size / 2**20:.0f} MiB, and {LARGEST / 2**20:.0f} can be sent"
         raise RequestError(f"--working-dir {one_line(path)!r} has {much}: give a folder of code; data belong where the nodes reach them")
     return str(folder)
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in LEFT]
+        size += sum(os.lstat(os.path.join(place, name)).st_size for name in files)
+    return size
 
 
 def _unpacked(path: str, scratch: Path) -> list[str]:

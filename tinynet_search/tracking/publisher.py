@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from tinynet_search.errors import TrackingError
 from tinynet_search.store import Candidate, SearchStore
 from tinynet_search.tracking.background import Background
 from tinynet_search.tracking.conclusion import Conclusion, marks_of, write_conclusion
-from tinynet_search.tracking.connection import RefusedError, reaching
+from tinynet_search.tracking.connection import RefusedError, address, reaching
 from tinynet_search.tracking.feed import Feed, News, Reader, Sheet
 from tinynet_search.tracking.projection import (
     FRONTIER_TAG,
@@ -111,14 +112,16 @@ class Publisher(Background[SearchRuns]):
         known = {run_of(key) for key in runs.children}
         sealed = runs.sealed - known
         whole = sealed | known == finished and not finished & self._waiting.keys() and self._conclusion is self._concluded
+        gone: list[str] = []
         with reaching(self._uri):
             if whole and all(child.ended for child in runs.children.values()):
                 seal = {SEAL: self._digest(finished), MARKED: marks_of(self._conclusion) if self._conclusion else ""}
                 if seal.items() - runs.tags.items():
-                    if runs.listed:  # what is sealed is not looked at again
-                        runs.sift()
-                    runs.tell(seal)
+                    gone = runs.sift() if runs.listed else []  # what is sealed is not looked at again
+                    runs.tell(dict.fromkeys(seal, "") if gone else seal)
             runs.finish(status, end)
+        if gone:
+            raise TrackingError(f"MLflow at {address(self._uri)} lost {len(gone)} of this search's runs, deleted by another publisher")
         return len(known | sealed)
 
     def _connect(self) -> SearchRuns:
