@@ -1,7 +1,8 @@
 """The publisher's cost a trial over HTTP, and `tinynet frontier` on an MLflow server with 10,000 trials.
 
 A search of 40 trials is published by the publisher to a real server, then its rows are multiplied by SQL to 10,000
-trials, 2,000 of them on the frontier. On PostgreSQL where its server is installed, and on SQLite.
+trials, 2,000 of them on the frontier, and the frontier's table is made anew. On PostgreSQL where its server is
+installed, and on SQLite.
 """
 
 import sqlite3
@@ -21,8 +22,10 @@ from tests.search.mlflow_window import FORMULA_TEXT, Search, calm
 from tests.search.servers import NO_POSTGRES, mlflow_server, postgres_programs, postgres_server
 from tinynet_search.plan import candidate_of
 from tinynet_search.tracking import trial_rows
-from tinynet_search.tracking.connection import preload
-from tinynet_search.tracking.searches import SearchRuns
+from tinynet_search.tracking.connection import connect, is_served, preload
+from tinynet_search.tracking.reading import read
+from tinynet_search.tracking.searches import MARKED, SearchRuns
+from tinynet_search.tracking.table import TABLE, TABLED, document
 
 SEEDS, EPOCHS, TRIALS, FRONTIER = 40, 10, 10_000, 0.2
 ROUNDS = 3
@@ -176,7 +179,7 @@ def counted() -> Iterator[list[int]]:
 def asked(name: str, uri: str, target: float | None) -> list[Row]:
     """Wall time of the command and of the call within it, the least of the rounds."""
     command = [str(Path(sys.executable).with_name("tinynet")), "frontier", "--search", NAME, "--tracking", uri, "--json"]
-    called, whole = [], []
+    called, whole, running = [], [], [told_by_runs(uri)] if is_served(uri) else []
     for _ in range(ROUNDS):
         started = time.perf_counter()
         rows = trial_rows(NAME, tracking_uri=uri)
@@ -189,7 +192,26 @@ def asked(name: str, uri: str, target: float | None) -> list[Row]:
     return [
         Row(f"frontier of {TRIALS:,} trials, {name}: trial_rows()", min(called), "s", target),
         Row(f"frontier of {TRIALS:,} trials, {name}: tinynet frontier --json", min(whole), "s", target),
+        *[Row(f"frontier of {TRIALS:,} trials, {name}: trial_rows() while it runs", seconds, "s") for seconds in running],
     ]
+
+
+def told_by_runs(uri: str) -> float:
+    """Seconds to ask the runs themselves, as of a search that is not whole; the table is made anew of what they say."""
+    client = connect(uri)
+    ids = [experiment.experiment_id for experiment in client.search_experiments(filter_string="name LIKE 'tinynet-%'")]
+    (parent,) = client.search_runs(ids, f"tags.`tinynet.kind` = 'search' and tags.`tinynet.search` = '{NAME}'")
+    run, marks = parent.info.run_id, parent.data.tags[MARKED]
+    client.set_tag(run, TABLED, "")
+    started = time.perf_counter()
+    rows = trial_rows(NAME, tracking_uri=uri)
+    seconds = time.perf_counter() - started
+    wanted = f"tags.`mlflow.parentRunId` = '{run}' and tags.frontier = 'true'"
+    text, tag = document(marks, read(uri, lambda reader: reader.runs([parent.info.experiment_id], wanted)))
+    client.log_text(run, text, TABLE)
+    client.set_tag(run, TABLED, tag)
+    assert trial_rows(NAME, tracking_uri=uri) == rows
+    return seconds
 
 
 def listed(name: str, server: str, home: Path) -> list[Row]:

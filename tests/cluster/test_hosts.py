@@ -18,11 +18,10 @@ from tests.search.mlflow_window import Window, wanted_points
 from tests.search.servers import NO_POSTGRES, postgres_programs
 from tests.trainables.helpers import without_times
 from tinynet_search.cli import run
+from tinynet_search.config import load_config
 from tinynet_search.jobs.connection import connect
 from tinynet_search.jobs.watching import Jobs
-from tinynet_search.plan import agreed_plan, grow
 from tinynet_search.store import SearchStore
-from trainables.trial import Alone, run_trial
 
 pytestmark = pytest.mark.hosts
 HEAD, WORKERS = "head", ("one", "two")
@@ -34,9 +33,11 @@ HEALTH = {
     "health_check_timeout_ms": 3000,
     "health_check_failure_threshold": 4,
 }
-TRAIN = ("run.executor=ray_train", "scaling.workers=2", "scaling.placement=STRICT_SPREAD", "execution.checkpoint_every_steps=2")
-LONG = ("recipe.epochs=12", "data.train=480", *TRAIN)
-WAIT = 600.0
+TRAIN = ("run.executor=ray_train", "scaling.workers=2", "scaling.placement=STRICT_SPREAD")
+# Results of an undisturbed search that a disturbed one is held against: the largest networks', which come first.
+COMPARED = 2
+WAIT = 1500.0
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 class Cluster:
@@ -111,55 +112,100 @@ def _alive(made: Cluster) -> str:
     return " ".join(f"Node {node['node_ip']}" for node in json.loads(done.stdout))
 
 
-def storage(made: Cluster) -> str:
-    return f"s3://searches/all?{made.made.s3_options}"
+def storage(made: Cluster, name: str = "all") -> str:
+    return f"s3://searches/{name}?{made.made.s3_options}"
 
 
-def test_a_host_is_cut_off_and_comes_back(made: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Two-worker trials across hosts, MLflow with accounts on PostgreSQL, results in S3; the same results as without a cluster."""
-    arguments = ["submit", *tiny_arguments(storage(made), *LONG, trials=2), "--address", made.url, "--yes", "--no-wait", "--json"]
-    assert run(arguments) == 0, capfd.readouterr().err
-    submitted = json.loads(capfd.readouterr().out)
-    seen = submitted["findings"]
-    assert (seen["problems"], seen["at_once"]) == ([], 1)
-    assert sorted(node["name"] for node in seen["nodes"]) == sorted(made.hosts.addresses.values())
-    jobs, store = Jobs(made.url), SearchStore(tiny_config(storage(made)).url)
-    until(
-        lambda: any("epoch-0002" in name for run_ in store.folder.names("trials") for name in store.folder.names(f"trials/{run_}")),
-        "two epochs",
-    )
+class Told:
+    """What the suite prints: commands as a user gives them with what they say, and what happened when."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd, self._started = capfd, time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        with self._capfd.disabled():
+            print(f"{time.monotonic() - self._started:6.1f} s  {text}", flush=True)
+
+    def command(self, *arguments: str) -> str:
+        """Give one, which has to go well; what it said."""
+        self(f"$ tinynet {' '.join(arguments)}")
+        self._capfd.readouterr()
+        code = run(list(arguments))
+        said = "".join(self._capfd.readouterr())
+        assert code == 0, said
+        with self._capfd.disabled():
+            print("".join(f"          {line}\n" for line in said.splitlines()), end="", flush=True)
+        return said
+
+
+def _submitted(made: Cluster, told: Told, name: str) -> SearchStore:
+    """The demo's search with two-worker trials across hosts, sent."""
+    place = storage(made, name)
+    settings = [argument for setting in TRAIN for argument in ("--set", setting)]
+    given = ["--preset", "demo", "--storage", place, *settings, "--set", f"search.name={name}"]
+    told.command("submit", *given, "--address", made.url, "--yes", "--no-wait")
+    return SearchStore(tiny_config(place, f"search.name={name}").url)
+
+
+def _undisturbed(made: Cluster, told: Told) -> dict[str, dict[str, Any]]:
+    """The first results of the same search with nothing in its way."""
+    store, jobs = _submitted(made, told, "undisturbed"), Jobs(made.url)
+    until(lambda: len(store.finished()) >= COMPARED or jobs.find("undisturbed")["status"] in ENDED, "some results", WAIT)
+    told.command("jobs", "stop", "undisturbed", "--address", made.url)
+    until(lambda: jobs.find("undisturbed")["status"] in ENDED, "it has stopped", WAIT)
+    told.command("jobs", "status", "undisturbed", "--address", made.url)
+    found = store.results(sorted(store.finished()))
+    assert len(found) >= COMPARED, jobs.logs("undisturbed")
+    return found
+
+
+def test_a_host_is_cut_off_and_comes_back(made: Cluster, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two-worker trials across hosts, MLflow with accounts on PostgreSQL, results in S3: as if nothing had happened."""
+    told, jobs = Told(capfd), Jobs(made.url)
+    told(f"head {made.hosts.addresses[HEAD]}, workers {', '.join(made.hosts.addresses[name] for name in WORKERS)}: up")
+    beside = _undisturbed(made, told)
+    store = _submitted(made, told, "demo")
+    trials = store.folder
+    until(lambda: any("epoch-0002" in name for one in trials.names("trials") for name in trials.names(f"trials/{one}")), "two epochs")
+    told(f"two epochs of {', '.join(trials.names('trials'))} are committed: host two, {made.hosts.addresses['two']}, is cut off")
     made.hosts.cut("two")
     until(lambda: f"Node {made.hosts.addresses['two']}" not in _alive(made), "the head has noticed", 120.0)
+    told("the head takes it for dead; its cable is put back")
     made.hosts.join("two")
     # A node that was declared dead hears of it, and ends; its host's init starts it again.
     time.sleep(15.0)
     ended = not made.hosts.running("two")
     made.hosts.end("two")
-    print(f"the node that was declared dead {'had ended by itself' if ended else 'was ended'}")
+    told(f"Ray on host two {'has ended by itself' if ended else 'was ended'}, and is started again as its init would")
     made.start("two")
-    until(lambda: jobs.find(submitted["id"])["status"] in ("SUCCEEDED", "FAILED", "STOPPED"), "the job has ended", WAIT)
-    assert jobs.find(submitted["id"])["status"] == "SUCCEEDED", jobs.logs(submitted["id"])
-    _check(made, store, tmp_path)
-    _check_secrets(made, store, jobs.logs(submitted["id"]))
+    until(lambda: jobs.find("demo")["status"] in ENDED, "the job has ended", WAIT)
+    for line in jobs.logs("demo").splitlines():
+        if line.startswith(("[", "tinynet")):
+            told(line.rstrip())
+    told.command("jobs", "status", "demo", "--address", made.url)
+    assert jobs.find("demo")["status"] == "SUCCEEDED", jobs.logs("demo")
+    told.command("jobs", "resume", "demo", "--address", made.url, "--no-wait")  # a search that is whole has nothing to do
+    until(lambda: jobs.find("demo")["status"] in ENDED, "the second job has ended", WAIT)
+    told.command("jobs", "list", "--address", made.url)
+    told.command("frontier", "demo", "--storage", storage(made, "demo"), "--tracking", made.made.mlflow)
+    _check(made, store, beside, told)
+    _check_secrets(made, store, jobs.logs("demo"), told)
 
 
-def _check(made: Cluster, store: SearchStore, tmp_path: Path) -> None:
-    plan = store.plan()
-    assert plan is not None
-    config = tiny_config(tmp_path / "alone", *LONG[:2], trials=2)
-    alone = SearchStore(config.url)
-    trials = grow(agreed_plan(alone, config), alone, config)
-    found = store.results([candidate.run for candidate in trials])
-    assert len(found) == 2
-    for candidate in trials:
-        whole, ours = without_times(run_trial(candidate.spec, alone.url, Alone())), without_times(found[candidate.run])
-        assert [e["train_loss"] for e in ours["epochs"]] == pytest.approx([e["train_loss"] for e in whole["epochs"]], rel=2e-3)
+def _check(made: Cluster, store: SearchStore, beside: dict[str, dict[str, Any]], told: Told) -> None:
+    config, found = load_config(preset="demo"), store.results(sorted(store.finished()))
+    assert len(found) == config.search.trials + 2 * len(config.search.finals), sorted(found)
+    assert {one: without_times(result) for one, result in beside.items()} == {one: without_times(found[one]) for one in beside}
+    told(f"{len(found)} results; those of {len(beside)} trials that nothing disturbed are the same, bit for bit")
     window = Window(made.made.mlflow, "demo")
-    assert (window.parent.info.status, window.statuses()) == ("FINISHED", ["FINISHED"] * 2)
-    assert {run: window.points(run) for run in window.runs} == {run: wanted_points(result["epochs"]) for run, result in found.items()}
+    assert (window.parent.info.status, window.statuses()) == ("FINISHED", ["FINISHED"] * len(found))
+    points = {one: window.points(one) for one in window.runs}
+    assert points == {one: wanted_points(result["epochs"]) for one, result in found.items()}
+    epochs = sum(len(result["epochs"]) for result in found.values())
+    told(f"MLflow: one search, {len(window.runs)} runs, all FINISHED, {epochs} epochs, each once")
 
 
-def _check_secrets(made: Cluster, store: SearchStore, said: str) -> None:
+def _check_secrets(made: Cluster, store: SearchStore, said: str, told: Told) -> None:
     """Nowhere but in the environment: no log, no plan, no tag, no list of jobs or processes tells one."""
     texts = {"the job's log": said, "the list of jobs": json.dumps(Jobs(made.url).all())}
     texts |= {f"job {job.submission_id}": str(vars(job)) for job in connect(made.url).list_jobs()}
@@ -181,6 +227,7 @@ def _check_secrets(made: Cluster, store: SearchStore, said: str) -> None:
     for place, text in texts.items():
         for secret in made.made.secrets:
             assert secret not in text, f"{place} tells a secret"
+    told(f"{len(texts)} logs, plans, tags, descriptions and command lines: in none is any of {len(made.made.secrets)} secrets")
 
 
 def test_who_has_no_token_stays_outside(

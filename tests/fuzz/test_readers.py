@@ -333,7 +333,7 @@ def test_mlflow_rows(tags: dict[str, str], metrics: dict[str, float]) -> None:
             return
         row = tracking._row(run)
         json.dumps(row, allow_nan=False)
-        kinds = dict.fromkeys(tracking._INTS[:3], "int64") | dict.fromkeys(("pareto_rank", "activation_bytes"), "Int64")
+        kinds = dict.fromkeys(tracking.INTS[:3], "int64") | dict.fromkeys(("pareto_rank", "activation_bytes"), "Int64")
         shown = pd.DataFrame([row], columns=tracking._COLUMNS).astype(kinds)
         assert "\x1b" not in frontier_table(shown.to_dict("records"))
 

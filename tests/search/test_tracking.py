@@ -15,7 +15,10 @@ from tinynet_search import TrackingError, frontier_models
 from tinynet_search.plan import candidate_of
 from tinynet_search.tracking import trial_rows
 from tinynet_search.tracking.connection import resolve_uri
+from tinynet_search.tracking.models import digest_of
 from tinynet_search.tracking.publisher import Publisher
+from tinynet_search.tracking.searches import MARKED, SEAL
+from tinynet_search.tracking.table import TABLE, TABLED, is_tabled
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
 
@@ -151,6 +154,35 @@ def test_frontier_formula_and_finals(storage: Path, uri: str) -> None:
     assert [r["status"] for r in rows].count("FAILED") == 1 and len(rows) == 4
     assert json.loads(json.dumps(rows)) == rows
     check_artifacts_and_registry(uri, after, search.rows([c, a]))
+    check_table(uri, after, [row for row in rows if row["frontier"]])
+
+
+def check_table(uri: str, window: Window, rows: list[dict[str, Any]]) -> None:
+    """The frontier's file says what the runs say, and is read where it is the one that was written for what is sealed."""
+    parent, client = window.parent, window.client
+    run = parent.info.run_id
+
+    def read() -> list[dict[str, Any]]:
+        return trial_rows("concluded", tracking_uri=uri)
+
+    assert read() == rows
+    assert is_tabled(parent.data.tags)
+    table = Path(client.download_artifacts(run, TABLE)).read_text()
+    doubled = json.dumps([*json.loads(table), json.loads(table)[0]])
+    client.log_text(run, doubled, TABLE)  # by somebody else
+    assert read() == rows
+    client.set_tag(run, TABLED, f"{parent.data.tags[MARKED]} {digest_of(doubled)}")
+    assert len(read()) == len(rows) + 1
+    for tag in (SEAL, MARKED):
+        client.set_tag(run, tag, "")  # as where a trial is under way
+        assert read() == rows
+        client.set_tag(run, tag, parent.data.tags[tag])
+    for damaged in ("", "[3]", "{}", '[{"run_id": 1}]', "[" * 10_000, table.replace('"r": 0', '"r": "x')):
+        client.log_text(run, damaged, TABLE)
+        client.set_tag(run, TABLED, f"{parent.data.tags[MARKED]} {digest_of(damaged)}")
+        assert read() == rows
+    client.set_tag(run, TABLED, parent.data.tags[TABLED])
+    client.log_text(run, table, TABLE)
 
 
 def check_artifacts_and_registry(uri: str, window: Window, rows: list[dict[str, Any]]) -> None:

@@ -13,13 +13,16 @@ from search_spaces import get_space
 from tests.search.mlflow_window import SQLALCHEMY, Search, Window, calm, free_port, wait_until, wanted_points
 from tests.search.servers import mlflow_server
 from tests.search.train_helpers import LABEL, JobRuns, arguments, trained
-from tinynet_search import TrackingError, frontier_models
+from tinynet_search import TrackingError, frontier_models, tracking
 from tinynet_search.exporting import load_exported
 from tinynet_search.formula import TinyFormula
 from tinynet_search.formula_io import read_text
 from tinynet_search.plan import candidate_of
 from tinynet_search.store import FINALS, FORMULA, FRONTIER
+from tinynet_search.tracking import trial_rows
+from tinynet_search.tracking.reading import Found, Reader, read
 from tinynet_search.tracking.sync import sync_search
+from tinynet_search.tracking.table import TABLE, is_tabled, tabled
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
 
@@ -108,7 +111,23 @@ def test_sync_catches_up_on_a_real_server(tmp_path: Path, server: str) -> None:
     assert again.runs[final.run].data.tags["label"] == "inverse giant"
     models = frontier_models("caught-up", tracking_uri=server)
     assert sorted(models["id"]) == sorted([b.id, c.id])
+    by_run = trial_rows("caught-up", tracking_uri=server, all_trials=True)
+    assert trial_rows("caught-up", tracking_uri=server) == [row for row in by_run if row["frontier"]]
+    assert is_tabled(again.parent.data.tags)
+    assert trial_rows("caught-up", tracking_uri=server) == read_with_the_table_alone(server, again)
     check_registry_over_http(server, again)
+
+
+def read_with_the_table_alone(server: str, window: Window) -> list[dict[str, Any]]:
+    """As a server gives the file out, without a look at any trial."""
+
+    def ask(reader: Reader) -> list[Found]:
+        found = tabled(reader.text(window.parent.info.run_id, TABLE), window.parent.data.tags)
+        assert found is not None
+        assert reader.text(window.parent.info.run_id, "no such file") is None
+        return found
+
+    return sorted((tracking._row(model) for model in read(server, ask)), key=lambda row: row["c"])
 
 
 def published() -> str:
@@ -121,7 +140,7 @@ def check_registry_over_http(server: str, window: Window) -> None:
     (version,) = window.client.search_model_versions("name = 'tiny-formula'")
     assert version.run_id == window.parent.info.run_id
     names = [item.path for item in window.client.list_artifacts(window.parent.info.run_id)]
-    assert sorted(names) == ["formula.json", "frontier.csv", "frontier.json"]
+    assert sorted(names) == ["formula.json", "frontier.csv", "frontier.json", "models.json"]
 
 
 def test_a_job_and_its_weights_over_http(

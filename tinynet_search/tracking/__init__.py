@@ -13,6 +13,7 @@ from tinynet_search.tracking.connection import address, database_file, reaching,
 from tinynet_search.tracking.projection import FRONTIER_TAG, ID, KEY, KIND, PARENT, RANK_TAG, SEARCH, experiment_name
 from tinynet_search.tracking.reading import Found, Reader, read
 from tinynet_search.tracking.sync import SyncReport, stored, sync_search, sync_stored
+from tinynet_search.tracking.table import FLOATS, INTS, TABLE, is_tabled, tabled
 
 if TYPE_CHECKING:
     import pandas
@@ -21,7 +22,6 @@ __all__ = ["SyncReport", "frontier_models", "resolve_uri", "stored", "sync_searc
 
 # Of a figure: beyond it floats skip whole numbers.
 LARGEST = 2.0**53
-_INTS, _FLOATS = ("resolution", "macs", "params", "activation_bytes"), ("r", "d", "w", "c", "top1", "top1_raw", "top1_ema")
 _COLUMNS = ["search", "id", "run_id", "r", "d", "w", "resolution", "c", "macs", "params", "activation_bytes"]
 _COLUMNS += ["top1", "top1_raw", "top1_ema", "frontier", "pareto_rank", "status", "name"]
 
@@ -54,7 +54,7 @@ def frontier_models(
     import pandas as pd
 
     rows = trial_rows(search, space=space, tracking_uri=tracking_uri, storage=storage, all_trials=all_trials)
-    kinds = dict.fromkeys(_INTS, "int64") | dict.fromkeys(_FLOATS, "float64") | {"frontier": "bool"}
+    kinds = dict.fromkeys(INTS, "int64") | dict.fromkeys(FLOATS, "float64") | {"frontier": "bool"}
     # Not every trial has a rank, nor every older one a memory.
     kinds |= dict.fromkeys(("pareto_rank", "activation_bytes"), "Int64")
     return pd.DataFrame(rows, columns=_COLUMNS).astype(kinds)
@@ -78,6 +78,10 @@ def trial_rows(
 
 def _trials(reader: Reader, uri: str, search: str | None, space: str | None, every: bool) -> list[Found]:
     parent = _find_search(reader, uri, search, space)
+    if not every and is_tabled(parent.tags):
+        models = tabled(reader.text(parent.run_id, TABLE), parent.tags)
+        if models is not None:
+            return models
     wanted = f"tags.`{PARENT}` = '{parent.run_id}' and tags.`{KIND}` = 'trial'"
     return reader.runs([parent.experiment_id], wanted if every else f"{wanted} and tags.{FRONTIER_TAG} = 'true'")
 
@@ -98,16 +102,16 @@ def _find_search(reader: Reader, uri: str, search: str | None, space: str | None
 
 def _has_figures(run: Found) -> bool:
     """Without them it was created a moment ago, and they are on their way; or it is no run of ours."""
-    return all(_number(run, name) is not None for name in (*_INTS[:3], *_FLOATS[:4]))
+    return all(_number(run, name) is not None for name in (*INTS[:3], *FLOATS[:4]))
 
 
 def _row(run: Found) -> dict[str, Any]:
-    tags, counts = run.tags, {name: _number(run, name) for name in _INTS}
+    tags, counts = run.tags, {name: _number(run, name) for name in INTS}
     rank = tags.get(RANK_TAG, "")
     row = {
         **{name: None if value is None else one_line(value) for name, value in (("search", tags.get(SEARCH)), ("id", tags.get(ID)))},
         "run_id": run.run_id,
-        **{name: _number(run, name) for name in _FLOATS},
+        **{name: _number(run, name) for name in FLOATS},
         **{name: None if value is None else int(value) for name, value in counts.items()},
         "frontier": tags.get(FRONTIER_TAG) == "true",
         "pareto_rank": int(rank) if re.fullmatch(r"[1-9]\d{0,8}", rank, re.ASCII) else None,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from search_spaces.errors import RequestError
 from tinynet_search.errors import TrackingError
 from tinynet_search.store import Candidate, SearchStore
 from tinynet_search.tracking.background import Background
@@ -22,6 +23,9 @@ from tinynet_search.tracking.connection import RefusedError, address, reaching
 from tinynet_search.tracking.feed import Feed, News, Reader, Sheet
 from tinynet_search.tracking.projection import (
     FRONTIER_TAG,
+    ID,
+    RANK_TAG,
+    SEARCH,
     begun_ms,
     created_ms,
     epoch_points,
@@ -32,8 +36,10 @@ from tinynet_search.tracking.projection import (
     trial_params,
     trial_tags,
 )
+from tinynet_search.tracking.reading import Found
 from tinynet_search.tracking.runs import UNFINISHED, Wanted
 from tinynet_search.tracking.searches import MARKED, SEAL, SearchRuns, run_of
+from tinynet_search.tracking.table import model_of, write_table
 from tinynet_search.tracking.view import add_view, link_of
 from trainables.trial import result_name
 
@@ -100,6 +106,9 @@ class Publisher(Background[SearchRuns]):
         if conclusion is not None and conclusion is not self._concluded:
             with reaching(self._uri):
                 write_conclusion(runs, conclusion)
+            if runs.listed and (models := self._models(runs, conclusion.frontier or ())):
+                with reaching(self._uri):
+                    write_table(runs, marks_of(conclusion), models)
             self._concluded = conclusion
         if faults:
             raise faults[0]
@@ -171,6 +180,21 @@ class Publisher(Background[SearchRuns]):
                     run = news.candidate.run
                     self._complete[run] = self._digest_of(run)
                     del self._waiting[run]
+
+    def _models(self, runs: SearchRuns, frontier: Iterable[Mapping[str, Any]]) -> list[Found]:
+        """The frontier's, all or none."""
+        found: list[Found] = []
+        for row in frontier:
+            candidate, child = self._watched.get(row["run"]), runs.children.get(trial_key(self._plan, row["run"]))
+            try:
+                result = self._store.result(row["run"])
+            except RequestError:
+                return []
+            if candidate is None or child is None or result is None:
+                return []
+            tags = {SEARCH: self._plan["search"], ID: candidate.id, FRONTIER_TAG: "true", RANK_TAG: str(row["pareto_rank"])}
+            found.append(model_of(candidate, result, child.run_id, runs.experiment_id, tags))
+        return found
 
     def _wanted(self, runs: SearchRuns, news: News) -> Wanted:
         candidate = news.candidate

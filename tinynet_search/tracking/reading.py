@@ -7,15 +7,17 @@ so is whatever goes wrong, as its errors are known here.
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 
 from search_spaces.errors import RequestError
-from tinynet_search.tracking.connection import MANNERS, connect, search_runs
+from tinynet_search.tracking.connection import MANNERS, connect, is_served, search_runs
+from trainables.documents import SMALL
 
 PAGE = 1000
 OURS = "name LIKE 'tinynet-%'"
@@ -38,10 +40,17 @@ class Found(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """Two questions: (id, name) of our experiments, and the active runs of experiments that a filter finds, newest first."""
+    """Three questions.
+
+    Attributes:
+        experiments: (id, name) of ours.
+        runs: the active ones of experiments that a filter finds, newest first.
+        text: a file of a run; None where it cannot be had, or is larger than any of ours.
+    """
 
     experiments: Callable[[], list[tuple[str, str]]]
     runs: Callable[[Sequence[str], str], list[Found]]
+    text: Callable[[str, str], str | None]
 
 
 def read(uri: str, ask: Callable[[Reader], Answer]) -> Answer:
@@ -71,7 +80,19 @@ def _by_client(uri: str) -> Reader:
             for run in search_runs(client, list(experiments), wanted)
         ]
 
-    return Reader(lambda: [(each.experiment_id, each.name) for each in client.search_experiments(filter_string=OURS)], runs)
+    def text(run_id: str, path: str) -> str | None:
+        from mlflow.exceptions import MlflowException
+
+        if not is_served(uri) and not (client.get_run(run_id).info.artifact_uri or "").startswith(("file:", "/")):
+            return None  # a server's database without its server
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                data = Path(client.download_artifacts(run_id, path, folder)).read_bytes()
+            except (MlflowException, OSError):
+                return None
+        return _text(data)
+
+    return Reader(lambda: [(each.experiment_id, each.name) for each in client.search_experiments(filter_string=OURS)], runs, text)
 
 
 def _over_http(server: str) -> Reader:
@@ -92,7 +113,21 @@ def _over_http(server: str) -> Reader:
     def runs(experiments: Sequence[str], wanted: str) -> list[Found]:
         return [_found(run) for run in pages("runs", {"experiment_ids": experiments, "filter": wanted, "order_by": NEWEST_FIRST})]
 
-    return Reader(lambda: [(each["experiment_id"], each["name"]) for each in pages("experiments", {"filter": OURS})], runs)
+    def text(run_id: str, path: str) -> str | None:
+        try:
+            with urlopen(f"{server}/get-artifact?{urlencode({'run_uuid': run_id, 'path': path})}", timeout=patience) as answer:
+                return _text(answer.read(SMALL + 1))
+        except (OSError, HTTPException):
+            return None
+
+    return Reader(lambda: [(each["experiment_id"], each["name"]) for each in pages("experiments", {"filter": OURS})], runs, text)
+
+
+def _text(data: bytes) -> str | None:
+    try:
+        return data.decode() if len(data) <= SMALL else None
+    except UnicodeDecodeError:
+        return None
 
 
 def _found(run: Mapping[str, Any]) -> Found:
