@@ -283,6 +283,8 @@ class _Driver:
         if self.config.search.frontier_epochs is not None and not waiting:
             self.continued = continued(self.candidates, self.frontier, self.config.search.frontier_epochs)
             self.publisher.watch(self.continued)
+        # Final networks may train for days: what led to them is to be seen meanwhile.
+        self.publisher.conclude(self.frontier, self.formula.to_json(), self.store.read_json(FINALS) or [], None)
 
     def _counts(self) -> dict[str, int]:
         """What the formula follows from: trials by what became of them."""

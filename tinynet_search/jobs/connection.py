@@ -1,6 +1,7 @@
 """The Ray Jobs API of a cluster: reached within seconds, allowed in, and of the same version of Ray as here."""
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ PATIENCE = 5.0
 # Seconds for an answer: an upload of a working folder takes its time.
 ANSWER = 60.0
 PORTS = {"http": 80, "https": 443}
+# Of Ray: they tell of each folder that is uploaded.
+CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 # Where Ray keeps the address of its dashboard for clients.
 VARIABLE = "RAY_API_SERVER_ADDRESS"
 TOKEN, TOKEN_FILE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
@@ -48,6 +51,8 @@ def connect(address: str | None) -> "JobSubmissionClient":
             options.setdefault("timeout", (PATIENCE, ANSWER))
             return super()._do_request(method, endpoint, **options)
 
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     with reaching(url):
         try:
             client = Client(url, headers=_headers(), verify=_certificates())

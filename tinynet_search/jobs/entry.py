@@ -1,4 +1,4 @@
-"""The first process of a job on the cluster: ``python -m tinynet_search.jobs.entry``.
+"""The first process of a job on the cluster: ``python -m tinynet_search.jobs``.
 
 What it is to do stands in the job's metadata, which Ray hands to it in the environment: the arguments of one ``tinynet``
 command, and the values of its configuration. Nothing of it is code, and nothing of it is secret.
@@ -31,7 +31,7 @@ def request(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
         if not (isinstance(name, str) and isinstance(arguments, list) and all(isinstance(argument, str) for argument in arguments)):
             raise ValueError
     except (KeyError, ValueError, TypeError):
-        raise RequestError("this is no job of tinynet submit: python -m tinynet_search.jobs.entry is started by Ray alone") from None
+        raise RequestError("this is no job of tinynet submit: python -m tinynet_search.jobs is started by Ray alone") from None
     return wanted
 
 
@@ -48,7 +48,3 @@ def main() -> None:
         file.write_text(json.dumps(wanted.get("config", {})), encoding="utf-8")
         sys.argv[1:] = [str(file) if argument == CONFIG else argument for argument in wanted["arguments"]]
         command()
-
-
-if __name__ == "__main__":
-    main()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tinynet_search.training.request import Request
 
-ENTRY = "python -m tinynet_search.jobs.entry"
+ENTRY = "python -m tinynet_search.jobs"
 PROBE = (
     "import json, platform, importlib.metadata as m; d = [x.version for x in m.distributions(name='tinynet-search')]; "
     "print('tinynet-probe', json.dumps({'python': platform.python_version(), 'tinynet-search': d[0] if d else None}))"

@@ -86,7 +86,9 @@ class Publisher(Background[SearchRuns]):
         report_text: str | None,
     ) -> None:
         """Publish what follows from the results; may be called again when it changes. None leaves what is there."""
-        self._conclusion = Conclusion(frontier, formula_json, tuple(finals), report_text)
+        conclusion = Conclusion(frontier, formula_json, tuple(finals), report_text)
+        if conclusion != self._conclusion:
+            self._conclusion = conclusion
 
     def sync_once(self) -> None:
         """Send what is new. What is damaged or refused is passed over, and named when the rest was sent.

@@ -1,0 +1,5 @@
+"""What Ray starts on a cluster: see ``entry``."""
+
+from tinynet_search.jobs.entry import main
+
+main()
