@@ -59,8 +59,6 @@ class Hosts:
             _ip("-n", space, "address", "add", f"{address}/24", "dev", "eth0")
         for place in OWN:
             Path(place).mkdir(exist_ok=True)
-        for address in self.addresses.values():
-            subprocess.run(["ping", "-c", "1", "-W", "5", address], check=True, capture_output=True)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for name in self.addresses:

@@ -33,7 +33,7 @@ HEALTH = {
     "health_check_timeout_ms": 3000,
     "health_check_failure_threshold": 4,
 }
-TRAIN = ("run.executor=ray_train", "scaling.workers=2", "scaling.placement=STRICT_SPREAD")
+TRAIN = ("run.executor=ray_train", "scaling.workers=2", "scaling.placement=STRICT_SPREAD", "recipe.micro_batch=24")
 # Results of an undisturbed search that a disturbed one is held against: the largest networks', which come first.
 COMPARED = 2
 WAIT = 1500.0
