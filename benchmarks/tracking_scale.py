@@ -24,7 +24,7 @@ from tinynet_search.plan import candidate_of
 from tinynet_search.tracking import trial_rows
 from tinynet_search.tracking.connection import connect, is_served, preload
 from tinynet_search.tracking.reading import read
-from tinynet_search.tracking.searches import MARKED, SearchRuns
+from tinynet_search.tracking.searches import SEAL, SearchRuns
 from tinynet_search.tracking.table import TABLE, TABLED, document
 
 SEEDS, EPOCHS, TRIALS, FRONTIER = 40, 10, 10_000, 0.2
@@ -201,13 +201,13 @@ def told_by_runs(uri: str) -> float:
     client = connect(uri)
     ids = [experiment.experiment_id for experiment in client.search_experiments(filter_string="name LIKE 'tinynet-%'")]
     (parent,) = client.search_runs(ids, f"tags.`tinynet.kind` = 'search' and tags.`tinynet.search` = '{NAME}'")
-    run, marks = parent.info.run_id, parent.data.tags[MARKED]
+    run = parent.info.run_id
     client.set_tag(run, TABLED, "")
     started = time.perf_counter()
     rows = trial_rows(NAME, tracking_uri=uri)
     seconds = time.perf_counter() - started
     wanted = f"tags.`mlflow.parentRunId` = '{run}' and tags.frontier = 'true'"
-    text, tag = document(marks, read(uri, lambda reader: reader.runs([parent.info.experiment_id], wanted)))
+    text, tag = document(parent.data.tags, read(uri, lambda reader: reader.runs([parent.info.experiment_id], wanted)))
     client.log_text(run, text, TABLE)
     client.set_tag(run, TABLED, tag)
     assert trial_rows(NAME, tracking_uri=uri) == rows
@@ -221,7 +221,7 @@ def listed(name: str, server: str, home: Path) -> list[Row]:
     runs = SearchRuns(server, plan, lambda: (set(), seal[0]))
     spent = time.thread_time() - started[0], time.perf_counter() - started[1]
     assert len(runs.children) == TRIALS
-    seal[0] = runs.tags["tinynet.results"]
+    seal[0] = runs.tags[SEAL]
     started = time.perf_counter()
     assert not SearchRuns(server, plan, lambda: (set(), seal[0])).listed
     return [

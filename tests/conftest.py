@@ -23,6 +23,7 @@ os.environ.setdefault("TINYNET_TEST_TOKEN", secrets.token_hex(16))
 os.environ["RAY_AUTH_TOKEN"] = os.environ["TINYNET_TEST_TOKEN"]
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With several processes (``-n 2``) a file's tests stay together, and so do all files that use the cluster."""
     from xdist.scheduler import LoadScopeScheduling

@@ -269,6 +269,7 @@ class _Driver:
         """Frontier, formula and finals from the results there are."""
         if self.plan["sampler"]["name"] in ADAPTIVE:
             self.candidates = candidates_of(self.plan, self.store, self.epochs)
+            self.publisher.watch(self.candidates)  # those of another driver too
         self.frontier = write_frontier(self.store, self.plan, self.candidates)
         self.formula = write_formula(self.store, self.plan, self.frontier, self._counts())
         waiting = len(self._pending_trials())

@@ -187,7 +187,7 @@ def test_a_host_is_cut_off_and_comes_back(made: Cluster, capfd: pytest.CaptureFi
     told.command("jobs", "resume", "demo", "--address", made.url, "--no-wait")  # a search that is whole has nothing to do
     until(lambda: jobs.find("demo")["status"] in ENDED, "the second job has ended", WAIT)
     told.command("jobs", "list", "--address", made.url)
-    told.command("frontier", "demo", "--storage", storage(made, "demo"), "--tracking", made.made.mlflow)
+    told.command("frontier", "--search", "demo", "--storage", storage(made, "demo"), "--tracking", made.made.mlflow)
     _check(made, store, beside, told)
     _check_secrets(made, store, jobs.logs("demo"), told)
 

@@ -92,7 +92,7 @@ def check_whole(uri: str, search: Search, results: dict[str, dict[str, Any]], fr
     digests = [{v.tags["tinynet.digest"] for v in versions}, {m.tags["tinynet.digest"] for m in models}]
     assert digests[0] == digests[1] and [len(d) for d in digests] == [len(versions), len(models)] == [1, 1]
     names = sorted(item.path for item in window.client.list_artifacts(window.parent.info.run_id))
-    assert names == ["formula.json", "frontier.csv", "frontier.json"]
+    assert names == ["formula.json", "frontier.csv", "frontier.json", "models.json"]
 
 
 def formula_of(name: str) -> str:
@@ -314,7 +314,8 @@ def test_calls_a_trial_and_none_where_nothing_changed(tmp_path: Path, proxy: Fau
     publisher = search.publisher(proxy.url)
     publisher.sync_once()
     kinds = [kind_of(*request) for request in proxy.requests]
-    assert [kinds.count(f"POST runs/{name}") for name in ("create", "log-batch", "update")] == [5 + 1, 5 + 1, 5]
+    # Beside the trials' the parent's: its creation and params, and that it is not whole, before the first trial is created.
+    assert [kinds.count(f"POST runs/{name}") for name in ("create", "log-batch", "update")] == [5 + 1, 5 + 2, 5]
     assert len(kinds) <= 3 * 5 + 12
     publisher.finish("FINISHED", 1_760_000_999_000)
 

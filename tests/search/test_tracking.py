@@ -169,9 +169,10 @@ def check_table(uri: str, window: Window, rows: list[dict[str, Any]]) -> None:
     assert is_tabled(parent.data.tags)
     table = Path(client.download_artifacts(run, TABLE)).read_text()
     doubled = json.dumps([*json.loads(table), json.loads(table)[0]])
+    sealed = " ".join(parent.data.tags[tag] for tag in (SEAL, MARKED))
     client.log_text(run, doubled, TABLE)  # by somebody else
     assert read() == rows
-    client.set_tag(run, TABLED, f"{parent.data.tags[MARKED]} {digest_of(doubled)}")
+    client.set_tag(run, TABLED, f"{sealed} {digest_of(doubled)}")
     assert len(read()) == len(rows) + 1
     for tag in (SEAL, MARKED):
         client.set_tag(run, tag, "")  # as where a trial is under way
@@ -179,7 +180,7 @@ def check_table(uri: str, window: Window, rows: list[dict[str, Any]]) -> None:
         client.set_tag(run, tag, parent.data.tags[tag])
     for damaged in ("", "[3]", "{}", '[{"run_id": 1}]', "[" * 10_000, table.replace('"r": 0', '"r": "x')):
         client.log_text(run, damaged, TABLE)
-        client.set_tag(run, TABLED, f"{parent.data.tags[MARKED]} {digest_of(damaged)}")
+        client.set_tag(run, TABLED, f"{sealed} {digest_of(damaged)}")
         assert read() == rows
     client.set_tag(run, TABLED, parent.data.tags[TABLED])
     client.log_text(run, table, TABLE)

@@ -9,6 +9,7 @@ import pytest
 from tests.search.mlflow_window import CREATED, SQLALCHEMY, Search, Window, calm, epoch_records, wanted_points
 from tinynet_search.errors import TrackingError
 from tinynet_search.store import Candidate
+from tinynet_search.tracking import trial_rows
 from tinynet_search.tracking.connection import resolve_uri
 from tinynet_search.tracking.jobs import JobPublisher
 from tinynet_search.training.job import Job
@@ -136,11 +137,11 @@ def test_a_seal_is_broken_before_the_next_trial(storage: Path, uri: str) -> None
     first = search.publisher(uri)
     first.sync_once()
     first.finish("FINISHED", LATER)
-    assert Window(uri, "broken").parent.data.tags["tinynet.results"]
+    assert Window(uri, "broken").parent.data.tags["tinynet.whole"]
     search.commit(b, 1)
     second = search.publisher(uri)
     second.sync_once()
-    assert not Window(uri, "broken").parent.data.tags["tinynet.results"]
+    assert not Window(uri, "broken").parent.data.tags["tinynet.whole"]
     second.finish("KILLED", LATER)
     assert Window(uri, "broken").statuses() == ["FINISHED", "KILLED"]
     ended = search.end(b)
@@ -159,13 +160,13 @@ def test_a_trial_that_ends_between_two_looks_is_not_taken_for_sealed(storage: Pa
     first = search.publisher(uri)
     first.sync_once()
     first.finish("FINISHED", LATER)
-    sealed = Window(uri, "quick").parent.data.tags["tinynet.results"]
+    sealed = Window(uri, "quick").parent.data.tags["tinynet.whole"]
     second = search.publisher(uri, watched=[a])
     second.sync_once()
     result = search.end(b)
     second.watch([b])
     second.finish("KILLED", LATER)  # as where the last look fails
-    assert Window(uri, "quick").parent.data.tags["tinynet.results"] == sealed
+    assert Window(uri, "quick").parent.data.tags["tinynet.whole"] == sealed
     second.sync_once()
     second.conclude(search.rows([b]), None, [], None)
     second.sync_once()
@@ -187,13 +188,105 @@ def test_two_publishers_that_delete_each_others_doubles(storage: Path, uri: str)
     with pytest.raises(TrackingError, match="lost 1 of this search's runs, deleted by another publisher"):
         first.finish("FINISHED", LATER)
     window = Window(uri, "pair")
-    assert (window.parent.info.status, window.parent.data.tags["tinynet.results"]) == ("FINISHED", "")
+    assert (window.parent.info.status, window.parent.data.tags["tinynet.whole"]) == ("FINISHED", "")
     second = search.publisher(uri)
     second.sync_once()
     second.finish("FINISHED", LATER)
     window = Window(uri, "pair")
     assert {run: window.points(run) for run in window.runs} == {run: wanted_points(r["epochs"]) for run, r in results.items()}
-    assert window.parent.data.tags["tinynet.results"]
+    assert window.parent.data.tags["tinynet.whole"]
+
+
+def whole(storage: Path, uri: str, name: str) -> tuple[Search, Candidate, Candidate]:
+    """A search of two results, published whole; the first of them is its frontier."""
+    search = Search(storage, name)
+    a, b, _ = search.candidates
+    for candidate in (a, b):
+        search.end(candidate)
+    published(search, uri, a)
+    return search, a, b
+
+
+def published(search: Search, uri: str, *frontier: Candidate, die: bool = False) -> None:
+    publisher = search.publisher(uri)
+    publisher.conclude(search.rows(list(frontier)), None, [], None)
+    publisher.sync_once()
+    if not die:
+        publisher.finish("FINISHED", LATER)
+
+
+def on_frontier(uri: str, name: str) -> set[str]:
+    """By the tags of the runs and by the frontier's file, which must agree."""
+    shown = {row["run_id"] for row in trial_rows(name, tracking_uri=uri)}
+    tagged = {r.info.run_id: run for run, r in Window(uri, name).runs.items() if r.data.tags.get("frontier") == "true"}
+    assert shown == tagged.keys()
+    return set(tagged.values())
+
+
+def test_whoever_changes_a_search_breaks_its_seal(storage: Path, uri: str) -> None:
+    """Also a publisher that began before another sealed it."""
+    search = Search(storage, "late")
+    a, b, _ = search.candidates
+    search.end(a)
+    late = search.publisher(uri, watched=[b])
+    late.sync_once()
+    published(search, uri, a)
+    assert Window(uri, "late").parent.data.tags["tinynet.whole"]
+    search.commit(b, 1)
+    late.sync_once()
+    assert Window(uri, "late").parent.data.tags["tinynet.whole"] == ""
+
+
+def test_a_double_under_a_seal_is_deleted(storage: Path, uri: str) -> None:
+    """A creation whose answer was lost is committed after the last look."""
+    search, a, _ = whole(storage, uri, "doubled")
+    run = Window(uri, "doubled").runs[a.run]
+    window = Window(uri, "doubled")
+    window.client.create_run(run.info.experiment_id, tags=run.data.tags)
+    published(search, uri, a)
+    window = Window(uri, "doubled")
+    assert (window.runs[a.run].info.run_id, window.statuses()) == (run.info.run_id, ["FINISHED"] * 2)
+
+
+def test_marks_that_a_dead_driver_left(storage: Path, uri: str) -> None:
+    """Of another conclusion: as of a run with fewer epochs that had nothing to train."""
+    search, a, b = whole(storage, uri, "marks")
+    published(search, uri, b, die=True)
+    assert on_frontier(uri, "marks") == {b.run}
+    published(search, uri, a)
+    assert on_frontier(uri, "marks") == {a.run}
+
+
+def test_a_run_that_somebody_deleted(storage: Path, uri: str) -> None:
+    search, a, b = whole(storage, uri, "deleted")
+    window = Window(uri, "deleted")
+    window.client.delete_run(window.runs[b.run].info.run_id)
+    published(search, uri, b)
+    assert on_frontier(uri, "deleted") == {b.run}
+    assert Window(uri, "deleted").runs.keys() == {a.run, b.run}
+
+
+def test_another_publishers_double_is_marked_before_it_is_sealed(storage: Path, uri: str) -> None:
+    search = Search(storage, "swapped")
+    a, b, _ = search.candidates
+    for candidate in (a, b):
+        search.end(candidate)
+    publisher = search.publisher(uri)
+    publisher.conclude(search.rows([a]), None, [], None)
+    publisher.sync_once()
+    from mlflow.entities import Metric, Param
+
+    window = Window(uri, "swapped")
+    ours = window.runs[a.run]
+    theirs = window.client.create_run(ours.info.experiment_id, tags=ours.data.tags | {"frontier": "false"})
+    window.client.log_batch(
+        theirs.info.run_id, params=[Param("r", "1")], metrics=[Metric(k, v, 0, 0) for k, v in ours.data.metrics.items()]
+    )
+    window.client.set_terminated(theirs.info.run_id)
+    window.client.delete_run(ours.info.run_id)
+    publisher.finish("FINISHED", LATER)
+    assert on_frontier(uri, "swapped") == {a.run}
+    assert Window(uri, "swapped").runs[a.run].info.run_id == theirs.info.run_id
 
 
 class JobWindow:

@@ -48,3 +48,7 @@ def main() -> None:
         file.write_text(json.dumps(wanted.get("config", {})), encoding="utf-8")
         sys.argv[1:] = [str(file) if argument == CONFIG else argument for argument in wanted["arguments"]]
         command()
+
+
+if __name__ == "__main__":  # as jobs were started that an earlier version queued
+    main()

@@ -56,7 +56,9 @@ def _size(folder: Path) -> int:
     size = 0
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in LEFT]
-        size += sum(os.lstat(os.path.join(place, name)).st_size for name in files)
+        for name in files:
+            with contextlib.suppress(OSError):  # gone since
+                size += os.lstat(os.path.join(place, name)).st_size
     return size
 
 

@@ -110,12 +110,12 @@ def _row(run: Found) -> dict[str, Any]:
     rank = tags.get(RANK_TAG, "")
     row = {
         **{name: None if value is None else one_line(value) for name, value in (("search", tags.get(SEARCH)), ("id", tags.get(ID)))},
-        "run_id": run.run_id,
+        "run_id": one_line(run.run_id),
         **{name: _number(run, name) for name in FLOATS},
         **{name: None if value is None else int(value) for name, value in counts.items()},
         "frontier": tags.get(FRONTIER_TAG) == "true",
         "pareto_rank": int(rank) if re.fullmatch(r"[1-9]\d{0,8}", rank, re.ASCII) else None,
-        "status": run.status,
+        "status": one_line(run.status),
         "name": one_line(run.name),
     }
     return {name: row.get(name) for name in _COLUMNS}

@@ -32,10 +32,8 @@ class Conclusion:
 
 
 def write_conclusion(runs: SearchRuns, conclusion: Conclusion) -> None:
-    """Bring MLflow in line with a conclusion; what is already so is not sent again."""
-    if runs.listed or runs.tags.get(MARKED) != marks_of(conclusion):
-        if not runs.listed:
-            runs.list_all()
+    """Bring MLflow in line with a conclusion; what is already so is not sent again. Runs that are not listed have its marks."""
+    if runs.listed:
         _mark(runs, conclusion)
     _write_artifacts(runs, conclusion)
     if conclusion.formula_json is not None and json.loads(conclusion.formula_json).get("usable"):
@@ -70,9 +68,12 @@ def _mark(runs: SearchRuns, conclusion: Conclusion) -> None:
         elif ranks is not None and child.tags.get(FRONTIER_TAG) == "true":
             wanted[FRONTIER_TAG] = "false"
         changed = {tag: value for tag, value in wanted.items() if child.tags.get(tag) != value}
+        stale = ranks is not None and run not in ranks and RANK_TAG in child.tags
+        if (changed or stale) and runs.tags.get(MARKED):
+            runs.unseal()  # what it says of the marks is no longer so
         if changed:
             runs.log(child, tags=changed)
-        if ranks is not None and run not in ranks and RANK_TAG in child.tags:
+        if stale:
             runs.unmark(child, RANK_TAG)
 
 

@@ -100,17 +100,19 @@ class Publisher(Background[SearchRuns]):
         """
         with reaching(self._uri):
             runs = self._connected()
+        conclusion = self._conclusion
+        if conclusion is not None and not runs.listed and runs.tags.get(MARKED) != marks_of(conclusion):
+            with reaching(self._uri):
+                runs.list_all()
+            self._recount(runs)
+            self._concluded = None
         self._look()
         faults: list[Exception] = []
         for news in _batches(self._reader.news(self._waiting, faults)):
             self._publish(runs, news, faults)
-        conclusion = self._conclusion
         if conclusion is not None and conclusion is not self._concluded:
             with reaching(self._uri):
                 write_conclusion(runs, conclusion)
-            if runs.listed and (models := self._models(runs, conclusion.frontier or ())):
-                with reaching(self._uri):
-                    write_table(runs, marks_of(conclusion), models)
             self._concluded = conclusion
         if faults:
             raise faults[0]
@@ -119,21 +121,34 @@ class Publisher(Background[SearchRuns]):
         with reaching(self._uri):
             runs = self._connected()
             runs.settle()
-        finished = self._store.finished()
-        known = {run_of(key) for key in runs.children}
-        sealed = runs.sealed - known
-        whole = sealed | known == finished and not finished & self._waiting.keys() and self._conclusion is self._concluded
-        gone: list[str] = []
+        gone = self._seal(runs)
         with reaching(self._uri):
-            if whole and all(child.ended for child in runs.children.values()):
-                seal = {SEAL: self._digest(finished), MARKED: marks_of(self._conclusion) if self._conclusion else ""}
-                if seal.items() - runs.tags.items():
-                    gone = runs.sift() if runs.listed else []  # what is sealed is not looked at again
-                    runs.tell(dict.fromkeys(seal, "") if gone else seal)
             runs.finish(status, end)
         if gone:
             raise TrackingError(f"MLflow at {address(self._uri)} lost {len(gone)} of this search's runs, deleted by another publisher")
-        return len(known | sealed)
+        return len({run_of(key) for key in runs.children} | runs.sealed)
+
+    def _seal(self, runs: SearchRuns) -> set[str]:
+        """Where everything was sent, look once more at all that is there, and say so; the runs that somebody deleted meanwhile."""
+        finished, conclusion = self._store.finished(), self._conclusion
+        if finished & self._waiting.keys() or conclusion is not self._concluded or not _whole(runs, finished):
+            return set()
+        with reaching(self._uri):
+            seal = {SEAL: self._digest(finished), MARKED: marks_of(conclusion) if conclusion else runs.tags.get(MARKED, "")}
+            if seal.items() <= runs.tags.items():
+                return set()
+            runs.list_all()
+            if not _whole(runs, finished):
+                runs.unseal()
+                return finished - {run_of(key) for key in runs.children}
+            if conclusion is not None:
+                write_conclusion(runs, conclusion)
+        models = self._models(runs, conclusion.frontier or ()) if conclusion else []
+        with reaching(self._uri):
+            if models:
+                write_table(runs, seal, models)
+            runs.tell(seal)
+        return set()
 
     def _connect(self) -> SearchRuns:
         runs = SearchRuns(self._uri, self._plan, self._results)
@@ -142,9 +157,14 @@ class Publisher(Background[SearchRuns]):
         self.experiment_id, self.run_id = runs.experiment_id, runs.parent_id
         self.link = link_of(self._uri, runs.experiment_id, add_view(runs))
         if runs.listed:
-            self._complete = {run: digest for run, digest in self._complete.items() if trial_key(self._plan, run) in runs.children}
-            self._waiting = {run: candidate for run, candidate in self._watched.items() if run not in self._complete}
+            self._recount(runs)
         return runs
+
+    def _recount(self, runs: SearchRuns) -> None:
+        """What is still to be sent, of all runs there are."""
+        ended = {run_of(key) for key, child in runs.children.items() if child.ended}
+        self._complete = {run: digest for run, digest in self._complete.items() if run in ended}
+        self._waiting = {run: candidate for run, candidate in self._watched.items() if run not in self._complete}
 
     def _look(self) -> None:
         """Take up what is watched since; of sealed results nothing is left to send."""
@@ -233,6 +253,11 @@ class Publisher(Background[SearchRuns]):
             return hashlib.sha256(self._store.folder.read(result_name(run))).digest()[:16]
         except FileNotFoundError:
             return b""
+
+
+def _whole(runs: SearchRuns, finished: set[str]) -> bool:
+    """Whether every result has its run, and no run goes on."""
+    return {run_of(key) for key in runs.children} | runs.sealed == finished and all(child.ended for child in runs.children.values())
 
 
 def _batches(news: Iterator[News]) -> Iterator[list[News]]:

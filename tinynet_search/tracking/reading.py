@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -60,7 +61,7 @@ def read(uri: str, ask: Callable[[Reader], Answer]) -> Answer:
             return ask(_over_http(uri.rstrip("/")))
         except RequestError:
             raise
-        except (OSError, HTTPException, ValueError, KeyError, TypeError):
+        except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass  # MLflow's client says what it was, or gets along
     return ask(_by_client(uri))
 
@@ -81,16 +82,14 @@ def _by_client(uri: str) -> Reader:
         ]
 
     def text(run_id: str, path: str) -> str | None:
-        from mlflow.exceptions import MlflowException
-
         if not is_served(uri) and not (client.get_run(run_id).info.artifact_uri or "").startswith(("file:", "/")):
             return None  # a server's database without its server
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                data = Path(client.download_artifacts(run_id, path, folder)).read_bytes()
-            except (MlflowException, OSError):
-                return None
-        return _text(data)
+        with tempfile.TemporaryDirectory() as folder, suppress(Exception):  # whatever a store of artifacts and its libraries raise
+            sizes = {item.path: item.file_size or 0 for item in client.list_artifacts(run_id)}
+            if sizes.get(path, SMALL + 1) <= SMALL:
+                file = Path(client.download_artifacts(run_id, path, folder))
+                return _text(file.read_bytes()) if file.stat().st_size <= SMALL else None
+        return None
 
     return Reader(lambda: [(each.experiment_id, each.name) for each in client.search_experiments(filter_string=OURS)], runs, text)
 
@@ -133,5 +132,5 @@ def _text(data: bytes) -> str | None:
 def _found(run: Mapping[str, Any]) -> Found:
     info, data = run["info"], run["data"]
     metrics = {metric["key"]: float(metric["value"]) for metric in data.get("metrics", [])}
-    tags = {tag["key"]: tag["value"] for tag in data.get("tags", [])}
-    return Found(info["run_id"], info.get("run_name"), info["status"], info["experiment_id"], metrics, tags)
+    tags = {str(tag["key"]): str(tag["value"]) for tag in data.get("tags", [])}
+    return Found(str(info["run_id"]), str(info.get("run_name") or ""), str(info["status"]), str(info["experiment_id"]), metrics, tags)

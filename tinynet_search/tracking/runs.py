@@ -170,18 +170,6 @@ class Runs(ABC):
             if child.status in UNFINISHED:
                 self.end(child, "KILLED", end)
 
-    def sift(self) -> list[str]:
-        """Where a publisher ran beside this one: of the runs under one key keep the same that it would keep.
-
-        Returns:
-            Keys without a run: the other deleted one of two, and this publisher the other.
-        """
-        there = _by_key(self._found(self._mine))
-        for key, runs in there.items():
-            if len(runs) > 1:
-                self.children[key] = Child.of(self._only(runs))
-        return sorted(self.children.keys() - there.keys())
-
     def _created(self, run: Wanted) -> "Run":
         return self.client.create_run(self.experiment_id, start_time=run.start, tags=dict(run.tags), run_name=run.name)
 

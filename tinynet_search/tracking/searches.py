@@ -15,7 +15,7 @@ from tinynet_search.tracking.runs import Child, Runs, Wanted
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-SEAL, MARKED = "tinynet.results", "tinynet.marked"
+SEAL, MARKED = "tinynet.whole", "tinynet.marked"
 
 
 class SearchRuns(Runs):
@@ -56,7 +56,8 @@ class SearchRuns(Runs):
             if seal == digest:
                 self.sealed, self.listed, self.children = names, False, {}
                 self.settle()
-                return
+                if not any(run_of(key) in names for key in self.children):
+                    return  # else a run that is sealed has a double
         self.list_all()
 
     def list_all(self) -> None:
@@ -67,11 +68,11 @@ class SearchRuns(Runs):
     def ensure(self, wanted: Iterable[Wanted]) -> None:
         missing = [run for run in wanted if run.tags[KEY] not in self.children]
         if missing:
-            self._unseal()
+            self.unseal()
         super().ensure(missing)
 
     def discard(self, child: Child) -> None:
-        self._unseal()
+        self.unseal()
         super().discard(child)
 
     def tell(self, tags: Mapping[str, str]) -> None:
@@ -85,10 +86,12 @@ class SearchRuns(Runs):
         if self.parent.info.status != status:
             self.client.set_terminated(self.parent_id, status, end)
 
-    def _unseal(self) -> None:
-        """Before the first trial changes: whoever comes after a crash has to look at all of them."""
-        if self.tags.get(SEAL):
-            self.tell({SEAL: "", MARKED: ""})
+    def unseal(self) -> None:
+        """Before trials change: whoever comes after a crash has to look at all of them.
+
+        Sent whatever is known of the parent: another publisher may have sealed it since.
+        """
+        self.tell({SEAL: "", MARKED: ""})
 
     def _find_parent(self) -> None:
         tags = search_tags(self.plan)

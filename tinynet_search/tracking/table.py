@@ -1,7 +1,8 @@
 """The frontier's models as one file of the search's run, ``models.json``: what is read where a search was published whole.
 
 A server takes seconds to put two thousand runs together; a file it hands over as it is. The parent's tag tells which
-conclusion the file belongs to and its digest; where either does not fit, the runs themselves are asked.
+conclusion the file belongs to and its digest; where either does not fit, the runs themselves are asked. A run that
+somebody deletes later stays in it until the search is published anew.
 """
 
 import json
@@ -27,27 +28,31 @@ def model_of(candidate: Candidate, result: Mapping[str, Any], run_id: str, exper
     return Found(run_id, trial_name(candidate), STATUS[result["status"]], experiment_id, shown, tags)
 
 
-def document(marks: str, models: Iterable[Found]) -> tuple[str, str]:
-    """The file, and the tag that tells that it is of the conclusion of these ``marks``."""
+def document(seal: Mapping[str, str], models: Iterable[Found]) -> tuple[str, str]:
+    """The file, and the tag that tells of which sealed results and marks it is."""
     text = json.dumps([model._asdict() for model in models])
-    return text, f"{marks} {digest_of(text)}"
+    return text, f"{_of(seal)} {digest_of(text)}"
 
 
-def write_table(runs: SearchRuns, marks: str, models: Iterable[Found]) -> None:
-    text, tag = document(marks, models)
+def write_table(runs: SearchRuns, seal: Mapping[str, str], models: Iterable[Found]) -> None:
+    text, tag = document(seal, models)
     if runs.tags.get(TABLED) != tag:
         runs.client.log_text(runs.parent_id, text, TABLE)
         runs.tell({TABLED: tag})
 
 
 def is_tabled(tags: Mapping[str, str]) -> bool:
-    """Whether a parent of these tags has the table of what it was sealed with."""
-    return bool(tags.get(SEAL)) and bool(tags.get(MARKED)) and tags.get(TABLED, "").split(" ")[0] == tags[MARKED]
+    """Whether a parent of these tags has the table of what it is sealed with."""
+    return bool(tags.get(SEAL) and tags.get(MARKED)) and tags.get(TABLED, "").rpartition(" ")[0] == _of(tags)
+
+
+def _of(seal: Mapping[str, str]) -> str:
+    return f"{seal[SEAL]} {seal[MARKED]}"
 
 
 def tabled(text: str | None, tags: Mapping[str, str]) -> list[Found] | None:
     """The models, None where the file is not the one that was written."""
-    if text is None or tags.get(TABLED, "").split(" ")[-1] != digest_of(text):
+    if text is None or tags.get(TABLED, "").rpartition(" ")[2] != digest_of(text):
         return None
     try:
         rows = parsed(text)
