@@ -17,6 +17,8 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # What the user's shell names must not reach the tests.
 for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
     os.environ.pop(name, None)
+# Of the local S3 server; nodes of a cluster need them in their own environment, so they are there before any starts.
+os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
 # Every cluster of the tests lets nobody in without this token; the processes of one run share it.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.setdefault("TINYNET_TEST_TOKEN", secrets.token_hex(16))
@@ -43,9 +45,6 @@ def _group(file: Path) -> str:
 @pytest.fixture(scope="session")
 def object_storage() -> Iterator[Callable[[str], str]]:
     """A local S3 server and a bucket; gives the URL of a key in it."""
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
-    before = {key: os.environ.get(key) for key in keys}
-    os.environ.update(keys)
     from moto.server import ThreadedMotoServer
     from pyarrow import fs
 
@@ -58,11 +57,6 @@ def object_storage() -> Iterator[Callable[[str], str]]:
     filesystem.create_dir("bucket")
     yield lambda key: f"s3://bucket/{key}?{options}"
     server.stop()
-    for key, value in before.items():
-        if value is None:
-            del os.environ[key]
-        else:
-            os.environ[key] = value
 
 
 def _free_port() -> int:

@@ -135,6 +135,7 @@ def run_source(config: Config, root: str, source: Source, most: int, at_once: in
     """
     from ray import tune
 
+    _keep_secrets()
     scaling = of_trial(config)
     settings: Mapping[str, Any] = {
         "root": root,
@@ -165,6 +166,13 @@ def run_source(config: Config, root: str, source: Source, most: int, at_once: in
                     failure_config=tune.FailureConfig(max_failures=config.run.max_failures),
                 ),
             ).fit()
+
+
+def _keep_secrets() -> None:
+    """Tune hands the driver's keys of S3 on to its trials, and Ray writes them into a log of every node: nodes have their own."""
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 
 
 @contextlib.contextmanager

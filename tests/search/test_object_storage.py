@@ -16,6 +16,7 @@ from search_spaces import RequestError
 from tests.search.helpers import tiny_arguments, tiny_config
 from tests.search.mlflow_window import Window, wait_until, wanted_points
 from tests.trainables.helpers import without_times
+from tinynet_search.cluster import _keep_secrets
 from tinynet_search.plan import agreed_plan, candidates_of, grow
 from tinynet_search.search import run_search
 from tinynet_search.store import SearchStore
@@ -164,6 +165,16 @@ def test_a_broken_off_trial_is_taken_up(object_storage: Place, undisturbed: tupl
     assert without_times(result) == without_times(whole)
     assert folder.names(spec.folder) == ["config.json", "weights.safetensors"]
     assert run_trial(spec, root, Alone()) == result
+
+
+def test_keys_are_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune would put them into the environment of every trial's actor, and every node's log would tell them."""
+    from ray.tune.execution.class_cache import _ActorClassCache
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"):
+        monkeypatch.setenv(name, "SECRETWORD")
+    _keep_secrets()
+    assert "SECRETWORD" not in str(vars(_ActorClassCache().get(type("Trainable", (), {}))))
 
 
 @pytest.mark.ray
