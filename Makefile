@@ -26,7 +26,7 @@ test: $(READY) lint
 test-chaos: $(READY)
 	$(BIN)/python -m pytest -m chaos tests/chaos
 
-# A secured cluster of three hosts (network namespaces: needs root and PostgreSQL), one of them cut off: some minutes.
+# A secured cluster of three hosts (network namespaces: needs root and PostgreSQL), one of them cut off: a quarter of an hour.
 test-cluster: $(READY)
 	$(BIN)/python -m pytest -m hosts tests/cluster
 
