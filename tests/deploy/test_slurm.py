@@ -18,7 +18,10 @@ STUBS = {
     "ray": 'echo "ray $* mode=$RAY_AUTH_MODE" >> "$CALLS"; [ "$1" != start ] || exec sleep 60',
     "hostname": "echo 192.0.2.1 192.0.2.2",
     "python": (
-        'if [ "$1" = - ]; then cat > /dev/null; echo "python $*" >> "$CALLS"; else echo 0123456789abcdef; fi; '
+        # As the script's own, it waits for the nodes.
+        'if [ "$1" = - ]; then cat > /dev/null; '
+        'for _ in $(seq 200); do [ "$(grep -c "^ray start" "$CALLS")" -ge "$2" ] && break; sleep .1; done; '
+        'echo "python $*" >> "$CALLS"; else echo 0123456789abcdef; fi; '
         'ls -l "$RAY_AUTH_TOKEN_PATH" 2> /dev/null | cut -c1-10 >> "$CALLS" || true'
     ),
     "tinynet": (
