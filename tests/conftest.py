@@ -4,7 +4,6 @@ import functools
 import logging
 import os
 import secrets
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,15 +58,10 @@ def object_storage() -> Iterator[Callable[[str], str]]:
     server.stop()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
     """The cluster, and this process in it; ``.address`` is for other processes."""
+    from tests.search.mlflow_window import free_port
     from tinynet_search.cluster import QUIET
 
     os.environ.update(QUIET)
@@ -78,7 +72,7 @@ def ray_cluster() -> Iterator[Any]:
 
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
     # Jobs go through the head's agent, whose own port would be another cluster's of this machine.
-    head["dashboard_agent_listen_port"] = _free_port()
+    head["dashboard_agent_listen_port"] = free_port()
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         cluster.add_node(num_cpus=1)

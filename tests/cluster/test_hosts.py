@@ -143,7 +143,8 @@ def _submitted(made: Cluster, told: Told, name: str) -> SearchStore:
     place = storage(made, name)
     settings = [argument for setting in TRAIN for argument in ("--set", setting)]
     given = ["--preset", "demo", "--storage", place, *settings, "--set", f"search.name={name}"]
-    told.command("submit", *given, "--address", made.url, "--yes", "--no-wait")
+    said = told.command("submit", *given, "--address", made.url, "--yes", "--no-wait")
+    assert "\n1 trials at once" in said and all(f"\n{address} " in said for address in made.hosts.addresses.values())
     return SearchStore(tiny_config(place, f"search.name={name}").url)
 
 

@@ -34,6 +34,16 @@ def uri(storage: Path) -> str:
     return resolve_uri(None, None, str(storage))
 
 
+def published(search: Search, uri: str, *frontier: Candidate, die: bool = False) -> None:
+    """By a publisher of its own, with this conclusion where one is given; one that dies does not finish."""
+    publisher = search.publisher(uri)
+    if frontier:
+        publisher.conclude(search.rows(list(frontier)), None, [], None)
+    publisher.sync_once()
+    if not die:
+        publisher.finish("FINISHED", LATER)
+
+
 def set_aside(search: Search, candidate: Candidate) -> None:
     """As ``--retry failed`` leaves a trial."""
     search.store.folder.remove(f"results/{candidate.run}.json")
@@ -115,14 +125,10 @@ def test_a_search_published_whole_and_retried_while_mlflow_was_down(storage: Pat
     a, b, _ = search.candidates
     search.end(a)
     search.end(b, 3, failed=True)
-    first = search.publisher(uri)
-    first.sync_once()
-    first.finish("FINISHED", LATER)
+    published(search, uri)
     set_aside(search, b)
     result = search.end(b, again=2)
-    second = search.publisher(uri)
-    second.sync_once()
-    second.finish("FINISHED", LATER)
+    published(search, uri)
     assert Window(uri, "sealed").points(b.run) == wanted_points(result["epochs"])
     third = search.publisher(uri)
     third.sync_once()
@@ -134,9 +140,7 @@ def test_a_seal_is_broken_before_the_next_trial(storage: Path, uri: str) -> None
     search = Search(storage, "broken")
     a, b, _ = search.candidates
     search.end(a)
-    first = search.publisher(uri)
-    first.sync_once()
-    first.finish("FINISHED", LATER)
+    published(search, uri)
     assert Window(uri, "broken").parent.data.tags["tinynet.whole"]
     search.commit(b, 1)
     second = search.publisher(uri)
@@ -145,9 +149,7 @@ def test_a_seal_is_broken_before_the_next_trial(storage: Path, uri: str) -> None
     second.finish("KILLED", LATER)
     assert Window(uri, "broken").statuses() == ["FINISHED", "KILLED"]
     ended = search.end(b)
-    third = search.publisher(uri)
-    third.sync_once()
-    third.finish("FINISHED", LATER)
+    published(search, uri)
     window = Window(uri, "broken")
     assert (window.points(b.run), window.statuses()) == (wanted_points(ended["epochs"]), ["FINISHED", "FINISHED"])
 
@@ -157,9 +159,7 @@ def test_a_trial_that_ends_between_two_looks_is_not_taken_for_sealed(storage: Pa
     search = Search(storage, "quick")
     a, b, _ = search.candidates
     search.end(a)
-    first = search.publisher(uri)
-    first.sync_once()
-    first.finish("FINISHED", LATER)
+    published(search, uri)
     sealed = Window(uri, "quick").parent.data.tags["tinynet.whole"]
     second = search.publisher(uri, watched=[a])
     second.sync_once()
@@ -189,9 +189,7 @@ def test_two_publishers_that_delete_each_others_doubles(storage: Path, uri: str)
         first.finish("FINISHED", LATER)
     window = Window(uri, "pair")
     assert (window.parent.info.status, window.parent.data.tags["tinynet.whole"]) == ("FINISHED", "")
-    second = search.publisher(uri)
-    second.sync_once()
-    second.finish("FINISHED", LATER)
+    published(search, uri)
     window = Window(uri, "pair")
     assert {run: window.points(run) for run in window.runs} == {run: wanted_points(r["epochs"]) for run, r in results.items()}
     assert window.parent.data.tags["tinynet.whole"]
@@ -205,14 +203,6 @@ def whole(storage: Path, uri: str, name: str) -> tuple[Search, Candidate, Candid
         search.end(candidate)
     published(search, uri, a)
     return search, a, b
-
-
-def published(search: Search, uri: str, *frontier: Candidate, die: bool = False) -> None:
-    publisher = search.publisher(uri)
-    publisher.conclude(search.rows(list(frontier)), None, [], None)
-    publisher.sync_once()
-    if not die:
-        publisher.finish("FINISHED", LATER)
 
 
 def on_frontier(uri: str, name: str) -> set[str]:
@@ -240,8 +230,8 @@ def test_whoever_changes_a_search_breaks_its_seal(storage: Path, uri: str) -> No
 def test_a_double_under_a_seal_is_deleted(storage: Path, uri: str) -> None:
     """A creation whose answer was lost is committed after the last look."""
     search, a, _ = whole(storage, uri, "doubled")
-    run = Window(uri, "doubled").runs[a.run]
     window = Window(uri, "doubled")
+    run = window.runs[a.run]
     window.client.create_run(run.info.experiment_id, tags=run.data.tags)
     published(search, uri, a)
     window = Window(uri, "doubled")

@@ -178,7 +178,10 @@ class Runs(ABC):
 
     def _adopt(self, found: "Iterable[Run]") -> None:
         """Of the runs under one key keep the one that is known, else the best, and delete the others."""
-        for key, runs in _by_key(found).items():
+        by_key: dict[str, list[Run]] = {}
+        for run in found:
+            by_key.setdefault(run.data.tags.get(KEY, run.info.run_id), []).append(run)
+        for key, runs in by_key.items():
             known = self.children.get(key)
             if known is None:
                 self.children[key] = Child.of(self._only(runs))
@@ -211,13 +214,6 @@ class TaggedRuns(Runs):
         """The run under a key, created if there is none."""
         self.ensure([wanted])
         return self.children[wanted.tags[KEY]]
-
-
-def _by_key(found: "Iterable[Run]") -> "dict[str, list[Run]]":
-    by_key: dict[str, list[Run]] = {}
-    for run in found:
-        by_key.setdefault(run.data.tags.get(KEY, run.info.run_id), []).append(run)
-    return by_key
 
 
 def _parts(values: Sequence[Any], size: int) -> list[list[Any]]:
