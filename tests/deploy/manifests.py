@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 SETS = ("dev", "production")
 KUBERAY_KINDS = {"RayCluster": "rayclusters.json", "RayJob": "rayjobs.json"}
+UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 # Text files of deploy/, as opposed to what a tool may leave there.
 TEXTS = (".yaml", ".md", ".sbatch", ".py", ".ini", ".toml", ".txt", ".sql", ".example", ".dockerignore", ".gitignore")
 
@@ -63,6 +65,12 @@ def pods(which: str) -> list[tuple[str, dict[str, Any]]]:
         templates = (inner[key] for inner in walk(document) for key in ("template", "submitterPodTemplate") if key in inner)
         found += [(name, template) for template in templates if "containers" in template.get("spec", {})]
     return found
+
+
+def quantity(text: str) -> int:
+    """Bytes of a memory limit, of Kubernetes (``5Gi``) or of compose (``5g``)."""
+    number, unit = re.fullmatch(r"(\d+)([A-Za-z]+)", text).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    return int(number) * UNITS[unit.removesuffix("i").lower()]
 
 
 def containers(template: dict[str, Any]) -> list[dict[str, Any]]:

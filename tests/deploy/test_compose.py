@@ -1,14 +1,18 @@
-"""compose.yaml. No schema of the compose specification is at hand, so its keys are checked against lists written down here.
+"""compose.yaml, by a parser of the compose specification (the package compose-spec) and by what this project needs of it.
 
-Checked: every key of the file, of services, and of their ports, volumes, health checks, dependencies, builds and resources
-is one that the specification has and this project uses; what refers to another part of the file finds it; ports, secrets
-and privileges. Not checked: what an engine makes of the values.
+Checked by the parser: every key is one of the specification, every value can be read, networks and volumes are there. Its
+check skips where it is not installed; then only the lists written down here find a wrong key. Checked here: what refers to
+another part of the file finds it; addresses, ports, secrets and privileges. Not checked: what an engine makes of it.
 """
 
+import copy
+import ipaddress
+import json
 import re
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.deploy.manifests import DEPLOY, compose, walk
 
@@ -28,7 +32,7 @@ SERVICE = {
     "init": bool,
     "logging": dict,
     "network_mode": str,
-    "networks": list,
+    "networks": (list, dict),
     "ports": list,
     "read_only": bool,
     "restart": str,
@@ -48,13 +52,55 @@ VOLUME = {"type", "source", "target", "read_only"}
 CONDITIONS = {"service_started", "service_healthy", "service_completed_successfully"}
 SECRETS = re.compile(r"TOKEN|PASSWORD|SECRET|ACCESS_KEY")
 INTERNAL = {"cluster", "stores"}
+FILES = ("compose.yaml", "compose.gpu.yaml")
 
 
 def services() -> dict[str, dict[str, Any]]:
     return compose()["services"]
 
 
-@pytest.mark.parametrize("file", ["compose.yaml", "compose.gpu.yaml"])
+def interpolated(file: str) -> dict[str, Any]:
+    """The file with its variables' defaults, as Compose reads it before it looks at the values."""
+    text = (DEPLOY / "compose" / file).read_text(encoding="utf-8")
+    return yaml.safe_load(re.sub(r"\$\{\w+:(?:-([^}]*)|\?[^}]*)\}", lambda found: found[1] or "given", text))
+
+
+def mistake(document: dict[str, Any]) -> str | None:
+    """What the parser has against a file; skips where it is not installed."""
+    parser = pytest.importorskip("compose_spec", reason="the parser of compose files is not installed: compose-spec")
+    try:
+        parser.PyCompose.from_json(json.dumps(document)).validate()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_file_keeps_to_the_specification(file: str) -> None:
+    assert mistake(interpolated(file)) is None
+
+
+def test_a_typo_or_a_value_that_cannot_be_read_is_found() -> None:
+    for path, value, said in (
+        ("services.head.read_onl", True, "read_onl"),
+        ("services.head.networks.cluster.ipv4_addr", "10.213.85.2", "ipv4_addr"),
+        ("services.head.networks.stage", {}, "stage"),
+        ("services.head.deploy.resources.limits.memory", "5 gigs", "unit"),
+        ("services.head.healthcheck.interval", "ten", "duration"),
+        ("services.worker.deploy.replicas", "two", "two"),
+        ("services.worker.depends_on.head.condition", "healthy", "healthy"),
+        ("networks.cluster.internal", "yes", "boolean"),
+    ):
+        wrong = copy.deepcopy(interpolated("compose.yaml"))
+        *within, last = path.split(".")
+        inner = wrong
+        for key in within:
+            inner = inner[key]
+        inner[last] = value
+        assert said in str(mistake(wrong)), path
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_every_key_is_one_of_the_specification(file: str) -> None:
     loaded = compose(file)
     assert {key for key in loaded if not key.startswith("x-")} <= TOP
@@ -97,6 +143,27 @@ def test_services_that_talk_share_a_network() -> None:
         words = f"{service.get('environment')} {service.get('command')}"
         for host in set(re.findall(r"(?<![\w.])(mlflow|postgres|s3|head):\d+", words)) - {name}:
             assert set(service["networks"]) & set(services()[host]["networks"]), (name, host)
+
+
+def test_rays_nodes_have_their_addresses_on_the_network_that_they_share() -> None:
+    nodes = {name: service for name, service in services().items() if service.get("command", [])[:2] == ["ray", "start"]}
+    shared = set.intersection(*(set(service["networks"]) for service in nodes.values()))
+    assert set(nodes) == {"head", "worker"} and shared == {"cluster"}
+    # On several networks Ray takes the address of the one that leads outside, which the others do not reach.
+    for name, service in nodes.items():
+        command = " ".join(service["command"])
+        named = re.findall(r"--node-ip-address[ =](\S+)", command)
+        assert len(named) == (len(service["networks"]) > 1), name
+        for address in named:
+            (fixed,) = {given["ipv4_address"] for given in service["networks"].values() if "ipv4_address" in given}
+            assert service["networks"]["cluster"]["ipv4_address"] == fixed == address
+            (pool,) = compose()["networks"]["cluster"]["ipam"]["config"]
+            subnet, others = ipaddress.ip_network(pool["subnet"]), ipaddress.ip_network(pool["ip_range"])
+            # Not the gateway's, and not one that a container which starts earlier may get.
+            assert ipaddress.ip_address(address) in subnet and ipaddress.ip_address(address) not in (subnet[0], subnet[1], subnet[-1])
+            assert others.subnet_of(subnet) and ipaddress.ip_address(address) not in others  # pyright: ignore[reportArgumentType]
+    # Inside the head its name has an address on each of its networks: a search there asks Ray which one it has.
+    assert nodes["head"]["environment"]["RAY_ADDRESS"] == "auto"
 
 
 def test_the_host_opens_its_own_address_alone_and_the_rest_is_internal() -> None:

@@ -40,14 +40,15 @@ def images() -> Iterator[tuple[str, str]]:
 def test_every_image_has_its_exact_version() -> None:
     from tinynet_search import __version__
 
-    ours = {f"tinynet-search:{__version__}-cpu", f"tinynet-search:{__version__}-cuda", f"tinynet-mlflow:{pinned()['mlflow']}"}
+    ours = {f"tinynet-search:{__version__}-{variant}" for variant in ("cpu", "cuda", "cuda-launcher")}
+    ours |= {f"tinynet-mlflow:{pinned()['mlflow']}"}
     others = {image for _, image in images() if image.split(":")[0] in OUTSIDE}
     assert {image for _, image in images()} == ours | others
     assert len(others) == len(OUTSIDE), "one version of each, everywhere"
     assert all(re.fullmatch(r"[\w/.-]+:\d+\.\d+[\w.-]*", image) for image in others)
     for where, image in images():
-        variant = "cuda" if re.search("production|gpu|aws", where) else "cpu"
-        assert not image.startswith("tinynet-search:") or image.endswith(variant), (where, image)
+        variant = "cuda-launcher" if where == "aws.yaml" else "cuda" if re.search("production|gpu", where) else "cpu"
+        assert not image.startswith("tinynet-search:") or image.endswith(f"-{variant}"), (where, image)
     built = set(re.findall(r"--tag (\S+)", (DEPLOY / "README.md").read_text(encoding="utf-8")))
     assert built == ours
 

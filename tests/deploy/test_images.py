@@ -3,6 +3,8 @@
 import http.server
 import json
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
@@ -11,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.deploy.manifests import DEPLOY, ROOT
+from tests.deploy.manifests import DEPLOY, ROOT, launcher
 
 ENVIRONMENT = {
     "MLFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:1",
@@ -44,7 +46,7 @@ def test_bases_are_tagged_exactly_and_python_is_ours() -> None:
     (python,) = [rest.removeprefix("PYTHON=") for word, rest in instructions() if word == "ARG" and rest.startswith("PYTHON=")]
     assert re.fullmatch(r"3\.11\.\d+-slim-bookworm", python)
     bases = [rest.split(" AS ")[0] for word, rest in instructions() if word == "FROM"]
-    assert bases == ["python:${PYTHON}", "base", "base"]
+    assert bases == ["python:${PYTHON}", "base", "base", "ray"]
 
 
 def test_every_source_is_there_and_reaches_the_builder() -> None:
@@ -62,12 +64,13 @@ def test_every_source_is_there_and_reaches_the_builder() -> None:
     assert all((ROOT / kept).exists() for kept in sent)
 
 
-@pytest.mark.parametrize("stage", ["ray", "mlflow"])
+@pytest.mark.parametrize("stage", ["ray", "launcher", "mlflow"])
 def test_an_image_is_not_roots(stage: str) -> None:
     users = [rest for word, rest in stages()[stage] if word == "USER"]
     assert users[-1:] == ["1000:1000"]
-    after = stages()[stage][[word for word, _ in stages()[stage]].index("USER") :]
-    assert not [rest for word, rest in after if word in ("RUN", "COPY")]
+    words = [word for word, _ in stages()[stage]]
+    after = words[len(words) - words[::-1].index("USER") :]
+    assert not {"RUN", "COPY"} & set(after)
 
 
 def test_no_secret_and_no_index_is_built_in() -> None:
@@ -76,6 +79,61 @@ def test_no_secret_and_no_index_is_built_in() -> None:
     installs = [rest for word, rest in instructions() if word == "RUN" and "pip install" in rest]
     for rest in installs:
         assert "-c /opt/tinynet/constraints.txt" in rest or "--no-deps" in rest, rest
+
+
+def test_torch_alone_comes_from_an_index_of_its_own_and_stays() -> None:
+    """An index that has torch need not have what torch needs at our versions: pip would take it from there and find none."""
+    layers = [rest for word, rest in stages()["ray"] if word == "RUN" and "pip install" in rest]
+    (named,) = [rest for rest in layers if "--index-url" in rest]
+    assert 'pip install --no-deps -c /opt/tinynet/constraints.txt --index-url "$TORCH_INDEX" torch torchvision ;;' in named
+    (others,) = [rest for rest in layers if "'.[search]'" in rest]
+    assert layers.index(named) < layers.index(others)
+    assert not re.search(r"--(upgrade|force-reinstall|no-deps)", others)
+    check = re.findall(r"&& python -c '([^']+)' \"\$VARIANT\"$", others)
+    for cuda, variant, status in (("None", "cpu", 0), ("'13.0'", "cpu", 1), ("'13.0'", "cuda", 0), ("None", "cuda", 1)):
+        stand_in = (
+            f"import sys, types; sys.modules['torch'] = types.SimpleNamespace(version=types.SimpleNamespace(cuda={cuda}), __version__='2')"
+        )
+        assert subprocess.run([sys.executable, "-c", f"{stand_in}\n{check[0]}", variant], capture_output=True).returncode == status
+
+
+def test_gpus_are_shown_by_whoever_gives_them() -> None:
+    """Where NVIDIA's runtime is the default one, an image that asks for every GPU gets it, in a pod without any too."""
+    assert not [rest for _, rest in instructions() if "NVIDIA_VISIBLE_DEVICES" in rest]
+    assert ("ENV", "NVIDIA_DRIVER_CAPABILITIES=compute,utility") in stages()["ray"]
+    # Ray's launcher takes the runtime and names no device.
+    docker = launcher("aws.yaml")["docker"]
+    assert "-e NVIDIA_VISIBLE_DEVICES=all" in docker["worker_run_options"]
+    assert not [option for option in docker["run_options"] if "NVIDIA" in option]
+
+
+def installed(stage: str) -> set[str]:
+    """What a stage and those it is built on install by name, as Debian's packages and as Python's."""
+    found: set[str] = set()
+    while stage in stages():
+        for _, rest in stages()[stage]:
+            for names in re.findall(r"(?:apt-get|pip) install ([^&;]*)", rest):
+                found |= {name for name in names.split() if re.fullmatch(r"[a-z][\w.+-]*", name)}
+        stage = stages()[stage][0][1].split(" AS ")[0]
+    return found
+
+
+def test_a_launchers_image_holds_what_rays_launcher_runs_in_it() -> None:
+    built = dict(re.findall(r"--target (\S+) .*--tag (\S+)", (DEPLOY / "README.md").read_text(encoding="utf-8")))
+    named = {
+        value.removeprefix("registry.example/")
+        for file in sorted((DEPLOY / "vm").glob("*.yaml"))
+        for key, value in launcher(file.name).get("docker", {}).items()
+        if key in ("image", "head_image", "worker_image")
+    }
+    targets = {target for target, tag in built.items() if tag in named}
+    assert targets and named <= set(built.values())
+    for target in targets:
+        assert {"openssh-client", "rsync", "boto3"} <= installed(target), target
+    # Not in the images of KubeRay and compose, which have no use for them.
+    assert not {"openssh-client", "rsync", "boto3"} & installed("ray")
+    assert re.search(r"^boto3==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert "pip install -c ../../constraints.txt boto3" in (DEPLOY / "vm/README.md").read_text(encoding="utf-8")
 
 
 def test_what_the_server_needs_is_pinned_here_or_in_the_constraints() -> None:

@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.deploy.manifests import KUBERAY_KINDS, SETS, containers, crd, documents, of_kind
+from tests.deploy.manifests import KUBERAY_KINDS, SETS, containers, crd, documents, of_kind, quantity
 
 
 def mistakes(document: dict[str, Any]) -> list[str]:
@@ -96,9 +96,3 @@ def test_the_job_can_be_stopped_gently_and_runs_again(which: str) -> None:
     assert yaml.safe_load(job["spec"]["runtimeEnvYAML"]) == {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
     assert job["spec"]["backoffLimit"] > 0
     assert job["spec"]["shutdownAfterJobFinishes"] is True
-
-
-def quantity(text: str) -> int:
-    """Bytes of Kubernetes' memory quantities."""
-    units = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-    return int(text[:-2]) * units[text[-2:]]

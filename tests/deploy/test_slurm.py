@@ -16,7 +16,8 @@ STUBS = {
     "srun": 'echo "srun $*" >> "$CALLS"; while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
     "scontrol": 'echo "scontrol $*" >> "$CALLS"; [ "$1" != show ] || printf "one\\ntwo\\n"',
     "ray": 'echo "ray $* mode=$RAY_AUTH_MODE" >> "$CALLS"; [ "$1" != start ] || exec sleep 60',
-    "hostname": "echo 192.0.2.1 192.0.2.2",
+    # As on many a Debian: the host's name has a loopback's address.
+    "hostname": 'case "$1" in -I | --all-ip-addresses) echo "$ADDRESSES" ;; *) echo 127.0.1.1 ;; esac',
     "python": (
         # As the script's own, it waits for the nodes.
         'if [ "$1" = - ]; then cat > /dev/null; '
@@ -31,7 +32,11 @@ STUBS = {
 }
 
 
-def environment(home: Path, code: int = 0) -> dict[str, str]:
+# A loopback's first, and one that is not IPv4.
+ADDRESSES = "127.0.1.1 fd00::2 192.0.2.1 192.0.2.2 "
+
+
+def environment(home: Path, code: int = 0, addresses: str = ADDRESSES) -> dict[str, str]:
     folder = home / "venv/bin"
     folder.mkdir(parents=True)
     for name, script in STUBS.items():
@@ -45,14 +50,15 @@ def environment(home: Path, code: int = 0) -> dict[str, str]:
         "CALLS": str(home / "calls"),
         "CODE": str(code),
         "HOLD": str(home / "hold"),
+        "ADDRESSES": addresses,
     }
     return {"PATH": os.environ["PATH"]} | job | ours
 
 
-def start(home: Path, code: int = 0) -> "subprocess.Popen[str]":
+def start(home: Path, code: int = 0, addresses: str = ADDRESSES) -> "subprocess.Popen[str]":
     command = ["bash", str(SCRIPT), str(home / "mine.toml")]
     return subprocess.Popen(
-        command, env=environment(home, code), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, env=environment(home, code, addresses), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
@@ -78,6 +84,16 @@ def test_ray_starts_on_every_node_and_the_search_runs_on_it(tmp_path: Path, code
     assert "-rw-------" in calls
     assert not any("0123456789abcdef" in line or "requeue" in line for line in calls)
     # The token goes with the job.
+    assert not (tmp_path / ".tinynet/12345").exists()
+
+
+@pytest.mark.parametrize("addresses", ["127.0.1.1 ", "", "127.0.0.1 fd00::2 "], ids=["loopback", "none", "not IPv4"])
+def test_a_first_node_that_others_cannot_reach_is_refused_in_one_line(tmp_path: Path, addresses: str) -> None:
+    job = start(tmp_path, addresses=addresses)
+    _, errors = job.communicate(timeout=30)
+    assert job.returncode == 1
+    assert errors == "one has no IPv4 address but a loopback's: Ray's other nodes could not reach it\n"
+    assert "ray start" not in (tmp_path / "calls").read_text()
     assert not (tmp_path / ".tinynet/12345").exists()
 
 
