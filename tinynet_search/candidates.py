@@ -201,9 +201,10 @@ class CandidateSearch(Searcher):
         return {**self._config, "trial": found.spec.to_json(), "run": found.run}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        candidate = self._given.pop(trial_id, None)
+        candidate = self._given.get(trial_id)
         if candidate is not None:
             self._source.done(candidate)
+            del self._given[trial_id]  # not before: what fails there is tried again
 
     def save(self, checkpoint_path: str) -> None:
         return None

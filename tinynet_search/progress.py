@@ -110,9 +110,14 @@ class Progress(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         with self._changed(self._row(trial)) as row:
-            row.state = "lost"
-            row.why = _why(trial)
+            if row.state != "failed":
+                row.state, row.why = "lost", _why(trial)
         self._line(row)
+
+    def failed(self, run: str, why: str) -> None:
+        """A trial that is about to end without a word of its own has failed."""
+        with self._changed(self.rows[run]) as row:
+            row.state, row.why, row.top1 = "failed", why, None
 
     def time_left(self) -> float | None:
         """Seconds to the end, from what an epoch has cost so far as a line in the multiply-adds; None before any has ended."""

@@ -119,7 +119,7 @@ def _published(driver: "_Driver", uri: str, warn: Callable[[str], None]) -> Outc
         driver.run()
         outcome = driver.outcome(address(uri))
         publisher.conclude(outcome.frontier, outcome.formula.to_json(), driver.store.read_json(FINALS) or [], None)
-        status = "KILLED" if outcome.stopped else "FINISHED"
+        status = "KILLED" if outcome.stopped or outcome.lost else "FINISHED"
     finally:
         # An interrupted search does not wait for all that is to be sent: the next run, or tinynet sync, goes on with it.
         if driver.stopping.signal and not driver.stopping.insisted:
@@ -188,6 +188,7 @@ class _Driver:
         from tinynet_search.candidates import Phases
         from tinynet_search.cluster import cluster, run_source
         from tinynet_search.gauges import Gauges
+        from tinynet_search.losses import Losses
         from tinynet_search.orphans import Orphans
         from tinynet_search.placement import take_place
         from tinynet_search.progress import Progress
@@ -203,10 +204,17 @@ class _Driver:
             progress.watch(known, self.store.summaries([c.run for c in known]))
             trials = time.perf_counter()
             phases = Phases([self._trial_source, lambda: self._final_source(progress)], idle=prepare)
-            source = Guarded(phases, self.stopping, self._ended)
+            losses = Losses(self.store, self.config.run.max_failures)
+
+            def ended(candidate: Candidate) -> None:
+                if reason := losses.judge(candidate):
+                    progress.failed(candidate.run, reason)
+                self._ended(candidate)
+
+            source = Guarded(phases, self.stopping, ended, losses.given_up_early)
             most = self.config.search.trials * 2 + 2 * len(self.config.search.finals) + 1
             gauges = Gauges(self.store.name, progress.rows, lambda: self.publisher.lag)
-            watching = [progress, gauges, Watchdog(self.store.url, self.config.run.trial_timeout), Orphans()]
+            watching = [progress, gauges, losses, Watchdog(self.store.url, self.config.run.trial_timeout), Orphans()]
             with progress.shown(), self.stopping.gently(self.lease.ask_to_stop):
                 run_source(self.config, self.store.url, source, most, self.at_once, watching, self.lease.stop_file)
             gauges.look()

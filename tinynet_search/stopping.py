@@ -82,12 +82,12 @@ class Stopping:
             signal.pthread_kill(main, self.signal or signal.SIGINT)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
-        if self._gentle and self.signal is None:
-            self.signal = signal.Signals(number)
+        first, self.signal = self.signal is None, self.signal or signal.Signals(number)
+        if first and self._gentle:
             self.ask("interrupted")
             self._signal_came.set()
         else:
-            self.insisted = True
+            self.insisted = not first
             self._passed_on(number, frame)
 
     def deliver(self) -> None:
@@ -125,16 +125,27 @@ def stoppable(say: Callable[[str], None]) -> Iterator[Stopping]:
 
 
 class Guarded:
-    """A source that ends once the driver was asked to, and is told of every trial that has ended."""
+    """A source that ends once the driver was asked to, and is told of every trial that has ended.
 
-    def __init__(self, source: Any, stopping: Stopping, ended: Callable[[Candidate], None]) -> None:
-        self._source, self._stopping, self._ended = source, stopping, ended
+    ``again`` is asked of each whether it is to be given once more instead.
+    """
+
+    def __init__(
+        self, source: Any, stopping: Stopping, ended: Callable[[Candidate], None], again: Callable[[Candidate], bool] = lambda _: False
+    ) -> None:
+        self._source, self._stopping, self._ended, self._again = source, stopping, ended, again
+        self._returned: list[Candidate] = []
 
     def next(self) -> Any:
         from tinynet_search.candidates import END
 
-        return END if self._stopping.why else self._source.next()
+        if self._stopping.why:
+            return END
+        return self._returned.pop(0) if self._returned else self._source.next()
 
     def done(self, candidate: Candidate) -> None:
+        if not self._stopping.why and self._again(candidate):
+            self._returned.append(candidate)
+            return
         self._source.done(candidate)
         self._ended(candidate)

@@ -54,6 +54,8 @@ class Scaling:
 
 def inline_trial(config: Mapping[str, Any]) -> None:
     """Tune trainable: the whole trial in this process."""
+    # Of the next trial, for this thread to end; where it has not, Tune forgets that trial, and the search waits for it for ever.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
     _take_place(config["scaling"])
     with contextlib.suppress(Stopped):
         _finished(run_trial(TrialSpec.from_json(config["trial"]), config["root"], _TuneReporter(), _execution(config), _stop(config)))

@@ -97,9 +97,14 @@ def test_a_signal_after_another_reason_counts_too(monkeypatch: pytest.MonkeyPatc
 
 
 def test_outside_of_trainings_a_signal_is_at_once() -> None:
-    with pytest.raises(KeyboardInterrupt), stoppable(lambda line: None):
-        send(signal.SIGINT)
-        pytest.fail("it went on")
+    """The first is no insisting: MLflow still gets its seconds."""
+    with stoppable(lambda line: None) as stopping:
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+        assert (stopping.signal, stopping.insisted) == (signal.SIGINT, False)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+        assert stopping.insisted
 
 
 def test_handlers_come_back_and_ignored_signals_stay_ignored() -> None:

@@ -58,6 +58,15 @@ def test_files_of_a_search_on_a_full_disk(small: Path) -> None:
     assert store.read_json("frontier.json") == ["new"]
 
 
+def _parents(tracking: str) -> list[str]:
+    """What MLflow says of the searches."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return sorted(found.info.status for found in client.search_runs(experiments, "tags.`tinynet.kind` = 'search'"))
+
+
 @pytest.mark.ray
 def test_a_search_on_a_disk_that_fills_up(ray_cluster: Any, small: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """No room for any checkpoint: trials are lost with the reason in one line; what had a result keeps it to the byte."""
@@ -69,6 +78,7 @@ def test_a_search_on_a_disk_that_fills_up(ray_cluster: Any, small: Path, tmp_pat
     ballast = _fill(small, 60_000)
     full = run_search(tiny_config(small, "run.max_failures=1", trials=4), tracking=tracking, warn=lambda line: None)
     assert len(full.lost) == 2
+    assert _parents(tracking) == ["FINISHED", "KILLED"]
     assert all("cannot be written (No space left on device)" in full.lost_why[c.run] for c in full.lost)
     assert all(f"{small}/demo/trials/{c.run}/" in full.lost_why[c.run] for c in full.lost)
     assert {file: data for file, data in _written(small).items() if file in before} == before
@@ -76,6 +86,7 @@ def test_a_search_on_a_disk_that_fills_up(ray_cluster: Any, small: Path, tmp_pat
     ballast.unlink()
     again = run_search(tiny_config(small, trials=4), tracking=tracking)
     assert (again.new, again.lost) == (2, [])
+    assert _parents(tracking) == ["FINISHED", "FINISHED"]
     assert {run: without_times(r) for run, r in results(small).items()} == {
         run: without_times(r) for run, r in results(tmp_path / "whole").items()
     }
