@@ -92,7 +92,29 @@ def _start(address: str | None, dashboard: bool) -> None:
             raise RequestError(f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from error
     else:
         # "local" and nothing else: a bare init would join whatever cluster this machine is in.
-        ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=dashboard, dashboard_host="127.0.0.1", **quiet)
+        with _on_loopback():
+            ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=dashboard, dashboard_host="127.0.0.1", **quiet)
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray without a token runs whatever comes from whoever reaches it, and listens on every interface, on Linux.
+
+    Elsewhere its own clusters keep to loopback; this has it do so here, in this process and in those it starts.
+    """
+    from ray._private import ray_constants
+
+    before, variable = ray_constants.ENABLE_RAY_CLUSTER, ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    said = os.environ.get(variable)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[variable] = False, "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        if said is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = said
 
 
 def _probe(address: str) -> None:
