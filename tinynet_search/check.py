@@ -9,7 +9,7 @@ import importlib.metadata
 import platform
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +104,20 @@ def check_search(config: Config, tracking: str | None = None, gpu: str | None = 
 def _check_room(config: Config, findings: Findings, gpu: str | None) -> None:
     """Whether a trial fits, how many do, and what that comes to."""
     from tinynet_search.estimate import all_macs, by_name, calibrated, estimated, median_trial
-    from tinynet_search.placement import at_once, grown, placed, present
+    from tinynet_search.placement import Placement, at_once, grown, placed, present
 
     rows = findings.plan["candidates"] if findings.plan else []
     nodes = grown()
+    macs = all_macs(config, rows)
     if config.run.wait_for_nodes and at_once(config, nodes) < 1:
         findings.notes.append("no trial fits on the nodes there are: the search will wait for more (run.wait_for_nodes)")
-        return
-    macs = all_macs(config, rows)
-    place = placed(config, macs, nodes)
+        place = Placement(config, config.run.concurrency or 1)
+    else:
+        place = placed(config, macs, nodes)
+        if config.run.wait_for_nodes and not config.run.concurrency:
+            findings.notes.append(f"{place.at_once} at once to the end, however the cluster grows: run.concurrency asks for more")
+        elif config.run.wait_for_nodes and config.run.concurrency:
+            place = replace(place, at_once=config.run.concurrency)
     findings.at_once, findings.why = place.at_once, place.why
     if not macs or findings.problems:
         return
@@ -176,7 +181,13 @@ def _row(node: Mapping[str, Any], head: str) -> dict[str, Any]:
 
 def _differing(theirs: Mapping[str, str]) -> list[str]:
     ours = versions()
-    return [f"{name} {theirs[name]}, and {ours[name]} on the driver's" for name in ours if theirs.get(name, ours[name]) != ours[name]]
+    different = [name for name in ours if name in theirs and _as_one(name, theirs[name]) != _as_one(name, ours[name])]
+    return [f"{name} {theirs[name]}, and {ours[name]} on the driver's" for name in different]
+
+
+def _as_one(name: str, version: str) -> str:
+    """What two machines must share of it: of Python the first two numbers."""
+    return ".".join(version.split(".")[:2]) if name == "python" else version
 
 
 @contextlib.contextmanager

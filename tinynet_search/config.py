@@ -263,14 +263,20 @@ def validate(values: Mapping[str, Any], where: str) -> Config:
         raise RequestError('scaling: more than one worker or GPU a trial needs run.executor = "ray_train"')
     if config.scaling.workers > 1 and 0 < config.scaling.gpus < 1:
         raise RequestError("scaling: workers of one trial cannot share a GPU; use scaling.workers = 1 with a fraction of a GPU")
-    if config.get_recipe().sync_bn and config.scaling.gpus < 1:
-        raise RequestError("recipe.sync_bn: synchronised batch norm exists on GPUs only; set scaling.gpus = 1, or leave it out")
+    if not (config.scaling.auto and "gpus" not in config.scaling.model_fields_set):
+        refuse_sync_bn(config)
     _check_continuing(config)
     share = config.get_recipe().micro_batches
     if share % config.scaling.workers:
         workers = config.scaling.workers
         raise RequestError(f"scaling.workers = {workers} cannot share the recipe's {share} micro-batches a step: use a divisor")
     return config
+
+
+def refuse_sync_bn(config: Config) -> None:
+    """Raises RequestError where batch norm is to be synchronised and workers have no GPU."""
+    if config.get_recipe().sync_bn and config.scaling.gpus < 1:
+        raise RequestError("recipe.sync_bn: synchronised batch norm exists on GPUs only; set scaling.gpus = 1, or leave it out")
 
 
 def _check_continuing(config: Config) -> None:

@@ -87,7 +87,7 @@ def calibrated(config: Config, spec: TrialSpec) -> tuple[float, str]:
     """A rate by training for some seconds on a worker of the cluster that is joined.
 
     Raises:
-        TimeoutError: no worker became free; RequestError: the training fails there.
+        TimeoutError: no worker became free, or it was too slow; RequestError: the training fails there.
     """
     import ray
     from ray.exceptions import GetTimeoutError
@@ -99,7 +99,8 @@ def calibrated(config: Config, spec: TrialSpec) -> tuple[float, str]:
         images, device = ray.get(task, timeout=PATIENCE)
     except GetTimeoutError:
         ray.cancel(task, force=True)
-        raise TimeoutError(f"no worker was free for a calibration within {PATIENCE:.0f} s; --gpu NAME estimates without one") from None
+        late = f"the calibration was not done within {PATIENCE:.0f} s: no worker was free, or it is a slow one"
+        raise TimeoutError(f"{late}; --gpu NAME estimates without it") from None
     except Exception as error:
         raise RequestError(f"a trial cannot be trained there: {last_line(error)}") from error
     macs = spec.network().macs

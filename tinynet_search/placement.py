@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from search_spaces import RequestError
-from tinynet_search.config import Config
+from tinynet_search.config import Config, refuse_sync_bn
 from tinynet_search.tables import duration
 from trainables.executors import Scaling
 
@@ -119,6 +119,7 @@ def _listed(resources: Mapping[str, float], keys: Iterable[str]) -> str:
 def _chosen(config: Config, macs: Sequence[float], nodes: Sequence[Nodes]) -> Placement:
     """The division into trials and workers that ends first; of those that end as good as first, the one with fewest workers a trial."""
     base = _filled(config, nodes)
+    refuse_sync_bn(base)
     ends = {(workers, most): makespan(base, macs, workers, most) for workers, most in _divisions(base, nodes)}
     if not ends:
         raise RequestError(_lacking(base, nodes))
@@ -133,7 +134,9 @@ def _chosen(config: Config, macs: Sequence[float], nodes: Sequence[Nodes]) -> Pl
 
 def _divisions(config: Config, nodes: Sequence[Nodes]) -> list[tuple[int, int]]:
     """(workers a trial, trials at once) that the recipe's micro-batches and the executor allow and the nodes hold."""
-    share = config.get_recipe().micro_batches if config.run.executor == "ray_train" else 1
+    # Workers of one trial cannot share a GPU, and the executor inline has one.
+    alone = config.run.executor != "ray_train" or 0 < config.scaling.gpus < 1
+    share = 1 if alone else config.get_recipe().micro_batches
     counts = [workers for workers in range(1, share + 1) if share % workers == 0]
     limit = config.run.concurrency or 10**6
     found = [(workers, min(limit, at_once(_with(config, workers=workers), nodes))) for workers in counts]

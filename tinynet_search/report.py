@@ -87,21 +87,23 @@ def _continued(store: SearchStore, config: Config) -> str | None:
 
 
 def preview_text(preview: Mapping[str, Any]) -> str:
-    recipe, data = preview["recipe"], preview["data"]
-    space, batch = preview["space"], recipe["batch"]
-    band = f"[{space['band'][0]:g}, {space['band'][1]:g}]"
-    images = f"{data['train']} training and {data['val']} validation images, {space['num_classes']} classes"
-    lines = [
-        f"search {preview['search']} at {preview['directory']} (nothing written)",
-        f"space {space['name']}, c in {band}, sampler {preview['sampler']['name']}",
-        f"recipe {recipe['name']}: {recipe['epochs']} epochs, batch {batch}; data {data['fingerprint']}: {images}",
-        "",
-    ]
+    lines = [f"search {preview['search']} at {preview['directory']} (nothing written)", *plan_lines(preview), ""]
     if preview["adaptive"]:
         return "\n".join([*lines, f"{preview['trials']} candidates are drawn while the search runs, each from the results before it"])
     head = ("id", "r", "d", "w", "pixels", "FLOPs", "c", "params", "training", "")
     rows = [(*_figures(row), f"{row['training_macs'] / 1e12:.2f}T", "done" if row["done"] else "") for row in preview["candidates"]]
     return "\n".join([*lines, table(head, rows), "", *cost_lines(preview)])
+
+
+def plan_lines(preview: Mapping[str, Any]) -> list[str]:
+    """What is trained, on what, and for how long."""
+    recipe, data, space = preview["recipe"], preview["data"], preview["space"]
+    band = f"[{space['band'][0]:g}, {space['band'][1]:g}]"
+    images = f"{data['train']} training and {data['val']} validation images, {space['num_classes']} classes"
+    return [
+        f"space {space['name']}, c in {band}, sampler {preview['sampler']['name']}",
+        f"recipe {recipe['name']}: {recipe['epochs']} epochs, batch {recipe['batch']}; data {data['fingerprint']}: {images}",
+    ]
 
 
 def cost_lines(preview: Mapping[str, Any]) -> list[str]:

@@ -79,6 +79,18 @@ def _by_hand(trials: int, workers: int) -> float:
     return rounds * (placement.STARTING + 3600 / (workers * placement.DOUBLED ** (workers.bit_length() - 1)))
 
 
+def test_workers_never_share_a_gpu() -> None:
+    """A part of one is for trials of one worker; and what synchronises batch norm is looked at once the GPUs are chosen."""
+    part = placed(config(*TRAIN, "scaling.auto=true", "scaling.gpus=0.25"), [HOUR], [BOX])
+    assert (part.config.scaling.workers, part.config.scaling.gpus) == (1, 0.25)
+    together = config(*TRAIN, "scaling.auto=true", "recipe.sync_bn=true")
+    assert placed(together, [HOUR], [BOX]).config.scaling.gpus == 1
+    with pytest.raises(RequestError, match=r"recipe\.sync_bn: .* exists on GPUs only"):
+        placed(together, [HOUR], [Nodes({"CPU": 8.0})])
+    with pytest.raises(RequestError, match="GPUs only"):
+        config(*TRAIN, "scaling.auto=true", "scaling.gpus=0", "recipe.sync_bn=true")
+
+
 def test_short_trials_are_not_divided() -> None:
     """Starting the workers takes longer than they save."""
     auto = config(*TRAIN, "scaling.auto=true")

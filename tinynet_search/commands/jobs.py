@@ -5,13 +5,26 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from search_spaces.errors import RequestError
 from tinynet_search.commands.app import AsJson, Tracking, app
-from tinynet_search.commands.searches import ConfigFile, Preset, Settings, Storage, Trials, configured
+from tinynet_search.commands.searches import (
+    Anew,
+    ConfigFile,
+    Continue,
+    Epochs,
+    Preset,
+    Retry,
+    Settings,
+    Storage,
+    Trials,
+    TrialTimeout,
+    chosen,
+    configured,
+)
 from tinynet_search.tables import duration, table
 
 if TYPE_CHECKING:
@@ -59,9 +72,13 @@ def submit(
     preset: Preset = None,
     settings: Settings = None,
     trials: Trials = None,
+    epochs: Epochs = None,
     storage: Storage = None,
     tracking: Tracking = None,
-    retry: Annotated[list[str] | None, typer.Option(help="Train failed trials again: failed, or a reason. May be repeated.")] = None,
+    trial_timeout: TrialTimeout = None,
+    retry: Retry = None,
+    continue_: Continue = None,
+    anew: Anew = False,
     address: Address = None,
     working_dir: WorkingDir = None,
     wheel: Wheel = None,
@@ -81,24 +98,26 @@ def submit(
         sys.path.append(str(Path(working_dir).expanduser().absolute()))
     shipping: dict[str, Any] = {"working_dir": working_dir, "wheel": wheel}
     if str(config) == "train":
-        if preset or trials is not None or retry or gpu:
-            raise RequestError("tinynet submit train takes what tinynet train takes: leave out --preset, --trials, --retry and --gpu")
-        done = submit_train(_training(context.args, settings, storage, tracking), address, **shipping)
-    elif context.args:
-        given = [str(config), *context.args]
-        unknown = next((argument for argument in given if argument.startswith("-")), context.args[0])
-        raise RequestError(f"tinynet submit knows no {unknown!r}: see tinynet submit --help")
+        if preset or trials is not None or trial_timeout or retry or continue_ or anew or gpu:
+            mend = "leave out --preset, --trials, --trial-timeout, --retry, --continue, --anew and --gpu"
+            raise RequestError(f"tinynet submit train takes what tinynet train takes: {mend}")
+        arguments = [*context.args, *(["--epochs", str(epochs)] if epochs is not None else [])]
+        done = submit_train(_training(arguments, settings, storage, tracking), address, **shipping)
+        if done.findings and done.findings["notes"]:
+            _say(*done.findings["notes"])
+    elif unknown := [argument for argument in (str(config or ""), *context.args) if argument.startswith("-")] or context.args:
+        raise RequestError(f"tinynet submit knows no {unknown[0]!r}: see tinynet submit --help")
     else:
-        loaded = configured(config, preset, settings, trials, storage)
+        loaded = configured(config, preset, settings, trials, storage, chosen(epochs, trial_timeout, continue_, anew))
         _agreeable(yes)
         agree: Callable[[dict[str, Any]], bool] = lambda found: _asked(found, yes)  # noqa: E731
         done = submit_search(loaded, address, tracking=tracking, retry=retry or (), gpu=gpu, agree=agree, **shipping)
     if as_json:
-        print(json.dumps(vars(done)))
+        print(json.dumps(vars(done)), flush=True)
     else:
         _say(f"job {done.id} at {done.address}: tinynet jobs logs {done.id} follows it, tinynet jobs stop {done.id} ends it")
     if not no_wait:
-        _follow(done.id, done.address)
+        _follow(done.id, done.address, sys.stderr if as_json else sys.stdout)
 
 
 @jobs.command("list")
@@ -167,12 +186,12 @@ def resume(
         _follow(done.id, done.address)
 
 
-def _follow(job: str, address: str | None) -> None:
+def _follow(job: str, address: str | None, where: TextIO | None = None) -> None:
     """Until it ends; with its exit code, and Ctrl-C leaves it alone."""
     from tinynet_search.jobs.watching import Jobs
 
     try:
-        found = Jobs(address).follow(job, lambda text: print(text, end="", flush=True))
+        found = Jobs(address).follow(job, lambda text: print(text, end="", flush=True, file=where))
     except KeyboardInterrupt:
         _say(f"job {job} goes on without you: tinynet jobs logs {job} --follow")
         raise typer.Exit(130) from None
@@ -216,10 +235,11 @@ def _findings_text(found: Mapping[str, Any]) -> str:
     lines += ["", table(("node", "CPUs", "GPUs", ""), rows)] if rows else []
     lines += ["", f"storage  {found['storage']}", f"MLflow   {found['tracking']}"]
     if plan := found["plan"]:
-        from tinynet_search.report import cost_lines
+        from tinynet_search.report import cost_lines, plan_lines
 
         adaptive = [f"{plan['trials']} candidates are drawn while the search runs, each from the results before it"]
-        lines += ["", *(adaptive if plan["adaptive"] else cost_lines(plan)), found["why"] or f"{found['at_once']} trials at once"]
+        lines += ["", *plan_lines(plan), *(adaptive if plan["adaptive"] else cost_lines(plan))]
+        lines.append(found["why"] or f"{found['at_once']} trials at once")
     if estimate := found["estimate"]:
         hours = f"{estimate['worker_hours']:.1f} {estimate['unit']}, {duration(estimate['wall_seconds'])} in all"
         lines.append(f"{hours}, finals included ({estimate['source']})")

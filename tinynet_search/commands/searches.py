@@ -22,6 +22,11 @@ Preset = Annotated[str | None, typer.Option(help="A shipped configuration: demo 
 Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; comes last. May be repeated.")]
 Trials = Annotated[int | None, typer.Option(help="How many trials in all: search.trials.")]
 Storage = Annotated[str | None, typer.Option(help="Folder or URL of all searches: storage.path (./searches).")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs a trial: recipe.epochs; with --continue those of the frontier.")]
+TrialTimeout = Annotated[str | None, typer.Option(help="A trial without an epoch for so long has failed: 600, 30m, 6h.")]
+Retry = Annotated[list[str] | None, typer.Option(help="Train failed trials again: failed, or a reason. May be repeated.")]
+Continue = Annotated[str | None, typer.Option("--continue", help="frontier: train its models on, to --epochs.")]
+Anew = Annotated[bool, typer.Option("--anew", help="With --continue: from the start, where a schedule cannot go on.")]
 SearchName = Annotated[str | None, typer.Option("--search", help="Name of the search; the newest where none is given.")]
 
 
@@ -31,13 +36,13 @@ def search(
     preset: Preset = None,
     settings: Settings = None,
     trials: Trials = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs a trial: recipe.epochs; with --continue those of the frontier.")] = None,
+    epochs: Epochs = None,
     storage: Storage = None,
     tracking: Tracking = None,
-    trial_timeout: Annotated[str | None, typer.Option(help="A trial without an epoch for so long has failed: 600, 30m, 6h.")] = None,
-    retry: Annotated[list[str] | None, typer.Option(help="Train failed trials again: failed, or a reason. May be repeated.")] = None,
-    continue_: Annotated[str | None, typer.Option("--continue", help="frontier: train its models on, to --epochs.")] = None,
-    anew: Annotated[bool, typer.Option("--anew", help="With --continue: from the start, where a schedule cannot go on.")] = False,
+    trial_timeout: TrialTimeout = None,
+    retry: Retry = None,
+    continue_: Continue = None,
+    anew: Anew = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the candidates and what they will cost; run and write nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -45,8 +50,7 @@ def search(
 
     Plan, trials, frontier, formula, final networks. Ctrl-C once lets every training commit a checkpoint.
     """
-    more = {"run.trial_timeout": seconds(trial_timeout), **_epochs(epochs, continue_, anew)}
-    loaded = configured(config, preset, settings, trials, storage, more)
+    loaded = configured(config, preset, settings, trials, storage, chosen(epochs, trial_timeout, continue_, anew))
     from tinynet_search import report
 
     if dry_run and retry:
@@ -84,8 +88,12 @@ def configured(
     return load_config(config, preset=preset, settings=[*(settings or []), *extra])
 
 
+def chosen(epochs: int | None, trial_timeout: str | None, part: str | None, anew: bool) -> dict[str, Any]:
+    """The settings that --epochs, --trial-timeout, --continue and --anew stand for."""
+    return {"run.trial_timeout": seconds(trial_timeout), **_epochs(epochs, part, anew)}
+
+
 def _epochs(epochs: int | None, part: str | None, anew: bool) -> dict[str, Any]:
-    """The settings that --epochs, --continue and --anew stand for."""
     if part is None:
         if anew:
             raise RequestError("--anew says how --continue frontier trains: give both, or neither")

@@ -23,7 +23,7 @@ PORTS = {"http": 80, "https": 443}
 # Of Ray: they tell of each folder that is uploaded.
 CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 # Where Ray keeps the address of its dashboard for clients.
-VARIABLE = "RAY_API_SERVER_ADDRESS"
+VARIABLE, CLUSTER = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
 TOKEN, TOKEN_FILE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 LARGEST_TOKEN = 64 * 1024
 
@@ -55,7 +55,8 @@ def connect(address: str | None) -> "JobSubmissionClient":
         logging.getLogger(name).setLevel(logging.WARNING)
     with reaching(url):
         try:
-            client = Client(url, headers=_headers(), verify=_certificates())
+            with _nothing_else_named():
+                client = Client(url, headers=_headers(), verify=_certificates())
             theirs = client._do_request("GET", "/api/version").json()["ray_version"]
         except (KeyError, TypeError) as error:
             raise RequestError(f"the cluster at {url} does not answer as a Ray dashboard (it tells no version)") from error
@@ -63,6 +64,16 @@ def connect(address: str | None) -> "JobSubmissionClient":
         mend = f"pip install 'ray[default]=={theirs}' here, or bring the cluster to {ray.__version__}"
         raise RequestError(f"the cluster at {url} runs Ray {theirs}, this machine {ray.__version__}: {mend}")
     return client
+
+
+@contextlib.contextmanager
+def _nothing_else_named() -> Iterator[None]:
+    """Ray's client would leave the address that it is given for one of the environment, and take our token there."""
+    held = {name: os.environ.pop(name) for name in (VARIABLE, CLUSTER) if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(held)
 
 
 @contextlib.contextmanager
@@ -93,7 +104,7 @@ def reaching(url: str) -> Iterator[None]:
 
 
 def _address(given: str | None) -> str:
-    named = {"--address": given, VARIABLE: os.environ.get(VARIABLE), "RAY_ADDRESS": _web(os.environ.get("RAY_ADDRESS"))}
+    named = {"--address": given, VARIABLE: os.environ.get(VARIABLE), CLUSTER: _web(os.environ.get(CLUSTER))}
     where, url = next(((where, url) for where, url in named.items() if url), (None, None))
     if url is None:
         raise RequestError(f"no cluster to submit to: give --address http://HEAD:8265, or set {VARIABLE}")

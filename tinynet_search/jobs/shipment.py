@@ -17,6 +17,8 @@ STOP_SECONDS = 90
 LARGEST = 500 * 2**20
 # What Ray leaves behind of a folder.
 LEFT = {".git", ".venv", "venv", "__pycache__"}
+# Files whose patterns Ray keeps to: how much then remains is Ray's to tell.
+IGNORES = (".gitignore", ".rayignore")
 PACKAGE = "tinynet_search"
 MAKE = "make one by pip wheel --no-deps ."
 
@@ -45,10 +47,11 @@ def _folder(path: str) -> str:
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
         raise RequestError(f"--working-dir {one_line(path)!r} is no folder: give the one that holds your module")
-    size = _size(folder)
-    if size > LARGEST:
+    ignoring = any((folder / name).exists() for name in IGNORES)
+    if not ignoring and (size := _size(folder)) > LARGEST:
         much = f"{size / 2**20:.0f} MiB, and {LARGEST / 2**20:.0f} can be sent"
-        raise RequestError(f"--working-dir {one_line(path)!r} has {much}: give a folder of code; data belong where the nodes reach them")
+        better = "give a folder of code, or name in its .rayignore what stays here; data belong where the nodes reach them"
+        raise RequestError(f"--working-dir {one_line(path)!r} has {much}: {better}")
     return str(folder)
 
 

@@ -155,7 +155,8 @@ def order_train(request: "Request") -> Order:
     uri = _tracking(values, request.tracking)
     # As a trial on one of its nodes, with its GPU if it has any, and not in the job's own process on the head.
     values["run"] = {**values.get("run", {}), "address": "auto"}
-    values.setdefault("scaling", {"auto": True})
+    if not values.setdefault("scaling", {}).keys() & {"auto", "gpus", "workers"}:
+        values["scaling"] = {**values["scaling"], "auto": True}
     seen = {**values, "data": values.get("data") or ({"name": "petals"} if data == "petals" else {"name": "imagefolder", "path": data})}
     config = settled(seen, Chooser(request).space, request)
     options = {key: getattr(request, key) for key in ("rdw", "c", "space", "formula", "extrapolate", "data", "name")}

@@ -101,7 +101,10 @@ class Jobs:
             jobs = ours(self._client)
         matching = [job for job in jobs if job.submission_id == name] or [job for job in jobs if job.metadata.get(NAME) == name]
         if not matching:
-            known = ", ".join(job.submission_id for job in jobs[-5:]) or "there is none"
+            known = (
+                ", ".join(job.submission_id for job in jobs[-5:])
+                or "there is none; a head that started anew forgets its jobs, and the same search may be submitted again"
+            )
             raise RequestError(f"no job {one_line(name, 80)!r} at {self.address}: {known}")
         running = [job.submission_id for job in matching if not job.status.is_terminal()]
         if alone and len(running) > 1:
