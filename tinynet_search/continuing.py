@@ -1,12 +1,14 @@
 """What happens to a search that has results: failed trials set aside to be trained again, frontier models trained on."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from search_spaces import RequestError
 from tinynet_search.store import Candidate, SearchStore
+from trainables.documents import LARGE
 from trainables.trial import result_name
 
 # Results of failed trials that were trained again, below the search directory.
@@ -35,8 +37,9 @@ def set_aside(store: SearchStore, reasons: Collection[str], runs: Collection[str
         there = f"there are {', '.join(sorted(set(failed.values())))}" if failed else "none failed"
         raise RequestError(f"no trial of {store.url} failed for {unknown[0]!r}: {there}")
     again = [run for run, reason in failed.items() if ANY in reasons or reason in reasons]
+    tried = Counter(name.rpartition("-")[0] for name in store.folder.names(RETRIED)) if again else Counter[str]()
     for run in again:
-        data, tries = store.folder.read(result_name(run)), len([n for n in store.folder.names(RETRIED) if n.startswith(f"{run}-")])
+        data, tries = store.folder.read(result_name(run), LARGE), tried[run]
         # A driver that dies in between leaves both, and the next one moves it once more.
         store.folder.write(f"{RETRIED}/{run}-{tries + 1}.json", data)
         store.remove_result(run)

@@ -13,6 +13,7 @@ import getpass
 import json
 import math
 import os
+import re
 import socket
 import threading
 import time
@@ -32,6 +33,7 @@ BEAT, STALE = 5.0, 60.0
 LARGEST = 4096
 # Takeovers of one directory; what is numbered higher was not written by a driver.
 MOST = 10**9
+_OURS = re.compile(r"([0-9]{6,18})\.(json|stop)")
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,9 @@ def _holds(holder: Holder, folder: Folder, wait: Callable[[float], Any] = time.s
     if holder.released:
         return False
     if holder.machine and holder.machine == _machine():
-        return _process(holder.pid) == holder.process
+        now = _process(holder.pid)
+        if now or not _hidden(holder.pid):
+            return now == holder.process
     # A sign out of the future is no better than an old one: clocks differ.
     if abs(time.time() - holder.seen) < STALE:
         return True
@@ -190,7 +194,7 @@ class Lease:
             raise self._refusal(holder or mine)
         self._holder = mine
         for name in self._folder.names(PLACE):
-            if (stem := name.partition(".")[0]).isascii() and stem.isdigit() and int(stem) < number:
+            if (found := _OURS.fullmatch(name)) and int(found[1]) < number:
                 self._folder.remove(f"{PLACE}/{name}")
 
     def _refusal(self, holder: Holder) -> RequestError:
@@ -216,8 +220,8 @@ class Lease:
 
 
 def _is_lease(name: str) -> bool:
-    stem, _, end = name.partition(".")
-    return end == "json" and stem.isascii() and stem.isdigit() and 6 <= len(stem) <= 18
+    found = _OURS.fullmatch(name)
+    return found is not None and found[2] == "json"
 
 
 def _holder(data: bytes, number: int) -> Holder:
@@ -262,3 +266,14 @@ def _process(pid: int) -> str:
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else fields[19]
+
+
+def _hidden(pid: int) -> bool:
+    """Whether a process is there of which this user may know nothing, as where /proc is mounted with hidepid."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return False

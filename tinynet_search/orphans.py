@@ -44,18 +44,35 @@ def sweep() -> int:
     return len(found)
 
 
-def _orphans() -> Iterator[Any]:
-    """As Ray's own tables have them; ``ray.util.placement_group_table`` leaves out whose they are."""
+def waiting() -> bool:
+    """Whether a group of this job has no place on the cluster, or has lost it with a node."""
+    from ray.core.generated import gcs_pb2
+
+    kind: Any = gcs_pb2.PlacementGroupTableData  # pyright: ignore[reportAttributeAccessIssue]
+    _, groups, job = _groups()
+    return any(group.creator_job_id == job and group.state not in (kind.CREATED, kind.REMOVED) for group in groups)
+
+
+def _groups() -> tuple[Any, list[Any], bytes]:
+    """Ray's own tables, their placement groups, and this job; ``ray.util.placement_group_table`` leaves out whose they are."""
     import ray
+    from ray._private import state
+    from ray.core.generated import gcs_pb2
+
+    kind: Any = gcs_pb2
+    tables = state.state._connect_and_get_accessor()
+    groups = [kind.PlacementGroupTableData.FromString(row) for row in tables.get_placement_group_table()]
+    return tables, groups, bytes.fromhex(ray.get_runtime_context().get_job_id())
+
+
+def _orphans() -> Iterator[Any]:
     from ray._private import state
     from ray._raylet import ActorID
     from ray.core.generated import gcs_pb2
 
     kind: Any = gcs_pb2
-    tables = state.state._connect_and_get_accessor()
-    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    tables, groups, job = _groups()
     dead_jobs = {bytes.fromhex(row["JobID"]) for row in state.jobs() if row["IsDead"]}
-    groups = map(kind.PlacementGroupTableData.FromString, tables.get_placement_group_table())
     for group in groups:
         if group.state != kind.PlacementGroupTableData.REMOVED and group.creator_actor_id != ActorID.nil().binary():
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ray.tune import Callback
 
+from tinynet_search.orphans import waiting
 from trainables.folder import open_folder
 from trainables.trial import TrialSpec, newest_progress, write_failure
 
@@ -55,6 +56,8 @@ class Watchdog(Callback):
 
         # Tried again after as long, should the storage fail or the process live on.
         self._heard[trial.trial_id] = time.monotonic()
+        if waiting():
+            return  # it has not begun, or not again: its workers wait for a node
         spec = TrialSpec.from_json(trial.config["trial"])
         try:
             root = open_folder(self._root)

@@ -1,6 +1,7 @@
 """One driver at a time: who holds a directory, and when a lease is taken over."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -213,6 +214,28 @@ def test_files_that_are_no_leases(folder: Folder) -> None:
         Path(folder.url, "lease").mkdir(exist_ok=True)
         Path(folder.url, "lease", name).write_text("x")
     assert read_lease(folder) is None
+    stray = [Path(folder.url, "lease", name) for name in ("000001.json~", "0.txt", "000000.json.bak")]
+    for file in stray:
+        file.write_text("x")
+    for _ in range(2):  # the second sweeps what the first one left
+        with Lease(folder, "search x", "search"):
+            assert all(file.exists() for file in stray)
+
+
+def test_a_holder_that_one_may_not_look_at_lives(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's process, where /proc hides it: its sign of life counts."""
+
+    def forbidden(pid: int, number: int) -> None:
+        raise PermissionError
+
+    with Lease(folder, "search x", "search"):
+        there = read_lease(folder)
+        assert there is not None
+        monkeypatch.setattr(leases, "_process", lambda pid: "")
+        assert live_holder(folder) is None  # there is no such process
+        monkeypatch.setattr(os, "kill", forbidden)
+        assert live_holder(folder) == there
+        monkeypatch.undo()
 
 
 def test_a_second_search_is_refused_and_sync_leaves_it_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
