@@ -17,6 +17,8 @@ WHOLE, LONGEST_KEY = 2**63, 200
 # An epoch's figures that are always there.
 FIGURES = ("ts", "seconds", "top1", "top1_raw", "top1_ema", "train_loss")
 MOST_EPOCHS = 100_000
+# Of a result, since a driver keeps them of ten thousand.
+MOST_METRICS, LONGEST_TEXT = 100, 10_000
 # Seconds since 1970: far enough ahead, and MLflow takes the milliseconds.
 LAST_DATE = 1e11
 
@@ -118,7 +120,7 @@ def check_result(result: Any, run: str) -> None:
         raise DocumentError("it is no result of this trial")
     epochs, metrics = result.get("epochs"), result.get("metrics")
     check_epochs(epochs)
-    if not isinstance(metrics, dict):
+    if not isinstance(metrics, dict) or len(metrics) > MOST_METRICS or not all(map(is_number, metrics.values())):
         raise DocumentError("it has no metrics")
     if result["status"] == "finished":
         if not epochs:
@@ -128,7 +130,7 @@ def check_result(result: Any, run: str) -> None:
     check_numbers(result, ("started", "ended"), "the result")
     if not 0 <= result["started"] < LAST_DATE or not 0 <= result["ended"] < LAST_DATE:
         raise DocumentError("it has no such time")
-    if not all(isinstance(result.get(key), str | None) for key in ("reason", "detail")):
-        raise DocumentError("its reason is no text")
+    if not all(isinstance(text := result.get(key), str | None) and len(text or "") <= LONGEST_TEXT for key in ("reason", "detail")):
+        raise DocumentError("its reason is no text, or has more than a page")
     if not isinstance(result.get("execution", {}), dict):
         raise DocumentError("execution is no object")

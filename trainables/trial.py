@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from search_spaces import Network, RequestError, SearchSpace, get_space
-from trainables.documents import LARGE, check_epochs, check_result, parsed
+from trainables.documents import LARGE, LONGEST_TEXT, check_epochs, check_result, parsed
 from trainables.folder import Folder, StorageError, open_folder
 from trainables.recipe import Recipe, recipe_from
 from trainables.stopping import Stopped
@@ -44,7 +44,7 @@ class TrialFailure(RuntimeError):  # noqa: N818 - it is a result, not a fault of
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail = reason, detail[:LONGEST_TEXT]
 
 
 class Reporter(Protocol):

@@ -39,6 +39,8 @@ class Background(ABC, Generic[Kind]):
         self._stop, self._tried = threading.Event(), threading.Event()
         self._held: Callable[[], bool] = lambda: True
         self._status, self._live, self._warned, self._all_sent = "FINISHED", False, False, False
+        # Whoever waited for the end goes on without it: another publisher may follow.
+        self.abandoned = False
         self.busy_seconds = 0.0
         self._synced = time.monotonic()
         self.fault: str | None = None
@@ -115,6 +117,7 @@ class Background(ABC, Generic[Kind]):
         begun = time.monotonic()
         while self._thread.is_alive() and (left := self._left(begun, timeout, last_answer(self._thread.ident))) > 0:
             self._thread.join(min(left, 1.0))
+        self.abandoned = True
         return self._all_sent
 
     def _left(self, begun: float, timeout: float | None, heard: float) -> float:

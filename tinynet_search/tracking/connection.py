@@ -30,6 +30,8 @@ MANNERS = {
 }
 # Runs that are asked for at once: a busy server needs seconds for a thousand, and the patience of a call is ten.
 PAGE = 250
+# Runs that one question may find: ten times the largest search.
+MOST_RUNS = 100_000
 # What MLflow opens, a database with its driver behind a plus; file: it knows and refuses in its own words.
 SCHEMES = ("http", "https", "sqlite", "mysql", "postgresql", "mssql", "databricks", "databricks-uc", "file")
 # What MLflow calls a fault of its own, and its client whatever became of a request on its way.
@@ -162,15 +164,26 @@ def reaching(uri: str) -> Iterator[None]:
 
 
 def search_runs(client: "MlflowClient", experiments: list[str], wanted: str) -> "list[Run]":
-    """Every active run that a filter finds, newest first."""
+    """Every active run that a filter finds, newest first.
+
+    Raises:
+        RequestError: there are more than anybody reads.
+    """
     found: list[Run] = []
     token = None
     while True:
         page = client.search_runs(experiments, wanted, max_results=PAGE, order_by=["attributes.start_time DESC"], page_token=token)
         found += page
         token = page.token
-        if not token:
+        if not token or not page:
             return found
+        refuse_endless(len(found))
+
+
+def refuse_endless(found: int) -> None:
+    """Raises RequestError where answers go on and on."""
+    if found > MOST_RUNS:
+        raise RequestError(f"MLflow tells of more than {MOST_RUNS:,} runs: name one search, or begin another experiment")
 
 
 @contextmanager

@@ -41,6 +41,8 @@ from tinynet_search.tracking.runs import UNFINISHED, Wanted
 from tinynet_search.tracking.searches import MARKED, SEAL, SearchRuns, run_of
 from tinynet_search.tracking.table import model_of, write_table
 from tinynet_search.tracking.view import add_view, link_of
+from trainables.documents import LARGE
+from trainables.folder import TooLargeError
 from trainables.trial import result_name
 
 # Trainings whose runs are created before MLflow is asked what became of them; their results are in memory together.
@@ -109,6 +111,8 @@ class Publisher(Background[SearchRuns]):
         self._look()
         faults: list[Exception] = []
         for news in _batches(self._reader.news(self._waiting, faults)):
+            if self.abandoned:
+                return
             self._publish(runs, news, faults)
         if conclusion is not None and conclusion is not self._concluded:
             with reaching(self._uri):
@@ -250,8 +254,8 @@ class Publisher(Background[SearchRuns]):
 
     def _digest_of(self, run: str) -> bytes:
         try:
-            return hashlib.sha256(self._store.folder.read(result_name(run))).digest()[:16]
-        except FileNotFoundError:
+            return hashlib.sha256(self._store.folder.read(result_name(run), LARGE)).digest()[:16]
+        except (FileNotFoundError, TooLargeError):
             return b""
 
 

@@ -17,10 +17,12 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 
 from search_spaces.errors import RequestError
-from tinynet_search.tracking.connection import MANNERS, connect, is_served, search_runs
+from tinynet_search.tracking.connection import MANNERS, connect, is_served, refuse_endless, search_runs
 from trainables.documents import SMALL
 
 PAGE = 1000
+# Bytes of a page: ours have a tenth of it.
+LARGEST_PAGE = 64 * 2**20
 OURS = "name LIKE 'tinynet-%'"
 NEWEST_FIRST = ["attributes.start_time DESC"]
 # How a server may want to be spoken to, which MLflow's client knows.
@@ -103,10 +105,15 @@ def _over_http(server: str) -> Reader:
             body = json.dumps({**asked, "max_results": PAGE}).encode()
             request = Request(f"{server}/api/2.0/mlflow/{kind}/search", body, {"Content-Type": "application/json"})
             with urlopen(request, timeout=patience) as answer:
-                page = json.load(answer)
-            found += page.get(kind, [])
-            if not page.get("next_page_token"):
+                text = answer.read(LARGEST_PAGE + 1)
+            if len(text) > LARGEST_PAGE:
+                raise RequestError(f"a page of MLflow's {kind} at {server} has more than {LARGEST_PAGE / 2**20:.0f} MiB: it is not ours")
+            page = json.loads(text)
+            some = page.get(kind, [])
+            found += some
+            if not some or not page.get("next_page_token"):
                 return found
+            refuse_endless(len(found))
             asked = {**asked, "page_token": page["next_page_token"]}
 
     def runs(experiments: Sequence[str], wanted: str) -> list[Found]:

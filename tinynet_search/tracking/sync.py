@@ -1,6 +1,7 @@
 """Publishing a directory that is already there, a search's or a training job's: what ``tinynet sync`` does."""
 
 import contextlib
+import re
 import time
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from search_spaces.errors import RequestError
 from tinynet_search.errors import one_line
 from tinynet_search.formula_io import MAX_BYTES, parse
 from tinynet_search.lease import Lease, live_holder
+from tinynet_search.schema import NAME
 from tinynet_search.store import FORMULA, JOB, PLAN, SearchStore
 from tinynet_search.tracking.jobs import JobPublisher
 from tinynet_search.tracking.projection import ended_ms
@@ -43,7 +45,8 @@ def stored(storage: str) -> list[str]:
         RequestError: there are none.
     """
     folder = open_folder(storage)
-    names = [name for name in folder.names() if folder.exists(f"{name}/{PLAN}") or folder.exists(f"{name}/{JOB}")]
+    ours = [name for name in folder.names() if re.fullmatch(NAME, name)]  # a folder of another name is somebody else's
+    names = [name for name in ours if folder.exists(f"{name}/{PLAN}") or folder.exists(f"{name}/{JOB}")]
     if not names:
         raise RequestError(f"no searches and no jobs at {folder.url}: run tinynet search first, or tinynet train, or give --storage")
     return names

@@ -12,10 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search_spaces.errors import RequestError
+from search_spaces.weights import LARGEST
+from tinynet_search.errors import one_line
 from tinynet_search.tracking.models import CHAMPION, DIGEST, REGISTERED, digest_of, ensure_model, only_version
 from tinynet_search.tracking.projection import KEY
 from tinynet_search.tracking.runs import Child, Runs
-from trainables.documents import parsed
+from trainables.documents import SMALL, parsed
 from trainables.folder import Folder
 from trainables.trial import CONFIG_FILE, WEIGHTS_FILE
 
@@ -32,12 +35,17 @@ def deliver(runs: Runs, child: Child, folder: Folder, model: str, tags: Mapping[
     Args:
         model: the registered model's name.
         tags: of the version: ``top1``, ``data``, ``run_id``, ...
+
+    Raises:
+        RequestError: a file there is damaged, or larger than any of ours.
     """
     client, run_id = runs.client, child.run_id
     try:
-        files = {WEIGHTS_FILE: folder.read(WEIGHTS_FILE), CONFIG_FILE: _travelling(folder.read(CONFIG_FILE), model)}
+        files = {WEIGHTS_FILE: folder.read(WEIGHTS_FILE, LARGEST), CONFIG_FILE: _travelling(folder.read(CONFIG_FILE, SMALL), model)}
     except FileNotFoundError:
         return  # someone has made room: the result counts without its weights
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RequestError(f"{folder.url}: its weights or their {CONFIG_FILE} are damaged ({one_line(error, 100)}): remove them") from error
     run = client.get_run(run_id)
     digest = digest_of(files[WEIGHTS_FILE] + files[CONFIG_FILE])
     if run.data.tags.get(SENT) != digest:

@@ -1,0 +1,70 @@
+"""A server that answers as MLflow does, and never stops: read up to a limit, and refused in one line."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from search_spaces import RequestError
+from tinynet_search import frontier_models
+from tinynet_search.tracking import connection, reading
+
+
+class Endless(BaseHTTPRequestHandler):
+    """Every page of runs is followed by another."""
+
+    protocol_version = "HTTP/1.1"
+    runs, padding = 50, 0
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.endswith("/experiments/search"):
+            return self._send({"experiments": [{"experiment_id": "1", "name": "tinynet/own"}]})
+        tags = [{"key": "tinynet.search", "value": "x" * self.padding}]
+        run = {"info": {"run_id": "0", "status": "FINISHED", "experiment_id": "1"}, "data": {"tags": tags}}
+        return self._send({"runs": [run] * self.runs, "next_page_token": "more"})
+
+    def do_GET(self) -> None:
+        self._send({"experiments": []})
+
+    def _send(self, document: dict[str, Any]) -> None:
+        body = json.dumps(document).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        return
+
+
+@pytest.fixture
+def endless() -> Iterator[tuple[str, type[Endless]]]:
+    kind = type("Own", (Endless,), {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", kind
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_runs_without_end(endless: tuple[str, type[Endless]], monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
+    """By the standard library, and by MLflow's client, which an account needs."""
+    monkeypatch.setattr(connection, "MOST_RUNS", 1000)
+    if not plain:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "someone")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    with pytest.raises(RequestError, match="tells of more than 1,000 runs: name one search"):
+        frontier_models(tracking_uri=endless[0])
+
+
+def test_a_page_too_large_to_be_ours(endless: tuple[str, type[Endless]], monkeypatch: pytest.MonkeyPatch) -> None:
+    url, kind = endless
+    kind.padding = 1000
+    monkeypatch.setattr(reading, "LARGEST_PAGE", 20_000)
+    with pytest.raises(RequestError, match=r"a page of MLflow's runs at http://127\.0\.0\.1:\d+ has more than"):
+        frontier_models(tracking_uri=url)
