@@ -44,13 +44,31 @@ def sweep() -> int:
     return len(found)
 
 
-def waiting() -> bool:
-    """Whether a group of this job has no place on the cluster, or has lost it with a node."""
+def waiting(trial: Any) -> bool:
+    """Whether the workers of a trial have no place on the cluster, or have lost it with a node.
+
+    Args:
+        trial: the actor that the trial is for Tune: its process has made the Train controller, which has made their group.
+    """
     from ray.core.generated import gcs_pb2
 
-    kind: Any = gcs_pb2.PlacementGroupTableData  # pyright: ignore[reportAttributeAccessIssue]
-    _, groups, job = _groups()
-    return any(group.creator_job_id == job and group.state not in (kind.CREATED, kind.REMOVED) for group in groups)
+    kind: Any = gcs_pb2
+    tables, groups, job = _groups()
+    placed = (kind.PlacementGroupTableData.CREATED, kind.PlacementGroupTableData.REMOVED)
+    makers = {group.creator_actor_id for group in groups if group.creator_job_id == job and group.state not in placed}
+    mine = _actor(tables, trial._actor_id.binary())
+    owners = [found.owner_address.worker_id for maker in makers if (found := _actor(tables, maker)) is not None]
+    return mine is not None and mine.address.worker_id in owners
+
+
+def _actor(tables: Any, number: bytes) -> Any:
+    """Ray's row of an actor, None where there is none."""
+    from ray._raylet import ActorID
+    from ray.core.generated import gcs_pb2
+
+    kind: Any = gcs_pb2
+    raw = tables.get_actor_info(ActorID(number))
+    return kind.ActorTableData.FromString(raw) if raw else None
 
 
 def _groups() -> tuple[Any, list[Any], bytes]:
@@ -77,8 +95,7 @@ def _orphans() -> Iterator[Any]:
         if group.state != kind.PlacementGroupTableData.REMOVED and group.creator_actor_id != ActorID.nil().binary():
 
             def actor(creator: bytes = group.creator_actor_id) -> tuple[bool, str]:
-                raw = tables.get_actor_info(ActorID(creator))
-                found = kind.ActorTableData.FromString(raw) if raw else None
+                found = _actor(tables, creator)
                 return found is None or found.state == kind.ActorTableData.DEAD, found.class_name if found else CONTROLLER
 
             if orphaned(group, job, dead_jobs, actor):

@@ -56,8 +56,9 @@ class Watchdog(Callback):
 
         # Tried again after as long, should the storage fail or the process live on.
         self._heard[trial.trial_id] = time.monotonic()
-        if waiting():
-            return  # it has not begun, or not again: its workers wait for a node
+        actor = trial.temporary_state.ray_actor
+        if actor is not None and waiting(actor):
+            return  # it has not begun, or not again
         spec = TrialSpec.from_json(trial.config["trial"])
         try:
             root = open_folder(self._root)
@@ -67,6 +68,5 @@ class Watchdog(Callback):
             write_failure(spec, root, HUNG, f"no epoch was reported for {self._timeout:g} s (run.trial_timeout)")
         except OSError:
             return
-        actor = trial.temporary_state.ray_actor
         if actor is not None:
             ray.kill(actor)

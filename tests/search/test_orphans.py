@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tinynet_search.orphans import CONTROLLER, orphaned, sweep
+from tinynet_search.orphans import CONTROLLER, orphaned, sweep, waiting
 
 OURS, GONE, OTHERS = b"1", b"2", b"3"
 
@@ -66,3 +66,31 @@ def test_groups_of_dead_actors_are_given_back(ray_cluster: Any) -> None:
     while not sweep():
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+@pytest.mark.ray
+def test_a_trial_whose_workers_wait_for_a_node_is_told_from_others(ray_cluster: Any) -> None:
+    """Its process has made the controller, which has made the group: no other trial waits because of it."""
+    import ray
+    from ray.util import placement_group, remove_placement_group
+
+    class Controller:
+        def start(self, cpus: float) -> Any:
+            self.group = placement_group([{"CPU": cpus}])
+            return self.group
+
+    class Trial:
+        def train(self, cpus: float) -> Any:
+            controller: Any = ray.remote(num_cpus=0)(Controller)
+            self.controller = controller.remote()
+            return ray.get(self.controller.start.remote(cpus))
+
+    trial: Any = ray.remote(num_cpus=0)(Trial)
+    far, near, idle = (trial.remote() for _ in range(3))
+    large, small = ray.get([far.train.remote(1000.0), near.train.remote(0.25)])
+    tunes_own = placement_group([{"CPU": 1000.0}])
+    ray.get(small.ready())
+    assert [waiting(actor) for actor in (far, near, idle)] == [True, False, False]
+    for group in (large, small, tunes_own):
+        remove_placement_group(group)
+    assert not waiting(far)
