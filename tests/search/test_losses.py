@@ -83,13 +83,14 @@ def test_a_trial_that_is_given_up_early_is_given_again(searched: tuple[SearchSto
 
 
 @pytest.mark.ray
-def test_a_space_that_kills_its_process(ray_cluster: Any, tmp_path: Path) -> None:
+def test_a_space_that_kills_its_process(ray_cluster: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Without a word, again and again: recorded, not tried for ever, and the search completes."""
     own = ("space.name=tests.search.unruly:Deadly", "search.seed=8", "run.max_failures=1", "run.stop_at_failed=1", "search.minimum=1")
     config = tiny_config(tmp_path, *own, trials=4)
     outcome = run_search(config)
     found = results(tmp_path)
     assert len(found) == 4
+    assert "  failed (died)  0 s" in capfd.readouterr().err
     reasons = {r["reason"] for r in found.values() if r["network"]["resolution"] % 3 == 0}
     assert reasons == {"died"}
     assert {r["reason"] for r in found.values() if r["network"]["resolution"] % 3} == {None}
