@@ -104,12 +104,13 @@ def check_search(config: Config, tracking: str | None = None, gpu: str | None = 
 def _check_room(config: Config, findings: Findings, gpu: str | None) -> None:
     """Whether a trial fits, how many do, and what that comes to."""
     from tinynet_search.estimate import all_macs, by_name, calibrated, estimated, median_trial
-    from tinynet_search.placement import Placement, at_once, grown, placed, present
+    from tinynet_search.placement import Placement, at_once, grown, placed, present, refuse_blind
 
     rows = findings.plan["candidates"] if findings.plan else []
     nodes = grown()
     macs = all_macs(config, rows)
     if config.run.wait_for_nodes and at_once(config, nodes) < 1:
+        refuse_blind(config)
         findings.notes.append("no trial fits on the nodes there are: the search will wait for more (run.wait_for_nodes)")
         place = Placement(config, config.run.concurrency or 1)
     else:

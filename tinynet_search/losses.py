@@ -4,82 +4,110 @@ A process that the kernel kills for its memory, or that crashes in somebody's ex
 it again. What tells it from a cluster's faults is that its node lives, and that it comes no further from one time to the next.
 """
 
-import contextlib
 import re
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from ray.tune import Callback
 
 from tinynet_search.errors import one_line
 from tinynet_search.store import Candidate, SearchStore
-from trainables.trial import write_failure
 
 DIED, MEMORY = "died", "out of memory"
-# As Ray says it of a process, of one that it killed itself for the node's memory, and of a node.
-_PROCESS, _FULL, _NODE = "worker process has died", "running low on memory", ("node has died", "node was terminated", "preempted")
+# Times that a trial is given again which Tune gave up before it began.
+RETURNS = 2
+# As Ray says it of a process that ended without a word, of one that it killed itself for the node's memory, and of a node.
+_PROCESS, _FULL = "unexpectedly exits with a connection error code", "running low on memory"
+_NODE = ("node has died", "node died", "node was terminated", "preempted")
 _DETAIL = re.compile(r"Worker exit detail: (.{1,150}?)(?:\. |\.?\n|\.?$)")
+_ONE = re.compile(r"^Failure # \d+ \(occurred at [^)]*\)\n", re.MULTILINE)
+
+
+class Guilt(NamedTuple):
+    """Why a trial has failed, though it could not say so."""
+
+    reason: str
+    detail: str
 
 
 @dataclass
-class _Deaths:
-    """Of one trial's processes, in a row and without a new epoch in between."""
+class _Tries:
+    """Of one trial of Tune's: whether the last one began, and of those that were started again whether they had, and how far they were."""
 
-    epochs: int
-    said: str
-    times: int = 1
+    trial: Any
+    began: bool = False
+    before: list[tuple[bool, int]] = field(default_factory=list)
+
+    @property
+    def epochs(self) -> int:
+        return int((self.trial.last_result or {}).get("epochs_done", 0))
 
 
 class Losses(Callback):
-    """Tune's callback that counts them.
+    """Tune's callback that follows how often trials are started again, and after what.
 
     Args:
-        most: that Tune starts a trial again after, ``run.max_failures``.
+        most: times that Tune does so, ``run.max_failures``.
     """
 
     def __init__(self, store: SearchStore, most: int) -> None:
         self._store, self._most = store, most
-        self._tries: Counter[str] = Counter()
-        self._deaths: dict[str, _Deaths] = {}
+        self._tries: dict[str, _Tries] = {}
+        self._returned: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune saves its callbacks; there is nothing here to save."""
         return {}
 
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.lost(trial.config["run"], last_failure(trial), int((trial.last_result or {}).get("epochs_done", 0)))
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._of(trial).began = True
 
-    def lost(self, run: str, said: str, epochs: int) -> None:
-        """A trial is started again, after these words of Ray's and so many epochs."""
-        self._tries[run] += 1
-        before = self._deaths.pop(run, None)
-        if died_alone(said):
-            again = before is not None and epochs <= before.epochs
-            self._deaths[run] = _Deaths(epochs, said, before.times + 1 if before and again else 1)
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        tries = self._of(trial)
+        tries.before.append((tries.began, tries.epochs))
+        tries.began = False
+
+    def _of(self, trial: Any) -> _Tries:
+        """The tries of this trial of Tune's, which may be another one for the same run."""
+        run = trial.config["run"]
+        if run not in self._tries or self._tries[run].trial is not trial:
+            self._tries[run] = _Tries(trial)
+        return self._tries[run]
 
     def given_up_early(self, candidate: Candidate) -> bool:
-        """Whether a trial ended without a result before its tries were used up.
+        """Whether a trial that has ended without a result is to be given once more.
 
-        Tune counts the death of a process that it keeps for the next trial twice, and gives that trial up.
+        Tune counts the death of a process that it keeps for the next trial twice, and gives up that trial, which never began.
         """
-        if self._tries[candidate.run] >= self._most or self._store.summary(candidate.run) is not None:
+        found = self._failures(candidate.run)
+        begun = sum(began for began, _, _ in found)
+        if not found or begun == len(found) or begun > self._most or self._returned[candidate.run] >= RETURNS:
             return False
-        self._tries[candidate.run] += 1
-        return True
+        self._returned[candidate.run] += 1
+        return self._store.summary(candidate.run) is None
 
-    def judge(self, candidate: Candidate) -> str | None:
-        """Give a trial that has ended without a result a failed one, if all its deaths were its own; the reason."""
-        deaths = self._deaths.get(candidate.run)
-        if deaths is None or deaths.times < self._most or self._store.summary(candidate.run) is not None:
+    def guilty(self, candidate: Candidate) -> Guilt | None:
+        """Of what a trial that was given up has failed by itself: every process of its died, its node lived, and no epoch was new."""
+        found = self._failures(candidate.run)
+        if len(found) <= self._most or self._store.summary(candidate.run) is not None:
             return None
-        reason = MEMORY if _FULL in deaths.said else DIED
-        # The last one is not among those that it was started again after.
-        detail = f"its process died {deaths.times + 1} times without a new epoch, and its node lives: {described(deaths.said)}"
-        with contextlib.suppress(OSError):
-            write_failure(candidate.spec, self._store.folder, reason, detail)
-            return reason
-        return None
+        epochs = [epochs for _, epochs, _ in found]
+        if not all(began and died_alone(said) for began, _, said in found) or epochs[-1] > epochs[0]:
+            return None
+        said = found[-1][2]
+        times = "once" if len(found) == 1 else f"{len(found)} times without a new epoch in between"
+        return Guilt(MEMORY if _FULL in said else DIED, f"its process died {times}, and its node lives: {described(said)}")
+
+    def _failures(self, run: str) -> list[tuple[bool, int, str]]:
+        """Of a trial that Tune has given up: whether each try had begun, its epochs, and what Ray said; empty where it ended otherwise."""
+        tries = self._tries.get(run)
+        if tries is None:
+            return []
+        said = failures(tries.trial)
+        if len(said) != len(tries.before) + 1:
+            return []  # its last try did not fail
+        return [(*how, words) for how, words in zip([*tries.before, (tries.began, tries.epochs)], said, strict=True)]
 
 
 def died_alone(said: str) -> bool:
@@ -90,13 +118,13 @@ def died_alone(said: str) -> bool:
 def described(said: str) -> str:
     """The part of Ray's words that tells something."""
     found = _DETAIL.search(said)
-    return one_line(found[1] if found else said.strip().splitlines()[-1], 200)
+    return one_line(found[1] if found else said.strip().rpartition("\n")[2], 200)
 
 
-def last_failure(trial: Any) -> str:
-    """What Tune wrote of a trial's last failure."""
+def failures(trial: Any) -> list[str]:
+    """What Tune wrote of each failure of a trial, the oldest first."""
     try:
         with open(trial.error_file, errors="replace") as file:
-            return file.read().rpartition("Failure # ")[2]
+            return _ONE.split(file.read())[1:]
     except (OSError, TypeError):
-        return ""
+        return []

@@ -202,8 +202,7 @@ def take_place(config: Config, macs: Sequence[float], say: Callable[[str], None]
     """
     there = grown()
     if config.run.wait_for_nodes and at_once(config, there) < 1:
-        if config.scaling.auto and "gpus" not in config.scaling.model_fields_set:
-            raise RequestError("scaling.auto cannot see nodes that are still to come: name scaling.gpus beside run.wait_for_nodes")
+        refuse_blind(config)
         there = _awaited(config, config.run.wait_for_nodes, say)
     place = placed(config, macs, there)
     if at_once(place.config, present()) < 1:
@@ -213,6 +212,12 @@ def take_place(config: Config, macs: Sequence[float], say: Callable[[str], None]
     if place.why:
         say(place.why)
     return place
+
+
+def refuse_blind(config: Config) -> None:
+    """Raises RequestError where ``auto`` would have to choose from nodes that are not there yet."""
+    if config.scaling.auto and "gpus" not in config.scaling.model_fields_set:
+        raise RequestError("scaling.auto cannot see nodes that are still to come: name scaling.gpus beside run.wait_for_nodes")
 
 
 def _awaited(config: Config, patience: float, say: Callable[[str], None]) -> list[Nodes]:

@@ -76,11 +76,11 @@ class Progress(Callback):
     rows: dict[str, Row] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
     sums: Sums = field(default_factory=Sums)
-    failures: dict[str, str] = field(default_factory=dict)
+    expected: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune saves its callbacks; there is nothing here to save."""
-        return {"at_once": self.at_once, "rows": {}, "started": self.started, "sums": Sums(), "failures": {}}
+        return {"at_once": self.at_once, "rows": {}, "started": self.started, "sums": Sums(), "expected": {}}
 
     def watch(self, candidates: Sequence[Candidate], results: Mapping[str, Mapping[str, Any]]) -> None:
         """Add trials; those with a result (its summary) are done."""
@@ -110,15 +110,16 @@ class Progress(Callback):
         self._line(row)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        why = self.failures.pop(trial.config["run"], None)
+        state, why = self.expected.pop(trial.config["run"], None) or ("lost", _why(trial))
         with self._changed(self._row(trial)) as row:
-            row.state, row.why = ("lost", _why(trial)) if why is None else ("failed", why)
-            row.top1 = row.top1 if why is None else None
-        self._line(row)
+            row.state, row.why = state, why
+            row.top1 = None if state == "failed" else row.top1
+        if state != "waiting":
+            self._line(row)
 
-    def failed(self, run: str, why: str) -> None:
-        """A trial that is about to end without a word of its own is no lost one."""
-        self.failures[run] = why
+    def expect(self, run: str, state: str, why: str = "") -> None:
+        """What a trial becomes that Tune is about to give up, where that is not ``lost``: failed, or waiting to be given again."""
+        self.expected[run] = (state, why)
 
     def time_left(self) -> float | None:
         """Seconds to the end, from what an epoch has cost so far as a line in the multiply-adds; None before any has ended."""

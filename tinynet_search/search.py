@@ -4,6 +4,7 @@ Running the same search again skips what has a result, resumes what has a checkp
 here is the truth: the driver can die anywhere and the next one finds all there is in the search directory.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -22,6 +23,7 @@ from tinynet_search.outcome import prepare, write_finals, write_formula, write_f
 from tinynet_search.plan import agreed_plan, candidates_of, grow, too_large, training_macs
 from tinynet_search.stopping import Guarded, Stopping, stoppable
 from tinynet_search.store import FINALS, Candidate, SearchStore
+from trainables.trial import write_failure
 
 # Seconds that the publisher of an interrupted search gets.
 FAREWELL = 15.0
@@ -207,11 +209,16 @@ class _Driver:
             losses = Losses(self.store, self.config.run.max_failures)
 
             def ended(candidate: Candidate) -> None:
-                if reason := losses.judge(candidate):
-                    progress.failed(candidate.run, reason)
+                if guilt := self._guilt(candidate, losses):
+                    progress.expect(candidate.run, "failed", guilt)
                 self._ended(candidate)
 
-            source = Guarded(phases, self.stopping, ended, losses.given_up_early)
+            def again(candidate: Candidate) -> bool:
+                if early := losses.given_up_early(candidate):
+                    progress.expect(candidate.run, "waiting")
+                return early
+
+            source = Guarded(phases, self.stopping, ended, again)
             most = self.config.search.trials * 2 + 2 * len(self.config.search.finals) + 1
             gauges = Gauges(self.store.name, progress.rows, lambda: self.publisher.lag)
             watching = [progress, gauges, losses, Watchdog(self.store.url, self.config.run.trial_timeout), Orphans()]
@@ -243,6 +250,16 @@ class _Driver:
             return 0
         ids = {run.rpartition("-e")[0] for run in self.store.finished()}
         return sum(c.id in ids for c in self._pending_trials())
+
+    def _guilt(self, candidate: Candidate, losses: Any) -> str | None:
+        """Give a trial that could not say why it failed its result; the reason. Not where it was asked to end, or is another driver's."""
+        guilt = None if self.stopping.why else losses.guilty(candidate)
+        if guilt is None or not self.lease.held():
+            return None
+        with contextlib.suppress(OSError):  # then it is lost
+            write_failure(candidate.spec, self.store.folder, guilt.reason, guilt.detail)
+            return guilt.reason
+        return None
 
     def _ended(self, candidate: Candidate) -> None:
         if candidate.run in self.trials:

@@ -12,6 +12,8 @@ from trainables.trial import TrialSpec, newest_progress, write_failure
 HUNG = "hung"
 # Seconds between two looks after which it was the driver that hung, and every trial gets its time anew.
 STOOD_STILL = 30.0
+# Seconds between two questions whether silent trials wait for a node.
+ASKED = 30.0
 
 
 class Watchdog(Callback):
@@ -23,11 +25,11 @@ class Watchdog(Callback):
     def __init__(self, root: str, timeout: float) -> None:
         self._root, self._timeout = root, timeout
         self._heard: dict[str, float] = {}
-        self._looked = time.monotonic()
+        self._looked = self._asked = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune saves its callbacks; there is nothing here to save."""
-        return {"_root": self._root, "_timeout": self._timeout, "_heard": {}, "_looked": 0.0}
+        return {"_root": self._root, "_timeout": self._timeout, "_heard": {}, "_looked": 0.0, "_asked": 0.0}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._heard[trial.trial_id] = time.monotonic()
@@ -46,19 +48,25 @@ class Watchdog(Callback):
         if now - self._looked > STOOD_STILL:
             self._heard = dict.fromkeys(self._heard, now)
         self._looked = now
+        if now - self._asked > min(ASKED, self._timeout / 3):
+            self._asked = now
+            self._heard |= dict.fromkeys(self._waiting(trials, now - min(ASKED, self._timeout / 3)), now)
         late = {name for name, heard in self._heard.items() if now - heard > self._timeout}
         for trial in trials if late else ():
             if trial.trial_id in late and trial.status == "RUNNING":
                 self._end(trial)
+
+    def _waiting(self, trials: list[Any], since: float) -> list[str]:
+        """Of the trials that have said nothing since then, those that have not begun, or not again: their workers have no node."""
+        silent = [trial for trial in trials if self._heard.get(trial.trial_id, since) < since and trial.status == "RUNNING"]
+        actors = {trial.trial_id: trial.temporary_state.ray_actor for trial in silent}
+        return [name for name, actor in actors.items() if actor is not None and waiting(actor)]
 
     def _end(self, trial: Any) -> None:
         import ray
 
         # Tried again after as long, should the storage fail or the process live on.
         self._heard[trial.trial_id] = time.monotonic()
-        actor = trial.temporary_state.ray_actor
-        if actor is not None and waiting(actor):
-            return  # it has not begun, or not again
         spec = TrialSpec.from_json(trial.config["trial"])
         try:
             root = open_folder(self._root)
@@ -68,5 +76,6 @@ class Watchdog(Callback):
             write_failure(spec, root, HUNG, f"no epoch was reported for {self._timeout:g} s (run.trial_timeout)")
         except OSError:
             return
+        actor = trial.temporary_state.ray_actor
         if actor is not None:
             ray.kill(actor)

@@ -1,15 +1,18 @@
 """Processes that die: by themselves, which is a trial's failure, or with their nodes, which is not."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.search.helpers import results, tiny_config
-from tinynet_search.failures import Tally
-from tinynet_search.losses import Losses, described, died_alone
+from tinynet_search.lease import Lease, read_lease
+from tinynet_search.losses import RETURNS, Guilt, Losses, described, died_alone
 from tinynet_search.plan import agreed_plan, grow
-from tinynet_search.search import run_search
+from tinynet_search.search import _Driver, run_search
+from tinynet_search.stopping import stoppable
 from tinynet_search.store import Candidate, SearchStore
 
 # As Ray 2.58 words them.
@@ -19,26 +22,51 @@ KILLED = (
     "common causes include: (1) the process was killed by the OOM killer due to high memory usage, (2) ray stop --force was called\n"
 )
 FULL = "Task was killed due to the node running low on memory.\nMemory on the node (IP: 10.0.0.7) was 30.1GB / 31.0GB (0.97)\n"
-GONE = (
+OTHERS = (
     "The actor died because its node has died. Node Id: 5a\n\tthe actor's node was terminated unexpectedly: health check failed\n",
     "The actor 0daad0 is unavailable: The actor is temporarily unavailable: RpcError: RPC error: Socket closed rpc_code: 14.\n",
     "The actor is dead because it was killed by `ray.kill`.\n",
-    "Rank 0: its worker process has died. Rank 1: The actor died because its node has died.\n",
-    "",
+    "The actor is dead because its worker process has died. Worker exit type: INTENDED_SYSTEM_EXIT Worker exit detail: Worker exits "
+    "because it uses placement group bundles that are not registered to GCS. It can happen upon GCS restart.\n",
+    f"Rank 0: {KILLED} Rank 1: The actor died because its node has died.\n",
+    "OSError: No space left on device\n",
 )
 
 
+class Tune:
+    """What Tune tells of one trial: its starts, and its failures as it writes them down."""
+
+    def __init__(self, losses: Losses, run: str, place: Path) -> None:
+        self._losses, self._place, self._said = losses, place, list[str]()
+        self.config, self.error_file = {"run": run}, str(place / "error.txt")
+        self.last_result: dict[str, Any] | None = None
+
+    def begins(self, epochs: int = 0) -> None:
+        self._losses.on_trial_start(0, [], self)
+        self.last_result = {"epochs_done": epochs} if epochs else self.last_result
+
+    def fails(self, said: str, *, last: bool = False) -> None:
+        self._said.append(said)
+        rows = [f"Failure # {n} (occurred at 2026-11-23_03-44-0{n})\n{said}" for n, said in enumerate(self._said, 1)]
+        Path(self.error_file).write_text("".join(rows))
+        if not last:
+            self._losses.on_trial_recover(0, [], self)
+
+
 @pytest.fixture
-def searched(tmp_path: Path) -> tuple[SearchStore, Candidate]:
+def searched(tmp_path: Path) -> tuple[Losses, Candidate, Tune]:
+    """Of a search whose trials are started again twice."""
     config = tiny_config(tmp_path, trials=2)
     store = SearchStore(config.url)
-    return store, grow(agreed_plan(store, config), store, config)[0]
+    candidate = grow(agreed_plan(store, config), store, config)[0]
+    losses = Losses(store, 2)
+    return losses, candidate, Tune(losses, candidate.run, tmp_path)
 
 
 def test_what_ray_says_of_a_death() -> None:
     assert died_alone(KILLED)
     assert died_alone(FULL)
-    assert not any(map(died_alone, GONE))
+    assert not any(map(died_alone, OTHERS))
     assert described(KILLED) == "Worker unexpectedly exits with a connection error code 2"
     assert described(FULL) == "Memory on the node (IP: 10.0.0.7) was 30.1GB / 31.0GB (0.97)"
 
@@ -46,40 +74,74 @@ def test_what_ray_says_of_a_death() -> None:
 @pytest.mark.parametrize(
     ("deaths", "reason"),
     [
-        ([(KILLED, 0)] * 3, "died"),
-        ([(KILLED, 4)] * 2 + [(FULL, 4)], "out of memory"),
-        ([(KILLED, 0)] * 2, None),  # Tune would start it once more
+        ([(KILLED, 0), (KILLED, 0), (KILLED, 0)], "died"),
+        ([(KILLED, 4), (KILLED, 4), (FULL, 4)], "out of memory"),
         ([(KILLED, 0), (KILLED, 1), (KILLED, 1)], None),  # it came further
-        ([(KILLED, 0), (GONE[0], 0), (KILLED, 0)], None),  # a node in between
+        ([(KILLED, 0), (OTHERS[0], 0), (KILLED, 0)], None),  # a node in between
+        *(([(KILLED, 0), (KILLED, 0), (other, 0)], None) for other in OTHERS),  # or at last
+        ([(KILLED, 0), (KILLED, 0), (KILLED, 80)], None),
     ],
 )
-def test_deaths_in_a_row_are_a_failure(searched: tuple[SearchStore, Candidate], deaths: list[tuple[str, int]], reason: str | None) -> None:
-    store, candidate = searched
-    losses = Losses(store, 3)
-    for said, epochs in deaths:
-        losses.lost(candidate.run, said, epochs)
-    assert losses.judge(candidate) == reason
-    result = store.result(candidate.run)
-    assert (result and result["reason"]) == reason
-    assert losses.judge(candidate) is None  # it has a result, or none of its own
-    if result:
-        assert result["detail"].startswith("its process died 4 times without a new epoch, and its node lives: ")
-        tally = Tally(100, 0.5)
-        tally.add(candidate.run, store.summary(candidate.run))
-        assert tally._reasons == {reason: 1}
+def test_deaths_of_its_own_are_a_failure(
+    searched: tuple[Losses, Candidate, Tune], deaths: list[tuple[str, int]], reason: str | None
+) -> None:
+    losses, candidate, tune = searched
+    for number, (said, epochs) in enumerate(deaths):
+        assert losses.guilty(candidate) is None  # Tune would start it once more
+        tune.begins(epochs)
+        tune.fails(said, last=number == 2)
+    guilt = losses.guilty(candidate)
+    assert (guilt and guilt.reason) == reason
+    if guilt:
+        assert guilt.detail.startswith("its process died 3 times without a new epoch in between, and its node lives: ")
+    assert not losses.given_up_early(candidate)
 
 
-def test_a_trial_that_is_given_up_early_is_given_again(searched: tuple[SearchStore, Candidate]) -> None:
-    """As often as it would have been started again, and not where it has its result."""
-    store, candidate = searched
-    losses = Losses(store, 2)
-    losses.lost(candidate.run, GONE[0], 0)
-    assert [losses.given_up_early(candidate) for _ in range(3)] == [True, False, False]
-    fresh = Losses(store, 2)
+def test_a_trial_that_ends_otherwise_is_not_guilty(searched: tuple[Losses, Candidate, Tune]) -> None:
+    """Its processes died as often as they may; the next one trained on until it was asked to end."""
+    losses, candidate, tune = searched
     for _ in range(2):
-        fresh.lost(candidate.run, KILLED, 0)
-    assert fresh.judge(candidate) == "died"
-    assert not Losses(store, 2).given_up_early(candidate)
+        tune.begins()
+        tune.fails(KILLED)
+    tune.begins(epochs=7)
+    assert losses.guilty(candidate) is None
+    assert not losses.given_up_early(candidate)
+
+
+def test_a_trial_that_never_began_is_given_again(searched: tuple[Losses, Candidate, Tune], tmp_path: Path) -> None:
+    """A process that Tune kept has died: it tells of that twice, and neither is the next trial's fault."""
+    losses, candidate, tune = searched
+    for number in range(RETURNS + 1):
+        place = tmp_path / str(number)
+        place.mkdir()
+        tune = Tune(losses, candidate.run, place)
+        tune.fails(KILLED)
+        tune.fails(KILLED, last=True)
+        assert losses.given_up_early(candidate) == (number < RETURNS)
+        assert losses.guilty(candidate) is None
+
+
+def test_who_was_asked_to_end_or_was_taken_over_judges_nobody(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, trials=2)
+    store = SearchStore(config.url)
+    plan = agreed_plan(store, config)
+    first, second = grow(plan, store, config)
+    found: Any = SimpleNamespace(guilty=lambda candidate: Guilt("died", "often"))
+    with stoppable(pytest.fail) as stopping, Lease(store.folder, "search", "search") as lease:
+        driver = _Driver(config, store, plan, [first, second], lease, stopping, pytest.fail)
+        assert driver._guilt(first, found) == "died"
+        result = store.result(first.run)
+        assert result
+        assert (result["status"], result["reason"], result["detail"]) == ("failed", "died", "often")
+        stopping.why = "interrupted"
+        assert driver._guilt(second, found) is None
+        stopping.why = None
+        holder = read_lease(store.folder)
+        assert holder
+        theirs = replace(holder, number=holder.number + 1, owner="f" * 32)
+        store.folder.write(f"{theirs.name}.json", theirs.to_json())
+        assert driver._guilt(second, found) is None
+    assert store.finished() == {first.run}
 
 
 @pytest.mark.ray

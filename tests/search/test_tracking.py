@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.search.mlflow_window import CREATED, FORMULA_TEXT, SQLALCHEMY, Search
 from tinynet_search import TrackingError, frontier_models
 from tinynet_search.plan import candidate_of
 from tinynet_search.tracking import trial_rows
+from tinynet_search.tracking.background import Background
 from tinynet_search.tracking.connection import resolve_uri
 from tinynet_search.tracking.models import digest_of
 from tinynet_search.tracking.publisher import Publisher
@@ -306,3 +308,30 @@ def test_searches_are_found_by_name_and_the_newest_first(storage: Path, uri: str
         frontier_models("newset", tracking_uri=uri)
     with pytest.raises(RequestError, match=r"no search 'planned'.*of space efficientnet_b0"):
         frontier_models("planned", space="efficientnet_b0", tracking_uri=uri)
+
+
+def test_a_publisher_that_nobody_waits_for_ends_nothing(tmp_path: Path) -> None:
+    """Another one may have followed: what is still on its way arrives, and the runs' ends are the other's."""
+    going, ended = threading.Event(), list[str]()
+
+    class Slow(Background[Any]):
+        def sync_once(self) -> None:
+            assert going.wait(20)
+
+        def _connect(self) -> Any:
+            raise AssertionError
+
+        def finish(self, status: str, end: int) -> int:
+            ended.append(status)
+            return 0
+
+    slow = Slow(f"sqlite:///{tmp_path}/mlflow.db", "search", pytest.fail)
+    slow.start()
+    assert not slow.close(timeout=0.2)
+    going.set()
+    assert slow._thread
+    slow._thread.join(20)
+    assert ended == []
+    prompt = Slow(f"sqlite:///{tmp_path}/mlflow.db", "search", pytest.fail)
+    assert prompt.close(timeout=20)
+    assert ended == ["FINISHED"]

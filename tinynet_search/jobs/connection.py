@@ -40,7 +40,7 @@ def connect(address: str | None) -> "JobSubmissionClient":
     """
     url = _address(address)
     _probe(url)
-    _require_client()
+    require_client()
     import ray
     from ray.job_submission import JobSubmissionClient
 
@@ -134,7 +134,8 @@ def _probe(url: str) -> None:
         raise RequestError(f"no cluster answers at {url} ({reason}): give the head's dashboard, http://HEAD:8265") from error
 
 
-def _require_client() -> None:
+def require_client() -> None:
+    """Raises RequestError where Ray's job client is not installed."""
     from importlib.util import find_spec
 
     if not all(find_spec(module) for module in ("ray", "requests", "aiohttp")):

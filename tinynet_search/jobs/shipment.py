@@ -10,15 +10,12 @@ from typing import Any
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import one_line
+from tinynet_search.jobs.connection import require_client
 
 # Seconds that a stopped job has to commit checkpoints before Ray kills it; Ray's own are three.
 STOP_SECONDS = 90
 # Ray refuses larger uploads itself, after having packed them.
 LARGEST = 500 * 2**20
-# What Ray leaves behind of a folder.
-LEFT = {".git", ".venv", "venv", "__pycache__"}
-# Files whose patterns Ray keeps to: how much then remains is Ray's to tell.
-IGNORES = (".gitignore", ".rayignore")
 PACKAGE = "tinynet_search"
 MAKE = "make one by pip wheel --no-deps ."
 
@@ -47,8 +44,8 @@ def _folder(path: str) -> str:
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
         raise RequestError(f"--working-dir {one_line(path)!r} is no folder: give the one that holds your module")
-    ignoring = any((folder / name).exists() for name in IGNORES)
-    if not ignoring and (size := _size(folder)) > LARGEST:
+    size = _size(folder)
+    if size > LARGEST:
         much = f"{size / 2**20:.0f} MiB, and {LARGEST / 2**20:.0f} can be sent"
         better = "give a folder of code, or name in its .rayignore what stays here; data belong where the nodes reach them"
         raise RequestError(f"--working-dir {one_line(path)!r} has {much}: {better}")
@@ -56,12 +53,20 @@ def _folder(path: str) -> str:
 
 
 def _size(folder: Path) -> int:
+    """Bytes of what Ray would pack, by its own walk: without .git and environments, nor what .gitignore and .rayignore name."""
+    require_client()
+    from ray._private import ray_constants
+    from ray._private.runtime_env import packaging
+
     size = 0
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name not in LEFT]
-        for name in files:
-            with contextlib.suppress(OSError):  # gone since
-                size += os.lstat(os.path.join(place, name)).st_size
+
+    def add(path: Path) -> None:
+        nonlocal size
+        with contextlib.suppress(OSError):  # gone since
+            size += 0 if path.is_dir() else path.stat().st_size
+
+    left = packaging._get_excludes(folder, ray_constants.get_runtime_env_default_excludes())
+    packaging._dir_travel(folder, [left], add, include_gitignore=os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE) != "1")
     return size
 
 

@@ -142,11 +142,12 @@ class Background(ABC, Generic[Kind]):
         try:
             self.sync_once()
         except Exception:
-            if self._runs is not None:  # it answers, so at least nothing is left running
+            if self._runs is not None and not self.abandoned:  # it answers, so at least nothing is left running
                 with contextlib.suppress(TrackingError):
                     self.finish(self._status, end)
             raise
-        self.finish(self._status, end)
+        if not self.abandoned:
+            self.finish(self._status, end)
 
     def _attempt(self, work: Callable[[], None]) -> bool:
         """Whether it went well. What was not answered may have happened all the same; after a refusal all is looked at anew."""

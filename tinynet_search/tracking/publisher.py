@@ -114,7 +114,7 @@ class Publisher(Background[SearchRuns]):
             if self.abandoned:
                 return
             self._publish(runs, news, faults)
-        if conclusion is not None and conclusion is not self._concluded:
+        if conclusion is not None and conclusion is not self._concluded and not self.abandoned:
             with reaching(self._uri):
                 write_conclusion(runs, conclusion)
             self._concluded = conclusion

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from search_spaces import Network, RequestError
-from tinynet_search.config import Config, ScalingSection
+from tinynet_search.config import Config, ScalingSection, refuse_sync_bn
 from tinynet_search.errors import require
 from tinynet_search.lease import Lease
 from tinynet_search.plan import too_large, training_macs
@@ -169,6 +169,8 @@ def _cluster(config: Config, job: Job, say: Callable[[str], None]) -> Iterator[T
 
 @contextlib.contextmanager
 def _machine(config: Config, candidate: Candidate) -> Iterator[Train]:
+    if config.scaling.auto:
+        refuse_sync_bn(config)
     loaders = take_machine(config.scaling, candidate.network["macs"] * candidate.spec.recipe["micro_batch"])
     yield partial(train_here, loaders=loaders)
 
