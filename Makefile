@@ -22,7 +22,7 @@ demo: $(READY)
 test: $(READY) lint
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-# The kill table: a search killed at every named point and at random; an hour on two CPU cores.
+# The kill table: a search killed at every named point and at random; 20 minutes on two CPU cores.
 test-chaos: $(READY)
 	$(BIN)/python -m pytest -m chaos tests/chaos
 

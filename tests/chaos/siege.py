@@ -14,6 +14,7 @@ from tests.chaos.cluster import ChaosCluster, kill_all, there
 from tests.chaos.injected.killer import ACTORS, children, kill
 from tests.chaos.scenarios import POINTS, Kill
 from tests.search.helpers import tiny_arguments
+from tinynet_search.config import RunSection
 
 ROOT = Path(__file__).resolve().parents[2]
 INJECTED = Path(__file__).parent / "injected"
@@ -162,10 +163,11 @@ class Siege:
             kill(due.name, "", found)
 
     def _explained(self, code: int, happened: list[Kill], log: Path) -> None:
-        """Only a kill may end the command early: of itself, of its cluster, or of one trial's processes too often."""
+        """Only a kill may end the command early: of itself, of its cluster, or of trials' processes more often than Tune starts one again."""
         if code == 0 or (code == -9 and any("driver" in k.victim or k.victim == "cluster" for k in happened)):
             return
-        lost = any(k.victim == "cluster" for k in happened) or "have no result" in log.read_text()
+        often = len(happened) > RunSection().max_failures and "have no result" in log.read_text()
+        lost = often or any(k.victim == "cluster" for k in happened)
         assert lost, f"the command ended with {code} by itself: {log.read_text()[-3000:]}"
 
     def _steps(self) -> int:
