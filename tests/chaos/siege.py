@@ -163,7 +163,7 @@ class Siege:
             kill(due.name, "", found)
 
     def _explained(self, code: int, happened: list[Kill], log: Path) -> None:
-        """Only a kill may end the command early: of itself, of its cluster, or of trials' processes more often than Tune starts one again."""
+        """Only a kill may end the command early: of itself, of its cluster, or of trials' processes too often for Tune."""
         if code == 0 or (code == -9 and any("driver" in k.victim or k.victim == "cluster" for k in happened)):
             return
         often = len(happened) > RunSection().max_failures and "have no result" in log.read_text()

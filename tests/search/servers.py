@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from tests.search.mlflow_window import free_port
 
@@ -24,6 +27,23 @@ def answers(url: str) -> bool:
             return response.status == 200
     except OSError:
         return False
+
+
+class Quiet(BaseHTTPRequestHandler):
+    """For servers that a test plays itself."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        return
+
+
+@contextmanager
+def playing(kind: type[Quiet]) -> Iterator[str]:
+    """The address of a server whose answers are these."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
 
 
 @contextmanager

@@ -1,19 +1,18 @@
 """A server that answers as MLflow does, and never stops: read up to a limit, and refused in one line."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from search_spaces import RequestError
+from tests.search.servers import Quiet, playing
 from tinynet_search import frontier_models
 from tinynet_search.tracking import connection, reading
 
 
-class Endless(BaseHTTPRequestHandler):
+class Endless(Quiet):
     """Every page of runs is followed by another."""
 
     protocol_version = "HTTP/1.1"
@@ -37,18 +36,12 @@ class Endless(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:
-        return
-
 
 @pytest.fixture
 def endless() -> Iterator[tuple[str, type[Endless]]]:
     kind = type("Own", (Endless,), {})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", kind
-    server.shutdown()
-    server.server_close()
+    with playing(kind) as url:
+        yield url, kind
 
 
 @pytest.mark.parametrize("plain", [True, False])

@@ -4,11 +4,9 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pytest
 
 from search_spaces import RequestError
 from tests.search.helpers import results, tiny_arguments, tiny_config
+from tests.search.servers import Quiet, playing
 from tinynet_search import check, placement
 from tinynet_search.cli import run
 from tinynet_search.config import validate
@@ -194,7 +193,7 @@ def test_the_cluster_lets_nobody_in_without_its_token(
     assert "asks for a token" in done.stderr
 
 
-class Cluster(BaseHTTPRequestHandler):
+class Cluster(Quiet):
     """A dashboard of another version, and one that asks for a token."""
 
     version, token = "2.58.0", ""
@@ -208,18 +207,12 @@ class Cluster(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body if status == 200 else b"Unauthorized")
 
-    def log_message(self, format: str, *args: Any) -> None:
-        return
-
 
 @pytest.fixture
 def other() -> Iterator[tuple[str, type[Cluster]]]:
     kind = type("Other", (Cluster,), {})
-    server = HTTPServer(("127.0.0.1", 0), kind)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", kind
-    server.shutdown()
-    server.server_close()
+    with playing(kind) as url:
+        yield url, kind
 
 
 def test_another_version_of_ray_is_named(other: tuple[str, type[Cluster]], monkeypatch: pytest.MonkeyPatch) -> None:
