@@ -29,17 +29,11 @@ def answers(url: str) -> bool:
         return False
 
 
-class Quiet(BaseHTTPRequestHandler):
-    """For servers that a test plays itself."""
-
-    def log_message(self, format: str, *args: Any) -> None:
-        return
-
-
 @contextmanager
-def playing(kind: type[Quiet]) -> Iterator[str]:
-    """The address of a server whose answers are these."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+def playing(kind: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server whose answers are these; it logs nothing."""
+    quiet: Any = type("Quiet", (kind,), {"log_message": lambda *_: None})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), quiet)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()

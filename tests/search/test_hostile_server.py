@@ -2,17 +2,18 @@
 
 import json
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 
 from search_spaces import RequestError
-from tests.search.servers import Quiet, playing
+from tests.search.servers import playing
 from tinynet_search import frontier_models
 from tinynet_search.tracking import connection, reading
 
 
-class Endless(Quiet):
+class Endless(BaseHTTPRequestHandler):
     """Every page of runs is followed by another."""
 
     protocol_version = "HTTP/1.1"

@@ -7,6 +7,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from search_spaces import RequestError
 from tests.search.helpers import results, tiny_arguments, tiny_config
-from tests.search.servers import Quiet, playing
+from tests.search.servers import playing
 from tinynet_search import check, placement
 from tinynet_search.cli import run
 from tinynet_search.config import validate
@@ -193,7 +194,7 @@ def test_the_cluster_lets_nobody_in_without_its_token(
     assert "asks for a token" in done.stderr
 
 
-class Cluster(Quiet):
+class Cluster(BaseHTTPRequestHandler):
     """A dashboard of another version, and one that asks for a token."""
 
     version, token = "2.58.0", ""
