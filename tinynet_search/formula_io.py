@@ -28,7 +28,8 @@ class DamagedError(ValueError):
 
 
 def read_text(name: str, tracking_uri: str | None = None) -> str:
-    """The text of ``published``, of a .json file, or of formula.json in ``models:/name@alias`` or ``models:/name/version``.
+    """The text of ``published``, of a .json file here or at a storage URL, or of formula.json in ``models:/name@alias`` or
+    ``models:/name/version``.
 
     Raises:
         RequestError: there is no such formula, or its file is unreadable or over ``MAX_BYTES``.
@@ -41,6 +42,8 @@ def read_text(name: str, tracking_uri: str | None = None) -> str:
 
         with fetched(name, "formula.json", tracking_uri) as path:
             return _read_file(path, name)
+    if "://" in name and name.partition("?")[0].endswith(".json"):
+        return _read_stored(name)
     if name.endswith(".json"):
         return _read_file(Path(name))
     raise RequestError(f"unknown formula {one_line(repr(name))}: give published, a .json file, models:/name@alias or models:/name/version")
@@ -57,6 +60,22 @@ def _read_file(path: Path, label: str | None = None) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise RequestError(f"formula {label}: cannot be read ({reason})") from error
+
+
+def _read_stored(url: str) -> str:
+    """Of an object store, ``s3://bucket/searches/demo/formula.json?region=...``."""
+    from trainables.folder import TooLargeError, open_folder
+
+    place, query, options = url.partition("?")
+    folder, _, file = place.rpartition("/")
+    try:
+        return open_folder(f"{folder}{query}{options}").read(file, MAX_BYTES).decode()
+    except FileNotFoundError as error:
+        raise RequestError(f"formula {one_line(url)}: no such file") from error
+    except TooLargeError as error:
+        raise RequestError(f"formula {one_line(url)}: over {MAX_BYTES // 1_000_000} MB, too large for a formula") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"formula {one_line(url)}: cannot be read ({one_line(error, 200)})") from error
 
 
 def parse(text: str) -> dict[str, Any]:

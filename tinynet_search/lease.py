@@ -25,7 +25,7 @@ from typing import Any
 
 from search_spaces import RequestError
 from trainables.documents import parsed
-from trainables.folder import Folder
+from trainables.folder import Folder, below
 
 PLACE = "lease"
 # Seconds between signs of life, and after which a silent holder on another machine is taken to be gone.
@@ -87,7 +87,8 @@ def read_lease(folder: Folder) -> Holder | None:
             continue  # swept by its successor
         except (ValueError, TypeError) as error:
             said = " ".join(str(error).split())[:200]
-            raise RequestError(f"lease {folder.url}/{name} is damaged ({said}): remove it if nothing drives this directory") from error
+            place = below(folder.url, name)
+            raise RequestError(f"lease {place} is damaged ({said}): remove it if nothing drives this directory") from error
     return None
 
 

@@ -157,7 +157,7 @@ def candidates_of(plan: Mapping[str, Any], store: SearchStore, epochs: int | Non
     for drawn in store.candidates():
         network = space.network(drawn.rdw, any_spec.num_classes)
         if network.c > beyond:
-            raise RequestError(f"candidates {store.url}/candidates are damaged: {drawn.rdw} is beyond the plan's FLOPs: restore the file")
+            raise RequestError(f"candidates {store.at('candidates')} are damaged: {drawn.rdw} is beyond the plan's FLOPs: restore the file")
         name = trial_id(space, network, recipe, any_spec.data_fingerprint, any_spec.seed)
         figures = _figures(drawn, name, network) or describe(network)
         found.append(Candidate.named(f"{name}-e{recipe.epochs}", replace(any_spec, rdw=tuple(network.rdw)), figures))
@@ -212,7 +212,7 @@ def final_candidates(store: SearchStore, named: str | None = None) -> list[Candi
                 raise RequestError(foreign)
         return [Candidate(spec, describe(spec.network())) for spec in specs]
     except RequestError as error:
-        raise RequestError(f"{store.url}/{FINALS} is damaged ({error}): remove it, it is made anew") from error
+        raise RequestError(f"{store.at(FINALS)} is damaged ({error}): remove it, it is made anew") from error
 
 
 def training_macs(plan: Mapping[str, Any], candidate: Candidate) -> float:

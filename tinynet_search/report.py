@@ -25,7 +25,7 @@ from tinynet_search.plan import (
     training_macs,
 )
 from tinynet_search.search import Outcome
-from tinynet_search.store import FINALS, SearchStore
+from tinynet_search.store import FINALS, FORMULA, SearchStore
 from tinynet_search.tables import table
 
 BUDGETS = (0.9, 0.5, 0.25, 0.13, 0.06)
@@ -303,7 +303,7 @@ def _time_lines(outcome: Outcome) -> str:
 
 
 def _places(outcome: Outcome) -> str:
-    formula = f"{outcome.store.url}/formula.json"
+    formula = outcome.store.at(FORMULA)
     lines = [f"search directory  {outcome.store.url}", f"formula           {formula}"]
     if outcome.link:
         lines.append(f"MLflow            {outcome.link}")

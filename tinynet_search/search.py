@@ -97,7 +97,7 @@ def run_search(config: Config, *, tracking: str | None = None, retry: Collection
     with stoppable(warn) as stopping, Lease(store.folder, f"search {store.url}", "search") as lease:
         driver = _Driver(config, store, plan, grow(plan, store, config), lease, stopping, warn)
         if again := set_aside(store, retry, driver.trainable()):
-            warn(f"failed trials that are trained again: {again}; their results so far are in {store.url}/{RETRIED}")
+            warn(f"failed trials that are trained again: {again}; their results so far are in {store.at(RETRIED)}")
         if shorter := driver.shorter():
             warn(f"trials that have a result for other epochs, and start anew for {driver.epochs}: {shorter}, by the cosine schedule")
         if warning := too_large(plan, (c.network["resolution"] for c in driver.candidates)):

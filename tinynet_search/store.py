@@ -20,7 +20,7 @@ from search_spaces import RequestError
 from search_spaces.space import SANE
 from tinynet_search.schema import MOST_TRIALS, RUN, fault_of_finals, fault_of_frontier, fault_of_plan, foreign_space
 from trainables.documents import LARGE, SMALL, parsed
-from trainables.folder import Folder, open_folder
+from trainables.folder import Folder, below, open_folder
 from trainables.trial import TrialSpec, newest_progress, read_result, result_name
 
 PLAN, FRONTIER, FORMULA, FINALS = "plan.json", "frontier.json", "formula.json", "finals.json"
@@ -80,6 +80,10 @@ class SearchStore:
     def name(self) -> str:
         return self.url.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
+    def at(self, name: str) -> str:
+        """Where a file lies, for people and for whoever opens it."""
+        return below(self.url, name)
+
     def read_json(self, name: str) -> Any:
         """A file's content, or None where there is no file.
 
@@ -93,7 +97,7 @@ class SearchStore:
         except OSError as error:
             raise _unusable(self.url, error) from error
         except ValueError as error:
-            raise RequestError(f"{self.url}/{name} is damaged ({error}): restore it, or search under another name") from error
+            raise RequestError(f"{self.at(name)} is damaged ({error}): restore it, or search under another name") from error
 
     def write_json(self, name: str, value: Any, *, once: bool = False) -> bool:
         """Write a file; False where it is to be written ``once`` and was there."""
@@ -117,7 +121,7 @@ class SearchStore:
         """
         plan = self.written_plan()
         if plan is not None and (foreign := foreign_space(plan["space"]["name"], space)):
-            raise RequestError(f"plan {self.url}/{PLAN}: {foreign}")
+            raise RequestError(f"plan {self.at(PLAN)}: {foreign}")
         return plan
 
     def written_plan(self) -> dict[str, Any] | None:
@@ -127,7 +131,7 @@ class SearchStore:
             return None
         fault = fault_of_plan(plan)
         if fault or plan is None:
-            raise RequestError(f"plan {self.url}/{PLAN} is damaged ({fault}): restore it, or search under another name")
+            raise RequestError(f"plan {self.at(PLAN)} is damaged ({fault}): restore it, or search under another name")
         return plan
 
     def frontier_rows(self) -> list[dict[str, Any]] | None:
@@ -143,7 +147,7 @@ class SearchStore:
         if rows is None and not self.folder.exists(name):
             return None
         if fault := fault_of(rows):
-            raise RequestError(f"{self.url}/{name} is damaged ({fault}): remove it, it is made anew")
+            raise RequestError(f"{self.at(name)} is damaged ({fault}): remove it, it is made anew")
         return rows
 
     def candidates(self) -> list[Drawn]:
@@ -158,9 +162,9 @@ class SearchStore:
             try:
                 drawn += [Drawn(_multipliers(row["rdw"]), row.get("id"), row.get("network")) for row in batch["candidates"]]
             except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise RequestError(f"candidates {self.url}/candidates/{name} are damaged ({error!r:.200}): restore the file") from error
+                raise RequestError(f"candidates {self.at(f'candidates/{name}')} are damaged ({error!r:.200}): restore the file") from error
             if len(drawn) > MOST_TRIALS:
-                raise RequestError(f"candidates {self.url}/candidates are damaged (more than {MOST_TRIALS}): restore them")
+                raise RequestError(f"candidates {self.at('candidates')} are damaged (more than {MOST_TRIALS}): restore them")
         return drawn
 
     def add_batch(self, start: int, candidates: Iterable[Candidate]) -> bool:

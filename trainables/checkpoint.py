@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from trainables.documents import LARGE, check_epochs, check_numbers, parsed
-from trainables.folder import Folder
+from trainables.folder import Folder, below
 from trainables.memory import ran_out
 from trainables.optim import Average, float_state
 from trainables.optimizer_state import optimizer_state, restore_optimizer
@@ -112,7 +112,7 @@ def load_checkpoint(folder: Folder, trial: str, epoch: int, step: int, state: St
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         if ran_out(error) or isinstance(error, torch.AcceleratorError):
             raise
-        raise ValueError(f"checkpoint {folder.url}/{name} is of another network ({error!r:.100}): remove its folder") from error
+        raise ValueError(f"checkpoint {below(folder.url, name)} is of another network ({error!r:.100}): remove its folder") from error
     state.epochs[:] = progress["epochs"]
     state.step, state.loss, state.seconds = (progress["begun"][key] for key in ("step", "loss", "seconds"))
 
@@ -140,7 +140,7 @@ def _intact(folder: Folder, name: str, trial: str) -> tuple[dict[str, Any], dict
     except FileNotFoundError:
         return None  # it was never finished
     except ValueError as error:
-        log.warning("checkpoint %s/%s is passed over: %s", folder.url, name, error)
+        log.warning("checkpoint %s is passed over: %s", below(folder.url, name), error)
         return None
     try:
         progress = parsed(body)
@@ -157,6 +157,6 @@ def _intact(folder: Folder, name: str, trial: str) -> tuple[dict[str, Any], dict
             if hashlib.sha256(data).hexdigest() != progress["files"][file]:
                 raise ValueError(f"{file} is damaged")
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning("checkpoint %s/%s is passed over: %s", folder.url, name, error)
+        log.warning("checkpoint %s is passed over: %s", below(folder.url, name), error)
         return None
     return progress, files

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from search_spaces import Network, RequestError, SearchSpace, get_space
 from trainables.documents import LARGE, LONGEST_TEXT, check_epochs, check_result, parsed
-from trainables.folder import Folder, StorageError, open_folder
+from trainables.folder import Folder, StorageError, below, open_folder
 from trainables.recipe import Recipe, recipe_from
 from trainables.stopping import Stopped
 
@@ -152,7 +152,8 @@ def read_result(root: Folder, run: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise RequestError(f"result {root.url}/{result_name(run)} is damaged ({error}): remove it to train the trial again") from error
+        place = below(root.url, result_name(run))
+        raise RequestError(f"result {place} is damaged ({error}): remove it to train the trial again") from error
 
 
 def checkpoints(folder: Folder) -> list[str]:

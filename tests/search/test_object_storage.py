@@ -16,10 +16,13 @@ from search_spaces import RequestError
 from tests.search.helpers import tiny_arguments, tiny_config
 from tests.search.mlflow_window import Window, wait_until, wanted_points
 from tests.trainables.helpers import without_times
+from tinynet_search import formula_io
+from tinynet_search.cli import run
 from tinynet_search.cluster import _keep_secrets
+from tinynet_search.formula import TinyFormula
 from tinynet_search.plan import agreed_plan, candidates_of, grow
 from tinynet_search.search import run_search
-from tinynet_search.store import SearchStore
+from tinynet_search.store import FORMULA, SearchStore
 from trainables.folder import Folder, StorageError, open_folder
 from trainables.trial import Alone, TrialSpec, run_trial
 
@@ -43,6 +46,28 @@ def test_more_names_than_a_page_of_them(folder: Folder) -> None:
     assert folder.names("results") == wanted
     folder.remove("results")
     assert folder.names() == []
+
+
+def test_a_formula_is_asked_where_the_search_wrote_it(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the address that a search's report gives, options of the storage behind the file's name."""
+    address = SearchStore(folder.url).at(FORMULA)
+    assert "/formula.json?" in address
+    assert run(["suggest", "0.5", "--formula", address]) == 2
+    assert "formula.json" in (said := capsys.readouterr().err)
+    assert "no such file" in said
+    published = TinyFormula.load("published")
+    folder.write(FORMULA, published.to_json().encode())
+    assert TinyFormula.load(address).points == published.points
+    assert run(["suggest", "0.5", "--formula", address, "--json"]) == 0
+    mine = json.loads(capsys.readouterr().out)
+    assert run(["suggest", "0.5", "--json"]) == 0
+    theirs = json.loads(capsys.readouterr().out)
+    assert [[row[key] for key in ("r", "d", "w")] for row in mine] == [[row[key] for key in ("r", "d", "w")] for row in theirs]
+    monkeypatch.setattr(formula_io, "MAX_BYTES", 100)
+    with pytest.raises(RequestError, match="too large for a formula"):
+        TinyFormula.load(address)
 
 
 def test_two_writers_at_once_leave_one_whole_file(folder: Folder) -> None:

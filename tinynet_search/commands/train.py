@@ -134,7 +134,7 @@ def _text(outcome: "Outcome", result: Mapping[str, Any]) -> str:
         *(f"{metrics[key]:.{digits}f}" if key in metrics else "" for key, digits in (("top1", 2), ("top5", 2), ("val_loss", 4))),
         duration(seconds),
     )
-    places = [("weights", f"{outcome.store.url}/{job.spec.folder}"), ("MLflow", outcome.tracking), ("", outcome.link or "")]
+    places = [("weights", outcome.store.at(job.spec.folder)), ("MLflow", outcome.tracking), ("", outcome.link or "")]
     if outcome.tracking.startswith("sqlite:"):
         places.append(("opened by", mlflow_server(outcome.tracking)))
     lines = [f"{label:<9}  {place}" for label, place in places if place]

@@ -127,4 +127,4 @@ def _formula_text(store: SearchStore) -> str | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise RequestError(f"{store.url}/{FORMULA} is damaged ({one_line(error, 200)}): remove it, it is made anew") from error
+        raise RequestError(f"{store.at(FORMULA)} is damaged ({one_line(error, 200)}): remove it, it is made anew") from error

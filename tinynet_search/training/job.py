@@ -88,7 +88,7 @@ def read_job(store: SearchStore, space: str | None = None) -> Job | None:
         return Job.from_json(found, space)
     except ValueError as error:
         said = " ".join(str(error).split())[:400]
-        raise RequestError(f"job {store.url}/{JOB} is damaged ({said}): restore it, or train under another --name") from error
+        raise RequestError(f"job {store.at(JOB)} is damaged ({said}): restore it, or train under another --name") from error
 
 
 def agreed_job(store: SearchStore, asked: Job) -> Job:

@@ -19,7 +19,7 @@ from tinynet_search.tracking.connection import address, resolve_uri
 from tinynet_search.tracking.jobs import counted
 from tinynet_search.training.job import Job, agreed_job, ended_or_begun, found_job
 from tinynet_search.training.lines import EpochLines
-from trainables.trial import PROGRESS, checkpoints, opened_data, position, shorter_budgets
+from trainables.trial import PROGRESS, checkpoints, opened_data, position, result_name, shorter_budgets
 
 # Seconds: how long a training waits for MLflow's first answer.
 PATIENCE = 20.0
@@ -230,7 +230,7 @@ def _failure_unsaid() -> Iterator[None]:
 
 def advice(job: Job, store: SearchStore, result: Mapping[str, Any]) -> str:
     """What to do after a failure, by its reason."""
-    again = f"remove {store.url}/results/{job.spec.run}.json to try again"
+    again = f"remove {store.at(result_name(job.spec.run))} to try again"
     known = {
         "unreadable data": "mend it, or leave it out with tinynet data pack --on-error skip, and train under another --name",
         "diverged": "try a lower recipe.lr under another --name",
@@ -257,7 +257,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "epochs": len(result.get("epochs", [])),
         "training_seconds": round(sum(epoch["seconds"] for epoch in result.get("epochs", [])), 1),
         "trained_now": outcome.trained,
-        "weights": f"{outcome.store.url}/{job.spec.folder}" if result.get("status") == "finished" else None,
+        "weights": outcome.store.at(job.spec.folder) if result.get("status") == "finished" else None,
         "warning": outcome.warning,
         "tracking": outcome.tracking,
         "link": outcome.link,
