@@ -9,7 +9,7 @@ import importlib.metadata
 import platform
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def check_search(config: Config, tracking: str | None = None, gpu: str | None = 
 def _check_room(config: Config, findings: Findings, gpu: str | None) -> None:
     """Whether a trial fits, how many do, and what that comes to."""
     from tinynet_search.estimate import all_macs, by_name, calibrated, estimated, median_trial
-    from tinynet_search.placement import Placement, at_once, grown, placed, present, refuse_blind
+    from tinynet_search.placement import Placement, as_wished, at_once, grown, placed, present, refuse_blind
 
     rows = findings.plan["candidates"] if findings.plan else []
     nodes = grown()
@@ -114,11 +114,9 @@ def _check_room(config: Config, findings: Findings, gpu: str | None) -> None:
         findings.notes.append("no trial fits on the nodes there are: the search will wait for more (run.wait_for_nodes)")
         place = Placement(config, config.run.concurrency or 1)
     else:
-        place = placed(config, macs, nodes)
+        place = as_wished(placed(config, macs, nodes))
         if config.run.wait_for_nodes and not config.run.concurrency:
             findings.notes.append(f"{place.at_once} at once to the end, however the cluster grows: run.concurrency asks for more")
-        elif config.run.wait_for_nodes and config.run.concurrency:
-            place = replace(place, at_once=config.run.concurrency)
     findings.at_once, findings.why = place.at_once, place.why
     if not macs or findings.problems:
         return

@@ -207,11 +207,16 @@ def take_place(config: Config, macs: Sequence[float], say: Callable[[str], None]
     place = placed(config, macs, there)
     if at_once(place.config, present()) < 1:
         _awaited(place.config, config.run.wait_for_nodes or GROWTH, say)
-    if config.run.wait_for_nodes and config.run.concurrency:
-        place = replace(place, at_once=config.run.concurrency)  # what waits is what makes it grow
+    place = as_wished(place)
     if place.why:
         say(place.why)
     return place
+
+
+def as_wished(place: Placement) -> Placement:
+    """On a cluster that grows as many trials at once as the user names: what waits is what makes it grow."""
+    run = place.config.run
+    return replace(place, at_once=run.concurrency) if run.wait_for_nodes and run.concurrency else place
 
 
 def refuse_blind(config: Config) -> None:
