@@ -68,6 +68,13 @@ class Losses(Callback):
         tries.before.append((tries.began, tries.epochs))
         tries.began = False
 
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """By now it was judged; Tune's trials are large, and it lets go of them after each wave."""
+        self._tries.pop(trial.config["run"], None)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._tries.pop(trial.config["run"], None)
+
     def _of(self, trial: Any) -> _Tries:
         """The tries of this trial of Tune's, which may be another one for the same run."""
         run = trial.config["run"]

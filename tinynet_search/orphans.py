@@ -6,7 +6,7 @@ trial never starts again, in this job or in the next.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from ray.tune import Callback
@@ -44,11 +44,11 @@ def sweep() -> int:
     return len(found)
 
 
-def waiting(trial: Any) -> bool:
-    """Whether the workers of a trial have no place on the cluster, or have lost it with a node.
+def waiting(trials: Mapping[str, Any]) -> set[str]:
+    """Of these trials, those whose workers have no place on the cluster, or have lost it with a node.
 
     Args:
-        trial: the actor that the trial is for Tune: its process has made the Train controller, which has made their group.
+        trials: by name the actors that they are for Tune: the process of each has made a Train controller, which has made a group.
     """
     from ray.core.generated import gcs_pb2
 
@@ -56,9 +56,11 @@ def waiting(trial: Any) -> bool:
     tables, groups, job = _groups()
     placed = (kind.PlacementGroupTableData.CREATED, kind.PlacementGroupTableData.REMOVED)
     makers = {group.creator_actor_id for group in groups if group.creator_job_id == job and group.state not in placed}
-    mine = _actor(tables, trial._actor_id.binary())
-    owners = [found.owner_address.worker_id for maker in makers if (found := _actor(tables, maker)) is not None]
-    return mine is not None and mine.address.worker_id in owners
+    owners = {found.owner_address.worker_id for maker in makers if (found := _actor(tables, maker)) is not None}
+    if not owners:
+        return set()
+    rows = {name: _actor(tables, actor._actor_id.binary()) for name, actor in trials.items()}
+    return {name for name, row in rows.items() if row is not None and row.address.worker_id in owners}
 
 
 def _actor(tables: Any, number: bytes) -> Any:

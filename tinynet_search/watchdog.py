@@ -48,19 +48,21 @@ class Watchdog(Callback):
         if now - self._looked > STOOD_STILL:
             self._heard = dict.fromkeys(self._heard, now)
         self._looked = now
-        if now - self._asked > min(ASKED, self._timeout / 3):
+        often = min(ASKED, self._timeout / 3)
+        if now - self._asked > often:
             self._asked = now
-            self._heard |= dict.fromkeys(self._waiting(trials, now - min(ASKED, self._timeout / 3)), now)
+            self._heard |= dict.fromkeys(self._waiting(trials, now - often), now)
         late = {name for name, heard in self._heard.items() if now - heard > self._timeout}
         for trial in trials if late else ():
             if trial.trial_id in late and trial.status == "RUNNING":
                 self._end(trial)
 
-    def _waiting(self, trials: list[Any], since: float) -> list[str]:
+    def _waiting(self, trials: list[Any], since: float) -> set[str]:
         """Of the trials that have said nothing since then, those that have not begun, or not again: their workers have no node."""
         silent = [trial for trial in trials if self._heard.get(trial.trial_id, since) < since and trial.status == "RUNNING"]
         actors = {trial.trial_id: trial.temporary_state.ray_actor for trial in silent}
-        return [name for name, actor in actors.items() if actor is not None and waiting(actor)]
+        there = {name: actor for name, actor in actors.items() if actor is not None}
+        return waiting(there) if there else set()
 
     def _end(self, trial: Any) -> None:
         import ray

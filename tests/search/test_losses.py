@@ -1,5 +1,8 @@
 """Processes that die: by themselves, which is a trial's failure, or with their nodes, which is not."""
 
+import gc
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,6 +145,19 @@ def test_who_was_asked_to_end_or_was_taken_over_judges_nobody(tmp_path: Path) ->
         store.folder.write(f"{theirs.name}.json", theirs.to_json())
         assert driver._guilt(second, found) is None
     assert store.finished() == {first.run}
+
+
+@pytest.mark.parametrize("end", [Losses.on_trial_complete, Losses.on_trial_error])
+def test_trials_that_have_ended_are_let_go(searched: tuple[Losses, Candidate, Tune], end: Callable[..., None], tmp_path: Path) -> None:
+    """Tune's trials take some 100 kB each, and of ten thousand it keeps one wave."""
+    losses, candidate, _ = searched
+    tune = Tune(losses, candidate.run, tmp_path)
+    tune.begins()
+    kept = weakref.ref(tune)
+    end(losses, 0, [], tune)
+    del tune
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.ray

@@ -90,7 +90,7 @@ def test_a_trial_whose_workers_wait_for_a_node_is_told_from_others(ray_cluster: 
     large, small = ray.get([far.train.remote(1000.0), near.train.remote(0.25)])
     tunes_own = placement_group([{"CPU": 1000.0}])
     ray.get(small.ready())
-    assert [waiting(actor) for actor in (far, near, idle)] == [True, False, False]
+    assert waiting({"far": far, "near": near, "idle": idle}) == {"far"}
     for group in (large, small, tunes_own):
         remove_placement_group(group)
-    assert not waiting(far)
+    assert waiting({"far": far}) == set()
