@@ -24,6 +24,38 @@ os.environ.setdefault("TINYNET_TEST_TOKEN", secrets.token_hex(16))
 os.environ["RAY_AUTH_TOKEN"] = os.environ["TINYNET_TEST_TOKEN"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="run only the tests of make check")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """``--quick`` imports only the files that have quick tests: the others load Ray and MLflow."""
+    if config.getoption("--quick"):
+        config.option.markexpr = "quick and not slow and not ray"
+        config.args = [str(file) for file in _test_files(config) if _is_quick(file)]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """List by folder the files that ``--quick`` leaves out."""
+    if not config.getoption("--quick"):
+        return
+    left: dict[Path, list[str]] = {}
+    for file in _test_files(config):
+        if not _is_quick(file):
+            left.setdefault(file.parent.relative_to(config.rootpath), []).append(file.stem)
+    terminalreporter.section("left out: slow tests, tests on a Ray cluster, and these files")
+    for folder, stems in sorted(left.items()):
+        terminalreporter.write_line(f"{folder}: {' '.join(stems)}")
+
+
+def _test_files(config: pytest.Config) -> list[Path]:
+    return sorted((config.rootpath / "tests").rglob("test_*.py"))
+
+
+def _is_quick(file: Path) -> bool:
+    return "mark.quick" in file.read_text(encoding="utf-8")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With several processes (``-n 2``) a file's tests stay together, and so do all files that use the cluster."""

@@ -15,6 +15,8 @@ from trainables.data.augment import Jitter, crop_boxes, draw, draw_jitter, jitte
 from trainables.data.resample import Mode, Windows, batched, centres, crops, native
 from trainables.recipe import get_recipe
 
+pytestmark = pytest.mark.quick
+
 BICUBIC = v2.InterpolationMode.BICUBIC
 
 

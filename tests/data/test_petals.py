@@ -9,6 +9,8 @@ import pytest
 from trainables.data import petals
 from trainables.data.petals import NATIVE, NUM_CLASSES, Split, fingerprint, load, make_split
 
+pytestmark = pytest.mark.quick
+
 SIZES = {"train": 48, "val": 24}
 
 

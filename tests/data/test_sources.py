@@ -21,6 +21,8 @@ from trainables.data.encoded import EncodedData, Part, UnreadableImageError
 from trainables.data.parquet import ParquetData, ParquetPart
 from trainables.recipe import get_recipe
 
+pytestmark = pytest.mark.quick
+
 NAMES = {"tree": "imagefolder", "tars": "imagenet", "kaggle": "imagenet", "flat": "imagenet"}
 
 

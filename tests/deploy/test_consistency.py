@@ -12,6 +12,8 @@ import pytest
 
 from tests.deploy.manifests import DEPLOY, ROOT, SETS, compose, containers, launcher, of_kind, pods, texts, walk
 
+pytestmark = pytest.mark.quick
+
 PORTS = {"mlflow": 5000, "postgres": 5432, "s3": 8333, "head": 6379}
 OUTSIDE = {"postgres", "chrislusf/seaweedfs"}
 

@@ -11,6 +11,8 @@ from search_spaces.networks import NETWORKS
 from tinynet_search.baselines import RULES, Baseline, baselines, inverse_giant
 from tinynet_search.cli import run
 
+pytestmark = pytest.mark.quick
+
 B0 = get_space("efficientnet_b0")
 # The budgets of Table 1, and the paper's networks there by rule.
 TABLE_1 = {200 / 387: {"r": "b0_r0.70", "d": "b0_d0.45", "w": "b0_w0.65"}, 100 / 387: {"r": "b0_r0.46", "w": "b0_w0.38"}}

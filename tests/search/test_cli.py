@@ -7,6 +7,8 @@ import pytest
 
 from tinynet_search.cli import run
 
+pytestmark = pytest.mark.quick
+
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     code = run(list(arguments))

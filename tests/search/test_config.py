@@ -7,6 +7,8 @@ import pytest
 from search_spaces import RequestError
 from tinynet_search.config import PRESETS, load_config
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_load(preset: str) -> None:

@@ -10,6 +10,8 @@ from search_spaces import RequestError
 from tinynet_search import TrackingError, frontier_models
 from tinynet_search.tracking.connection import address, resolve_uri
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

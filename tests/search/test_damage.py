@@ -13,6 +13,8 @@ from tinynet_search.plan import agreed_plan, candidates_of, final_candidates, gr
 from tinynet_search.store import SearchStore
 from trainables.trial import Alone, run_trial
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:

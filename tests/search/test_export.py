@@ -96,6 +96,7 @@ def test_pt2_takes_any_batch(capsys: pytest.CaptureFixture[str], tmp_path: Path,
     assert str(Path.cwd()).encode() not in (tmp_path / name).read_bytes()
 
 
+@pytest.mark.quick
 def test_safetensors_come_back_to_the_bit(capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module, weights: str) -> None:
     code, out, err = call(capsys, RDW, "--space", MINI, "--weights", weights, "--format", "safetensors", "--out", tmp_path)
     assert (code, err) == (0, "")
@@ -193,6 +194,7 @@ def test_a_file_that_disagrees_is_not_kept(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -21,6 +21,7 @@ from tinynet_search.store import SearchStore
 FAILED, FINE = {"status": "failed", "reason": "diverged"}, {"status": "finished", "reason": None}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("planned", "fine", "failed", "most", "stops"),
     [
@@ -110,6 +111,7 @@ def test_more_than_half_stop_a_search_and_are_tried_again(ray_cluster: Any, tmp_
         assert [m.step for m in client.get_metric_history(child.info.run_id, "top1")] == [1]
 
 
+@pytest.mark.quick
 def test_setting_aside_twice(tmp_path: Path) -> None:
     """A driver that died between the copy and the removal leaves both; each try is kept."""
     store = SearchStore(str(tmp_path / "demo"))
@@ -164,6 +166,7 @@ def test_the_frontier_trains_on(ray_cluster: Any, tmp_path: Path) -> None:
     assert (last.new, last.lost) == (0, [])
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -20,6 +20,8 @@ from tinynet_search import TinyFormula, TrackingError
 from tinynet_search.formula import fit_formula
 from tinynet_search.formula_io import MAX_BYTES
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "tinynet_search" / "formulas" / "published.json"
 B0 = get_space("efficientnet_b0")
@@ -217,6 +219,7 @@ def test_any_one_change_reads_right_or_is_refused(path: tuple[Any, ...], value: 
             assert str(error).isprintable()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, len(SHIPPED.read_text("utf-8"))), st.text(max_size=5), st.integers(0, 5))
 def test_any_damage_reads_right_or_is_refused(place: int, inserted: str, cut: int) -> None:

@@ -14,6 +14,8 @@ from scipy.stats import spearmanr
 from search_spaces import RequestError
 from tinynet_search.frontier import FrontierModel, TrialPoint, pareto_ranks, select_frontier, spearman
 
+pytestmark = pytest.mark.quick
+
 
 def point(name: str, c: float, top1: float | None, status: str = "finished") -> TrialPoint:
     return TrialPoint(name, (c, 1.0, 1 - c), c, top1, status)

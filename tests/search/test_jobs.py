@@ -253,6 +253,7 @@ def test_a_missing_and_a_wrong_token_are_told_apart(
     assert connect(url).get_address() == url
 
 
+@pytest.mark.quick
 def test_tokens_are_found_in_rays_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert find_token() is None
     (tmp_path / ".ray").mkdir()
@@ -304,6 +305,7 @@ def test_an_address_that_leads_nowhere_is_one_line(
         assert shown.out == ""
 
 
+@pytest.mark.quick
 def test_what_means_this_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequestError, match=r"storage\.path 'searches' means a folder of this machine"):
         order_search(tiny_config(Path("searches")), None)
@@ -334,6 +336,7 @@ def test_what_means_this_machine_is_refused(tmp_path: Path, monkeypatch: pytest.
         order_train(Request(network="tinynet_e", data="petals", storage=place, settings=("recipe.nonsense=3",)))
 
 
+@pytest.mark.quick
 def test_an_order_says_everything_and_nothing_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     order = order_search(tiny_config(tmp_path, "run.address=1.2.3.4:6379", trials=4), None, ["failed"])
@@ -383,6 +386,7 @@ def test_shipments_are_looked_at_before_they_are_sent(tmp_path: Path, monkeypatc
     refused(None, tmp_path / "none.whl", "cannot be read")
 
 
+@pytest.mark.quick
 def test_a_wheel_travels_as_its_folders(tmp_path: Path) -> None:
     """Ray would install the file with all that it depends on."""
     with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
@@ -428,6 +432,7 @@ def test_a_training_takes_a_gpu_unless_something_else_is_said(tmp_path: Path, se
     assert sent.values["scaling"].get("auto") == auto
 
 
+@pytest.mark.quick
 def test_of_python_two_numbers_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "versions", lambda: {"python": "3.11.7", "ray": "2.58.0"})
     assert check._differing({"python": "3.11.99", "ray": "2.58.0"}) == []

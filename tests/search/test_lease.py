@@ -22,6 +22,8 @@ from tinynet_search.search import run_search
 from tinynet_search.store import SearchStore
 from trainables.folder import Folder, open_folder
 
+pytestmark = pytest.mark.quick
+
 HOLDING = """
 import sys, time
 from tinynet_search.lease import Lease

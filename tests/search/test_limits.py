@@ -21,6 +21,8 @@ from tinynet_search.cli import run
 from tinynet_search.curve import Curve, grid
 from tinynet_search.limits import LIMITS
 
+pytestmark = pytest.mark.quick
+
 PUBLISHED = TinyFormula.load("published")
 NAMES = list(LIMITS)
 # Closer than the steps of the search, and not in step with them.
@@ -59,6 +61,7 @@ QUARTERS = st.dictionaries(st.sampled_from(NAMES), st.floats(0.001, 0.999), min_
 SPACES = [("efficientnet_b0", False), ("efficientnet_b0_scaled_head", False), ("efficientnet_mini", True), ("resnet50", False)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "extrapolate"), SPACES)
 @settings(max_examples=40, deadline=None)
 @given(asked=QUARTERS)
@@ -78,6 +81,7 @@ def test_no_larger_network_meets_the_limits(name: str, extrapolate: bool, asked:
     assert not any(map(all, zip(above, above[1:], above[2:], strict=False)))
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(asked=QUARTERS)
 def test_the_next_larger_network_breaks_what_binds(asked: dict[str, float]) -> None:
@@ -95,6 +99,7 @@ def test_the_next_larger_network_breaks_what_binds(asked: dict[str, float]) -> N
     assert {name for name, limit in limits.items() if getattr(following, name) > limit} == set(s.binding)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from(list_spaces()), st.sampled_from(NAMES), st.floats(3, 9), st.booleans(), st.none() | st.floats(0.01, 1))
 def test_limits_are_never_exceeded(space: str, name: str, power: float, extrapolate: bool, c: float | None) -> None:

@@ -18,6 +18,8 @@ from tinynet_search.search import _Driver, run_search
 from tinynet_search.stopping import stoppable
 from tinynet_search.store import Candidate, SearchStore
 
+pytestmark = pytest.mark.quick
+
 # As Ray 2.58 words them.
 KILLED = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: ImplicitFunc\nThe actor is dead because its worker process has "

@@ -8,6 +8,8 @@ import pytest
 
 from tinynet_search.orphans import CONTROLLER, orphaned, sweep, waiting
 
+pytestmark = pytest.mark.quick
+
 OURS, GONE, OTHERS = b"1", b"2", b"3"
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from search_spaces import RDW
 from tests.search.helpers import tiny_config
 from tinynet_search.baselines import RULES
@@ -9,6 +11,8 @@ from tinynet_search.formula import fit_formula
 from tinynet_search.outcome import TINY, write_finals
 from tinynet_search.plan import make_plan
 from tinynet_search.store import SearchStore
+
+pytestmark = pytest.mark.quick
 
 POINTS = [(c, 0.4 + 0.5 * c, 0.5 + 0.4 * c) for c in (0.1, 0.25, 0.4, 0.6, 0.9)]
 

@@ -9,6 +9,8 @@ from tinynet_search import placement
 from tinynet_search.config import Config, load_config
 from tinynet_search.placement import Nodes, at_once, placed
 
+pytestmark = pytest.mark.quick
+
 HEAD = Nodes({"CPU": 0.0})
 BOX = Nodes({"CPU": 32.0, "GPU": 4.0})
 TRAIN = ("run.executor=ray_train", "recipe.batch=64", "recipe.micro_batch=8")

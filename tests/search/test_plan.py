@@ -14,6 +14,8 @@ from tinynet_search.store import SearchStore
 from trainables.data.imagefolder import ImageFolderData
 from trainables.data.packing import Packing
 
+pytestmark = pytest.mark.quick
+
 
 def test_growing_keeps_the_first(tmp_path: Path) -> None:
     store = SearchStore(str(tmp_path / "demo"))

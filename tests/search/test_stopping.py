@@ -13,6 +13,8 @@ from tinynet_search import stopping as module
 from tinynet_search.candidates import END, Fixed
 from tinynet_search.stopping import Guarded, stoppable
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(autouse=True)
 def handlers() -> Any:

@@ -15,6 +15,8 @@ from tinynet_search.tracking.publisher import Publisher
 from tinynet_search.tracking.sync import stored
 from trainables.folder import open_folder
 
+pytestmark = pytest.mark.quick
+
 
 def test_folders_of_other_names_are_left_alone(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, trials=2)

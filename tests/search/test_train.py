@@ -422,6 +422,7 @@ def test_data_packed_for_fewer_pixels(
     assert (code, err) == (0, f"warning: {json.loads(out)['warning']}\n")
 
 
+@pytest.mark.quick
 def test_what_a_failure_advises(tmp_path: Path) -> None:
     _, job = make_job(Request("tinynet_e", data="petals"))
     store = SearchStore(str(tmp_path))
@@ -433,6 +434,7 @@ def test_what_a_failure_advises(tmp_path: Path) -> None:
         assert words in advice(job, store, {"reason": reason})
 
 
+@pytest.mark.quick
 def test_where_a_job_goes_on(tmp_path: Path) -> None:
     _, job = make_job(Request("tinynet_e", data="petals"))
     store = SearchStore(str(tmp_path))
@@ -486,12 +488,14 @@ def test_defaults_follow_the_space_and_the_data(tmp_path: Path) -> None:
         make_job(Request("tinynet_e", data=str(tree)))
 
 
+@pytest.mark.quick
 def test_a_budget_is_the_formulas_network() -> None:
     _, job = make_job(Request(c=0.25, data="petals"))
     assert job.name == "efficientnet_b0-c0.25-petals"
     assert job.spec.network() == suggest_rdw(0.25, num_classes=24).network
 
 
+@pytest.mark.quick
 def test_a_configuration_is_a_searchs(tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
     file.write_text('[search]\nname = "x"\nseed = 4\n[recipe]\nname = "short"\nepochs = 5\n[data]\nname = "petals"\nval = 48\n')

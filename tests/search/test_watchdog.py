@@ -8,6 +8,8 @@ import pytest
 from tinynet_search import watchdog
 from tinynet_search.watchdog import Watchdog
 
+pytestmark = pytest.mark.quick
+
 
 def test_time_without_a_node_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half an hour is given to a trial whose workers waited almost as long for their node, and once more after it was lost."""

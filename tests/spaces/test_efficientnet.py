@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from search_spaces import RDW, RequestError, get_space, list_spaces
 from search_spaces.networks import NETWORKS
 
+pytestmark = pytest.mark.quick
+
 ORACLES: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "oracles.json").read_text())
 B0 = get_space("efficientnet_b0")
 TWISTS = st.tuples(*[st.floats(0.35, 2.8)] * 3)

@@ -10,6 +10,8 @@ from search_spaces import RequestError, get_space
 from search_spaces.measured import counted
 from tests.spaces.helpers import assert_a_backward_pass_reaches_every_parameter, assert_computes_what_timms_does
 
+pytestmark = pytest.mark.quick
+
 ORACLES: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "golden" / "oracles.json").read_text())["resnet"]
 NAMES = [row["name"] for row in ORACLES]
 

@@ -8,6 +8,8 @@ import pytest
 from search_spaces import RequestError, SearchSpace, get_space
 from search_spaces.samplers import draw
 
+pytestmark = pytest.mark.quick
+
 B0 = get_space("efficientnet_b0")
 CASES = [("uniform", {}), ("stratified", {}), ("near", {"c": 0.5})]
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from search_spaces import RequestError, get_space, list_spaces
 
+pytestmark = pytest.mark.quick
+
 B0 = get_space("efficientnet_b0")
 
 

@@ -9,6 +9,8 @@ from pyarrow import fs
 from search_spaces import RequestError
 from trainables.folder import ArrowFolder, Folder, LocalFolder, open_folder
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(params=["local", "arrow", "object"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:

@@ -13,6 +13,8 @@ from trainables.optim import OPTIMIZERS, Average, StepSums, float_state, make_op
 from trainables.optimizer_state import optimizer_state, restore_optimizer
 from trainables.recipe import RECIPES, Recipe, get_recipe, lr_at
 
+pytestmark = pytest.mark.quick
+
 
 def _net() -> Any:
     torch.manual_seed(0)

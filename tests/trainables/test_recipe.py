@@ -8,6 +8,8 @@ import torch
 from search_spaces import RequestError
 from trainables.recipe import RECIPES, ema_decay_at, get_recipe, lr_at, recipe_from
 
+pytestmark = pytest.mark.quick
+
 STEPS = 48
 
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
 from timm.optim.rmsprop_tf import RMSpropTF
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from trainables.evaluation import evaluate
 from trainables.folder import LocalFolder
 from trainables.optim import float_state
 from trainables.trial import Alone
+
+pytestmark = pytest.mark.quick
 
 SETTINGS = {"batch": 16, "micro_batch": 8, "optimizer": "rmsprop_tf", "label_smoothing": 0.1, "weight_decay": 0.01}
 WARM_UP = {"schedule": "step", "warmup_epochs": 3, "warmup_lr": 0.001, "lr": 0.004, "ema_decay": 0.9, "ema_warmup": True}

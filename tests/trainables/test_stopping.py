@@ -15,6 +15,8 @@ from trainables.folder import LocalFolder
 from trainables.stopping import StopFile, Stopped
 from trainables.trial import Alone, TrialSpec, checkpoints, read_result, run_trial, write_failure
 
+pytestmark = pytest.mark.quick
+
 SETTINGS: dict[str, Any] = {"epochs": 3, "batch": 16, "micro_batch": 8, "dropout": 0.2}
 STEP: dict[str, Any] = {"schedule": "step", "decay": 0.5, "decay_epochs": 2.0}
 
@@ -44,6 +46,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 # An epoch asks nine times: before six steps, before its evaluation, after each of two batches of it.
+@pytest.mark.slow
 @pytest.mark.parametrize(("calls", "at"), [(0, (0, 0)), (1, (0, 1)), (9, (1, 0)), (12, (1, 3))])
 def test_stops_anywhere_and_goes_on(tmp_path: Path, calls: int, at: tuple[int, int]) -> None:
     """Before anything, after a step, between two epochs and in the middle of one."""
@@ -59,6 +62,7 @@ def test_stops_anywhere_and_goes_on(tmp_path: Path, calls: int, at: tuple[int, i
     assert same(weights(tmp_path / "whole", trial), weights(tmp_path / "cut", trial))
 
 
+@pytest.mark.slow
 def test_asked_again_and_again_it_still_ends(tmp_path: Path) -> None:
     """A few steps at a time, beside checkpoints of its own: every one a start anew, some in an evaluation."""
     trial = spec()
@@ -71,6 +75,7 @@ def test_asked_again_and_again_it_still_ends(tmp_path: Path) -> None:
     assert without_times(run_trial(trial, str(tmp_path / "cut"), Alone())) == without_times(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [6, 7])
 def test_stops_in_an_evaluation(tmp_path: Path, calls: int) -> None:
     """Before it begins, or after a batch of it: the epoch's steps are kept, and only the evaluation is done again."""
@@ -85,6 +90,7 @@ def test_stops_in_an_evaluation(tmp_path: Path, calls: int) -> None:
     assert without_times(run_trial(trial, cut.url, Alone())) == without_times(whole)
 
 
+@pytest.mark.slow
 def test_a_space_that_fails_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a user's space raises is the trial's failure, an error of files too: another try would end the same way."""
 
@@ -119,6 +125,7 @@ def test_a_storage_that_fails_asks_for_nothing(tmp_path: Path, monkeypatch: pyte
     assert not StopFile(LocalFolder(tmp_path), "lease/000001.stop")()
 
 
+@pytest.mark.slow
 def test_a_longer_training_goes_on_from_a_shorter(tmp_path: Path) -> None:
     """A schedule by the epoch: the first epochs are the same, so nothing is trained twice, and the end is as if it had been one."""
     short, long = spec(**STEP, epochs=2), spec(**STEP, epochs=4)
@@ -133,6 +140,7 @@ def test_a_longer_training_goes_on_from_a_shorter(tmp_path: Path) -> None:
     assert same(weights(tmp_path / "on", long), weights(tmp_path / "once", long))
 
 
+@pytest.mark.slow
 def test_a_cosine_schedule_starts_anew(tmp_path: Path) -> None:
     short, long = spec(epochs=1), spec(epochs=2)
     first = run_trial(short, str(tmp_path), Alone())
@@ -142,6 +150,7 @@ def test_a_cosine_schedule_starts_anew(tmp_path: Path) -> None:
     assert second["epochs"][0]["ts"] > first["epochs"][0]["ts"]
 
 
+@pytest.mark.slow
 def test_a_failure_from_outside(tmp_path: Path) -> None:
     """A hung trial's result is written by its driver; it keeps what was committed, and goes on once the result is gone."""
     trial, root = spec(), LocalFolder(tmp_path)
@@ -157,6 +166,7 @@ def test_a_failure_from_outside(tmp_path: Path) -> None:
     assert without_times(again) == without_times(run_trial(trial, str(tmp_path / "whole"), Alone()))
 
 
+@pytest.mark.slow
 def test_ranks_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Rank 0 hears of it; all end before the same step, and all go on from there."""
     from tests.trainables.test_distributed import on_ranks, train
