@@ -34,7 +34,12 @@ ROUNDS = 7
 FASTER = 5_000
 
 CLOSED = ("space.network(rdw).macs", "space.macs(r, d, w)", "space.macs(arrays), a candidate")
-COUNTED = ("build + FlopCounterMode", "build + FlopCounterMode, meta device", "build + fvcore", "timm.create_model + FlopCounterMode")
+COUNTED = (
+    "build + FlopCounterMode",
+    "build + FlopCounterMode, meta device",
+    "build + fvcore",
+    "timm.create_model + FlopCounterMode",
+)
 MACS, WHOLE, ARRAYS = "multiply-adds", "whole cost", "whole cost in arrays, a candidate"
 BUILT, RUN = "build + FlopCounterMode", "build + FlopCounterMode + a run that watches memory"
 
@@ -45,7 +50,11 @@ def run() -> list[Row]:
         # timm at its import and fvcore at each count.
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated")
         rows = [*_costs(), *(row for space in SPACES for row in _whole(space))]
-        return [*rows, *(row for space in SPACES for row in (*_draws(space), *_widths(space))), *_samplers()]
+        return [
+            *rows,
+            *(row for space in SPACES for row in (*_draws(space), *_widths(space))),
+            *_samplers(),
+        ]
 
 
 def _costs() -> list[Row]:
@@ -55,7 +64,9 @@ def _costs() -> list[Row]:
         CLOSED[1]: lambda: B0.macs(*TWIST),
         CLOSED[2]: lambda: B0.macs(*arrays),
     }
-    counted = dict(zip(COUNTED, (_flop_counter, _flop_counter_on_meta, _fvcore, _timm), strict=True))
+    counted = dict(
+        zip(COUNTED, (_flop_counter, _flop_counter_on_meta, _fvcore, _timm), strict=True)
+    )
     times = in_turns({**closed, **counted}, ROUNDS, least=0.05)
     times[CLOSED[2]] = [seconds / MANY for seconds in times[CLOSED[2]]]
     exact = B0.network(TWIST).macs
@@ -63,8 +74,15 @@ def _costs() -> list[Row]:
     return [
         *(Row(name, 1e6 * min(times[name]), "us") for name in CLOSED),
         *(Row(name, 1e3 * min(times[name]), "ms") for name in COUNTED),
-        *(Row(f"{slow} / {fast}", ratio(times, slow, fast), "times", FASTER, "above") for fast in CLOSED for slow in COUNTED),
-        *(Row(f"multiply-adds of {name} over the exact ones", count / exact, "times") for name, count in counts.items()),
+        *(
+            Row(f"{slow} / {fast}", ratio(times, slow, fast), "times", FASTER, "above")
+            for fast in CLOSED
+            for slow in COUNTED
+        ),
+        *(
+            Row(f"multiply-adds of {name} over the exact ones", count / exact, "times")
+            for name, count in counts.items()
+        ),
     ]
 
 
@@ -74,7 +92,9 @@ def _whole(space: SearchSpace) -> list[Row]:
 
     def built_and_run() -> tuple[int, int]:
         module = network.build()
-        return int(_counted(module, network.resolution)), FLOAT32_BYTES * measured_peak(module, network.resolution)
+        return int(_counted(module, network.resolution)), FLOAT32_BYTES * measured_peak(
+            module, network.resolution
+        )
 
     calls: dict[str, Callable[[], object]] = {
         MACS: lambda: space.macs(*TWIST),
@@ -87,10 +107,16 @@ def _whole(space: SearchSpace) -> list[Row]:
     times[ARRAYS] = [seconds / MANY for seconds in times[ARRAYS]]
     assert built_and_run() == (network.macs, network.activation_bytes)
     return [
-        *(Row(f"{space.name}: {name}", 1e6 * min(times[name]), "us") for name in (MACS, WHOLE, ARRAYS)),
+        *(
+            Row(f"{space.name}: {name}", 1e6 * min(times[name]), "us")
+            for name in (MACS, WHOLE, ARRAYS)
+        ),
         *(Row(f"{space.name}: {name}", 1e3 * min(times[name]), "ms") for name in (BUILT, RUN)),
         Row(f"{space.name}: {BUILT} / {MACS}", ratio(times, BUILT, MACS), "times", FASTER, "above"),
-        *(Row(f"{space.name}: {RUN} / {name}", ratio(times, RUN, name), "times", FASTER, "above") for name in (WHOLE, ARRAYS)),
+        *(
+            Row(f"{space.name}: {RUN} / {name}", ratio(times, RUN, name), "times", FASTER, "above")
+            for name in (WHOLE, ARRAYS)
+        ),
     ]
 
 
@@ -129,7 +155,12 @@ def _fvcore() -> float:
     logging.getLogger("fvcore").setLevel(logging.ERROR)
     network = B0.network(TWIST)
     images = torch.zeros(1, 3, network.resolution, network.resolution)
-    return FlopCountAnalysis(network.build().eval(), images).unsupported_ops_warnings(False).uncalled_modules_warnings(False).total()
+    return (
+        FlopCountAnalysis(network.build().eval(), images)
+        .unsupported_ops_warnings(False)
+        .uncalled_modules_warnings(False)
+        .total()
+    )
 
 
 def _draws(space: SearchSpace) -> list[Row]:
@@ -139,7 +170,10 @@ def _draws(space: SearchSpace) -> list[Row]:
         "whole cost": lambda: space.cost(space.decode(*_twists(space)), space.num_classes),
     }
     times = in_turns(calls, ROUNDS)
-    return [Row(f"{space.name}: {MANY:,} random candidates drawn, {name}", min(times[name]), "s", 2.0) for name in calls]
+    return [
+        Row(f"{space.name}: {MANY:,} random candidates drawn, {name}", min(times[name]), "s", 2.0)
+        for name in calls
+    ]
 
 
 def _widths(space: SearchSpace) -> list[Row]:
@@ -147,7 +181,9 @@ def _widths(space: SearchSpace) -> list[Row]:
     budgets = np.geomspace(0.06, 0.9, 50)
     found = TinyFormula.load("published").predict(budgets)
     asked = list(zip(budgets.tolist(), found.r_mean.tolist(), found.d_mean.tolist(), strict=True))
-    calls: dict[str, Callable[[], object]] = {str(i): lambda crd=crd: space.solve_width(*crd) for i, crd in enumerate(asked)}
+    calls: dict[str, Callable[[], object]] = {
+        str(i): lambda crd=crd: space.solve_width(*crd) for i, crd in enumerate(asked)
+    }
     best = [min(seconds) for seconds in in_turns(calls, ROUNDS).values()]
     return [
         Row(f"{space.name}: a width solved, median of 50 budgets", 1e3 * median(best), "ms", 2.0),
@@ -157,9 +193,14 @@ def _widths(space: SearchSpace) -> list[Row]:
 
 def _samplers() -> list[Row]:
     options: dict[str, dict[str, Any]] = {"near": {"c": 0.25}}
-    calls: dict[str, Callable[[], object]] = {name: lambda name=name: draw(B0, name, 100, 0, **options.get(name, {})) for name in SAMPLERS}
+    calls: dict[str, Callable[[], object]] = {
+        name: lambda name=name: draw(B0, name, 100, 0, **options.get(name, {})) for name in SAMPLERS
+    }
     times = in_turns({**calls, "optuna": _optuna}, ROUNDS)
-    return [Row(f"100 candidates, sampler {name}", min(seconds), "s", 0.2) for name, seconds in times.items()]
+    return [
+        Row(f"100 candidates, sampler {name}", min(seconds), "s", 0.2)
+        for name, seconds in times.items()
+    ]
 
 
 def _optuna() -> None:
@@ -169,13 +210,24 @@ def _optuna() -> None:
     from tinynet_search.plan import make_plan
     from tinynet_search.store import Candidate, SearchStore
 
-    config = load_config(preset="demo", settings=['space.name="efficientnet_b0"', 'search.sampler="optuna"'])
+    config = load_config(
+        preset="demo", settings=['space.name="efficientnet_b0"', 'search.sampler="optuna"']
+    )
     with tempfile.TemporaryDirectory() as scratch:
         store = SearchStore(scratch)
         source = Adaptive(make_plan(config), store, 100, 1)
         while isinstance(found := source.next(), Candidate):
             top1 = dict.fromkeys(("top1", "top1_raw", "top1_ema"), 100 * found.c)
             epoch = {"epoch": 1, "ts": 0, "seconds": 1.0, "train_loss": 1.0, **top1}
-            result = {"run": found.run, "status": "finished", "epochs": [epoch], "metrics": epoch, "started": 0, "ended": 1}
-            store.write_json(f"results/{found.run}.json", {**result, "network": dict(found.network)})
+            result = {
+                "run": found.run,
+                "status": "finished",
+                "epochs": [epoch],
+                "metrics": epoch,
+                "started": 0,
+                "ended": 1,
+            }
+            store.write_json(
+                f"results/{found.run}.json", {**result, "network": dict(found.network)}
+            )
             source.done(found)

@@ -24,19 +24,41 @@ def run() -> list[Row]:
         pairs = [_pair(Path(scratch) / str(turn)) for turn in range(PAIRS)]
     alone = median(b.wall for _, b in pairs)
     return [
-        Row("tinynet search --preset demo, trials and finals", median(a.wall for a, _ in pairs), "s"),
+        Row(
+            "tinynet search --preset demo, trials and finals", median(a.wall for a, _ in pairs), "s"
+        ),
         Row(f"the same trainings in {AT_ONCE} bare processes", alone, "s"),
         Row("search / bare", median(a.wall / b.wall for a, b in pairs), "times", 1.15),
-        Row("seconds of the same epochs, search / bare", median(a.trained / b.trained for a, b in pairs), "times"),
-        Row("of the search: Ray's start and stop", median(a.report["seconds"]["ray"] for a, _ in pairs), "s"),
-        Row("of the search: the command's start, imports and exit", median(a.wall - a.report["seconds"]["total"] for a, _ in pairs), "s"),
+        Row(
+            "seconds of the same epochs, search / bare",
+            median(a.trained / b.trained for a, b in pairs),
+            "times",
+        ),
+        Row(
+            "of the search: Ray's start and stop",
+            median(a.report["seconds"]["ray"] for a, _ in pairs),
+            "s",
+        ),
+        Row(
+            "of the search: the command's start, imports and exit",
+            median(a.wall - a.report["seconds"]["total"] for a, _ in pairs),
+            "s",
+        ),
         Row(
             "of the search: trials, less an even share of their epochs",
             median(a.report["seconds"]["trials"] - a.trained for a, _ in pairs),
             "s",
         ),
-        Row("of bare: all but an even share of the epochs", median(b.wall - b.trained for _, b in pairs), "s"),
-        Row("trainings with results equal in both", min(len(b.results) for _, b in pairs), f"of {len(pairs[0][0].results)}"),
+        Row(
+            "of bare: all but an even share of the epochs",
+            median(b.wall - b.trained for _, b in pairs),
+            "s",
+        ),
+        Row(
+            "trainings with results equal in both",
+            min(len(b.results) for _, b in pairs),
+            f"of {len(pairs[0][0].results)}",
+        ),
     ]
 
 
@@ -54,4 +76,7 @@ def _specs(storage: Path) -> list[TrialSpec]:
     assert plan is not None
     trials = sorted(candidates_of(plan, store), key=lambda c: (-c.network["macs"], c.run))
     finals = {c.run: c for c in final_candidates(store)}
-    return [c.spec for c in (*trials, *(c for c in finals.values() if c.run not in {t.run for t in trials}))]
+    return [
+        c.spec
+        for c in (*trials, *(c for c in finals.values() if c.run not in {t.run for t in trials}))
+    ]

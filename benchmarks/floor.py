@@ -45,7 +45,9 @@ class Floor(NamedTuple):
         return "arithmetic" if self.arithmetic >= self.memory else "memory"
 
 
-def floor(network: Network, batch: int, flops: float, device: torch.device, dtype: torch.dtype) -> Floor:
+def floor(
+    network: Network, batch: int, flops: float, device: torch.device, dtype: torch.dtype
+) -> Floor:
     """The floor of a network trained in batches of ``batch``; ``flops`` a second as ``matmul_rate`` measures them."""
     elements = network.activations * dtype.itemsize
     memory = PASSES * elements / triad_rate(batch * elements, device, dtype)

@@ -23,7 +23,15 @@ from tinynet_search.plan import candidates_of, final_candidates
 from tinynet_search.store import FINALS, FRONTIER, Candidate, SearchStore
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "frontier.svg"
-INK, GREY, EDGE, BLUE, ORANGE, GREEN, SOFT = "#1f2328", "#c9ced6", "#8b949e", "#1f6feb", "#e3670d", "#1a7f4b", "#59636e"
+INK, GREY, EDGE, BLUE, ORANGE, GREEN, SOFT = (
+    "#1f2328",
+    "#c9ced6",
+    "#8b949e",
+    "#1f6feb",
+    "#e3670d",
+    "#1a7f4b",
+    "#59636e",
+)
 STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "axes.edgecolor": EDGE,
@@ -47,7 +55,10 @@ class Point(NamedTuple):
 
 def main(arguments: Sequence[str]) -> int:
     if not 1 <= len(arguments) <= 2:
-        print("usage: python -m benchmarks.frontier_picture SEARCH_DIRECTORY [PICTURE]", file=sys.stderr)
+        print(
+            "usage: python -m benchmarks.frontier_picture SEARCH_DIRECTORY [PICTURE]",
+            file=sys.stderr,
+        )
         return 2
     target = Path(arguments[1]) if len(arguments) == 2 else TARGET
     try:
@@ -75,7 +86,10 @@ def draw(store: SearchStore, target: Path) -> None:
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.2, 5.0), layout="constrained", facecolor="white")
         frontier = store.read_json(FRONTIER) or []
-        _trials(axes, [point for run, point in trials.items() if run not in {row["run"] for row in frontier}])
+        _trials(
+            axes,
+            [point for run, point in trials.items() if run not in {row["run"] for row in frontier}],
+        )
         _frontier(axes, frontier)
         rows = store.read_json(FINALS) or []
         _budgets(axes, plan, rows)
@@ -87,7 +101,9 @@ def draw(store: SearchStore, target: Path) -> None:
             _finals(axes, [finals[run] for run in runs if run in finals], name, marker, colour)
         _dress(axes, plan, len(trials))
         target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target, dpi=160, metadata={"Date": None} if target.suffix == ".svg" else None)
+        figure.savefig(
+            target, dpi=160, metadata={"Date": None} if target.suffix == ".svg" else None
+        )
         plt.close(figure)
 
 
@@ -103,8 +119,24 @@ def trained(store: SearchStore, candidates: Sequence[Candidate]) -> dict[str, Po
 
 def _trials(axes: Axes, points: Sequence[Point]) -> None:
     sizes = [_size(p.r) for p in points]
-    axes.scatter([p.macs for p in points], [p.top1 for p in points], sizes, color=GREY, edgecolor=EDGE, linewidth=0.8, zorder=2)
-    axes.scatter([], [], _size(1.0), color=GREY, edgecolor=EDGE, linewidth=0.8, label="a trial; the larger, the higher its resolution")
+    axes.scatter(
+        [p.macs for p in points],
+        [p.top1 for p in points],
+        sizes,
+        color=GREY,
+        edgecolor=EDGE,
+        linewidth=0.8,
+        zorder=2,
+    )
+    axes.scatter(
+        [],
+        [],
+        _size(1.0),
+        color=GREY,
+        edgecolor=EDGE,
+        linewidth=0.8,
+        label="a trial; the larger, the higher its resolution",
+    )
 
 
 def _size(r: float) -> float:
@@ -115,10 +147,32 @@ def _size(r: float) -> float:
 def _frontier(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     """The models the formula was fitted to; those of the first front joined."""
     first = [row for row in rows if row["pareto_rank"] == 1]
-    axes.plot([row["macs"] / 1e6 for row in first], [row["top1"] for row in first], color=BLUE, linewidth=1.8, zorder=3)
+    axes.plot(
+        [row["macs"] / 1e6 for row in first],
+        [row["top1"] for row in first],
+        color=BLUE,
+        linewidth=1.8,
+        zorder=3,
+    )
     for row in rows:
-        axes.scatter(row["macs"] / 1e6, row["top1"], _size(row["rdw"][0]), color=BLUE, edgecolor="white", linewidth=1.0, zorder=4)
-    axes.plot([], [], color=BLUE, linewidth=1.8, marker="o", markersize=9, label="the frontier: what r(c) and d(c) are fitted to")
+        axes.scatter(
+            row["macs"] / 1e6,
+            row["top1"],
+            _size(row["rdw"][0]),
+            color=BLUE,
+            edgecolor="white",
+            linewidth=1.0,
+            zorder=4,
+        )
+    axes.plot(
+        [],
+        [],
+        color=BLUE,
+        linewidth=1.8,
+        marker="o",
+        markersize=9,
+        label="the frontier: what r(c) and d(c) are fitted to",
+    )
 
 
 def _finals(axes: Axes, points: Sequence[Point], name: str, marker: int, colour: str) -> None:
@@ -133,12 +187,23 @@ def _budgets(axes: Axes, plan: Mapping[str, Any], rows: Sequence[Mapping[str, An
     baseline = get_space(plan["space"]["name"]).baseline_macs(plan["space"]["num_classes"]) / 1e6
     for c in sorted({row["c"] for row in rows}):
         axes.axvline(c * baseline, color=EDGE, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
-        axes.annotate(f"c = {c:g}", (c * baseline, 1.015), xycoords=("data", "axes fraction"), ha="center", color=SOFT, fontsize=9.5)
+        axes.annotate(
+            f"c = {c:g}",
+            (c * baseline, 1.015),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            color=SOFT,
+            fontsize=9.5,
+        )
 
 
 def _dress(axes: Axes, plan: Mapping[str, Any], trials: int) -> None:
     petals = plan["data"]["settings"]["name"] == "petals"
-    title = "Accuracy over FLOPs on the demo's synthetic set, not ImageNet" if petals else f"Accuracy over FLOPs in search {plan['search']}"
+    title = (
+        "Accuracy over FLOPs on the demo's synthetic set, not ImageNet"
+        if petals
+        else f"Accuracy over FLOPs in search {plan['search']}"
+    )
     axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", pad=36)
     about = f"{trials} twists of {plan['space']['name']}, {plan['recipe']['epochs']} epochs each"
     axes.text(0, 1.085, about, transform=axes.transAxes, color=SOFT)
@@ -153,7 +218,16 @@ def _dress(axes: Axes, plan: Mapping[str, Any], trials: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(0.07)
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles, labels, loc="lower right", frameon=True, facecolor="white", edgecolor="#eaeef2", framealpha=0.95, labelspacing=0.8)
+    axes.legend(
+        handles,
+        labels,
+        loc="lower right",
+        frameon=True,
+        facecolor="white",
+        edgecolor="#eaeef2",
+        framealpha=0.95,
+        labelspacing=0.8,
+    )
 
 
 if __name__ == "__main__":

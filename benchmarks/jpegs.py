@@ -30,7 +30,9 @@ def make_tree(root: Path, train: int, val: int, *, photos: bool) -> None:
 
 def photo(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """uint8 (HEIGHT, WIDTH, 3) from a square uint8 picture (side, side, 3)."""
-    large = np.asarray(Image.fromarray(picture).resize((HEIGHT, HEIGHT), Image.Resampling.BICUBIC), np.float32)
+    large = np.asarray(
+        Image.fromarray(picture).resize((HEIGHT, HEIGHT), Image.Resampling.BICUBIC), np.float32
+    )
     wide = np.tile(large, (1, 2, 1))[:, :WIDTH]
     light = 1 + 0.2 * np.sin(np.linspace(*random.uniform(0, 6, 2), num=WIDTH))[None, :, None]
     grain = random.normal(0, GRAIN, (HEIGHT, WIDTH, 1)).astype(np.float32)

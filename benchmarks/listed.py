@@ -14,7 +14,9 @@ class Listed(Searcher):
     def suggest(self, trial_id: str) -> Any:
         return next(self._left, Searcher.FINISHED)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         return None
 
     def save(self, checkpoint_path: str) -> None:

@@ -32,7 +32,11 @@ class Row:
     def verdict(self) -> str:
         if self.target is None:
             return ""
-        return "met" if (self.value < self.target if self.better == "below" else self.value >= self.target) else "missed"
+        return (
+            "met"
+            if (self.value < self.target if self.better == "below" else self.value >= self.target)
+            else "missed"
+        )
 
     @property
     def aim(self) -> str:
@@ -42,10 +46,18 @@ class Row:
         return f"{'<' if self.better == 'below' else '>='} {self.target:,g} {self.unit}".rstrip()
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "value": float(f"{self.value:.6g}"), "unit": self.unit, "target": self.aim, "verdict": self.verdict}
+        return {
+            "name": self.name,
+            "value": float(f"{self.value:.6g}"),
+            "unit": self.unit,
+            "target": self.aim,
+            "verdict": self.verdict,
+        }
 
 
-def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int, least: float = 0.0) -> dict[str, list[float]]:
+def in_turns(
+    calls: Mapping[str, Callable[[], object]], rounds: int, least: float = 0.0
+) -> dict[str, list[float]]:
     """Seconds a call by name, one value a round, after a round that warms up.
 
     Args:

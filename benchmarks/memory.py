@@ -16,7 +16,15 @@ from search_spaces.networks import get_named
 from search_spaces.space import FLOAT32_BYTES
 from search_spaces.testing import measured_peak
 
-NAMES = ("efficientnet_b0", "tinynet_a", "tinynet_c", "tinynet_e", "resnet50", "resnet18", "ghostnet_a")
+NAMES = (
+    "efficientnet_b0",
+    "tinynet_a",
+    "tinynet_c",
+    "tinynet_e",
+    "resnet50",
+    "resnet18",
+    "ghostnet_a",
+)
 
 
 def run() -> list[Row]:
@@ -25,12 +33,23 @@ def run() -> list[Row]:
 
 def _rows(name: str) -> list[Row]:
     network = get_named(name).network()
-    module, image = network.build().eval(), torch.zeros(1, 3, network.resolution, network.resolution)
+    module, image = (
+        network.build().eval(),
+        torch.zeros(1, 3, network.resolution, network.resolution),
+    )
     measured = FLOAT32_BYTES * measured_peak(module, network.resolution)
     return [
         Row(f"{name}: closed form", network.activation_bytes / 1e6, "MB"),
-        Row(f"{name}: a run of single operations / closed form", measured / network.activation_bytes, "times"),
-        Row(f"{name}: eager PyTorch / closed form", eager_peak(module, image) / network.activation_bytes, "times"),
+        Row(
+            f"{name}: a run of single operations / closed form",
+            measured / network.activation_bytes,
+            "times",
+        ),
+        Row(
+            f"{name}: eager PyTorch / closed form",
+            eager_peak(module, image) / network.activation_bytes,
+            "times",
+        ),
     ]
 
 

@@ -14,7 +14,13 @@ from tinynet_search.gaussian import Bounds
 TARGET = Path(__file__).resolve().parent.parent / "tinynet_search" / "formulas" / "published.json"
 
 # c (as the paper names it), r, d of TinyNet-A to E.
-POINTS = ((0.9, 0.86, 1.2), (0.5, 0.84, 1.1), (0.25, 0.825, 0.85), (0.13, 0.68, 0.695), (0.06, 0.475, 0.60))
+POINTS = (
+    (0.9, 0.86, 1.2),
+    (0.5, 0.84, 1.1),
+    (0.25, 0.825, 0.85),
+    (0.13, 0.68, 0.695),
+    (0.06, 0.475, 0.60),
+)
 BOUNDS = {
     ("default", "r"): Bounds((1e-3, 10.0), (0.7, 0.8), (1e-6, 1e-5)),
     ("default", "d"): Bounds((1e-3, 10.0), (0.95, 1.05), (1e-6, 1e-5)),

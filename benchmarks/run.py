@@ -24,7 +24,14 @@ from tinynet_search.tables import table
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 NAMES = ("cost", "memory", "startup", "overhead")
-WHEN_NAMED = ("train_speed", "train_data", "search_scale", "search_scale_10000", "tracking_scale", "demo")
+WHEN_NAMED = (
+    "train_speed",
+    "train_data",
+    "search_scale",
+    "search_scale_10000",
+    "tracking_scale",
+    "demo",
+)
 PACKAGES = ("torch", "ray", "timm", "numpy", "mlflow")
 
 
@@ -56,7 +63,8 @@ def measured(name: str) -> dict[str, Any]:
         "commit": commit(),
         # Of the last minute, before and after: above a benchmark's own processes others were at work.
         "hardware": hardware() | {"load": [round(load, 2), round(os.getloadavg()[0], 2)]},
-        "versions": {"python": platform.python_version()} | {package: metadata.version(package) for package in PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {package: metadata.version(package) for package in PACKAGES},
         "seconds": round(time.perf_counter() - started, 1),
         "figures": [row.to_json() for row in rows],
     }
@@ -64,7 +72,10 @@ def measured(name: str) -> dict[str, Any]:
 
 def shown(record: dict[str, Any]) -> str:
     machine = record["hardware"]
-    rows = [(f["name"], f"{f['value']:,.4g}", f["unit"], f["target"], f["verdict"]) for f in record["figures"]]
+    rows = [
+        (f["name"], f"{f['value']:,.4g}", f["unit"], f["target"], f["verdict"])
+        for f in record["figures"]
+    ]
     place = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']:g} GB, load {machine['load'][0]:g} before"
     head = f"{record['benchmark']}: {record['about']}\n{record['date']}, commit {record['commit']}, {place}"
     return f"{head}\n\n{table(('', 'measured', '', 'target', ''), rows)}"
@@ -86,13 +97,18 @@ def hardware() -> dict[str, Any]:
 
 def commit() -> str:
     """The commit, with ``-dirty`` where files differ from it; results themselves do not count."""
-    head, changes = _git("rev-parse", "--short=12", "HEAD"), _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    head, changes = (
+        _git("rev-parse", "--short=12", "HEAD"),
+        _git("status", "--porcelain", "--", ".", ":!benchmarks/results"),
+    )
     return "unknown" if head is None else f"{head}-dirty" if changes else head
 
 
 def _git(*arguments: str) -> str | None:
     try:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

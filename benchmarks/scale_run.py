@@ -18,14 +18,21 @@ from benchmarks.simulated import EPOCHS, simulated_trial
 from tinynet_search.config import Config, load_config
 
 # The mini space of the demo holds fewer than 4,000 networks.
-SETTINGS = ('space.name="efficientnet_b0"', f"recipe.epochs={EPOCHS}", "search.finals=[]", "run.concurrency=2")
+SETTINGS = (
+    'space.name="efficientnet_b0"',
+    f"recipe.epochs={EPOCHS}",
+    "search.finals=[]",
+    "run.concurrency=2",
+)
 AT_ONCE = 2
 POLL = 0.1
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def config_of(trials: int, folder: Path) -> Config:
-    return load_config(preset="demo", settings=[*SETTINGS, f"search.trials={trials}", f'storage.path="{folder}"'])
+    return load_config(
+        preset="demo", settings=[*SETTINGS, f"search.trials={trials}", f'storage.path="{folder}"']
+    )
 
 
 def bare(trials: int, folder: Path, uri: str) -> dict[str, Any]:
@@ -38,7 +45,10 @@ def bare(trials: int, folder: Path, uri: str) -> dict[str, Any]:
 
     config = config_of(trials, folder)
     plan = make_plan(config)
-    specs = [candidate_of(plan, network, epochs=EPOCHS).spec for network in planned_networks(plan, config, trials)]
+    specs = [
+        candidate_of(plan, network, epochs=EPOCHS).spec
+        for network in planned_networks(plan, config, trials)
+    ]
     started = time.perf_counter()
     with cluster(config), tempfile.TemporaryDirectory() as scratch, _hushed():
         from ray import tune
@@ -48,7 +58,9 @@ def bare(trials: int, folder: Path, uri: str) -> dict[str, Any]:
         tune.Tuner(
             tune.with_resources(simulated_trial, {"CPU": 1}),
             tune_config=tune.TuneConfig(
-                search_alg=Listed({"trial": spec.to_json(), "root": str(folder / "bare")} for spec in specs),
+                search_alg=Listed(
+                    {"trial": spec.to_json(), "root": str(folder / "bare")} for spec in specs
+                ),
                 num_samples=trials,
                 max_concurrent_trials=AT_ONCE,
                 reuse_actors=True,
@@ -56,7 +68,10 @@ def bare(trials: int, folder: Path, uri: str) -> dict[str, Any]:
             ),
             run_config=tune.RunConfig(name="bare", storage_path=scratch, verbose=0),
         ).fit()
-    return {"seconds": time.perf_counter() - started, "results": len(list((folder / "bare" / "results").iterdir()))}
+    return {
+        "seconds": time.perf_counter() - started,
+        "results": len(list((folder / "bare" / "results").iterdir())),
+    }
 
 
 def ours(trials: int, folder: Path, uri: str) -> dict[str, Any]:
@@ -100,7 +115,12 @@ def again(trials: int, folder: Path, uri: str, *, silent: bool = False) -> dict[
 
     search._Driver.run = run
     outcome = search.run_search(config_of(trials, folder), tracking=uri)
-    return {"results": len(outcome.results), "new": outcome.new, "parts": outcome.seconds, **seconds}
+    return {
+        "results": len(outcome.results),
+        "new": outcome.new,
+        "parts": outcome.seconds,
+        **seconds,
+    }
 
 
 def _timed(call: Any, name: str, seconds: dict[str, float]) -> Any:
@@ -149,7 +169,9 @@ class Watch:
         while not self.ended.wait(POLL):
             for thread in threading.enumerate():
                 if thread.name.startswith("tinynet") and thread.native_id:
-                    self.published[thread.native_id] = _thread_seconds(thread.native_id) or self.published.get(thread.native_id, 0.0)
+                    self.published[thread.native_id] = _thread_seconds(
+                        thread.native_id
+                    ) or self.published.get(thread.native_id, 0.0)
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -175,7 +197,11 @@ def memory() -> dict[str, float]:
     rollup = Path("/proc/self/smaps_rollup").read_text().splitlines()
     sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in rollup[1:]}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"peak": peak, "rss": sizes["Rss"], "uss": sizes["Private_Clean"] + sizes["Private_Dirty"]}
+    return {
+        "peak": peak,
+        "rss": sizes["Rss"],
+        "uss": sizes["Private_Clean"] + sizes["Private_Dirty"],
+    }
 
 
 KINDS = {"bare": bare, "ours": ours, "start": partial(again, silent=True), "again": again}
@@ -187,8 +213,16 @@ def main(kind: str, trials: int, folder: Path, uri: str, started: float) -> dict
         taken = KINDS[kind](trials, folder, uri)
     if "known" in taken:
         taken |= {"known": taken["known"] - started, "ended": time.time() - started}
-    return taken | {"cpu": time.process_time(), "published": sum(watch.published.values()), "memory": memory()}
+    return taken | {
+        "cpu": time.process_time(),
+        "published": sum(watch.published.values()),
+        "memory": memory(),
+    }
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], float(sys.argv[5]))))
+    print(
+        json.dumps(
+            main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], float(sys.argv[5]))
+        )
+    )

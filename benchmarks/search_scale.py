@@ -44,9 +44,13 @@ def _taken(trials: int, folder: Path) -> dict[str, Taken]:
     """What each kind of run cost, by kind."""
     folder.mkdir()
     with server(folder / "mlflow") as uri:
-        found = {kind: _process(kind, trials, folder, uri) for kind in ("bare", "ours", "start", "again")}
+        found = {
+            kind: _process(kind, trials, folder, uri) for kind in ("bare", "ours", "start", "again")
+        }
     if any(one["results"] != trials for one in found.values()):
-        raise RuntimeError(f"{trials} trials left results of {[one['results'] for one in found.values()]}")
+        raise RuntimeError(
+            f"{trials} trials left results of {[one['results'] for one in found.values()]}"
+        )
     return found
 
 
@@ -66,9 +70,18 @@ def _process(kind: str, trials: int, folder: Path, uri: str) -> Taken:
     ]
     started, log = time.time(), folder / f"{kind}.log"
     with log.open("w") as said:
-        done = subprocess.run([*command, uri, str(started)], stdout=subprocess.PIPE, stderr=said, text=True, cwd=ROOT, env=environment)
+        done = subprocess.run(
+            [*command, uri, str(started)],
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+        )
     if done.returncode:
-        raise RuntimeError(f"{kind} of {trials} trials ended with {done.returncode}: {log.read_text()[-2000:]}")
+        raise RuntimeError(
+            f"{kind} of {trials} trials ended with {done.returncode}: {log.read_text()[-2000:]}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -80,13 +93,20 @@ def server(home: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    options += ["--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts")]
+    options += [
+        "--backend-store-uri",
+        f"sqlite:///{home}/mlflow.db",
+        "--artifacts-destination",
+        str(home / "artifacts"),
+    ]
     command, environment = (
         [sys.executable, "-m", "mlflow", "server", *options],
         {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
     )
     with (home / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         _wait(f"http://127.0.0.1:{port}/health", process)
         yield f"http://127.0.0.1:{port}"
@@ -119,15 +139,30 @@ def _rows(trials: int, taken: dict[str, Taken]) -> list[Row]:
         Row(name + "a search, wall a trial", 1e3 * ours["seconds"] / trials, "ms"),
         Row(name + "MLflow complete after the search's end", ours["sync"], "s"),
         Row(name + "bare Tune, driver's CPU a trial", 1e3 * bare["cpu"] / trials, "ms"),
-        Row(name + "our share of the driver's CPU a trial, imports and MLflow included", share(taken, "cpu") / trials * 1e3, "ms", 50),
+        Row(
+            name + "our share of the driver's CPU a trial, imports and MLflow included",
+            share(taken, "cpu") / trials * 1e3,
+            "ms",
+            50,
+        ),
         Row(name + "of it the publisher's threads", 1e3 * ours["published"] / trials, "ms"),
         Row(name + "bare Tune, driver's memory at most", bare["memory"]["peak"], "MB"),
         Row(name + "a search, driver's memory at most", ours["memory"]["peak"], "MB"),
         Row(name + "bare Tune, driver's own memory at the end", bare["memory"]["uss"], "MB"),
         Row(name + "a search, driver's own memory at the end", ours["memory"]["uss"], "MB"),
-        Row(name + "frontier over all results", start["frontier"], "s", 1 if trials >= 10_000 else None),
+        Row(
+            name + "frontier over all results",
+            start["frontier"],
+            "s",
+            1 if trials >= 10_000 else None,
+        ),
         Row(name + "formula over the frontier", start["formula"], "s"),
-        Row(name + "again: from process start to nothing to train", start["known"], "s", 5 if trials >= 10_000 else None),
+        Row(
+            name + "again: from process start to nothing to train",
+            start["known"],
+            "s",
+            5 if trials >= 10_000 else None,
+        ),
         Row(name + "again: the same beside its publisher", again["known"], "s"),
         Row(name + "again: to the process's end, MLflow looked through", again["ended"], "s"),
     ]
@@ -143,12 +178,26 @@ def _growth(taken: dict[int, dict[str, Taken]]) -> list[Row]:
     for small, large in pairwise(sorted(taken)):
         less, more = taken[small], taken[large]
         name, count = f"{small:,} to {large:,}: ", large - small
-        peak = {kind: more[kind]["memory"]["peak"] - less[kind]["memory"]["peak"] for kind in ("bare", "ours")}
+        peak = {
+            kind: more[kind]["memory"]["peak"] - less[kind]["memory"]["peak"]
+            for kind in ("bare", "ours")
+        }
         rows += [
-            Row(name + "bare Tune, driver's CPU a further trial", 1e3 * (more["bare"]["cpu"] - less["bare"]["cpu"]) / count, "ms"),
-            Row(name + "our share of the driver's CPU a further trial", 1e3 * (share(more, "cpu") - share(less, "cpu")) / count, "ms", 50),
+            Row(
+                name + "bare Tune, driver's CPU a further trial",
+                1e3 * (more["bare"]["cpu"] - less["bare"]["cpu"]) / count,
+                "ms",
+            ),
+            Row(
+                name + "our share of the driver's CPU a further trial",
+                1e3 * (share(more, "cpu") - share(less, "cpu")) / count,
+                "ms",
+                50,
+            ),
             Row(name + "bare Tune, more memory", peak["bare"], "MB"),
             # Tune alone keeps every trial, and a search runs it in waves: all that a search takes counts as our share.
-            Row(name + "a search, more memory", peak["ours"], "MB", 200 if large >= 10_000 else None),
+            Row(
+                name + "a search, more memory", peak["ours"], "MB", 200 if large >= 10_000 else None
+            ),
         ]
     return rows

@@ -65,6 +65,8 @@ def _epoch(epoch: int, best: float, started: float) -> dict[str, Any]:
         "seconds": 0.9,
         "images_per_s": 3000.0,
         **{
-            f"{name}{which}": value for which in ("", "_raw", "_ema") for name, value in (("top1", top1), ("top5", 90.0), ("val_loss", 2.0))
+            f"{name}{which}": value
+            for which in ("", "_raw", "_ema")
+            for name, value in (("top1", top1), ("top5", 90.0), ("val_loss", 2.0))
         },
     }

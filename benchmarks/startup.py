@@ -25,13 +25,17 @@ def run() -> list[Row]:
         SUGGEST: [str(Path(sys.executable).with_name("tinynet")), "suggest", "0.25"],
     }
     calls: dict[str, Callable[[], object]] = {
-        name: lambda command=command: subprocess.run(command, check=True, capture_output=True) for name, command in commands.items()
+        name: lambda command=command: subprocess.run(command, check=True, capture_output=True)
+        for name, command in commands.items()
     }
     times = in_turns(calls, ROUNDS)
     ours = (IMPORT, ASK, SUGGEST)
     return [
         *(Row(f"{name}, least of {ROUNDS}", min(seconds), "s") for name, seconds in times.items()),
-        *(Row(f"{name}, median of {ROUNDS}", median(seconds), "s", TARGETS.get(name)) for name, seconds in times.items()),
+        *(
+            Row(f"{name}, median of {ROUNDS}", median(seconds), "s", TARGETS.get(name))
+            for name, seconds in times.items()
+        ),
         *(Row(f"{name} / {PASS}", ratio(times, name, PASS), "times") for name in ours),
         *(Row(f"{TORCH} / {name}", ratio(times, TORCH, name), "times") for name in ours),
     ]

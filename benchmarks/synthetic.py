@@ -35,14 +35,18 @@ class Ready(ImageData):
         self.val_size = len(batch[1])
         self.train_size = steps * self.val_size
 
-    def loader(self, resolution: int, recipe: Recipe, device: torch.device, reading: Reading = IN_PROCESS) -> "Ready":
+    def loader(
+        self, resolution: int, recipe: Recipe, device: torch.device, reading: Reading = IN_PROCESS
+    ) -> "Ready":
         return self
 
     def train(self, batches: Sequence[MicroBatch]) -> Iterator[Batch]:
         return (self.batch for _ in batches)
 
     def val(self, batches: Sequence[np.ndarray]) -> Iterator[Batch]:
-        return ((self.batch[0][: len(indices)], self.batch[1][: len(indices)]) for indices in batches)
+        return (
+            (self.batch[0][: len(indices)], self.batch[1][: len(indices)]) for indices in batches
+        )
 
     def swapped(self) -> "Ready":
         return self
@@ -81,4 +85,13 @@ class Nowhere:
 def spec_of(network: Network, recipe: Recipe, data: ImageData) -> TrialSpec:
     """The trial of a network on data that is at hand."""
     settings: dict[str, Any] = asdict(recipe)
-    return TrialSpec(network.space.name, network.space.version, network.rdw, network.num_classes, settings, {}, data.fingerprint, seed=0)
+    return TrialSpec(
+        network.space.name,
+        network.space.version,
+        network.rdw,
+        network.num_classes,
+        settings,
+        {},
+        data.fingerprint,
+        seed=0,
+    )

@@ -34,7 +34,9 @@ from trainables.recipe import Recipe
 class TimmLoop:
     """A training by timm's parts; ``train`` takes one optimizer step for each batch."""
 
-    def __init__(self, network: Network, recipe: Recipe, device: torch.device, *, compiled: bool, bf16: bool) -> None:
+    def __init__(
+        self, network: Network, recipe: Recipe, device: torch.device, *, compiled: bool, bf16: bool
+    ) -> None:
         torch.manual_seed(0)
         model = network.build(drop_rate=recipe.dropout, drop_path_rate=recipe.drop_path)
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -55,7 +57,9 @@ class TimmLoop:
             warmup_t=int(recipe.warmup_epochs),
             warmup_lr_init=recipe.warmup_lr,
         )
-        self.average = ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=recipe.ema_warmup, foreach=True)
+        self.average = ModelEmaV3(
+            self.model, decay=recipe.ema_decay, use_warmup=recipe.ema_warmup, foreach=True
+        )
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self.called = torch.compile(self.model) if compiled else self.model
         self.device, self.bf16, self.updates = device, bf16, 0
@@ -74,7 +78,9 @@ class TimmLoop:
             self.schedule.step_update(num_updates=self.updates)
 
 
-def timm_loader(tree: Path, pixels: int, recipe: Recipe, device: torch.device, workers: int) -> Iterable[Batch]:
+def timm_loader(
+    tree: Path, pixels: int, recipe: Recipe, device: torch.device, workers: int
+) -> Iterable[Batch]:
     """timm's reading of ``tree/train`` with the augmentation of the recipe ``efficientnet``; one pass is one epoch."""
     files: Any = create_dataset("", root=str(tree), split="train")
     return create_loader(

@@ -49,7 +49,10 @@ def run() -> list[Row]:
             rows += [*published(home, server), *live(home, server)]
             with on_postgres(database) as execute:
                 multiply(execute, TRIALS)
-            rows += [*asked("PostgreSQL server", server, 2.0), *listed("PostgreSQL server", server, home)]
+            rows += [
+                *asked("PostgreSQL server", server, 2.0),
+                *listed("PostgreSQL server", server, home),
+            ]
             stack.close()
         home = Path(folder) / "sqlite"
         home.mkdir()
@@ -64,7 +67,10 @@ def run() -> list[Row]:
 def searched(home: Path, name: str, trials: int) -> Search:
     """A search directory with candidates of its own, none of them begun."""
     search, space = Search(home, name, twists=0, space=SPACE, epochs=EPOCHS), get_space(SPACE)
-    search.candidates += [candidate_of(search.plan, network) for network in draw(space, "uniform", trials, 0, num_classes=10)]
+    search.candidates += [
+        candidate_of(search.plan, network)
+        for network in draw(space, "uniform", trials, 0, num_classes=10)
+    ]
     return search
 
 
@@ -78,7 +84,12 @@ def filled(home: Path, server: str, trials: int) -> None:
 
 def publish(search: Search, server: str) -> None:
     publisher = search.publisher(server)
-    publisher.conclude(search.rows(search.candidates[: round(FRONTIER * len(search.candidates))]), FORMULA_TEXT, [], None)
+    publisher.conclude(
+        search.rows(search.candidates[: round(FRONTIER * len(search.candidates))]),
+        FORMULA_TEXT,
+        [],
+        None,
+    )
     publisher.sync_once()
     publisher.finish("FINISHED", int(time.time() * 1000))
 
@@ -86,14 +97,20 @@ def publish(search: Search, server: str) -> None:
 def multiply(execute: Execute, trials: int) -> None:
     """Copy the trials of the search, under new ids and keys, until there are so many."""
     mine = "select run_uuid from tags where key = 'tinynet.kind' and value = 'trial'"
-    execute(f"create temporary table seeds as {mine} intersect select run_uuid from tags where key = 'tinynet.search' and value = '{NAME}'")
+    execute(
+        f"create temporary table seeds as {mine} intersect select run_uuid from tags where key = 'tinynet.search' and value = '{NAME}'"
+    )
     ((seeds,),) = execute("select count(*) from seeds")
     numbers = f"(with recursive n(n) as (select 1 union all select n + 1 from n where n < {trials // seeds - 1}) select n from n) as n"
     for table in OF_A_RUN:
         columns: list[str] = [row[0] for row in execute(f"select * from columns_of('{table}')")]
-        changed: dict[str, str] = {"run_uuid": "substr(run_uuid, 1, 26) || substr(cast(1000000 + n.n as varchar), 2)"}
+        changed: dict[str, str] = {
+            "run_uuid": "substr(run_uuid, 1, 26) || substr(cast(1000000 + n.n as varchar), 2)"
+        }
         if table == "tags":
-            changed["value"] = "case when key = 'tinynet.key' then value || '-' || n.n else value end"
+            changed["value"] = (
+                "case when key = 'tinynet.key' then value || '-' || n.n else value end"
+            )
         values = ", ".join(changed.get(column, column) for column in columns)
         source = f"select {values} from {table}, {numbers} where run_uuid in (select run_uuid from seeds)"
         execute(f"insert into {table} ({', '.join(columns)}) {source}")
@@ -110,7 +127,9 @@ def on_postgres(database: str) -> Iterator[Execute]:
             return done.fetchall() if done.description else []
 
         listing = "select column_name::text from information_schema.columns where table_name = $1 and table_schema = 'public'"
-        execute(f"create function pg_temp.columns_of(text) returns setof text language sql as $$ {listing} $$")
+        execute(
+            f"create function pg_temp.columns_of(text) returns setof text language sql as $$ {listing} $$"
+        )
         yield lambda text: execute(text.replace("columns_of", "pg_temp.columns_of"))
         execute("analyze")
 
@@ -119,7 +138,9 @@ def on_postgres(database: str) -> Iterator[Execute]:
 def on_sqlite(path: Path) -> Iterator[Execute]:
     """As MLflow leaves it: without the statistics that ANALYZE would make."""
     with closing(sqlite3.connect(path, timeout=60)) as connection, connection:
-        yield lambda text: connection.execute(text.replace("select * from columns_of", "select name from pragma_table_info")).fetchall()
+        yield lambda text: connection.execute(
+            text.replace("select * from columns_of", "select name from pragma_table_info")
+        ).fetchall()
 
 
 def published(home: Path, server: str) -> list[Row]:
@@ -178,7 +199,15 @@ def counted() -> Iterator[list[int]]:
 
 def asked(name: str, uri: str, target: float | None) -> list[Row]:
     """Wall time of the command and of the call within it, the least of the rounds."""
-    command = [str(Path(sys.executable).with_name("tinynet")), "frontier", "--search", NAME, "--tracking", uri, "--json"]
+    command = [
+        str(Path(sys.executable).with_name("tinynet")),
+        "frontier",
+        "--search",
+        NAME,
+        "--tracking",
+        uri,
+        "--json",
+    ]
     called, whole, running = [], [], [told_by_runs(uri)] if is_served(uri) else []
     for _ in range(ROUNDS):
         started = time.perf_counter()
@@ -191,23 +220,38 @@ def asked(name: str, uri: str, target: float | None) -> list[Row]:
         assert done.stdout.count(b"run_id") == len(rows)
     return [
         Row(f"frontier of {TRIALS:,} trials, {name}: trial_rows()", min(called), "s", target),
-        Row(f"frontier of {TRIALS:,} trials, {name}: tinynet frontier --json", min(whole), "s", target),
-        *[Row(f"frontier of {TRIALS:,} trials, {name}: trial_rows() while it runs", seconds, "s") for seconds in running],
+        Row(
+            f"frontier of {TRIALS:,} trials, {name}: tinynet frontier --json",
+            min(whole),
+            "s",
+            target,
+        ),
+        *[
+            Row(f"frontier of {TRIALS:,} trials, {name}: trial_rows() while it runs", seconds, "s")
+            for seconds in running
+        ],
     ]
 
 
 def told_by_runs(uri: str) -> float:
     """Seconds to ask the runs themselves, as of a search that is not whole; the table is made anew of what they say."""
     client = connect(uri)
-    ids = [experiment.experiment_id for experiment in client.search_experiments(filter_string="name LIKE 'tinynet-%'")]
-    (parent,) = client.search_runs(ids, f"tags.`tinynet.kind` = 'search' and tags.`tinynet.search` = '{NAME}'")
+    ids = [
+        experiment.experiment_id
+        for experiment in client.search_experiments(filter_string="name LIKE 'tinynet-%'")
+    ]
+    (parent,) = client.search_runs(
+        ids, f"tags.`tinynet.kind` = 'search' and tags.`tinynet.search` = '{NAME}'"
+    )
     run = parent.info.run_id
     client.set_tag(run, TABLED, "")
     started = time.perf_counter()
     rows = trial_rows(NAME, tracking_uri=uri)
     seconds = time.perf_counter() - started
     wanted = f"tags.`mlflow.parentRunId` = '{run}' and tags.frontier = 'true'"
-    text, tag = document(parent.data.tags, read(uri, lambda reader: reader.runs([parent.info.experiment_id], wanted)))
+    text, tag = document(
+        parent.data.tags, read(uri, lambda reader: reader.runs([parent.info.experiment_id], wanted))
+    )
     client.log_text(run, text, TABLE)
     client.set_tag(run, TABLED, tag)
     assert trial_rows(NAME, tracking_uri=uri) == rows
@@ -216,7 +260,10 @@ def told_by_runs(uri: str) -> float:
 
 def listed(name: str, server: str, home: Path) -> list[Row]:
     """What a publisher asks when it is started on a search: all that is there, or, where nothing has changed, only what runs."""
-    plan, seal = Search(home / "again", NAME, twists=0, space=SPACE, epochs=EPOCHS).plan, ["no such digest"]
+    plan, seal = (
+        Search(home / "again", NAME, twists=0, space=SPACE, epochs=EPOCHS).plan,
+        ["no such digest"],
+    )
     started = time.thread_time(), time.perf_counter()
     runs = SearchRuns(server, plan, lambda: (set(), seal[0]))
     spent = time.thread_time() - started[0], time.perf_counter() - started[1]
@@ -226,6 +273,12 @@ def listed(name: str, server: str, home: Path) -> list[Row]:
     assert not SearchRuns(server, plan, lambda: (set(), seal[0])).listed
     return [
         Row(f"publisher started on {TRIALS:,} trials, {name}: all are looked at", spent[1], "s"),
-        Row(f"publisher started on {TRIALS:,} trials, {name}: all are looked at, CPU", spent[0], "s"),
-        Row(f"publisher started on {TRIALS:,} trials, {name}: nothing has changed", time.perf_counter() - started, "s"),
+        Row(
+            f"publisher started on {TRIALS:,} trials, {name}: all are looked at, CPU", spent[0], "s"
+        ),
+        Row(
+            f"publisher started on {TRIALS:,} trials, {name}: nothing has changed",
+            time.perf_counter() - started,
+            "s",
+        ),
     ]

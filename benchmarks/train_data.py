@@ -73,7 +73,9 @@ def made(root: Path, train: int, *, photos: bool) -> Trees:
     return Trees(root / "files", PackedData(str(root / "packed")))
 
 
-def _trained(name: str, network: Network, trees: Trees, device: torch.device, target: float | None) -> list[Row]:
+def _trained(
+    name: str, network: Network, trees: Trees, device: torch.device, target: float | None
+) -> list[Row]:
     turns = trained(network, trees, device)
     return [
         Row(f"trained, {name}: ours from the packed store", turns.ours, "images/s"),
@@ -89,7 +91,13 @@ def trained(network: Network, trees: Trees, device: torch.device, turns: int = T
     loop = TimmLoop(network, recipe, device, compiled=False, bf16=execution.on(device).bf16)
     loader = timm_loader(trees.files, network.resolution, recipe, device, workers)
     images = trees.packed.train_size // recipe.batch * recipe.batch
-    return in_turns_with(lambda: rate(images, device, lambda: loop.train(loader)), network, recipe, trees.packed, execution)
+    return in_turns_with(
+        lambda: rate(images, device, lambda: loop.train(loader)),
+        network,
+        recipe,
+        trees.packed,
+        execution,
+    )
 
 
 def recipe_of(epochs: int, device: torch.device) -> Recipe:
@@ -109,7 +117,9 @@ def _read(pixels: int, trees: Trees) -> list[Row]:
     theirs = timm_loader(trees.files, pixels, recipe, torch.device("cpu"), 0)
     count = trees.packed.train_size
     crops: Mapping[str, Callable[[], None]] = {
-        "timm": lambda: _consume(np.asarray(image) for image, _ in (files[i] for i in range(count))),
+        "timm": lambda: _consume(
+            np.asarray(image) for image, _ in (files[i] for i in range(count))
+        ),
         "ours": lambda: _cropped(trees.packed, pixels, recipe),
     }
     batches: Mapping[str, Callable[[], None]] = {
@@ -118,7 +128,12 @@ def _read(pixels: int, trees: Trees) -> list[Row]:
     }
     return [
         *_compared(f"read at {pixels} px, a resized crop", crops, count, 8.0),
-        *_compared(f"read at {pixels} px, a batch with flip and jitter", batches, count // BATCH * BATCH, 8.0),
+        *_compared(
+            f"read at {pixels} px, a batch with flip and jitter",
+            batches,
+            count // BATCH * BATCH,
+            8.0,
+        ),
     ]
 
 
@@ -130,7 +145,9 @@ def _cropped(data: PackedData, pixels: int, recipe: Recipe) -> None:
         native(regions.view(i, plan.regions[i]), plan.scaled[i], plan.offsets[i], pixels, "bicubic")
 
 
-def _compared(name: str, calls: Mapping[str, Callable[[], None]], count: int, target: float | None) -> list[Row]:
+def _compared(
+    name: str, calls: Mapping[str, Callable[[], None]], count: int, target: float | None
+) -> list[Row]:
     times = in_turns(calls, TURNS)
     return [
         Row(f"{name}: packed, a core", count / min(times["ours"]), "images/s"),
@@ -139,16 +156,27 @@ def _compared(name: str, calls: Mapping[str, Callable[[], None]], count: int, ta
     ]
 
 
-def packed_pass(data: PackedData, pixels: int, recipe: Recipe, device: torch.device | None = None, workers: int = 0) -> None:
+def packed_pass(
+    data: PackedData,
+    pixels: int,
+    recipe: Recipe,
+    device: torch.device | None = None,
+    workers: int = 0,
+) -> None:
     """One pass over the training images."""
-    loader = data.loader(pixels, recipe, device or torch.device("cpu"), Reading(workers, device is not None))
+    loader = data.loader(
+        pixels, recipe, device or torch.device("cpu"), Reading(workers, device is not None)
+    )
     _consume(loader.train(batches_of(data.train_size, recipe.micro_batch)))
 
 
 def batches_of(images: int, size: int) -> Sequence[MicroBatch]:
     """Shuffled micro-batches; what is left over is dropped."""
     order = np.random.default_rng(0).permutation(images)
-    return [MicroBatch(order[start : start + size], start) for start in range(0, images - size + 1, size)]
+    return [
+        MicroBatch(order[start : start + size], start)
+        for start in range(0, images - size + 1, size)
+    ]
 
 
 def _consume(batches: Iterable[object]) -> None:
@@ -160,9 +188,16 @@ def _limit(network: Network, trees: Trees, device: torch.device) -> Row:
     """The share of the throughput on ready images that reading leaves."""
     recipe, workers = recipe_of(TURNS + 1, device), readers(device)
     count = trees.packed.train_size // recipe.batch * recipe.batch
-    read: Callable[[], None] = lambda: packed_pass(trees.packed, network.resolution, recipe, device, workers)  # noqa: E731
-    ready = Ready(ready_batch(network, recipe.batch, device), max(2, count // recipe.batch // 2), CLASSES)
-    turns = in_turns_with(lambda: rate(count, device, read), network, recipe, ready, Execution(compile="off"))
+
+    def read() -> None:
+        packed_pass(trees.packed, network.resolution, recipe, device, workers)
+
+    ready = Ready(
+        ready_batch(network, recipe.batch, device), max(2, count // recipe.batch // 2), CLASSES
+    )
+    turns = in_turns_with(
+        lambda: rate(count, device, read), network, recipe, ready, Execution(compile="off")
+    )
     where = "on the same core" if device.type == "cpu" else "beside reading threads"
     name = f"trained with reading {where} / on ready images, TinyNet-E at {network.resolution} px"
     return Row(name, 100 * left(1 / turns.ratio, alone=device.type != "cpu"), "%", 90.0, "above")

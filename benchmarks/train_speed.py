@@ -62,13 +62,18 @@ def run() -> list[Row]:
     dtype = torch.bfloat16 if Execution().on(device).bf16 else torch.float32
     with settled():
         rates = {shape: matmul_rate(shape, device, dtype) for shape in (*POINTWISE, square(device))}
-        rows = [Row(f"matrix product {a} x {b} by {b} x {c}", rate / 1e9, "GFLOP/s") for (a, b, c), rate in rates.items()]
+        rows = [
+            Row(f"matrix product {a} x {b} by {b} x {c}", rate / 1e9, "GFLOP/s")
+            for (a, b, c), rate in rates.items()
+        ]
         for case in cases():
             rows += _rows(case, compared(case, device), device, dtype, max(rates.values()))
     return rows
 
 
-def _rows(case: Case, turns: Turns, device: torch.device, dtype: torch.dtype, flops: float) -> list[Row]:
+def _rows(
+    case: Case, turns: Turns, device: torch.device, dtype: torch.dtype, flops: float
+) -> list[Row]:
     least = floor(case.network, case.batch[device.type == "cuda"], flops, device, dtype)
     return [
         Row(f"{case.name}: ours", turns.ours, "images/s"),
@@ -87,12 +92,16 @@ def compared(case: Case, device: torch.device, turns: int = TURNS) -> Turns:
     recipe = get_recipe(RECIPE, batch=size, micro_batch=size, epochs=turns + 1)
     execution = Execution(compile="on" if case.compiled else "off")
     batch = ready_batch(case.network, size, device)
-    loop = TimmLoop(case.network, recipe, device, compiled=case.compiled, bf16=execution.on(device).bf16)
+    loop = TimmLoop(
+        case.network, recipe, device, compiled=case.compiled, bf16=execution.on(device).bf16
+    )
 
     def timm() -> float:
         return rate(steps * size, device, lambda: loop.train(batch for _ in range(steps)))
 
-    return in_turns_with(timm, case.network, recipe, Ready(batch, steps, case.network.num_classes), execution)
+    return in_turns_with(
+        timm, case.network, recipe, Ready(batch, steps, case.network.num_classes), execution
+    )
 
 
 def rate(images: int, device: torch.device, call: Callable[[], object]) -> float:

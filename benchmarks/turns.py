@@ -44,7 +44,13 @@ class Turns:
         return median(a / b for a, b in zip(self.all_ours[1:], self.all_others[1:], strict=True))
 
 
-def in_turns_with(other: Callable[[], float], network: Network, recipe: Recipe, data: ImageData, execution: Execution) -> Turns:
+def in_turns_with(
+    other: Callable[[], float],
+    network: Network,
+    recipe: Recipe,
+    data: ImageData,
+    execution: Execution,
+) -> Turns:
     """Train ``recipe.epochs`` epochs by our loop; ``other`` does its share once an epoch and says its images per second."""
     turns = Turns(other)
     Trainer(spec_of(network, recipe, data), data, Nowhere(), turns, execution).run()

@@ -7,7 +7,16 @@ from search_spaces.errors import RequestError, unknown
 from search_spaces.own import is_own, load_space
 from search_spaces.space import RDW, Cost, Network, SearchSpace
 
-__all__ = ["RDW", "Cost", "Network", "RequestError", "SearchSpace", "get_space", "is_own", "list_spaces"]
+__all__ = [
+    "RDW",
+    "Cost",
+    "Network",
+    "RequestError",
+    "SearchSpace",
+    "get_space",
+    "is_own",
+    "list_spaces",
+]
 
 _FAMILIES = (efficientnet, resnet, ghostnet)
 
@@ -29,7 +38,9 @@ def get_space(name: str) -> SearchSpace:
         RequestError: nobody knows the name, or the module gives no space; the line says what is wrong with it.
     """
     if not isinstance(name, str):
-        raise RequestError(f"space {name!r} is no name: give one of {', '.join(list_spaces())}, or module:attribute")
+        raise RequestError(
+            f"space {name!r} is no name: give one of {', '.join(list_spaces())}, or module:attribute"
+        )
     if is_own(name):
         return load_space(name)
     if name not in _built_in():

@@ -108,21 +108,29 @@ class EfficientNetSpace(SearchSpace):
     def __init__(self, table: Table) -> None:
         self.table = table
         self.name, self.version = table.name, table.version
-        self.base_resolution, self.num_classes, self.band = table.resolution, table.num_classes, table.band
+        self.base_resolution, self.num_classes, self.band = (
+            table.resolution,
+            table.num_classes,
+            table.band,
+        )
 
     def decode(self, r: Any, d: Any, w: Any) -> Shape:
         t = self.table
         channels = tuple([round_channels(s.channels, w, t.divisor) for s in t.stages])
         repeats = tuple([round_repeats(s.repeats, d) for s in t.stages])
         head = round_channels(t.head, w, t.divisor)
-        return Shape(self.pixels(r), channels, repeats, head + (t.head_min - head) * (head < t.head_min))
+        return Shape(
+            self.pixels(r), channels, repeats, head + (t.head_min - head) * (head < t.head_min)
+        )
 
     def count(self, shape: Shape, num_classes: int) -> Any:
         """Multiply-adds; of each stage the first block, and the others alike. Expansion 1 has no expanding convolution."""
         size = (shape.resolution - 1) // self.table.stem_stride + 1
         cin = self.table.stem
         macs = 27 * cin * size * size + shape.head * num_classes
-        for (kernel, stride, expansion, _, _), cout, repeats in zip(self.table.stages, shape.channels, shape.repeats, strict=True):
+        for (kernel, stride, expansion, _, _), cout, repeats in zip(
+            self.table.stages, shape.channels, shape.repeats, strict=True
+        ):
             mid, wide, window = cin * expansion, cout * expansion, kernel * kernel
             if expansion > 1:
                 macs += size * size * cin * mid
@@ -139,18 +147,34 @@ class EfficientNetSpace(SearchSpace):
         most = highest if isinstance(shape.resolution, np.ndarray) else max
         params, activations = 29 * cin + (head + 1) * num_classes, cin * size * size
         peak = 3 * shape.resolution * shape.resolution + activations
-        for (kernel, stride, expansion, _, _), cout, repeats in zip(self.table.stages, shape.channels, shape.repeats, strict=True):
+        for (kernel, stride, expansion, _, _), cout, repeats in zip(
+            self.table.stages, shape.channels, shape.repeats, strict=True
+        ):
             out = (size - 1) // stride + 1
             area, expands = out * out, expansion > 1
-            for source, before, blocks, skips in ((cin, size * size, 1, stride == 1), (cout, area, repeats - 1, True)):
+            for source, before, blocks, skips in (
+                (cin, size * size, 1, stride == 1),
+                (cout, area, repeats - 1, True),
+            ):
                 mid, reduced = source * expansion, source // 4
-                weights = mid * (kernel * kernel + 3 + cout + 2 * reduced + expands * (source + 2)) + 2 * cout + reduced
+                weights = (
+                    mid * (kernel * kernel + 3 + cout + 2 * reduced + expands * (source + 2))
+                    + 2 * cout
+                    + reduced
+                )
                 written = area * (mid + cout) + mid + reduced
                 params = params + blocks * weights
                 activations = activations + blocks * (written + expands * before * mid)
                 shortcut = skips * (source == cout) * source * before
-                widest = most(mid * before + mid * area - (not expands) * shortcut, mid * area + most(mid + reduced, cout * area))
-                peak = most(peak, (blocks > 0) * most(source * before + expands * mid * before, shortcut + widest))
+                widest = most(
+                    mid * before + mid * area - (not expands) * shortcut,
+                    mid * area + most(mid + reduced, cout * area),
+                )
+                peak = most(
+                    peak,
+                    (blocks > 0)
+                    * most(source * before + expands * mid * before, shortcut + widest),
+                )
             cin, size = cout, out
         params, activations = params + cin * head + 2 * head, activations + size * size * head
         peak = most(peak, size * size * (cin + head), size * size * head + head, head + num_classes)
@@ -161,9 +185,21 @@ class EfficientNetSpace(SearchSpace):
         return f"{shape.resolution}px-{self.table.stem}.{stages}.{shape.head}"
 
     def details(self, shape: Shape) -> Mapping[str, Any]:
-        return {"stem": self.table.stem, "channels": list(shape.channels), "repeats": list(shape.repeats), "head": shape.head}
+        return {
+            "stem": self.table.stem,
+            "channels": list(shape.channels),
+            "repeats": list(shape.repeats),
+            "head": shape.head,
+        }
 
-    def build(self, network: Network, *, drop_rate: float = 0.0, drop_path_rate: float = 0.0, **options: Any) -> "torch.nn.Module":
+    def build(
+        self,
+        network: Network,
+        *,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        **options: Any,
+    ) -> "torch.nn.Module":
         """timm's EfficientNet from the decoded stage list, with timm's parameter names.
 
         Args:
@@ -195,8 +231,18 @@ class EfficientNetSpace(SearchSpace):
 
 def _block_args(stage: Stage, channels: int, repeats: int) -> list[dict[str, Any]]:
     """timm's decoded block arguments of one stage (the builder lets only the first block keep the stride)."""
-    shared = {"out_chs": channels, "stride": stage.stride, "se_ratio": 0.25, "act_layer": None, "dw_kernel_size": stage.kernel}
-    kind = {"block_type": "ds"} if stage.expansion == 1 else {"block_type": "ir", "exp_ratio": float(stage.expansion)}
+    shared = {
+        "out_chs": channels,
+        "stride": stage.stride,
+        "se_ratio": 0.25,
+        "act_layer": None,
+        "dw_kernel_size": stage.kernel,
+    }
+    kind = (
+        {"block_type": "ds"}
+        if stage.expansion == 1
+        else {"block_type": "ir", "exp_ratio": float(stage.expansion)}
+    )
     return [{**kind, **shared} for _ in range(repeats)]
 
 

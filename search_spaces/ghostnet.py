@@ -117,7 +117,11 @@ TABLES = {
                 Stage(40, 2, (Row(5, 72, True, 2), Row(5, 120, True, 1))),
                 Stage(80, 4, (Row(3, 240, False, 2), Row(3, 200, False, 1), Row(3, 184, False, 1))),
                 Stage(112, 2, (Row(3, 480, True, 1), Row(3, 672, True, 1))),
-                Stage(160, 5, (Row(5, 672, True, 2), *[Row(5, 960, False, 1), Row(5, 960, True, 1)] * 2)),
+                Stage(
+                    160,
+                    5,
+                    (Row(5, 672, True, 2), *[Row(5, 960, False, 1), Row(5, 960, True, 1)] * 2),
+                ),
             ),
             head=960,
             hidden=1280,
@@ -138,16 +142,27 @@ class GhostNetSpace(SearchSpace):
         self.base_resolution, self.num_classes = table.resolution, table.num_classes
         # (window, stride, squeeze or 0, projected, last of its stage) of each row of each stage.
         befores = (table.stem, *(stage.channels for stage in table.stages))
-        self._rows = tuple(tuple(self._kinds(stage, before)) for stage, before in zip(table.stages, befores, strict=False))
+        self._rows = tuple(
+            tuple(self._kinds(stage, before))
+            for stage, before in zip(table.stages, befores, strict=False)
+        )
 
     def decode(self, r: Any, d: Any, w: Any) -> Shape:
         t, near = self.table, round_channels if isinstance(w, np.ndarray) else _remembered
         cin = stem = round_channels(t.stem, w, t.divisor)
         channels, repeats, expanded = [], [], []
         for stage in t.stages:
-            cout, blocks, widths = round_channels(stage.channels, w, t.divisor), round_repeats(stage.repeats, d), []
+            cout, blocks, widths = (
+                round_channels(stage.channels, w, t.divisor),
+                round_repeats(stage.repeats, d),
+                [],
+            )
             for i, row in enumerate(stage.rows):
-                width = near(row.expanded, cin, 8) if t.relative else round_channels(row.expanded, w, t.divisor)
+                width = (
+                    near(row.expanded, cin, 8)
+                    if t.relative
+                    else round_channels(row.expanded, w, t.divisor)
+                )
                 # Rows that a shallow stage leaves out are none of its shape.
                 widths.append(width * (blocks > i) if i else width)
                 cin = cout
@@ -160,17 +175,35 @@ class GhostNetSpace(SearchSpace):
     def _kinds(self, stage: Stage, before: int) -> Iterator[tuple[int, int, int, bool, bool]]:
         for i, row in enumerate(stage.rows):
             projected = not i and (row.stride > 1 or before != stage.channels)
-            yield row.kernel * row.kernel, row.stride, self.table.squeeze * row.squeeze, projected, i == len(stage.rows) - 1
+            yield (
+                row.kernel * row.kernel,
+                row.stride,
+                self.table.squeeze * row.squeeze,
+                projected,
+                i == len(stage.rows) - 1,
+            )
 
     def blocks(self, shape: Shape) -> Iterator[Block]:
         """Each kind of block in order; one that a shallow network leaves out stands there 0 times."""
         t, cin, before = self.table, shape.stem, self.table.stem
-        for stage, cout, repeats, expanded in zip(t.stages, shape.channels, shape.repeats, shape.expanded, strict=True):
+        for stage, cout, repeats, expanded in zip(
+            t.stages, shape.channels, shape.repeats, shape.expanded, strict=True
+        ):
             last = len(stage.rows) - 1
             for i, (row, mid) in enumerate(zip(stage.rows, expanded, strict=True)):
                 times = _or_none(repeats - last) if i == last else 1 * (repeats > i)
-                reduced = round_channels(1, mid // t.squeeze, t.squeeze_divisor) if row.squeeze else 0
-                yield Block((cin, cout), mid, reduced, row.kernel, row.stride, row.stride > 1 or before != stage.channels, times)
+                reduced = (
+                    round_channels(1, mid // t.squeeze, t.squeeze_divisor) if row.squeeze else 0
+                )
+                yield Block(
+                    (cin, cout),
+                    mid,
+                    reduced,
+                    row.kernel,
+                    row.stride,
+                    row.stride > 1 or before != stage.channels,
+                    times,
+                )
                 cin, before = cout, stage.channels
 
     def count(self, shape: Shape, num_classes: int) -> Any:
@@ -180,7 +213,9 @@ class GhostNetSpace(SearchSpace):
         size = (shape.resolution - 1) // 2 + 1
         area, cin = size * size, shape.stem
         macs = 27 * cin * area + self.table.hidden * (shape.head + num_classes)
-        for rows, cout, repeats, expanded in zip(self._rows, shape.channels, shape.repeats, shape.expanded, strict=True):
+        for rows, cout, repeats, expanded in zip(
+            self._rows, shape.channels, shape.repeats, shape.expanded, strict=True
+        ):
             left = repeats
             for (window, stride, squeeze, projected, last), mid in zip(rows, expanded, strict=True):
                 if not many and left <= 0:
@@ -215,13 +250,27 @@ class GhostNetSpace(SearchSpace):
 
     def describe(self, shape: Shape) -> str:
         widths = ["-".join(map(str, expanded)) for expanded in shape.expanded]
-        stages = ".".join(f"{c}x{n}({e})" for c, n, e in zip(shape.channels, shape.repeats, widths, strict=True))
+        stages = ".".join(
+            f"{c}x{n}({e})" for c, n, e in zip(shape.channels, shape.repeats, widths, strict=True)
+        )
         return f"{shape.resolution}px-{shape.stem}.{stages}.{shape.head}"
 
     def details(self, shape: Shape) -> Mapping[str, Any]:
-        return {"stem": shape.stem, "channels": list(shape.channels), "repeats": list(shape.repeats), "head": shape.head}
+        return {
+            "stem": shape.stem,
+            "channels": list(shape.channels),
+            "repeats": list(shape.repeats),
+            "head": shape.head,
+        }
 
-    def build(self, network: Network, *, drop_rate: float = 0.0, drop_path_rate: float = 0.0, **options: Any) -> "torch.nn.Module":
+    def build(
+        self,
+        network: Network,
+        *,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        **options: Any,
+    ) -> "torch.nn.Module":
         """timm's blocks from the decoded stage list, with the parameter names of timm's GhostNets.
 
         Args:
@@ -281,18 +330,24 @@ def _tallied(tally: Tally, block: Block, size: Any) -> Any:
     _ghost(tally, (cin, mid), size, 0, shortcut, times)
     out = size
     if block.stride > 1:
-        out = tally.conv((mid, mid), block.kernel, size, block.stride, depthwise=True, held=shortcut, times=times)
+        out = tally.conv(
+            (mid, mid), block.kernel, size, block.stride, depthwise=True, held=shortcut, times=times
+        )
     if isinstance(block.reduced, np.ndarray) or block.reduced:
         tally.squeeze_excite(mid, block.reduced, out, held=shortcut, times=times)
     _ghost(tally, (mid, cout), out, shortcut, shortcut, times)
     if block.projected:
         done = cout * out * out
-        tally.conv((cin, cin), block.kernel, size, block.stride, depthwise=True, held=done, times=times)
+        tally.conv(
+            (cin, cin), block.kernel, size, block.stride, depthwise=True, held=done, times=times
+        )
         tally.conv((cin, cout), 1, out, held=done, times=times)
     return out
 
 
-def _ghost(tally: Tally, channels: tuple[Any, Any], size: Any, beside: Any, shortcut: Any, times: Any) -> None:
+def _ghost(
+    tally: Tally, channels: tuple[Any, Any], size: Any, beside: Any, shortcut: Any, times: Any
+) -> None:
     """``beside`` is what is held while the input is still read, ``shortcut`` what is held after it."""
     half = channels[1] // 2
     tally.conv((channels[0], half), 1, size, held=beside, times=times)
@@ -310,11 +365,15 @@ def _module(block: Block, act: Any, drop_path_rate: float) -> "torch.nn.Module":
     (cin, cout), kernel = block.channels, block.kernel
     module = GhostBottleneck(cin, block.expanded, cout, kernel, block.stride, act_layer=act)
     if block.reduced:
-        module.se = SqueezeExcite(block.expanded, rd_channels=block.reduced, gate_layer="hard_sigmoid")
+        module.se = SqueezeExcite(
+            block.expanded, rd_channels=block.reduced, gate_layer="hard_sigmoid"
+        )
     if block.projected and not len(module.shortcut):
         depthwise = nn.Conv2d(cin, cin, kernel, block.stride, kernel // 2, groups=cin, bias=False)
         pointwise = nn.Conv2d(cin, cout, 1, bias=False)
-        module.shortcut = nn.Sequential(depthwise, nn.BatchNorm2d(cin), pointwise, nn.BatchNorm2d(cout))
+        module.shortcut = nn.Sequential(
+            depthwise, nn.BatchNorm2d(cin), pointwise, nn.BatchNorm2d(cout)
+        )
     if drop_path_rate:
         module.ghost2.register_module("drop_path", DropPath(drop_path_rate))
         module.ghost2.register_forward_hook(_dropped)

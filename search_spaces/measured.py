@@ -26,10 +26,14 @@ def counted(network: Network) -> Counted:
     module = _hollow(network)
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
-            layer.register_forward_hook(lambda _layer, _inputs, output: written.append(output.numel()))
+            layer.register_forward_hook(
+                lambda _layer, _inputs, output: written.append(output.numel())
+            )
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         module(torch.zeros(1, 3, network.resolution, network.resolution))
-    return Counted(counter.get_total_flops() // 2, sum(p.numel() for p in module.parameters()), sum(written))
+    return Counted(
+        counter.get_total_flops() // 2, sum(p.numel() for p in module.parameters()), sum(written)
+    )
 
 
 def _hollow(network: Network) -> nn.Module:
@@ -68,7 +72,9 @@ class _Run:
         self.weights: set[int] = set()
         readers = {node: list(node.users) for node in traced.graph.nodes}
         order = {node: i for i, node in enumerate(traced.graph.nodes)}
-        self.last = {node: max(users, key=order.__getitem__, default=node) for node, users in readers.items()}
+        self.last = {
+            node: max(users, key=order.__getitem__, default=node) for node, users in readers.items()
+        }
 
     def moments(self) -> Iterator[int]:
         """Bytes alive after each operation, before what is no longer read is dropped."""
@@ -98,7 +104,9 @@ class _Run:
         if not _element_wise(node) or not isinstance(written, torch.Tensor):
             return 0
         free = self._alive({other: self.values[other] for other in dying})
-        taken = self._alive({other: value for other, value in self.values.items() if other not in dying})
+        taken = self._alive(
+            {other: value for other, value in self.values.items() if other not in dying}
+        )
         for other in dying:
             value = self.values[other]
             if isinstance(value, torch.Tensor) and value.shape == written.shape:
@@ -109,9 +117,18 @@ class _Run:
 
     def _alive(self, values: dict[fx.Node, Any]) -> dict[int, int]:
         """Address and bytes of each distinct piece of memory behind values, weights left out."""
-        tensors = [t for value in values.values() for t in (value if isinstance(value, tuple) else (value,)) if isinstance(t, torch.Tensor)]
+        tensors = [
+            t
+            for value in values.values()
+            for t in (value if isinstance(value, tuple) else (value,))
+            if isinstance(t, torch.Tensor)
+        ]
         storages = [tensor.untyped_storage() for tensor in tensors]
-        return {s.data_ptr(): s.nbytes() for s in storages if s.nbytes() and s.data_ptr() not in self.weights}
+        return {
+            s.data_ptr(): s.nbytes()
+            for s in storages
+            if s.nbytes() and s.data_ptr() not in self.weights
+        }
 
 
 def _element_wise(node: fx.Node) -> bool:

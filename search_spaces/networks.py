@@ -55,7 +55,12 @@ def _with_hard_swish(rows: Iterable[Named]) -> Iterator[Named]:
     for row in rows:
         yield row
         if row.space == "ghostnet_a":
-            yield replace(row, name=f"{row.name}_hswish", title=f"{row.title} + HSwish", space="ghostnet_a_hswish")
+            yield replace(
+                row,
+                name=f"{row.name}_hswish",
+                title=f"{row.title} + HSwish",
+                space="ghostnet_a_hswish",
+            )
 
 
 _B0, _SCALED, _GHOST = "efficientnet_b0", "efficientnet_b0_scaled_head", "ghostnet_a"
@@ -80,10 +85,26 @@ NETWORKS = {
         Named("tinynet_e", "TinyNet-E", _B0, "published", 0.60, 0.51, r=0.475),
         Named("resnet50", "ResNet-50", "resnet50", "published", 1, 1, r=1),
         Named("resnet34", "ResNet-34", "resnet34", "published", 1, 1, r=1),
-        Named("resnet50_giant_a", "ResNet-50 by EfficientNet's rule, 3.7B", "resnet50", "ours", 0.97, 0.95, pixels=219),
+        Named(
+            "resnet50_giant_a",
+            "ResNet-50 by EfficientNet's rule, 3.7B",
+            "resnet50",
+            "ours",
+            0.97,
+            0.95,
+            pixels=219,
+        ),
         Named("resnet50_a", "ResNet-50-A", "resnet50", "ours", 1.2, 0.99, pixels=188),
         Named("resnet18", "ResNet-18", "resnet18", "published", 1, 1, r=1),
-        Named("resnet50_giant_b", "ResNet-50 by EfficientNet's rule, 1.8B", "resnet50", "ours", 0.81, 0.86, pixels=189),
+        Named(
+            "resnet50_giant_b",
+            "ResNet-50 by EfficientNet's rule, 1.8B",
+            "resnet50",
+            "ours",
+            0.81,
+            0.86,
+            pixels=189,
+        ),
         Named("resnet50_b", "ResNet-50-B", "resnet50", "ours", 1.06, 0.78, pixels=191),
         *_with_hard_swish(
             (

@@ -49,9 +49,13 @@ def _try(name: str, module: str, space: SearchSpace) -> None:
             cost = space.cost(space.decode(one, one, one), 10)
         except Exception as error:  # a user's module may raise anything
             said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise _refusal(name, f"{_place(module, error)} fails on {kind} ({said}); {hold}") from error
+            raise _refusal(
+                name, f"{_place(module, error)} fails on {kind} ({said}); {hold}"
+            ) from error
         if not isinstance(cost, Cost):
-            raise _refusal(name, f"its cost gives a {type(cost).__name__} and no search_spaces.Cost; {hold}")
+            raise _refusal(
+                name, f"its cost gives a {type(cost).__name__} and no search_spaces.Cost; {hold}"
+            )
 
 
 def _refusal(name: str, reason: str) -> RequestError:
@@ -59,7 +63,12 @@ def _refusal(name: str, reason: str) -> RequestError:
 
 
 def _is_file(name: str) -> bool:
-    return "/" in name or "\\" in name or name.endswith(".py") or name.rpartition(":")[0].endswith(".py")
+    return (
+        "/" in name
+        or "\\" in name
+        or name.endswith(".py")
+        or name.rpartition(":")[0].endswith(".py")
+    )
 
 
 def _as_module(name: str) -> str:
@@ -78,7 +87,9 @@ def _imported(name: str, module: str) -> ModuleType:
         if f"{module}.".startswith(f"{missing}."):
             mend = f"run from the folder that {missing} lies in, put that folder on PYTHONPATH, or install it"
             raise _refusal(name, f"there is no module {missing!r}; {mend}") from error
-        raise _refusal(name, f"{_place(module, error)} needs {missing}, which is not installed; install it") from error
+        raise _refusal(
+            name, f"{_place(module, error)} needs {missing}, which is not installed; install it"
+        ) from error
     except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise _failed(name, module, error) from error
 
@@ -87,17 +98,25 @@ def _no_attribute(name: str, module: ModuleType) -> RequestError:
     known = [key for key, value in vars(module).items() if _is_space(value)]
     if known:
         return unknown("space", name, [f"{module.__name__}:{key}" for key in known])
-    return _refusal(name, f"{module.__name__} has neither that name nor any other space; subclass search_spaces.SearchSpace in it")
+    return _refusal(
+        name,
+        f"{module.__name__} has neither that name nor any other space; subclass search_spaces.SearchSpace in it",
+    )
 
 
 def _is_space(value: Any) -> bool:
-    return isinstance(value, SearchSpace) or (isinstance(value, type) and issubclass(value, SearchSpace) and value is not SearchSpace)
+    return isinstance(value, SearchSpace) or (
+        isinstance(value, type) and issubclass(value, SearchSpace) and value is not SearchSpace
+    )
 
 
 def _made(name: str, module: str, found: Any) -> SearchSpace:
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
-        raise _refusal(name, f"its class lacks the method {missing}; search_spaces.SearchSpace says what to write")
+        raise _refusal(
+            name,
+            f"its class lacks the method {missing}; search_spaces.SearchSpace says what to write",
+        )
     if not isinstance(found, SearchSpace) and callable(found):
         try:
             inspect.signature(found).bind()
@@ -110,7 +129,9 @@ def _made(name: str, module: str, found: Any) -> SearchSpace:
             raise _failed(name, module, error) from error
     if not isinstance(found, SearchSpace):
         mend = "name one, or a class or function that gives one without arguments"
-        raise _refusal(name, f"it is of type {type(found).__name__}, no search_spaces.SearchSpace; {mend}")
+        raise _refusal(
+            name, f"it is of type {type(found).__name__}, no search_spaces.SearchSpace; {mend}"
+        )
     return found
 
 
@@ -123,5 +144,9 @@ def _place(module: str, error: BaseException) -> str:
     """File and line of the user's module where an error came up, or the module alone."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}, line {error.lineno},"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).stem == module.rpartition(".")[2]]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).stem == module.rpartition(".")[2]
+    ]
     return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}," if frames else module

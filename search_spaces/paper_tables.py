@@ -190,12 +190,16 @@ def check_table(name: str) -> None:
     """
     if name not in NAMES:
         elsewhere = "table4 needs the paper's phone and table5 a trained detector"
-        raise RequestError(f"no {name!r} to print: give {', '.join(NAMES[:-1])} or {NAMES[-1]} ({elsewhere})")
+        raise RequestError(
+            f"no {name!r} to print: give {', '.join(NAMES[:-1])} or {NAMES[-1]} ({elsewhere})"
+        )
 
 
 def row_of(network: str) -> Row:
     """The row with a named network's figures: of several the last table's, which print params too."""
-    return next(row for table in reversed(TABLES.values()) for row in table.rows if row.network == network)
+    return next(
+        row for table in reversed(TABLES.values()) for row in table.rows if row.network == network
+    )
 
 
 def value(printed: str) -> float:
@@ -226,7 +230,18 @@ def architecture() -> list[Layer]:
     size = (size - 1) // 2 + 1
     for stage in table.stages:
         for row in (*stage.rows, *[stage.rows[-1]] * (stage.repeats - len(stage.rows))):
-            layers.append(Layer(size, before, "G-bneck", row.expanded, stage.channels, row.squeeze, row.stride, 1))
+            layers.append(
+                Layer(
+                    size,
+                    before,
+                    "G-bneck",
+                    row.expanded,
+                    stage.channels,
+                    row.squeeze,
+                    row.stride,
+                    1,
+                )
+            )
             size, before = (size - 1) // row.stride + 1, stage.channels
     layers.append(Layer(size, before, "Conv 1×1", None, table.head, False, 1, 1))
     layers.append(Layer(size, table.head, "Pooling", None, None, False, None, 1))

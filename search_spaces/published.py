@@ -33,10 +33,18 @@ def find_published(name: str) -> Any:
     found = get_pretrained_cfg(plain) if plain in known else None
     if found is None or not found.has_weights:
         near = difflib.get_close_matches(plain, sorted(known), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else "give a file, or a name of timm.list_pretrained()"
-        raise RequestError(f"no weights {name!r}, neither a file here nor published by timm: {hint}")
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else "give a file, or a name of timm.list_pretrained()"
+        )
+        raise RequestError(
+            f"no weights {name!r}, neither a file here nor published by timm: {hint}"
+        )
     if not found.hf_hub_id:
-        raise RequestError(f"timm publishes {name!r} outside the hub: download {found.url} and give the file")
+        raise RequestError(
+            f"timm publishes {name!r} outside the hub: download {found.url} and give the file"
+        )
     return found
 
 
@@ -49,14 +57,20 @@ def download(published: Any, label: str) -> Path:
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
     repo = published.hf_hub_id
-    cached = [path for file in HUB_FILES if isinstance(path := try_to_load_from_cache(repo, file), str)]
+    cached = [
+        path for file in HUB_FILES if isinstance(path := try_to_load_from_cache(repo, file), str)
+    ]
     if cached:
         return Path(cached[0])
     if constants.HF_HUB_OFFLINE:
-        raise RequestError(f"weights {label!r} are not in the hub's cache, and HF_HUB_OFFLINE is set: give a file, or go online once")
+        raise RequestError(
+            f"weights {label!r} are not in the hub's cache, and HF_HUB_OFFLINE is set: give a file, or go online once"
+        )
     try:
         return Path(hf_hub_download(repo, _first_there(repo)))
-    except Exception as error:  # the client raises its own errors, its HTTP library's and the system's
+    except (
+        Exception
+    ) as error:  # the client raises its own errors, its HTTP library's and the system's
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         where = f"cannot be had from {constants.ENDPOINT} ({reason})"
         raise RequestError(
@@ -78,7 +92,9 @@ def _first_there(repo: str) -> str:
     return first
 
 
-def check_function(module: "torch.nn.Module", state: Mapping[str, "Tensor"], published: Any, label: str) -> None:
+def check_function(
+    module: "torch.nn.Module", state: Mapping[str, "Tensor"], published: Any, label: str
+) -> None:
     """Make sure that the module computes with the weights what timm's own network of that name does.
 
     Names and shapes do not tell padding, pooling or epsilon: tf_efficientnet_b0's weights fit B0 and mean another function.
@@ -93,6 +109,11 @@ def check_function(module: "torch.nn.Module", state: Mapping[str, "Tensor"], pub
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).double()
     exact = {name: tensor.double() for name, tensor in state.items() if tensor.is_floating_point()}
     with torch.no_grad():
-        ours, wanted = (torch.func.functional_call(each.double().eval(), exact, images) for each in (copy.deepcopy(module), theirs))
+        ours, wanted = (
+            torch.func.functional_call(each.double().eval(), exact, images)
+            for each in (copy.deepcopy(module), theirs)
+        )
     if (ours - wanted).abs().max() > SAME * (wanted - wanted.mean()).abs().max():
-        raise RequestError(f"weights {label!r} fit by name and shape, but mean another function: timm's {published.architecture}")
+        raise RequestError(
+            f"weights {label!r} fit by name and shape, but mean another function: timm's {published.architecture}"
+        )

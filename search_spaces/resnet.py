@@ -64,7 +64,9 @@ class ResNetSpace(SearchSpace):
     def decode(self, r: Any, d: Any, w: Any) -> Shape:
         t = self.table
         stem, *planes = (round_channels(channels, w, t.divisor) for channels in (t.stem, *t.planes))
-        return Shape(self.pixels(r), stem, tuple(planes), tuple([round_repeats(n, d) for n in t.repeats]))
+        return Shape(
+            self.pixels(r), stem, tuple(planes), tuple([round_repeats(n, d) for n in t.repeats])
+        )
 
     def count(self, shape: Shape, num_classes: int) -> Any:
         """Multiply-adds; of each stage the first block, which alone may be strided and projected, and the others alike."""
@@ -73,7 +75,9 @@ class ResNetSpace(SearchSpace):
         cin = shape.stem
         macs = 147 * cin * size * size
         size = (size - 1) // 2 + 1
-        for stride, planes, repeats in zip(self.table.strides, shape.planes, shape.repeats, strict=True):
+        for stride, planes, repeats in zip(
+            self.table.strides, shape.planes, shape.repeats, strict=True
+        ):
             before, size, cout = size * size, (size - 1) // stride + 1, planes * expansion
             area, projected = size * size, stride > 1 or expansion > 1
             if expansion > 1:
@@ -91,22 +95,44 @@ class ResNetSpace(SearchSpace):
         pooled = (size - 1) // 2 + 1
         tally.live(cin * size * size + cin * pooled * pooled)
         size = pooled
-        for stride, planes, repeats in zip(self.table.strides, shape.planes, shape.repeats, strict=True):
-            out = self._block(tally, (cin, planes), size, stride, 1, projected=stride > 1 or self.table.expansion > 1)
+        for stride, planes, repeats in zip(
+            self.table.strides, shape.planes, shape.repeats, strict=True
+        ):
+            out = self._block(
+                tally,
+                (cin, planes),
+                size,
+                stride,
+                1,
+                projected=stride > 1 or self.table.expansion > 1,
+            )
             cin, size = planes * self.table.expansion, out
             self._block(tally, (cin, planes), size, 1, repeats - 1, projected=False)
         tally.live(cin * size * size + cin)
         tally.linear((cin, num_classes))
         return tally.total()
 
-    def _block(self, tally: Tally, channels: tuple[Any, Any], size: Any, stride: int, times: Any, *, projected: bool) -> Any:
+    def _block(
+        self,
+        tally: Tally,
+        channels: tuple[Any, Any],
+        size: Any,
+        stride: int,
+        times: Any,
+        *,
+        projected: bool,
+    ) -> Any:
         """A block's convolutions in the order they run: its branch, then the projection that the branch is added to."""
         (cin, planes), cout = channels, channels[1] * self.table.expansion
         shortcut, out = cin * size * size, size
         bottleneck = ((cin, planes, 1, 1), (planes, planes, 3, stride), (planes, cout, 1, 1))
         basic = ((cin, planes, 3, stride), (planes, planes, 3, 1))
-        for i, (source, target, kernel, step) in enumerate(bottleneck if self.table.expansion > 1 else basic):
-            out = tally.conv((source, target), kernel, out, step, held=shortcut if i else 0, times=times)
+        for i, (source, target, kernel, step) in enumerate(
+            bottleneck if self.table.expansion > 1 else basic
+        ):
+            out = tally.conv(
+                (source, target), kernel, out, step, held=shortcut if i else 0, times=times
+            )
         if projected:
             tally.conv((cin, cout), 1, size, stride, held=cout * out * out, times=times)
         return out
@@ -118,7 +144,14 @@ class ResNetSpace(SearchSpace):
     def details(self, shape: Shape) -> Mapping[str, Any]:
         return {"stem": shape.stem, "planes": list(shape.planes), "repeats": list(shape.repeats)}
 
-    def build(self, network: Network, *, drop_rate: float = 0.0, drop_path_rate: float = 0.0, **options: Any) -> "torch.nn.Module":
+    def build(
+        self,
+        network: Network,
+        *,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        **options: Any,
+    ) -> "torch.nn.Module":
         """timm's blocks from the decoded stage list, with the parameter names of timm's ResNets.
 
         Args:
@@ -150,19 +183,34 @@ class ResNetSpace(SearchSpace):
                 getattr(module, "zero_init_last")()  # noqa: B009 - torch types attributes as modules
         return model
 
-    def _stages(self, shape: Shape, drop_path_rate: float) -> Iterator[tuple[str, "torch.nn.Module"]]:
+    def _stages(
+        self, shape: Shape, drop_path_rate: float
+    ) -> Iterator[tuple[str, "torch.nn.Module"]]:
         from timm.layers.drop import DropPath
         from timm.models.resnet import BasicBlock, Bottleneck, downsample_conv
         from torch import nn
 
-        block, cin, done, last = Bottleneck if self.table.expansion > 1 else BasicBlock, shape.stem, 0, max(sum(shape.repeats) - 1, 1)
-        for number, (stride, planes, repeats) in enumerate(zip(self.table.strides, shape.planes, shape.repeats, strict=True), 1):
+        block, cin, done, last = (
+            Bottleneck if self.table.expansion > 1 else BasicBlock,
+            shape.stem,
+            0,
+            max(sum(shape.repeats) - 1, 1),
+        )
+        for number, (stride, planes, repeats) in enumerate(
+            zip(self.table.strides, shape.planes, shape.repeats, strict=True), 1
+        ):
             blocks, cout = [], planes * self.table.expansion
             for i in range(repeats):
                 step, rate = (1 if i else stride), drop_path_rate * done / last
                 projected = not i and (stride > 1 or self.table.expansion > 1)
-                shortcut = downsample_conv(cin, cout, 1, stride, norm_layer=nn.BatchNorm2d) if projected else None
-                blocks.append(block(cin, planes, step, shortcut, drop_path=DropPath(rate) if rate else None))
+                shortcut = (
+                    downsample_conv(cin, cout, 1, stride, norm_layer=nn.BatchNorm2d)
+                    if projected
+                    else None
+                )
+                blocks.append(
+                    block(cin, planes, step, shortcut, drop_path=DropPath(rate) if rate else None)
+                )
                 cin, done = cout, done + 1
             yield f"layer{number}", nn.Sequential(*blocks)
 

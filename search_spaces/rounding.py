@@ -17,4 +17,8 @@ def round_channels(channels: float, w: Any, divisor: int) -> Any:
 
 def round_repeats(repeats: int, d: Any) -> Any:
     """max(1, round(n d)), halves to even (scalar or array)."""
-    return np.maximum(1.0, np.rint(repeats * d)) if isinstance(d, np.ndarray) else round(repeats * d) or 1
+    return (
+        np.maximum(1.0, np.rint(repeats * d))
+        if isinstance(d, np.ndarray)
+        else round(repeats * d) or 1
+    )

@@ -55,18 +55,32 @@ def stratified(space: SearchSpace, seed: int, num_classes: int | None) -> Stream
         yield _solved(space, target, rng, num_classes)
 
 
-def near(space: SearchSpace, seed: int, num_classes: int | None, *, c: float, tol: float = 0.03) -> Stream:
+def near(
+    space: SearchSpace, seed: int, num_classes: int | None, *, c: float, tol: float = 0.03
+) -> Stream:
     """Random r and d, width tuned around sqrt(c / (r^2 d)) until the cost is within ``tol`` of c (Figure 2)."""
     rng = np.random.default_rng(seed)
     while True:
         yield _solved(space, c, rng, num_classes, tol)
 
 
-SAMPLERS: dict[str, Callable[..., Stream]] = {"uniform": uniform, "stratified": stratified, "near": near}
+SAMPLERS: dict[str, Callable[..., Stream]] = {
+    "uniform": uniform,
+    "stratified": stratified,
+    "near": near,
+}
 ADAPTIVE = ("optuna",)
 
 
-def draw(space: SearchSpace, sampler: str, n: int, seed: int, *, num_classes: int | None = None, **options: float) -> list[Network]:
+def draw(
+    space: SearchSpace,
+    sampler: str,
+    n: int,
+    seed: int,
+    *,
+    num_classes: int | None = None,
+    **options: float,
+) -> list[Network]:
     """The first ``n`` distinct networks of a sampler's sequence.
 
     Raises:
@@ -74,7 +88,11 @@ def draw(space: SearchSpace, sampler: str, n: int, seed: int, *, num_classes: in
     """
     if sampler not in SAMPLERS:
         raise unknown("sampler", sampler, SAMPLERS)
-    return list(islice(_distinct(partial(SAMPLERS[sampler], space, seed, num_classes, **options)(), space), n))
+    return list(
+        islice(
+            _distinct(partial(SAMPLERS[sampler], space, seed, num_classes, **options)(), space), n
+        )
+    )
 
 
 def _distinct(stream: Stream, space: SearchSpace) -> Stream:
@@ -93,13 +111,22 @@ def _distinct(stream: Stream, space: SearchSpace) -> Stream:
         yield network
 
 
-def _solved(space: SearchSpace, c: float, rng: np.random.Generator, num_classes: int | None, tol: float = 0.03) -> Network:
+def _solved(
+    space: SearchSpace,
+    c: float,
+    rng: np.random.Generator,
+    num_classes: int | None,
+    tol: float = 0.03,
+) -> Network:
     """A random (r, d) for which a width inside its range meets c, from draws costed together at both ends of the range."""
     low, high = _box(space)
     budget = c * space.baseline_macs(num_classes)
     for _ in range(PATIENCE // CHUNK):
         draws = low[:2] + (high - low)[:2] * rng.random((CHUNK, 2))
-        ends = [space.macs(draws[:, 0], draws[:, 1], np.full(CHUNK, w), num_classes) for w in (low[2], high[2])]
+        ends = [
+            space.macs(draws[:, 0], draws[:, 1], np.full(CHUNK, w), num_classes)
+            for w in (low[2], high[2])
+        ]
         for r, d in draws[(ends[0] <= budget * (1 + tol)) & (ends[1] >= budget * (1 - tol))]:
             network = solved_width(space, c, float(r), float(d), num_classes, tol)
             if network is not None:
@@ -107,7 +134,9 @@ def _solved(space: SearchSpace, c: float, rng: np.random.Generator, num_classes:
     raise _no_network(space, f"c = {c:g}")
 
 
-def solved_width(space: SearchSpace, c: float, r: float, d: float, num_classes: int | None, tol: float = 0.03) -> Network | None:
+def solved_width(
+    space: SearchSpace, c: float, r: float, d: float, num_classes: int | None, tol: float = 0.03
+) -> Network | None:
     """The network at exactly (r, d) with the width solved for c, or None where none meets ``tol`` inside the ranges."""
     network = space.nearest_width(c, r, d, num_classes)
     low, high = space.ranges["w"]
@@ -126,4 +155,6 @@ def _rdw(row: np.ndarray) -> RDW:
 
 def _no_network(space: SearchSpace, what: str) -> RequestError:
     ranges = ", ".join(f"{k} in [{low:g}, {high:g}]" for k, (low, high) in space.ranges.items())
-    return RequestError(f"space {space.name} has no network with {what} among {ranges}: widen the band or the ranges")
+    return RequestError(
+        f"space {space.name} has no network with {what} among {ranges}: widen the band or the ranges"
+    )

@@ -140,7 +140,9 @@ class Network:
         except ModuleNotFoundError as error:
             if error.name not in ("torch", "timm", "torchvision", "safetensors", "huggingface_hub"):
                 raise
-            raise RequestError(f"building needs {error.name}, which is not installed: pip install 'tinynet-search[search]'") from error
+            raise RequestError(
+                f"building needs {error.name}, which is not installed: pip install 'tinynet-search[search]'"
+            ) from error
         return module
 
 
@@ -159,7 +161,11 @@ class SearchSpace(ABC):
     version: int = 1
     base_resolution: int
     num_classes: int = 1000
-    ranges: Mapping[str, tuple[float, float]] = {"r": (0.35, 2.8), "d": (0.35, 2.8), "w": (0.35, 2.8)}
+    ranges: Mapping[str, tuple[float, float]] = {
+        "r": (0.35, 2.8),
+        "d": (0.35, 2.8),
+        "w": (0.35, 2.8),
+    }
     band: tuple[float, float] = (0.03, 1.05)
 
     @abstractmethod
@@ -185,7 +191,9 @@ class SearchSpace(ABC):
     def details(self, shape: Any) -> Mapping[str, Any]:
         return {}
 
-    def narrowed(self, ranges: Mapping[str, Sequence[float]], band: Sequence[float] | None = None) -> Self:
+    def narrowed(
+        self, ranges: Mapping[str, Sequence[float]], band: Sequence[float] | None = None
+    ) -> Self:
         """The same space with some ranges of r, d, w, or its band, replaced: other draws, the same networks."""
         space = copy.copy(self)
         space.ranges = {**self.ranges, **{key: (low, high) for key, (low, high) in ranges.items()}}
@@ -196,7 +204,11 @@ class SearchSpace(ABC):
 
     def pixels(self, r: Any) -> Any:
         """int(base * r + 1e-6): the epsilon makes r = pixels / base come back as the same pixels."""
-        return np.floor(self.base_resolution * r + 1e-6) if isinstance(r, np.ndarray) else int(self.base_resolution * r + 1e-6)
+        return (
+            np.floor(self.base_resolution * r + 1e-6)
+            if isinstance(r, np.ndarray)
+            else int(self.base_resolution * r + 1e-6)
+        )
 
     def network(self, rdw: tuple[float, float, float], num_classes: int | None = None) -> Network:
         """The real network of (r, d, w).
@@ -207,17 +219,27 @@ class SearchSpace(ABC):
         try:
             r, d, w = (float(v) for v in rdw)
         except (TypeError, ValueError, OverflowError) as error:
-            raise RequestError(f"{str(rdw)[:80]} is no (r, d, w): give three numbers such as (0.86, 1.2, 1.0)") from error
+            raise RequestError(
+                f"{str(rdw)[:80]} is no (r, d, w): give three numbers such as (0.86, 1.2, 1.0)"
+            ) from error
         for label, value in (("r", r), ("d", d), ("w", w)):
             if not SANE[0] <= value <= SANE[1]:
-                raise RequestError(f"{label} = {value:g} is no multiplier: give a number in [{SANE[0]:g}, {SANE[1]:g}] (1 is the baseline)")
+                raise RequestError(
+                    f"{label} = {value:g} is no multiplier: give a number in [{SANE[0]:g}, {SANE[1]:g}] (1 is the baseline)"
+                )
         classes = self.num_classes if num_classes is None else num_classes
         if not isinstance(classes, (int, np.integer)) or not 2 <= classes <= MOST_CLASSES:
-            raise RequestError(f"num_classes = {classes}: a classifier needs at least two classes, whole ones, and at most {MOST_CLASSES}")
+            raise RequestError(
+                f"num_classes = {classes}: a classifier needs at least two classes, whole ones, and at most {MOST_CLASSES}"
+            )
         if self.pixels(r) < 1:
-            raise RequestError(f"r = {r:g} leaves no pixel of the baseline's {self.base_resolution}: raise r")
+            raise RequestError(
+                f"r = {r:g} leaves no pixel of the baseline's {self.base_resolution}: raise r"
+            )
         shape = self.decode(r, d, w)
-        return Network(self, RDW(r, d, w), self.pixels(r), shape, classes, int(self.count(shape, classes)))
+        return Network(
+            self, RDW(r, d, w), self.pixels(r), shape, classes, int(self.count(shape, classes))
+        )
 
     def baseline(self, num_classes: int | None = None) -> Network:
         return self.network(RDW(1.0, 1.0, 1.0), num_classes)
@@ -235,7 +257,9 @@ class SearchSpace(ABC):
         classes = self.num_classes if num_classes is None else num_classes
         return self.count(self.decode(r, d, w), classes)
 
-    def solve_width(self, c: float, r: float, d: float, *, tol: float = 0.03, num_classes: int | None = None) -> Network:
+    def solve_width(
+        self, c: float, r: float, d: float, *, tol: float = 0.03, num_classes: int | None = None
+    ) -> Network:
         """The network at (r, d) whose exact cost is nearest to c of the baseline's.
 
         Equation 5, w = sqrt(c / (r^2 d)), is only the first guess: rounding and the parts that do not scale move
@@ -253,9 +277,13 @@ class SearchSpace(ABC):
                 there costs, the line says the smallest c that can be met.
         """
         if not 0 < c < math.inf:
-            raise RequestError(f"c = {c:g} is no budget: give a fraction of the baseline's FLOPs above 0")
+            raise RequestError(
+                f"c = {c:g} is no budget: give a fraction of the baseline's FLOPs above 0"
+            )
         if not 0 < tol < 1:
-            raise RequestError(f"tol = {tol:g} is no tolerance: give a share of the budget between 0 and 1, such as 0.03")
+            raise RequestError(
+                f"tol = {tol:g} is no tolerance: give a share of the budget between 0 and 1, such as 0.03"
+            )
         classes = self.num_classes if num_classes is None else num_classes
         asked = self.network(RDW(r, d, 1.0), classes).resolution
         best = self.nearest_width(c, r, d, classes)
@@ -271,7 +299,11 @@ class SearchSpace(ABC):
             )
         for step in range(1, max(2, int(asked * MAX_NUDGE)) + 1):
             nudged = [p / self.base_resolution for p in (asked + step, asked - step)]
-            around = [self.nearest_width(c, near, d, classes) for near in nudged if SANE[0] <= near <= SANE[1]]
+            around = [
+                self.nearest_width(c, near, d, classes)
+                for near in nudged
+                if SANE[0] <= near <= SANE[1]
+            ]
             best = min([best, *around], key=lambda n: abs(n.c - c))
             if abs(best.c - c) <= tol * c:
                 return best
@@ -282,10 +314,14 @@ class SearchSpace(ABC):
     def thinnest(self, r: float, d: float, num_classes: int | None = None) -> Network:
         """The cheapest network that ``solve_width`` may answer with: no width at all, at the lowest resolution it tries."""
         asked = self.pixels(r)
-        pixels = max(asked - max(2, int(asked * MAX_NUDGE)), math.ceil(SANE[0] * self.base_resolution))
+        pixels = max(
+            asked - max(2, int(asked * MAX_NUDGE)), math.ceil(SANE[0] * self.base_resolution)
+        )
         return self.network(RDW(min(r, pixels / self.base_resolution), d, SANE[0]), num_classes)
 
-    def nearest_width(self, c: float, r: float, d: float, num_classes: int | None = None) -> Network:
+    def nearest_width(
+        self, c: float, r: float, d: float, num_classes: int | None = None
+    ) -> Network:
         """At exactly this (r, d): of the two networks beside the budget on the staircase of widths, the nearer one."""
         classes = self.num_classes if num_classes is None else num_classes
         budget = c * self.baseline_macs(classes)
@@ -296,6 +332,8 @@ class SearchSpace(ABC):
             high = min(high * 1.5, SANE[1])
         while high - low > 1e-4:
             middle = (low + high) / 2
-            low, high = (middle, high) if self.macs(r, d, middle, classes) <= budget else (low, middle)
+            low, high = (
+                (middle, high) if self.macs(r, d, middle, classes) <= budget else (low, middle)
+            )
         pair = [self.network(RDW(r, d, w), classes) for w in (low, high)]
         return min(pair, key=lambda n: abs(n.macs - budget))

@@ -65,7 +65,9 @@ class Tally:
         self.live(held + cin * size * size + cout * out * out, times)
         return out
 
-    def squeeze_excite(self, channels: Any, reduced: Any, size: Any, *, held: Any = 0, times: Any = 1) -> None:
+    def squeeze_excite(
+        self, channels: Any, reduced: Any, size: Any, *, held: Any = 0, times: Any = 1
+    ) -> None:
         """Pool, two 1x1 convolutions with bias, and a gate that scales its input in place."""
         held = held + channels * size * size
         self.live(held + channels, times)

@@ -21,7 +21,13 @@ __all__ = ["SpaceContract", "check_space", "counted", "counted_macs", "measured_
 
 # Any number of classes that no space has of itself.
 CLASSES = 7
-ABSURD = ((0.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, float("nan")), (1.0, 1.0, 1e9), (float("inf"), 1.0, 1.0))
+ABSURD = (
+    (0.0, 1.0, 1.0),
+    (1.0, -1.0, 1.0),
+    (1.0, 1.0, float("nan")),
+    (1.0, 1.0, 1e9),
+    (float("inf"), 1.0, 1.0),
+)
 # How far into its ranges of r, d and w goes a twist that is run for real: seconds for any space.
 SMALL = np.array([0.1, 0.3, 0.3])
 TOL = 0.03
@@ -42,14 +48,21 @@ class SpaceContract:
 
     def __init_subclass__(cls) -> None:
         if not isinstance(getattr(cls, "space", None), SearchSpace):
-            raise TypeError(f"{cls.__name__} has no space to hold to the contract: write space = MySpace() in it")
+            raise TypeError(
+                f"{cls.__name__} has no space to hold to the contract: write space = MySpace() in it"
+            )
 
     def test_the_baseline_is_one(self) -> None:
         for classes in (self.space.num_classes, CLASSES):
             with self._at(RDW(1.0, 1.0, 1.0), classes) as network:
                 baseline = self.space.baseline(classes)
                 _same("c of the baseline", baseline.c, 1.0, "due is")
-                _same("pixels of the baseline", baseline.resolution, self.space.base_resolution, "base_resolution is")
+                _same(
+                    "pixels of the baseline",
+                    baseline.resolution,
+                    self.space.base_resolution,
+                    "base_resolution is",
+                )
                 _same("the baseline", baseline, network, "network() gives")
 
     def test_macs_are_the_modules(self) -> None:
@@ -71,20 +84,30 @@ class SpaceContract:
         for rdw in (RDW(1.0, 1.0, 1.0), *self._small()):
             with self._at(rdw) as network:
                 peak = measured_peak(network.build(), network.resolution)
-                _same("most elements alive at once", network.activation_bytes // FLOAT32_BYTES, peak)
+                _same(
+                    "most elements alive at once", network.activation_bytes // FLOAT32_BYTES, peak
+                )
 
     def test_cost_never_falls(self) -> None:
         """Widths are solved by bisection: more width or more pixels may not cost less."""
         low, high = self._ends()
         wider = np.linspace(low[2] / 4, 2 * high[2], 400)
-        larger = np.arange(self.space.pixels(low[0]), self.space.pixels(high[0]) + 1) / self.space.base_resolution
+        larger = (
+            np.arange(self.space.pixels(low[0]), self.space.pixels(high[0]) + 1)
+            / self.space.base_resolution
+        )
         for rdw in self._drawn():
             for key, values in (("w", wider), ("r", larger)):
-                steps = {name: values if name == key else np.full(len(values), getattr(rdw, name)) for name in RDW._fields}
+                steps = {
+                    name: values if name == key else np.full(len(values), getattr(rdw, name))
+                    for name in RDW._fields
+                }
                 macs = self.space.macs(**steps, num_classes=CLASSES)
                 for i in np.flatnonzero(np.diff(macs) < 0)[:1]:
                     with self._at(rdw._replace(**{key: float(values[i])})):
-                        raise AssertionError(f"multiply-adds fall from {macs[i]:.0f} to {macs[i + 1]:.0f} at {key} = {values[i + 1]:.6g}")
+                        raise AssertionError(
+                            f"multiply-adds fall from {macs[i]:.0f} to {macs[i + 1]:.0f} at {key} = {values[i + 1]:.6g}"
+                        )
 
     def test_scalars_and_arrays_cost_the_same(self) -> None:
         drawn = self._drawn()
@@ -96,21 +119,40 @@ class SpaceContract:
                 _same("count", scalars["count"], scalars["macs"], "its cost has macs")
                 for name, value in scalars.items():
                     _same(name, value, int(value), "due is a whole number such as")
-                    _same(name, value, np.broadcast_to(arrays[name], len(drawn))[i], "of arrays it says")
+                    _same(
+                        name,
+                        value,
+                        np.broadcast_to(arrays[name], len(drawn))[i],
+                        "of arrays it says",
+                    )
 
     def test_pixels_come_back(self) -> None:
         base = self.space.base_resolution
         every = list(range(1, 3 * base))
         with _naming(self.space.name):
             _same("pixels", [self.space.pixels(p / base) for p in every], every, "asked were")
-            _same("pixels of an array", self.space.pixels(np.array(every) / base).tolist(), every, "asked were")
+            _same(
+                "pixels of an array",
+                self.space.pixels(np.array(every) / base).tolist(),
+                every,
+                "asked were",
+            )
         for rdw in self._drawn():
             with self._at(rdw) as network:
-                _same("pixels", network.resolution, int(base * rdw.r + 1e-6), "int(base * r + 1e-6) is")
+                _same(
+                    "pixels",
+                    network.resolution,
+                    int(base * rdw.r + 1e-6),
+                    "int(base * r + 1e-6) is",
+                )
 
     def test_a_description_names_one_shape(self) -> None:
         drawn, described = self._drawn(), []
-        mixed = [one._replace(**{key: getattr(other, key)}) for one, other in pairwise(drawn) for key in RDW._fields]
+        mixed = [
+            one._replace(**{key: getattr(other, key)})
+            for one, other in pairwise(drawn)
+            for key in RDW._fields
+        ]
         for rdw in (*drawn, *mixed, *drawn):
             with self._at(rdw) as network:
                 described.append((network, network.key))
@@ -118,12 +160,19 @@ class SpaceContract:
             if (one == other) != (text == its_text):
                 kinds = "equal shapes" if one == other else "different shapes"
                 with self._at(one.rdw):
-                    raise AssertionError(f"{kinds} are described as {text!r} here and {its_text!r} at {other.rdw}")
+                    raise AssertionError(
+                        f"{kinds} are described as {text!r} here and {its_text!r} at {other.rdw}"
+                    )
 
     def test_details_are_json(self) -> None:
         for rdw in self._drawn():
             with self._at(rdw) as network:
-                _same("details", network.details, json.loads(json.dumps(network.details, allow_nan=False)), "as JSON they are")
+                _same(
+                    "details",
+                    network.details,
+                    json.loads(json.dumps(network.details, allow_nan=False)),
+                    "as JSON they are",
+                )
 
     def test_a_training_step_reaches_every_parameter(self) -> None:
         """A parameter without a gradient would stop a training on several workers."""
@@ -133,15 +182,24 @@ class SpaceContract:
                 logits = module(torch.randn(2, 3, network.resolution, network.resolution))
                 _same("shape of the logits", (2, CLASSES), tuple(logits.shape))
                 logits.sum().backward()
-                unreached = [name for name, parameter in module.named_parameters() if parameter.grad is None]
+                unreached = [
+                    name for name, parameter in module.named_parameters() if parameter.grad is None
+                ]
                 _same("parameters out of reach of a training", [], unreached)
 
     def test_build_takes_both_drop_rates(self) -> None:
         """Every training passes them; the weights are the same with and without."""
         with self._at(self._small()[0]) as network:
             plain, dropping = network.build(), network.build(drop_rate=0.2, drop_path_rate=0.1)
-            _same("weights", list(plain.state_dict()), list(dropping.state_dict()), "with drop rates the module has")
-            dropping.train()(torch.randn(2, 3, network.resolution, network.resolution)).sum().backward()
+            _same(
+                "weights",
+                list(plain.state_dict()),
+                list(dropping.state_dict()),
+                "with drop rates the module has",
+            )
+            dropping.train()(
+                torch.randn(2, 3, network.resolution, network.resolution)
+            ).sum().backward()
 
     def test_absurd_twists_are_refused(self) -> None:
         for rdw, classes in (*((rdw, CLASSES) for rdw in ABSURD), ((1.0, 1.0, 1.0), 1)):
@@ -150,22 +208,35 @@ class SpaceContract:
             except RequestError:
                 continue
             with self._at(RDW(1.0, 1.0, 1.0)):
-                raise AssertionError(f"r, d, w = {rdw} with {classes} classes is taken, a RequestError is due")
+                raise AssertionError(
+                    f"r, d, w = {rdw} with {classes} classes is taken, a RequestError is due"
+                )
 
     def test_widths_are_solved(self) -> None:
         """Whatever a twist costs is met by some width, and next to nothing by none."""
         for rdw in self._drawn():
             with self._at(rdw) as network:
-                solved = self.space.solve_width(network.c, rdw.r, rdw.d, tol=TOL, num_classes=CLASSES)
+                solved = self.space.solve_width(
+                    network.c, rdw.r, rdw.d, tol=TOL, num_classes=CLASSES
+                )
                 if abs(solved.c - network.c) > TOL * network.c:
-                    raise AssertionError(f"its c of {network.c:.6f} is asked of solve_width, which gives {solved.c:.6f}")
-                _same("the solved network", solved, self.space.network(solved.rdw, CLASSES), "its own r, d, w give")
+                    raise AssertionError(
+                        f"its c of {network.c:.6f} is asked of solve_width, which gives {solved.c:.6f}"
+                    )
+                _same(
+                    "the solved network",
+                    solved,
+                    self.space.network(solved.rdw, CLASSES),
+                    "its own r, d, w give",
+                )
         with self._at(RDW(1.0, 1.0, 1.0)):
             try:
                 found = self.space.solve_width(1e-9, 1.0, 1.0)
             except RequestError:
                 return
-            raise AssertionError(f"c = 1e-9 is asked of solve_width, which gives {found.c:g}; a RequestError is due")
+            raise AssertionError(
+                f"c = 1e-9 is asked of solve_width, which gives {found.c:g}; a RequestError is due"
+            )
 
     @classmethod
     @cache
@@ -179,7 +250,10 @@ class SpaceContract:
 
     def _costs(self, r: Any, d: Any, w: Any) -> dict[str, Any]:
         shape = self.space.decode(r, d, w)
-        return {**self.space.cost(shape, CLASSES)._asdict(), "count": self.space.count(shape, CLASSES)}
+        return {
+            **self.space.cost(shape, CLASSES)._asdict(),
+            "count": self.space.count(shape, CLASSES),
+        }
 
     @classmethod
     def _ends(cls) -> tuple[np.ndarray, np.ndarray]:
@@ -196,7 +270,9 @@ class SpaceContract:
     def _small(cls) -> list[RDW]:
         """The low end of the ranges, and a few random twists near it."""
         low, high = cls._ends()
-        rows = low + SMALL * (high - low) * np.random.default_rng(cls.seed).random((min(cls.twists, 4), 3))
+        rows = low + SMALL * (high - low) * np.random.default_rng(cls.seed).random(
+            (min(cls.twists, 4), 3)
+        )
         return [RDW(*map(float, row)) for row in (low, *rows)]
 
     @classmethod
@@ -218,7 +294,9 @@ def check_space(space: SearchSpace, twists: int = 20, seed: int = 0) -> None:
         AssertionError: the first breach: the twist (r, d, w), what the space says and what its module really has.
     """
     if not isinstance(space, SearchSpace):
-        raise TypeError(f"check_space takes a space, not {space!r}: give an instance of a SearchSpace")
+        raise TypeError(
+            f"check_space takes a space, not {space!r}: give an instance of a SearchSpace"
+        )
     contract = type("Contract", (SpaceContract,), {"space": space, "twists": twists, "seed": seed})
     for name in vars(SpaceContract):
         if name.startswith("test_"):

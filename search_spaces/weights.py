@@ -60,8 +60,14 @@ def load_weights(module: "torch.nn.Module", source: str | Path | Source) -> None
     given = _bare(read_weights(found), own)
     differing = list(_differences(own, given, found.label))
     if differing:
-        raise RequestError(_classes_differ(module, own, given, differing, found.label) or differing[0][1])
-    chosen = {name: given[name] for name, tensor in own.items() if name in given and given[name].shape == tensor.shape}
+        raise RequestError(
+            _classes_differ(module, own, given, differing, found.label) or differing[0][1]
+        )
+    chosen = {
+        name: given[name]
+        for name, tensor in own.items()
+        if name in given and given[name].shape == tensor.shape
+    }
     if found.published is not None:
         check_function(module, chosen, found.published, found.label)
     with torch.no_grad():
@@ -76,15 +82,21 @@ def locate(source: str | Path) -> Source:
         RequestError: there is no such file or name, or the hub cannot be reached.
     """
     if not isinstance(source, str | Path):
-        raise RequestError(f"pretrained={source!r} names no weights: give a file, or a name such as 'tinynet_e.in1k'")
+        raise RequestError(
+            f"pretrained={source!r} names no weights: give a file, or a name such as 'tinynet_e.in1k'"
+        )
     path, text = Path(os.path.expanduser(source)), str(source)
     if os.path.isfile(path):  # False, too, where the text is too long for a path
         return Source(path, text)
     # A folder with a published name is often an export of that network.
     if isinstance(source, Path) or path.suffix in SUFFIXES or "/" in text.removeprefix("timm/"):
         if path.is_dir():
-            raise RequestError(f"weights {text!r} is a folder: give the .safetensors or .pth file in it")
-        raise RequestError(f"weights file {text!r} does not exist: give a .safetensors or .pth file, or a name such as 'tinynet_e.in1k'")
+            raise RequestError(
+                f"weights {text!r} is a folder: give the .safetensors or .pth file in it"
+            )
+        raise RequestError(
+            f"weights file {text!r} does not exist: give a .safetensors or .pth file, or a name such as 'tinynet_e.in1k'"
+        )
     published = find_published(text)
     label = ".".join(part for part in (published.architecture, published.tag) if part)
     return Source(download(published, label), label, published)
@@ -101,8 +113,14 @@ def read_weights(source: Source) -> dict[str, "Tensor"]:
         if isinstance(state, Mapping) and isinstance(inner := state.get(key), Mapping) and inner:
             state = inner
             break
-    if not isinstance(state, Mapping) or not state or not all(isinstance(k, str) and _plain(v) for k, v in state.items()):
-        raise RequestError(f"weights {source.label!r} hold no state dict: write the file with torch.save(module.state_dict(), ...)")
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(k, str) and _plain(v) for k, v in state.items())
+    ):
+        raise RequestError(
+            f"weights {source.label!r} hold no state dict: write the file with torch.save(module.state_dict(), ...)"
+        )
     return dict(state)
 
 
@@ -112,7 +130,9 @@ def _read(source: Source) -> Any:
 
     try:
         if source.path.stat().st_size > LARGEST:
-            raise RequestError(f"weights {source.label!r} have more than {LARGEST // 2**30} GiB: no network here has so many")
+            raise RequestError(
+                f"weights {source.label!r} have more than {LARGEST // 2**30} GiB: no network here has so many"
+            )
         if source.path.suffix == ".safetensors":
             return load_file(source.path)
         if zipfile.is_zipfile(source.path) and not _sound_archive(source.path):
@@ -124,12 +144,16 @@ def _read(source: Source) -> Any:
     except RequestError:
         raise
     except OSError as error:
-        raise RequestError(f"weights {source.label!r} cannot be read: {error.strerror or error}") from error
+        raise RequestError(
+            f"weights {source.label!r} cannot be read: {error.strerror or error}"
+        ) from error
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error):
             raise RequestError(_damaged(source)) from error
         advice = "write torch.save(module.state_dict(), ...) where they were made"
-        raise RequestError(f"weights {source.label!r} hold Python objects beside tensors, which would be code to run: {advice}") from error
+        raise RequestError(
+            f"weights {source.label!r} hold Python objects beside tensors, which would be code to run: {advice}"
+        ) from error
     except Exception as error:  # on bytes that make no sense readers raise almost anything: struct.error, OverflowError, ...
         raise RequestError(_damaged(source)) from error
 
@@ -137,14 +161,22 @@ def _read(source: Source) -> Any:
 def _sound_archive(path: Path) -> bool:
     """Torch does not look at the checksums of its own archives, and never compresses: what is compressed may be a bomb."""
     with zipfile.ZipFile(path) as archive:
-        return all(each.compress_type == zipfile.ZIP_STORED for each in archive.infolist()) and not archive.testzip()
+        return (
+            all(each.compress_type == zipfile.ZIP_STORED for each in archive.infolist())
+            and not archive.testzip()
+        )
 
 
 def _plain(value: Any) -> bool:
     """Whether it is a tensor that can be copied from: dense, whole and with its values."""
     import torch
 
-    return isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_nested and value.device.type == "cpu"
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and not value.is_nested
+        and value.device.type == "cpu"
+    )
 
 
 def _damaged(source: Source) -> str:
@@ -156,12 +188,21 @@ def _damaged(source: Source) -> str:
 def _bare(given: Mapping[str, "Tensor"], own: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     """Names without what data-parallel training or torch.compile put before them all."""
     names = dict(given)
-    while prefix := next((p for p in WRAPPERS if all(n.startswith(p) for n in names) and not any(n.startswith(p) for n in own)), None):
+    while prefix := next(
+        (
+            p
+            for p in WRAPPERS
+            if all(n.startswith(p) for n in names) and not any(n.startswith(p) for n in own)
+        ),
+        None,
+    ):
         names = {name.removeprefix(prefix): tensor for name, tensor in names.items()}
     return names
 
 
-def _differences(own: Mapping[str, "Tensor"], given: Mapping[str, "Tensor"], label: str) -> Iterator[tuple[str, str]]:
+def _differences(
+    own: Mapping[str, "Tensor"], given: Mapping[str, "Tensor"], label: str
+) -> Iterator[tuple[str, str]]:
     """(name, what differs), in the network's own order and then the file's."""
     other = f"weights {label!r} are another network's"
     for name, tensor in own.items():
@@ -170,16 +211,26 @@ def _differences(own: Mapping[str, "Tensor"], given: Mapping[str, "Tensor"], lab
         if name not in given:
             yield name, f"{other}: {name} is missing in them"
         elif tensor.shape != given[name].shape:
-            yield name, f"{other}: {name} is {tuple(tensor.shape)} in the network and {tuple(given[name].shape)} in them"
+            yield (
+                name,
+                f"{other}: {name} is {tuple(tensor.shape)} in the network and {tuple(given[name].shape)} in them",
+            )
         elif tensor.is_floating_point() != given[name].is_floating_point():
-            yield name, f"weights {label!r} are no plain ones: {name} is {given[name].dtype}, where the network has {tensor.dtype}"
+            yield (
+                name,
+                f"weights {label!r} are no plain ones: {name} is {given[name].dtype}, where the network has {tensor.dtype}",
+            )
     for name in given:
         if name not in own and not name.endswith(COUNTERS):
             yield name, f"{other}: they have {name}, which the network lacks"
 
 
 def _classes_differ(
-    module: "torch.nn.Module", own: Mapping[str, "Tensor"], given: Mapping[str, "Tensor"], differing: list[tuple[str, str]], label: str
+    module: "torch.nn.Module",
+    own: Mapping[str, "Tensor"],
+    given: Mapping[str, "Tensor"],
+    differing: list[tuple[str, str]],
+    label: str,
 ) -> str | None:
     """The line for weights that differ in the classifier's rows alone."""
     from torch import nn
@@ -191,4 +242,6 @@ def _classes_differ(
     if theirs is None or theirs.shape[1:] != ours.shape[1:] or theirs.shape == ours.shape:
         return None
     ask = f"ask for {len(theirs)} (num_classes={len(theirs)}, --classes {len(theirs)})"
-    return f"weights {label!r} are for {len(theirs)} classes, and the network has {len(ours)}: {ask}"
+    return (
+        f"weights {label!r} are for {len(theirs)} classes, and the network has {len(ours)}: {ask}"
+    )

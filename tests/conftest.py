@@ -17,7 +17,11 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
     os.environ.pop(name, None)
 # Of the local S3 server; nodes of a cluster need them in their own environment, so they are there before any starts.
-os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+os.environ |= {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 # Every cluster of the tests lets nobody in without this token; the processes of one run share it.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.setdefault("TINYNET_TEST_TOKEN", secrets.token_hex(16))
@@ -35,7 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.args = [str(file) for file in _test_files(config) if _is_quick(file)]
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """List by folder the files that ``--quick`` leaves out."""
     if not config.getoption("--quick"):
         return
@@ -102,7 +108,12 @@ def ray_cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
+    head = {
+        "num_cpus": 0,
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+        "dashboard_port": 0,
+    }
     # Jobs go through the head's agent, whose own port would be another cluster's of this machine.
     head["dashboard_agent_listen_port"] = free_port()
     cluster = Cluster(initialize_head=True, head_node_args=head)

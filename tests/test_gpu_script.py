@@ -11,13 +11,20 @@ NOT_THERE = ("ray", "pydantic", "mlflow")
 NEEDS_A_GPU = {"compiled", "memory", "out_of_memory", "sync_bn"}
 
 
-def checked(tmp_path: Path, *names: str) -> tuple[subprocess.CompletedProcess[str], dict[str, dict[str, object]]]:
+def checked(
+    tmp_path: Path, *names: str
+) -> tuple[subprocess.CompletedProcess[str], dict[str, dict[str, object]]]:
     for module in NOT_THERE:
         (tmp_path / f"{module}.py").write_text(f"raise ImportError('{module} is not installed')\n")
     out = tmp_path / "out.json"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-m", "benchmarks.gpu.check", *names, "--tiny", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
     return done, {row["check"]: row for row in json.loads(out.read_text())["checks"]}
 
 
@@ -37,6 +44,8 @@ def test_a_check_that_fails_or_hangs_does_not_stop_the_others() -> None:
     try:
         assert worker.run(Check("speed", "no_such_check", 60), 60)["verdict"] == "FAIL"
         assert worker.run(Check("training", "sync_bn", 60), 60)["verdict"] == "SKIPPED"
-        assert worker.run(Check("speed", "throughput", 0.0), 0.0)["figure"].startswith("not done after 0 s")
+        assert worker.run(Check("speed", "throughput", 0.0), 0.0)["figure"].startswith(
+            "not done after 0 s"
+        )
     finally:
         worker.stop()

@@ -39,9 +39,21 @@ def _loaded(code: str) -> set[str]:
     ],
 )
 def test_light(code: str) -> None:
-    assert not _loaded(code) & {"torch", "ray", "timm", "mlflow", "sklearn", "scipy", "pandas", "pymoo", "optuna"}
+    assert not _loaded(code) & {
+        "torch",
+        "ray",
+        "timm",
+        "mlflow",
+        "sklearn",
+        "scipy",
+        "pandas",
+        "pymoo",
+        "optuna",
+    }
 
 
 def test_the_training_loop_needs_no_ray() -> None:
-    loaded = _loaded("import trainables.classification, trainables.trial, trainables.checkpoint, trainables.data.per_image")
+    loaded = _loaded(
+        "import trainables.classification, trainables.trial, trainables.checkpoint, trainables.data.per_image"
+    )
     assert not loaded & {"ray", "mlflow", "pydantic", "tinynet_search", "sklearn"}

@@ -16,7 +16,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
-def notebook(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[NotebookNode, NotebookNode]:
+def notebook(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[NotebookNode, NotebookNode]:
     """As committed, and run afresh beside a checkout in which nobody has searched; a cell that fails raises here."""
     checkout = tmp_path_factory.mktemp("checkout")
     (checkout / "tinynet_search").symlink_to(ROOT / "tinynet_search")
@@ -30,7 +32,10 @@ def notebook(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def printed(notebook: NotebookNode) -> list[str]:
     """What each code cell prints on stdout; what libraries say on stderr is theirs."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    return ["".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout") for cell in cells]
+    return [
+        "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")
+        for cell in cells
+    ]
 
 
 def rounded(text: str) -> str:
@@ -40,14 +45,23 @@ def rounded(text: str) -> str:
 
 def test_it_shows_what_is_committed(notebook: tuple[NotebookNode, NotebookNode]) -> None:
     committed, fresh = notebook
-    assert [rounded(text) for text in printed(fresh)] == [rounded(text) for text in printed(committed)]
-    kinds = [[set(o.data) for cell in version.cells for o in cell.get("outputs", []) if "data" in o] for version in notebook]
+    assert [rounded(text) for text in printed(fresh)] == [
+        rounded(text) for text in printed(committed)
+    ]
+    kinds = [
+        [set(o.data) for cell in version.cells for o in cell.get("outputs", []) if "data" in o]
+        for version in notebook
+    ]
     assert kinds[0] == kinds[1]
 
 
 def test_it_names_no_folder_of_a_machine(notebook: tuple[NotebookNode, NotebookNode]) -> None:
     text = nbformat.writes(notebook[0])
-    assert not [folder for folder in ("/home/", "/Users/", "/tmp/", "site-packages", str(ROOT)) if folder in text]
+    assert not [
+        folder
+        for folder in ("/home/", "/Users/", "/tmp/", "site-packages", str(ROOT))
+        if folder in text
+    ]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS[:1], indirect=True, ids=lambda path: path.stem)

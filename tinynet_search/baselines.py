@@ -78,7 +78,11 @@ def baseline(rule: str, space: SearchSpace, c: float, num_classes: int) -> Basel
     except RequestError as error:
         return Baseline(rule, None, str(error))
     off = network.c / c - 1
-    return Baseline(rule, network, f"{abs(off):.1%} {'above' if off > 0 else 'below'} the budget" if abs(off) > TOL else None)
+    return Baseline(
+        rule,
+        network,
+        f"{abs(off):.1%} {'above' if off > 0 else 'below'} the budget" if abs(off) > TOL else None,
+    )
 
 
 def _alone(axis: str, space: SearchSpace, c: float, *, num_classes: int) -> Network:
@@ -93,7 +97,9 @@ def _alone(axis: str, space: SearchSpace, c: float, *, num_classes: int) -> Netw
     twist = {**dict.fromkeys("rdw", np.ones_like(steps)), axis: steps}
     macs = space.macs(**twist, num_classes=num_classes)
     if macs[0] > (1 + TOL) * budget:
-        raise RequestError(f"{UNDERFLOW[axis]} has c = {macs[0] / space.baseline_macs(num_classes):.3f}")
+        raise RequestError(
+            f"{UNDERFLOW[axis]} has c = {macs[0] / space.baseline_macs(num_classes):.3f}"
+        )
     equal = steps[macs == macs[np.argmin(np.abs(macs - budget))]]
     step = max(equal.tolist(), key=lambda value: (axis == "r" or -len(f"{value:g}"), value))
     return space.network(RDW(**{**dict.fromkeys("rdw", 1.0), axis: step}), num_classes)

@@ -48,7 +48,9 @@ class Phases:
     ``idle`` is called once, when there is room for a trial and none to give until others have ended.
     """
 
-    def __init__(self, makers: Iterable[Callable[[], Source]], idle: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, makers: Iterable[Callable[[], Source]], idle: Callable[[], None] = lambda: None
+    ) -> None:
         self._makers = iter(makers)
         self._idle: Callable[[], None] | None = idle
         self._source: Source = Fixed([])
@@ -81,10 +83,15 @@ class Adaptive:
     A new driver tells Optuna every result that is there; the candidates it had drawn are trained first.
     """
 
-    def __init__(self, plan: Mapping[str, Any], store: SearchStore, wanted: int, epochs: int) -> None:
+    def __init__(
+        self, plan: Mapping[str, Any], store: SearchStore, wanted: int, epochs: int
+    ) -> None:
         self._plan, self._store, self._wanted, self._epochs = plan, store, wanted, epochs
         planned = plan["space"]
-        self._space, self._classes = get_space(planned["name"]).narrowed(planned["ranges"], planned["band"]), planned["num_classes"]
+        self._space, self._classes = (
+            get_space(planned["name"]).narrowed(planned["ranges"], planned["band"]),
+            planned["num_classes"],
+        )
         self._drawn = candidates_of(plan, store, epochs)
         self._known = {c.id for c in self._drawn}
         results = store.summaries([c.run for c in self._drawn])
@@ -128,14 +135,18 @@ class Adaptive:
         if result is None or result["status"] != "finished":
             self._optuna.on_trial_complete(ticket, error=True)
         else:
-            self._optuna.on_trial_complete(ticket, {"top1": result["metrics"]["top1"], "c": result["network"]["c"]})
+            self._optuna.on_trial_complete(
+                ticket, {"top1": result["metrics"]["top1"], "c": result["network"]["c"]}
+            )
 
     def _suggest(self) -> Candidate | None:
         for attempt in range(PATIENCE):
             ticket = f"{len(self._drawn)}-{attempt}"
             values = self._optuna.suggest(ticket)
             assert values is not None
-            network = solved_width(self._space, values["c"], values["r"], values["d"], self._classes)
+            network = solved_width(
+                self._space, values["c"], values["r"], values["d"], self._classes
+            )
             if network is None:
                 self._optuna.on_trial_complete(ticket, error=True)
                 continue
@@ -161,7 +172,9 @@ class Adaptive:
         storage = optuna.storages.InMemoryStorage()
         goals: dict[str, Any] = {"metric": ["top1", "c"], "mode": ["max", "min"]}
         seed = self._plan["seed"] + len(self._drawn)
-        search = OptunaSearch(self._space_of, seed=seed, storage=storage, study_name="tinynet", **goals)
+        search = OptunaSearch(
+            self._space_of, seed=seed, storage=storage, study_name="tinynet", **goals
+        )
         self._study = optuna.load_study(study_name="tinynet", storage=storage)
         for candidate in self._drawn:
             if candidate.run in results:
@@ -177,7 +190,11 @@ class Adaptive:
         (r, d, _), span = candidate.spec.rdw, self._space_of["c"]
         params = {"c": min(max(candidate.c, span.low), span.high), "d": d, "r": r}
         values = [result["metrics"]["top1"], result["network"]["c"]]
-        self._study.add_trial(optuna.trial.create_trial(params=params, distributions=dict(self._space_of), values=values))
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                params=params, distributions=dict(self._space_of), values=values
+            )
+        )
 
 
 class CandidateSearch(Searcher):
@@ -186,7 +203,9 @@ class CandidateSearch(Searcher):
     Its state is the search directory: there is nothing of its own to save.
     """
 
-    def __init__(self, source: Source, config: Mapping[str, Any], first: Candidate | None = None) -> None:
+    def __init__(
+        self, source: Source, config: Mapping[str, Any], first: Candidate | None = None
+    ) -> None:
         super().__init__()
         self._source, self._config, self._first = source, dict(config), first
         self._given: dict[str, Candidate] = {}
@@ -200,7 +219,9 @@ class CandidateSearch(Searcher):
         self._given[trial_id] = found
         return {**self._config, "trial": found.spec.to_json(), "run": found.run}
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         candidate = self._given.get(trial_id)
         if candidate is not None:
             self._source.done(candidate)

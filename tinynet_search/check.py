@@ -69,7 +69,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check_search(config: Config, tracking: str | None = None, gpu: str | None = None, *, plan: bool = True) -> Findings:
+def check_search(
+    config: Config, tracking: str | None = None, gpu: str | None = None, *, plan: bool = True
+) -> Findings:
     """Look at everything that a search needs, on the cluster that ``cluster`` joins or starts.
 
     Args:
@@ -104,27 +106,45 @@ def check_search(config: Config, tracking: str | None = None, gpu: str | None = 
 def _check_room(config: Config, findings: Findings, gpu: str | None) -> None:
     """Whether a trial fits, how many do, and what that comes to."""
     from tinynet_search.estimate import all_macs, by_name, calibrated, estimated, median_trial
-    from tinynet_search.placement import Placement, as_wished, at_once, grown, placed, present, refuse_blind
+    from tinynet_search.placement import (
+        Placement,
+        as_wished,
+        at_once,
+        grown,
+        placed,
+        present,
+        refuse_blind,
+    )
 
     rows = findings.plan["candidates"] if findings.plan else []
     nodes = grown()
     macs = all_macs(config, rows)
     if config.run.wait_for_nodes and at_once(config, nodes) < 1:
         refuse_blind(config)
-        findings.notes.append("no trial fits on the nodes there are: the search will wait for more (run.wait_for_nodes)")
+        findings.notes.append(
+            "no trial fits on the nodes there are: the search will wait for more (run.wait_for_nodes)"
+        )
         place = Placement(config, config.run.concurrency or 1)
     else:
         place = as_wished(placed(config, macs, nodes))
         if config.run.wait_for_nodes and not config.run.concurrency:
-            findings.notes.append(f"{place.at_once} at once to the end, however the cluster grows: run.concurrency asks for more")
+            findings.notes.append(
+                f"{place.at_once} at once to the end, however the cluster grows: run.concurrency asks for more"
+            )
     findings.at_once, findings.why = place.at_once, place.why
     if not macs or findings.problems:
         return
     try:
         if gpu:
-            findings.estimate = asdict(estimated(place, macs, *by_name(gpu, config.space.name, place.config.scaling.gpus or 1.0)))
+            findings.estimate = asdict(
+                estimated(
+                    place, macs, *by_name(gpu, config.space.name, place.config.scaling.gpus or 1.0)
+                )
+            )
         elif at_once(place.config, present()):
-            findings.estimate = asdict(estimated(place, macs, *calibrated(place.config, median_trial(config, rows))))
+            findings.estimate = asdict(
+                estimated(place, macs, *calibrated(place.config, median_trial(config, rows)))
+            )
     except TimeoutError as error:
         findings.notes.append(str(error))
 
@@ -146,7 +166,9 @@ def _check_tracking(config: Config, tracking: str | None) -> str:
 def _check_holder(store: SearchStore) -> None:
     holder = live_holder(store.folder)
     if holder is not None:
-        raise RequestError(f"search {store.url} is driven by {holder.described}: wait for it, or stop it")
+        raise RequestError(
+            f"search {store.url} is driven by {holder.described}: wait for it, or stop it"
+        )
 
 
 def _check_nodes(config: Config, problems: list[str]) -> list[dict[str, Any]]:
@@ -160,27 +182,47 @@ def _check_nodes(config: Config, problems: list[str]) -> list[dict[str, Any]]:
         look = ray.remote(num_cpus=0, max_retries=0)(seen_here)
         arguments = (config.model_dump(mode="json"), marker)
         there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-        looks = [look.options(scheduling_strategy=strategy).remote(*arguments) for strategy in there]
+        looks = [
+            look.options(scheduling_strategy=strategy).remote(*arguments) for strategy in there
+        ]
         rows = [_row(node, head) for node in nodes]
         ray.wait(looks, num_returns=len(looks), timeout=LOOK_TIMEOUT)  # one end for all of them
         for row, reference in zip(rows, looks, strict=True):
             try:
                 seen = ray.get(reference, timeout=1.0)
-            except Exception as error:  # a node that goes, an import that fails: Ray has a kind for each
-                seen = {"versions": {}, "problems": [f"it could not be looked at ({one_line(last_line(error))})"]}
+            except (
+                Exception
+            ) as error:  # a node that goes, an import that fails: Ray has a kind for each
+                seen = {
+                    "versions": {},
+                    "problems": [f"it could not be looked at ({one_line(last_line(error))})"],
+                }
             row["versions"] = seen["versions"]
-            problems += [f"node {row['name']}: {problem}" for problem in [*_differing(seen["versions"]), *seen["problems"]]]
+            problems += [
+                f"node {row['name']}: {problem}"
+                for problem in [*_differing(seen["versions"]), *seen["problems"]]
+            ]
     return rows
 
 
 def _row(node: Mapping[str, Any], head: str) -> dict[str, Any]:
-    resources = {key: amount for key, amount in node["Resources"].items() if key in ("CPU", "GPU", "memory")}
-    return {"name": node["NodeManagerAddress"], "driver": node["NodeID"] == head, "resources": resources}
+    resources = {
+        key: amount for key, amount in node["Resources"].items() if key in ("CPU", "GPU", "memory")
+    }
+    return {
+        "name": node["NodeManagerAddress"],
+        "driver": node["NodeID"] == head,
+        "resources": resources,
+    }
 
 
 def _differing(theirs: Mapping[str, str]) -> list[str]:
     ours = versions()
-    different = [name for name in ours if name in theirs and _as_one(name, theirs[name]) != _as_one(name, ours[name])]
+    different = [
+        name
+        for name in ours
+        if name in theirs and _as_one(name, theirs[name]) != _as_one(name, ours[name])
+    ]
     return [f"{name} {theirs[name]}, and {ours[name]} on the driver's" for name in different]
 
 
@@ -245,7 +287,11 @@ def _storage(config: Config, marker: tuple[str, str]) -> str | None:
         found = open_folder(path).read(name).decode()
     except OSError:
         found = None
-    return None if found == text else f"storage {path} is not the driver's: every node must reach the same folder there"
+    return (
+        None
+        if found == text
+        else f"storage {path} is not the driver's: every node must reach the same folder there"
+    )
 
 
 def _there(path: Path) -> bool:

@@ -33,7 +33,9 @@ def run(arguments: list[str]) -> int:
         return 0
     try:
         with extras():
-            code = app(args=arguments or ["--help"], prog_name="tinynet", standalone_mode=False) or 0
+            code = (
+                app(args=arguments or ["--help"], prog_name="tinynet", standalone_mode=False) or 0
+            )
         if code == 130:  # typer's answer to KeyboardInterrupt
             raise KeyboardInterrupt
         return code
@@ -42,7 +44,10 @@ def run(arguments: list[str]) -> int:
     except (TrackingError, JobError) as error:
         return _fail(str(error), 1)
     except StorageError as error:
-        return _fail(f"storage: {error}: what is written there is kept; mend it and run the same command again", 1)
+        return _fail(
+            f"storage: {error}: what is written there is kept; mend it and run the same command again",
+            1,
+        )
     except _USAGE as error:
         return _fail(error.format_message(), 2)
     except (KeyboardInterrupt, typer.Abort):

@@ -49,8 +49,12 @@ def cluster(config: Config) -> Iterator[None]:
     import ray
 
     needs_dashboard = config.run.executor == "ray_train"
-    if needs_dashboard and not all(importlib.util.find_spec(m) for m in ("aiohttp_cors", "opencensus")):
-        raise RequestError("run.executor = \"ray_train\" needs Ray's dashboard: pip install 'ray[default]', or use the executor 'inline'")
+    if needs_dashboard and not all(
+        importlib.util.find_spec(m) for m in ("aiohttp_cors", "opencensus")
+    ):
+        raise RequestError(
+            "run.executor = \"ray_train\" needs Ray's dashboard: pip install 'ray[default]', or use the executor 'inline'"
+        )
     ours = not ray.is_initialized()
     if ours:
         with _own_signals():
@@ -89,11 +93,19 @@ def _start(address: str | None, dashboard: bool) -> None:
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise RequestError(f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from error
+            raise RequestError(
+                f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}"
+            ) from error
     else:
         # "local" and nothing else: a bare init would join whatever cluster this machine is in.
         with _on_loopback():
-            ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=dashboard, dashboard_host="127.0.0.1", **quiet)
+            ray.init(
+                address="local",
+                num_cpus=os.cpu_count(),
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                **quiet,
+            )
 
 
 @contextlib.contextmanager
@@ -125,7 +137,9 @@ def _probe(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=PROBE_TIMEOUT).close()
     except OSError as error:
-        raise RequestError(f"no Ray cluster answers at {address!r} ({error.strerror or error}): give its head's host:port") from error
+        raise RequestError(
+            f"no Ray cluster answers at {address!r} ({error.strerror or error}): give its head's host:port"
+        ) from error
 
 
 def _require_dashboard() -> None:
@@ -145,7 +159,15 @@ def _require_dashboard() -> None:
             time.sleep(1.0)
 
 
-def run_source(config: Config, root: str, source: Source, most: int, at_once: int, callbacks: Sequence[Any], stop: str) -> None:
+def run_source(
+    config: Config,
+    root: str,
+    source: Source,
+    most: int,
+    at_once: int,
+    callbacks: Sequence[Any],
+    stop: str,
+) -> None:
     """Run a source's candidates as Tune trials until it ends: a Tune run for every ``WAVE`` of them.
 
     Args:
@@ -167,7 +189,9 @@ def run_source(config: Config, root: str, source: Source, most: int, at_once: in
         "placement": config.scaling.placement,
         "start_timeout": config.run.wait_for_nodes,
     }
-    trainable = tune.with_resources(TRAINABLES[config.run.executor], tune_resources(config.run.executor, scaling))
+    trainable = tune.with_resources(
+        TRAINABLES[config.run.executor], tune_resources(config.run.executor, scaling)
+    )
     # Between two waves nothing runs, so a source either has one more or has ended.
     while isinstance(first := source.next(), Candidate):
         with tempfile.TemporaryDirectory(prefix="tinynet-tune-") as scratch, _hushed():
@@ -194,7 +218,9 @@ def _keep_secrets() -> None:
     """Tune hands the driver's keys of S3 on to its trials, and Ray writes them into a log of every node: nodes have their own."""
     from ray.tune.execution import class_cache
 
-    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE -= {
+        name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")
+    }
 
 
 @contextlib.contextmanager

@@ -77,7 +77,9 @@ class SearchSection(Section):
     @classmethod
     def _plain(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", value):
-            raise ValueError("give the search a name of letters, digits and . _ - (without one it is the file's)")
+            raise ValueError(
+                "give the search a name of letters, digits and . _ - (without one it is the file's)"
+            )
         return value
 
     @field_validator("compare", mode="before")
@@ -96,7 +98,9 @@ class SearchSection(Section):
     def _budgets(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         for c in value:
             if not 0 < c <= 1:
-                raise ValueError(f"{c:g} is no budget: c is a fraction of the baseline's FLOPs in (0, 1]")
+                raise ValueError(
+                    f"{c:g} is no budget: c is a fraction of the baseline's FLOPs in (0, 1]"
+                )
         return value
 
 
@@ -173,7 +177,9 @@ class Config(BaseModel):
 
     def get_space(self) -> SearchSpace:
         """The space with the configuration's ranges and band."""
-        changed = {key: span for key in ("r", "d", "w") if (span := getattr(self.space, key)) is not None}
+        changed = {
+            key: span for key in ("r", "d", "w") if (span := getattr(self.space, key)) is not None
+        }
         return get_space(self.space.name).narrowed(changed, self.space.band)
 
     def get_recipe(self) -> Recipe:
@@ -198,7 +204,9 @@ class Config(BaseModel):
         return below(self.storage.path, str(self.search.name))
 
 
-def load_config(source: str | Path | None = None, *, preset: str | None = None, settings: Iterable[str] = ()) -> Config:
+def load_config(
+    source: str | Path | None = None, *, preset: str | None = None, settings: Iterable[str] = ()
+) -> Config:
     """Read a configuration.
 
     Args:
@@ -260,23 +268,31 @@ def validate(values: Mapping[str, Any], where: str) -> Config:
     if (sampler == "near") != (config.search.c is not None):
         raise RequestError("search.c is the target of the sampler 'near': give both or neither")
     if config.run.executor == "inline" and (config.scaling.workers > 1 or config.scaling.gpus > 1):
-        raise RequestError('scaling: more than one worker or GPU a trial needs run.executor = "ray_train"')
+        raise RequestError(
+            'scaling: more than one worker or GPU a trial needs run.executor = "ray_train"'
+        )
     if config.scaling.workers > 1 and 0 < config.scaling.gpus < 1:
-        raise RequestError("scaling: workers of one trial cannot share a GPU; use scaling.workers = 1 with a fraction of a GPU")
+        raise RequestError(
+            "scaling: workers of one trial cannot share a GPU; use scaling.workers = 1 with a fraction of a GPU"
+        )
     if not (config.scaling.auto and "gpus" not in config.scaling.model_fields_set):
         refuse_sync_bn(config)
     _check_continuing(config)
     share = config.get_recipe().micro_batches
     if share % config.scaling.workers:
         workers = config.scaling.workers
-        raise RequestError(f"scaling.workers = {workers} cannot share the recipe's {share} micro-batches a step: use a divisor")
+        raise RequestError(
+            f"scaling.workers = {workers} cannot share the recipe's {share} micro-batches a step: use a divisor"
+        )
     return config
 
 
 def refuse_sync_bn(config: Config) -> None:
     """Raises RequestError where batch norm is to be synchronised and workers have no GPU."""
     if config.get_recipe().sync_bn and config.scaling.gpus < 1:
-        raise RequestError("recipe.sync_bn: synchronised batch norm exists on GPUs only; set scaling.gpus = 1, or leave it out")
+        raise RequestError(
+            "recipe.sync_bn: synchronised batch norm exists on GPUs only; set scaling.gpus = 1, or leave it out"
+        )
 
 
 def _check_continuing(config: Config) -> None:
@@ -284,7 +300,9 @@ def _check_continuing(config: Config) -> None:
     if epochs is None:
         return
     if epochs <= recipe.epochs:
-        raise RequestError(f"{epochs} epochs for the frontier are no more than the search's {recipe.epochs}: give more")
+        raise RequestError(
+            f"{epochs} epochs for the frontier are no more than the search's {recipe.epochs}: give more"
+        )
     if not (recipe.continues or config.search.anew):
         ends = f"the cosine schedule of recipe {recipe.name!r} ends at epoch {recipe.epochs}, so its models cannot go on to {epochs}"
         raise RequestError(f"{ends}: train them from the start by --anew (search.anew = true)")
@@ -293,7 +311,9 @@ def _check_continuing(config: Config) -> None:
 def _preset(name: str) -> dict[str, Any]:
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
-    return tomllib.loads(resources.files("tinynet_search").joinpath(f"presets/{name}.toml").read_text())
+    return tomllib.loads(
+        resources.files("tinynet_search").joinpath(f"presets/{name}.toml").read_text()
+    )
 
 
 def _file(path: Path) -> dict[str, Any]:
@@ -304,7 +324,9 @@ def _file(path: Path) -> dict[str, Any]:
         near = f", or --preset {path}" if str(path) in PRESETS else ""
         raise RequestError(f"no configuration {str(path)!r}: give a TOML file{near}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise RequestError(f"configuration {str(path)!r} cannot be read: {one_line(error)}") from None
+        raise RequestError(
+            f"configuration {str(path)!r} cannot be read: {one_line(error)}"
+        ) from None
 
 
 def _toml(text: str) -> dict[str, Any]:
@@ -339,7 +361,9 @@ def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     for section, values in top.items():
         old = merged.get(section, {})
         both = isinstance(old, dict) and isinstance(values, dict)
-        renamed = both and section != "search" and values.get("name", old.get("name")) != old.get("name")
+        renamed = (
+            both and section != "search" and values.get("name", old.get("name")) != old.get("name")
+        )
         merged[section] = {**old, **values} if both and not renamed else values
     return merged
 
@@ -353,7 +377,9 @@ def _explained(error: ValidationError, where: str) -> RequestError:
         for part in path[:-1]:
             model = model.model_fields[part].annotation
         known = list(model.model_fields)
-        return unknown(f"key in {where}:", ".".join(path), [".".join([*path[:-1], key]) for key in known])
+        return unknown(
+            f"key in {where}:", ".".join(path), [".".join([*path[:-1], key]) for key in known]
+        )
     return RequestError(
         f"{where}: {'.'.join(path)}: {first['msg'].removeprefix('Value error, ')} (it is {one_line(repr(first['input']), 200)})"
     )

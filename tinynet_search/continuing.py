@@ -31,13 +31,19 @@ def set_aside(store: SearchStore, reasons: Collection[str], runs: Collection[str
     if not reasons:
         return 0
     results = store.summaries(sorted(store.finished() & set(runs)))
-    failed = {run: result["reason"] for run, result in results.items() if result["status"] == "failed"}
+    failed = {
+        run: result["reason"] for run, result in results.items() if result["status"] == "failed"
+    }
     unknown = sorted(set(reasons) - {ANY} - set(failed.values()))
     if unknown and (unknown := sorted(set(unknown) - _aside(store))):
         there = f"there are {', '.join(sorted(set(failed.values())))}" if failed else "none failed"
         raise RequestError(f"no trial of {store.url} failed for {unknown[0]!r}: {there}")
     again = [run for run, reason in failed.items() if ANY in reasons or reason in reasons]
-    tried = Counter(name.rpartition("-")[0] for name in store.folder.names(RETRIED)) if again else Counter[str]()
+    tried = (
+        Counter(name.rpartition("-")[0] for name in store.folder.names(RETRIED))
+        if again
+        else Counter[str]()
+    )
     for run in again:
         data, tries = store.folder.read(result_name(run), LARGE), tried[run]
         # A driver that dies in between leaves both, and the next one moves it once more.
@@ -52,11 +58,16 @@ def _aside(store: SearchStore) -> set[str]:
     return {str(row.get("reason")) for row in rows if isinstance(row, Mapping)}
 
 
-def continued(candidates: Iterable[Candidate], frontier: Sequence[Mapping[str, Any]], epochs: int) -> list[Candidate]:
+def continued(
+    candidates: Iterable[Candidate], frontier: Sequence[Mapping[str, Any]], epochs: int
+) -> list[Candidate]:
     """The frontier's models at a longer budget."""
     by_run = {candidate.run: candidate for candidate in candidates}
     models = (by_run[row["run"]] for row in frontier)
-    return [Candidate(replace(m.spec, recipe={**m.spec.recipe, "epochs": epochs}), m.network) for m in models]
+    return [
+        Candidate(replace(m.spec, recipe={**m.spec.recipe, "epochs": epochs}), m.network)
+        for m in models
+    ]
 
 
 def with_longest(store: SearchStore, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -65,12 +76,24 @@ def with_longest(store: SearchStore, rows: Sequence[Mapping[str, Any]]) -> list[
     for run in store.finished():
         if found := _RUN.fullmatch(run):
             budgets.setdefault(found[1], []).append(int(found[2]))
-    wanted = {f"{row['id']}-e{epochs}": row["run"] for row in rows for epochs in budgets.get(row["id"], []) if epochs > _epochs(row["run"])}
+    wanted = {
+        f"{row['id']}-e{epochs}": row["run"]
+        for row in rows
+        for epochs in budgets.get(row["id"], [])
+        if epochs > _epochs(row["run"])
+    }
     longest: dict[str, dict[str, Any]] = {}
     for run, result in sorted(store.summaries(wanted).items(), key=lambda item: _epochs(item[0])):
         if result["status"] == "finished":
-            longest[wanted[run]] = {"run": run, "epochs": _epochs(run), "top1": result["metrics"]["top1"]}
-    return [{**row, "longer": longest[row["run"]]} if row["run"] in longest else dict(row) for row in rows]
+            longest[wanted[run]] = {
+                "run": run,
+                "epochs": _epochs(run),
+                "top1": result["metrics"]["top1"],
+            }
+    return [
+        {**row, "longer": longest[row["run"]]} if row["run"] in longest else dict(row)
+        for row in rows
+    ]
 
 
 def _epochs(run: str) -> int:

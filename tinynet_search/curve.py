@@ -64,7 +64,9 @@ class Curve:
         """Equation 4 at c, or at the nearest end of the range; the standard deviations are those at c."""
         low, high = self.range
         at_c = self.formula.predict(c, self.form)
-        return self.formula.predict(min(max(c, low), high), self.form)._replace(r_std=at_c.r_std, d_std=at_c.d_std)
+        return self.formula.predict(min(max(c, low), high), self.form)._replace(
+            r_std=at_c.r_std, d_std=at_c.d_std
+        )
 
     def twist(self, c: Array) -> tuple[Array, Array]:
         """r and d at each c, (len(c),): the formula's means, clipped to the space's ranges."""
@@ -89,11 +91,17 @@ class Curve:
         """What the reader of a network at c should know besides."""
         formula, space, notes = self.formula, self.space, []
         if space.name != formula.space:
-            notes.append(f"{space.name} has no formula of its own here: r(c) and d(c) were fitted on {one_line(formula.space)}")
+            notes.append(
+                f"{space.name} has no formula of its own here: r(c) and d(c) were fitted on {one_line(formula.space)}"
+            )
         elif space.version != formula.space_version:
-            notes.append(f"fitted on version {formula.space_version} of {space.name}, built on version {space.version}")
+            notes.append(
+                f"fitted on version {formula.space_version} of {space.name}, built on version {space.version}"
+            )
         if self.outside(c):
-            notes.append(f"outside the formula's range {self.range[0]:g} to {self.range[1]:g}: r and d are those of its nearest end")
+            notes.append(
+                f"outside the formula's range {self.range[0]:g} to {self.range[1]:g}: r and d are those of its nearest end"
+            )
         means = ((predicted.r_mean, "r"), (predicted.d_mean, "d"))
         if any(np.clip(mean, *space.ranges[name]) != mean for mean, name in means):
             notes.append("r or d clipped to the space's range")
@@ -106,14 +114,18 @@ class Curve:
             return low, min(high, 1.0)
         r, d = (float(values[0]) for values in self.twist(np.array([low])))
         # A hair more: it is still met where it is printed with six digits.
-        return min(low, self.space.thinnest(r, d, self.num_classes).c / (1 + self.tol) * (1 + 1e-5)), 1.0
+        return min(
+            low, self.space.thinnest(r, d, self.num_classes).c / (1 + self.tol) * (1 + 1e-5)
+        ), 1.0
 
     def refuse_small(self, c: float) -> None:
         """Say the smallest c that the formula has a network for, where c is below it."""
         there = present(self.figures(grid(*self.ends())))["c"]
         if there.size and c < there[0]:
             where = f"formula {one_line(self.formula.source)} on {self.space.name}"
-            raise RequestError(f"c = {c:g} is below every network of {where}: the smallest is at c = {there[0]:g}; raise c")
+            raise RequestError(
+                f"c = {c:g} is below every network of {where}: the smallest is at c = {there[0]:g}; raise c"
+            )
 
     def figures(self, c: Array) -> Figures:
         """The figures of each c's network, (len(c),): ``solve_width`` on arrays, nudge and all."""
@@ -122,7 +134,9 @@ class Curve:
         asked = self.space.pixels(r)
         reach = np.maximum(2, np.floor(asked * MAX_NUDGE))
         w, off = self._widths(c, r, d)
-        thinnest = self.space.macs(np.maximum(asked - reach, 1) / side, d, np.full_like(c, SANE[0]), self.num_classes)
+        thinnest = self.space.macs(
+            np.maximum(asked - reach, 1) / side, d, np.full_like(c, SANE[0]), self.num_classes
+        )
         possible = thinnest <= (1 + self.tol) * c * base
         for step in range(1, int(reach.max()) + 1):
             left = np.flatnonzero(possible & (off > self.tol) & (step <= reach))
@@ -132,10 +146,21 @@ class Curve:
                 width, distance = self._widths(c[left], pixels / side, d[left])
                 better = distance < off[left]
                 chosen = left[better]
-                r[chosen], w[chosen], off[chosen] = (pixels / side)[better], width[better], distance[better]
+                r[chosen], w[chosen], off[chosen] = (
+                    (pixels / side)[better],
+                    width[better],
+                    distance[better],
+                )
         cost = self.space.cost(self.space.decode(r, d, w), self.num_classes)
-        found = {"macs": cost.macs, "params": cost.params, "activation_bytes": FLOAT32_BYTES * cost.peak}
-        return {"c": c, **{name: np.where(off <= self.tol, values, np.nan) for name, values in found.items()}}
+        found = {
+            "macs": cost.macs,
+            "params": cost.params,
+            "activation_bytes": FLOAT32_BYTES * cost.peak,
+        }
+        return {
+            "c": c,
+            **{name: np.where(off <= self.tol, values, np.nan) for name, values in found.items()},
+        }
 
     def _widths(self, c: Array, r: Array, d: Array) -> tuple[Array, Array]:
         """``nearest_width`` on arrays: the widths, and how far from c they end, relative to it."""
@@ -145,7 +170,9 @@ class Curve:
             middle = np.sqrt(low * high)
             fits = self.space.macs(r, d, middle, self.num_classes) <= budget
             low, high = np.where(fits, middle, low), np.where(fits, high, middle)
-        under, over = (np.abs(self.space.macs(r, d, w, self.num_classes) - budget) for w in (low, high))
+        under, over = (
+            np.abs(self.space.macs(r, d, w, self.num_classes) - budget) for w in (low, high)
+        )
         return np.where(under <= over, low, high), np.minimum(under, over) / budget
 
 

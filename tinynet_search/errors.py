@@ -30,7 +30,9 @@ def require(*modules: str) -> None:
 
 
 def _missing(module: str) -> RequestError:
-    return RequestError(f"this needs {module}, which is not installed: pip install 'tinynet-search[search]'")
+    return RequestError(
+        f"this needs {module}, which is not installed: pip install 'tinynet-search[search]'"
+    )
 
 
 @contextlib.contextmanager

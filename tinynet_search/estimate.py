@@ -14,7 +14,16 @@ from tinynet_search.plan import TRAIN_PASSES, candidate_of, make_plan
 from trainables.trial import TrialSpec
 
 # Multiply-adds a second that these GPUs do at most in bf16 or fp16 (half their dense tensor FLOPS), by the makers' figures.
-GPUS = {"t4": 32.5e12, "v100": 62.5e12, "a10g": 35e12, "l4": 60.5e12, "l40s": 181e12, "a100": 156e12, "h100": 494e12, "h200": 494e12}
+GPUS = {
+    "t4": 32.5e12,
+    "v100": 62.5e12,
+    "a10g": 35e12,
+    "l4": 60.5e12,
+    "l40s": 181e12,
+    "a100": 156e12,
+    "h100": 494e12,
+    "h200": 494e12,
+}
 # The share of it that training reaches, assumed and not measured here: depthwise networks wait for memory.
 SHARES = {"resnet": 0.15}
 DEPTHWISE = 0.02
@@ -44,7 +53,9 @@ def estimated(place: Placement, macs: Sequence[float], rate: float, source: str)
     wall = makespan(place.config, macs, scaling.workers, place.at_once, rate)
     alone = sum(makespan(place.config, [amount], scaling.workers, 1, rate) for amount in macs)
     unit = "GPU-hours" if scaling.gpus else "hours of a CPU worker"
-    return Estimate(rate, source, alone * scaling.workers * (scaling.gpus or 1.0) / 3600, wall, unit)
+    return Estimate(
+        rate, source, alone * scaling.workers * (scaling.gpus or 1.0) / 3600, wall, unit
+    )
 
 
 def all_macs(config: Config, rows: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -53,12 +64,20 @@ def all_macs(config: Config, rows: Sequence[Mapping[str, Any]]) -> list[float]:
     if not rows:
         return left
     whole = statistics.mean(row["training_macs"] / row["c"] for row in rows)
-    finals = [budget * whole for budget in config.search.finals for _ in range(1 + len(config.search.compare or ()))]
+    finals = [
+        budget * whole
+        for budget in config.search.finals
+        for _ in range(1 + len(config.search.compare or ()))
+    ]
     epochs, longer = config.get_recipe().epochs, config.search.frontier_epochs
     if longer is None:
         return [*left, *finals]
     models = min(len(rows), max(config.search.minimum, round(config.search.fraction * len(rows))))
-    more = statistics.mean(row["training_macs"] for row in rows) * (longer - (0 if config.search.anew else epochs)) / epochs
+    more = (
+        statistics.mean(row["training_macs"] for row in rows)
+        * (longer - (0 if config.search.anew else epochs))
+        / epochs
+    )
     return [*left, *finals, *[more] * models]
 
 
@@ -72,14 +91,18 @@ def by_name(gpu: str, space: str, share_of_it: float = 1.0) -> tuple[float, str]
     if peak is None:
         raise unknown("GPU", gpu, tuple(GPUS))
     share = next((share for family, share in SHARES.items() if space.startswith(family)), DEPTHWISE)
-    return peak * share * min(1.0, share_of_it), f"assumed: {share:.0%} of the peak of one {gpu.upper()}"
+    return peak * share * min(
+        1.0, share_of_it
+    ), f"assumed: {share:.0%} of the peak of one {gpu.upper()}"
 
 
 def median_trial(config: Config, rows: Sequence[Mapping[str, Any]]) -> TrialSpec:
     """The trial in the middle, by training cost, of ``report.preview``'s candidates."""
     plan, middle = make_plan(config), statistics.median_low(row["training_macs"] for row in rows)
     row = next(row for row in rows if row["training_macs"] == middle)
-    network = config.get_space().network((row["r"], row["d"], row["w"]), plan["space"]["num_classes"])
+    network = config.get_space().network(
+        (row["r"], row["d"], row["w"]), plan["space"]["num_classes"]
+    )
     return candidate_of(plan, network, epochs=config.get_recipe().epochs).spec
 
 
@@ -93,7 +116,12 @@ def calibrated(config: Config, spec: TrialSpec) -> tuple[float, str]:
     from ray.exceptions import GetTimeoutError
 
     needs = {"num_cpus": config.scaling.cpus, "num_gpus": config.scaling.gpus}
-    arguments = (spec.to_json(), config.execution.model_dump(), config.scaling.loader_workers, config.scaling.cpus)
+    arguments = (
+        spec.to_json(),
+        config.execution.model_dump(),
+        config.scaling.loader_workers,
+        config.scaling.cpus,
+    )
     task = ray.remote(max_retries=0)(speed).options(**needs).remote(*arguments)
     try:
         images, device = ray.get(task, timeout=PATIENCE)
@@ -104,10 +132,15 @@ def calibrated(config: Config, spec: TrialSpec) -> tuple[float, str]:
     except Exception as error:
         raise RequestError(f"a trial cannot be trained there: {last_line(error)}") from error
     macs = spec.network().macs
-    return TRAIN_PASSES * macs * images, f"measured: {images:.0f} images/s of {macs / 1e6:.1f}M FLOPs on one {device}"
+    return (
+        TRAIN_PASSES * macs * images,
+        f"measured: {images:.0f} images/s of {macs / 1e6:.1f}M FLOPs on one {device}",
+    )
 
 
-def speed(trial: Mapping[str, Any], execution: Mapping[str, Any], loader_workers: int, cpus: float) -> tuple[float, str]:
+def speed(
+    trial: Mapping[str, Any], execution: Mapping[str, Any], loader_workers: int, cpus: float
+) -> tuple[float, str]:
     """In a worker: images a second, and on what; with as many threads as a trial has."""
     import torch
 
@@ -116,5 +149,9 @@ def speed(trial: Mapping[str, Any], execution: Mapping[str, Any], loader_workers
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU worker"
     torch.set_num_threads(max(1, int(cpus)))
-    images = images_per_s(TrialSpec.from_json(trial), SECONDS, Execution(**{**execution, "loader_workers": loader_workers}))
+    images = images_per_s(
+        TrialSpec.from_json(trial),
+        SECONDS,
+        Execution(**{**execution, "loader_workers": loader_workers}),
+    )
     return images, device

@@ -16,7 +16,15 @@ from search_spaces import RequestError, SearchSpace, get_space, list_spaces
 from search_spaces.errors import unknown
 from tinynet_search.curve import Curve
 from tinynet_search.errors import one_line
-from tinynet_search.formula_io import FORMS, MIN_POINTS, SCHEMA, DamagedError, check_point, parse, read_text
+from tinynet_search.formula_io import (
+    FORMS,
+    MIN_POINTS,
+    SCHEMA,
+    DamagedError,
+    check_point,
+    parse,
+    read_text,
+)
 from tinynet_search.gaussian import Bounds, Kernel, Posterior, fit_forms, posterior
 from tinynet_search.limits import checked_request, largest
 from tinynet_search.smooth import SmoothPosterior
@@ -47,7 +55,9 @@ class TinyFormula:
     provenance: Mapping[str, Any]
     reason: str | None = None
     source: str = "fitted here"
-    _posteriors: dict[tuple[str, str], Posterior | SmoothPosterior] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _posteriors: dict[tuple[str, str], Posterior | SmoothPosterior] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def usable(self) -> bool:
@@ -69,7 +79,10 @@ class TinyFormula:
             "usable": self.usable,
             "reason": self.reason,
             "points": [{"c": c, "r": r, "d": d} for c, r, d in self.points],
-            "forms": {form: {target: asdict(kernel) for target, kernel in kernels.items()} for form, kernels in self.forms.items()},
+            "forms": {
+                form: {target: asdict(kernel) for target, kernel in kernels.items()}
+                for form, kernels in self.forms.items()
+            },
             "range": self.range,
             "provenance": self.provenance,
         }
@@ -84,8 +97,13 @@ class TinyFormula:
         """
         try:
             data = parse(text)
-            forms = {form: {target: Kernel(**values) for target, values in kernels.items()} for form, kernels in data["forms"].items()}
-            formula = cls(**{**data, "points": tuple(sorted(data["points"])), "forms": forms}, source=source)
+            forms = {
+                form: {target: Kernel(**values) for target, values in kernels.items()}
+                for form, kernels in data["forms"].items()
+            }
+            formula = cls(
+                **{**data, "points": tuple(sorted(data["points"])), "forms": forms}, source=source
+            )
         except DamagedError as error:
             raise RequestError(f"formula {one_line(source)}: {error}") from error
         for form, target in ((form, target) for form in forms for target in "rd"):
@@ -110,8 +128,12 @@ class TinyFormula:
         """
         costs = np.asarray(c, float)
         if not np.all((costs > 0) & np.isfinite(costs)):
-            raise RequestError(f"c = {one_line(c, 60)} is no fraction of the baseline's FLOPs: give numbers above 0")
-        figures = [values for target in "rd" for values in self._posterior(form, target)(costs.ravel())]
+            raise RequestError(
+                f"c = {one_line(c, 60)} is no fraction of the baseline's FLOPs: give numbers above 0"
+            )
+        figures = [
+            values for target in "rd" for values in self._posterior(form, target)(costs.ravel())
+        ]
         if costs.ndim == 0:
             return Prediction(*(float(values[0]) for values in figures))
         return Prediction(*(values.reshape(costs.shape) for values in figures))
@@ -149,21 +171,50 @@ class TinyFormula:
             RequestError: c is no budget or outside the range, a limit is no number above 0 or beyond the formula's reach, the
                 formula is not usable, or no network meets the budget.
         """
-        asked = checked_request({"c": c, "macs": macs, "params": params, "activation_bytes": activation_bytes})
+        asked = checked_request(
+            {"c": c, "macs": macs, "params": params, "activation_bytes": activation_bytes}
+        )
         self._require_usable()
         target = self.get_space(space)
-        curve = Curve(self, form, target, self.classes(target) if num_classes is None else num_classes, tol, extrapolate)
+        curve = Curve(
+            self,
+            form,
+            target,
+            self.classes(target) if num_classes is None else num_classes,
+            tol,
+            extrapolate,
+        )
         alone = asked.keys() == {"c"}
         budget, binding = (asked["c"], ()) if alone else largest(curve, asked)
         network, predicted = tidy(curve.network(budget)), curve.predicted(budget)
         note, limits = curve.note(budget, predicted), {} if alone else asked
         if limits and not binding:
-            note = "; ".join(filter(None, (note, f"no limit binds: c = {budget:g} is the largest that the formula is asked for")))
-        return Suggestion(budget, network, predicted, curve.outside(budget), self.source, form, note, limits, binding)
+            note = "; ".join(
+                filter(
+                    None,
+                    (
+                        note,
+                        f"no limit binds: c = {budget:g} is the largest that the formula is asked for",
+                    ),
+                )
+            )
+        return Suggestion(
+            budget,
+            network,
+            predicted,
+            curve.outside(budget),
+            self.source,
+            form,
+            note,
+            limits,
+            binding,
+        )
 
     def _require_usable(self) -> None:
         if not self.usable:
-            raise RequestError(f"formula {one_line(self.source)} is not usable: {one_line(self.reason)}")
+            raise RequestError(
+                f"formula {one_line(self.source)} is not usable: {one_line(self.reason)}"
+            )
 
     def _posterior(self, form: str, target: str) -> Posterior | SmoothPosterior:
         self._require_usable()
@@ -172,10 +223,14 @@ class TinyFormula:
         if (form, target) not in self._posteriors:
             targets = [point[1 if target == "r" else 2] for point in self.points]
             try:
-                self._posteriors[form, target] = posterior(self.forms[form][target], [point[0] for point in self.points], targets)
+                self._posteriors[form, target] = posterior(
+                    self.forms[form][target], [point[0] for point in self.points], targets
+                )
             except np.linalg.LinAlgError as error:
                 fault = str(error) if str(error).startswith("too large") else "singular"
-                raise RequestError(f"formula {one_line(self.source)}: the kernel matrix of forms.{form}.{target} is {fault}") from error
+                raise RequestError(
+                    f"formula {one_line(self.source)}: the kernel matrix of forms.{form}.{target} is {fault}"
+                ) from error
         return self._posteriors[form, target]
 
     def classes(self, space: SearchSpace) -> int:
@@ -189,13 +244,22 @@ class TinyFormula:
         """
         if space is None and self.space not in list_spaces():
             mend = "pass the space itself (--space module:attribute)"
-            raise RequestError(f"formula {one_line(self.source)} is of {one_line(self.space)!r}, no built-in space: {mend}")
+            raise RequestError(
+                f"formula {one_line(self.source)} is of {one_line(self.space)!r}, no built-in space: {mend}"
+            )
         found = space if isinstance(space, SearchSpace) else get_space(space or self.space)
         if (found.name, found.version) != (self.space, self.space_version):
             return found
         fitted = {"r": [r for _, r, _ in self.points], "d": [d for _, _, d in self.points]}
-        spans = {key: (min(found.ranges[key][0], *values), max(found.ranges[key][1], *values)) for key, values in fitted.items()}
-        return found if all(found.ranges[key] == span for key, span in spans.items()) else found.narrowed(spans)
+        spans = {
+            key: (min(found.ranges[key][0], *values), max(found.ranges[key][1], *values))
+            for key, values in fitted.items()
+        }
+        return (
+            found
+            if all(found.ranges[key] == span for key, span in spans.items())
+            else found.narrowed(spans)
+        )
 
 
 def fit_formula(
@@ -221,14 +285,19 @@ def fit_formula(
     """
     try:
         triples = [dict(zip("crd", map(float, point), strict=True)) for point in points]
-        checked = tuple(sorted(check_point(triple, f"points[{i}]") for i, triple in enumerate(triples)))
+        checked = tuple(
+            sorted(check_point(triple, f"points[{i}]") for i, triple in enumerate(triples))
+        )
         origin = json.loads(json.dumps(dict(provenance), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise RequestError(f"no formula can be fitted: {one_line(error)}") from error
     classes = space.num_classes if num_classes is None else num_classes
     formula = TinyFormula(space.name, space.version, classes, checked, {}, origin)
     if len(checked) < MIN_POINTS:
-        return replace(formula, reason=f"{len(checked)} frontier models, at least {MIN_POINTS} are needed: run more trials")
+        return replace(
+            formula,
+            reason=f"{len(checked)} frontier models, at least {MIN_POINTS} are needed: run more trials",
+        )
     return replace(formula, forms=fit_forms(checked, seed, bounds or {}))
 
 
@@ -263,5 +332,11 @@ def suggest_rdw(
     """
     limits: dict[str, Any] = {"macs": macs, "params": params, "activation_bytes": activation_bytes}
     checked_request({"c": c, **limits})
-    found = formula if isinstance(formula, TinyFormula) else TinyFormula.load(formula, tracking_uri=tracking_uri)
-    return found.suggest(c, **limits, extrapolate=extrapolate, form=form, space=space, num_classes=num_classes)
+    found = (
+        formula
+        if isinstance(formula, TinyFormula)
+        else TinyFormula.load(formula, tracking_uri=tracking_uri)
+    )
+    return found.suggest(
+        c, **limits, extrapolate=extrapolate, form=form, space=space, num_classes=num_classes
+    )

@@ -46,7 +46,9 @@ def read_text(name: str, tracking_uri: str | None = None) -> str:
         return _read_stored(name)
     if name.endswith(".json"):
         return _read_file(Path(name))
-    raise RequestError(f"unknown formula {one_line(repr(name))}: give published, a .json file, models:/name@alias or models:/name/version")
+    raise RequestError(
+        f"unknown formula {one_line(repr(name))}: give published, a .json file, models:/name@alias or models:/name/version"
+    )
 
 
 def _read_file(path: Path, label: str | None = None) -> str:
@@ -55,7 +57,9 @@ def _read_file(path: Path, label: str | None = None) -> str:
         if not path.is_file():
             raise RequestError(f"formula {label}: no such file")
         if path.stat().st_size > MAX_BYTES:
-            raise RequestError(f"formula {label}: over {MAX_BYTES // 1_000_000} MB, too large for a formula")
+            raise RequestError(
+                f"formula {label}: over {MAX_BYTES // 1_000_000} MB, too large for a formula"
+            )
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
@@ -73,9 +77,13 @@ def _read_stored(url: str) -> str:
     except FileNotFoundError as error:
         raise RequestError(f"formula {one_line(url)}: no such file") from error
     except TooLargeError as error:
-        raise RequestError(f"formula {one_line(url)}: over {MAX_BYTES // 1_000_000} MB, too large for a formula") from error
+        raise RequestError(
+            f"formula {one_line(url)}: over {MAX_BYTES // 1_000_000} MB, too large for a formula"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"formula {one_line(url)}: cannot be read ({one_line(error, 200)})") from error
+        raise RequestError(
+            f"formula {one_line(url)}: cannot be read ({one_line(error, 200)})"
+        ) from error
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -93,7 +101,9 @@ def parse(text: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DamagedError("not a JSON object")
     if data.get("schema") != SCHEMA or isinstance(data.get("schema"), bool):
-        raise DamagedError(f"schema is {one_line(repr(data.get('schema')), 40)}, this version reads {SCHEMA}")
+        raise DamagedError(
+            f"schema is {one_line(repr(data.get('schema')), 40)}, this version reads {SCHEMA}"
+        )
     usable = _take(data, "usable", bool)
     points = _take(data, "points", list)
     if len(points) > MAX_POINTS:
@@ -108,7 +118,9 @@ def parse(text: str) -> dict[str, Any]:
         "provenance": _take(data, "provenance", dict),
     }
     if usable and len(points) < MIN_POINTS:
-        raise DamagedError(f"usable is true with {len(points)} points, at least {MIN_POINTS} are needed")
+        raise DamagedError(
+            f"usable is true with {len(points)} points, at least {MIN_POINTS} are needed"
+        )
     costs = [c for c, _, _ in checked["points"]]
     # A range wider than the points would extrapolate in silence.
     if _take(data, "range", object) != ([min(costs), max(costs)] if costs else None):
@@ -141,7 +153,11 @@ def _whole(data: Mapping[str, Any], key: str, low: int) -> int:
 
 def _number(data: Mapping[str, Any], key: str, span: tuple[float, float], where: str) -> float:
     value = data.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not span[0] <= value <= span[1]:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not span[0] <= value <= span[1]
+    ):
         raise DamagedError(f"{where}{key} is not a number in [{span[0]:g}, {span[1]:g}]")
     return float(value)
 
@@ -162,13 +178,23 @@ def _forms(forms: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
 def _kernel(forms: Mapping[str, Any], form: str, target: str) -> dict[str, Any]:
     where = f"forms.{form}.{target}."
     kernel = _take(_take(forms, form, dict, "forms."), target, dict, f"forms.{form}.")
-    spans = {"amplitude": SCALE, "length_scale": SCALE, "noise": VARIANCE, "mean": (-MULTIPLIER[1], MULTIPLIER[1])}
-    return {**{key: _number(kernel, key, span, where) for key, span in spans.items()}, "log_c": _take(kernel, "log_c", bool, where)}
+    spans = {
+        "amplitude": SCALE,
+        "length_scale": SCALE,
+        "noise": VARIANCE,
+        "mean": (-MULTIPLIER[1], MULTIPLIER[1]),
+    }
+    return {
+        **{key: _number(kernel, key, span, where) for key, span in spans.items()},
+        "log_c": _take(kernel, "log_c", bool, where),
+    }
 
 
 def _check_depth(value: Any, left: int = 20) -> None:
     """What is nested without end can be read, but not written or shown."""
     if left == 0:
         raise DamagedError("provenance is nested too deeply")
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+    for inner in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
         _check_depth(inner, left - 1)

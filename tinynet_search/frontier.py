@@ -59,7 +59,9 @@ class Costed(Protocol):
         ...
 
 
-def select_frontier(trials: Sequence[TrialPoint], *, fraction: float = 0.2, minimum: int = 6) -> list[FrontierModel]:
+def select_frontier(
+    trials: Sequence[TrialPoint], *, fraction: float = 0.2, minimum: int = 6
+) -> list[FrontierModel]:
     """The models on the accuracy-FLOPs Pareto front: the paper's top 20 % (section 3.2, Figure 3).
 
     Whole fronts are taken in their order; of the front that does not fit, NSGA-III's reference directions, as many as
@@ -77,7 +79,9 @@ def select_frontier(trials: Sequence[TrialPoint], *, fraction: float = 0.2, mini
         RequestError: ``fraction`` is not in (0, 1] or ``minimum`` is negative.
     """
     if not 0 < fraction <= 1 or minimum < 0:
-        raise RequestError(f"frontier fraction = {fraction:g}, minimum = {minimum}: give a fraction in (0, 1] and a minimum of 0 or more")
+        raise RequestError(
+            f"frontier fraction = {fraction:g}, minimum = {minimum}: give a fraction in (0, 1] and a minimum of 0 or more"
+        )
     points = _distinct(trials)
     if not points:
         return []
@@ -85,7 +89,12 @@ def select_frontier(trials: Sequence[TrialPoint], *, fraction: float = 0.2, mini
     wanted = max(math.ceil(fraction * len(points) - 1e-9), min(minimum, len(points)))
     ranks = _ranks(points)
     kept = sorted(_survivors(points, wanted)) if wanted < len(points) else range(len(points))
-    return [FrontierModel(points[i].id, points[i].rdw, points[i].c, float(points[i].top1 or 0.0), ranks[i]) for i in kept]
+    return [
+        FrontierModel(
+            points[i].id, points[i].rdw, points[i].c, float(points[i].top1 or 0.0), ranks[i]
+        )
+        for i in kept
+    ]
 
 
 def pareto_ranks(trials: Sequence[TrialPoint]) -> dict[str, int]:
@@ -115,7 +124,12 @@ def _correlation(values: Sequence[float], costs: Sequence[float]) -> float | Non
 
 
 def _usable(trial: TrialPoint) -> bool:
-    return trial.status == FINISHED and trial.top1 is not None and math.isfinite(trial.top1) and math.isfinite(trial.c)
+    return (
+        trial.status == FINISHED
+        and trial.top1 is not None
+        and math.isfinite(trial.top1)
+        and math.isfinite(trial.c)
+    )
 
 
 def _distinct(trials: Sequence[TrialPoint]) -> list[TrialPoint]:
@@ -166,5 +180,9 @@ def _survivors(points: Sequence[TrialPoint], wanted: int) -> list[int]:
     # pymoo switches all of Python's warnings off; this hands the caller's filters back.
     with warnings.catch_warnings():
         return ReferenceDirectionSurvival(directions).do(
-            Problem(n_var=1, n_obj=2), population, n_survive=wanted, random_state=np.random.default_rng(0), return_indices=True
+            Problem(n_var=1, n_obj=2),
+            population,
+            n_survive=wanted,
+            random_state=np.random.default_rng(0),
+            return_indices=True,
         )

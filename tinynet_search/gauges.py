@@ -34,16 +34,24 @@ class Gauges(Callback):
             return made
 
         self._trials = gauge("trials", "Trials of a search by state.", "state")
-        self._images = gauge("images_per_second", "Training images a second, of all trials that train.")
-        self._behind = gauge("publisher_lag_seconds", "Seconds since everything was in MLflow the last time.")
-        self._epochs = metrics.Counter("tinynet_epochs_total", "Epochs that have ended.", tag_keys=("search",))
+        self._images = gauge(
+            "images_per_second", "Training images a second, of all trials that train."
+        )
+        self._behind = gauge(
+            "publisher_lag_seconds", "Seconds since everything was in MLflow the last time."
+        )
+        self._epochs = metrics.Counter(
+            "tinynet_epochs_total", "Epochs that have ended.", tag_keys=("search",)
+        )
         self._epochs.set_default_tags(of_search)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune saves its callbacks; there is nothing here to save."""
         return {}
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         if "images_per_s" in result:
             self._epochs.inc()
             self._speeds[trial.trial_id] = float(result["images_per_s"])

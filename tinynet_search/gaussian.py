@@ -78,20 +78,28 @@ class Posterior:
         matrix = kernel.covariance(self.x, self.x) + kernel.noise * np.eye(len(self.x))
         self.lower = np.linalg.cholesky(matrix)
         # Rounding lets a singular matrix through with a last pivot of nearly nothing.
-        if np.min(np.diag(self.lower)) ** 2 <= 8 * len(self.x) * np.finfo(float).eps * (kernel.amplitude + kernel.noise):
+        if np.min(np.diag(self.lower)) ** 2 <= 8 * len(self.x) * np.finfo(float).eps * (
+            kernel.amplitude + kernel.noise
+        ):
             raise np.linalg.LinAlgError("singular kernel matrix")
-        self.weights = np.linalg.solve(self.lower.T, np.linalg.solve(self.lower, np.asarray(targets, float) - kernel.mean))
+        self.weights = np.linalg.solve(
+            self.lower.T, np.linalg.solve(self.lower, np.asarray(targets, float) - kernel.mean)
+        )
 
     def __call__(self, c: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and standard deviation at each c, both (len(c),); the variance includes the noise, as in equation 4."""
         across = self.kernel.covariance(self.kernel.inputs(c), self.x)
         mean = self.kernel.mean + across @ self.weights
         explained = np.linalg.solve(self.lower, across.T)
-        variance = self.kernel.amplitude + self.kernel.noise - np.einsum("ij,ij->j", explained, explained)
+        variance = (
+            self.kernel.amplitude + self.kernel.noise - np.einsum("ij,ij->j", explained, explained)
+        )
         return mean, np.sqrt(np.maximum(variance, 0.0))
 
 
-def posterior(kernel: Kernel, c: Sequence[float], targets: Sequence[float]) -> "Posterior | SmoothPosterior":
+def posterior(
+    kernel: Kernel, c: Sequence[float], targets: Sequence[float]
+) -> "Posterior | SmoothPosterior":
     """Equation 4 for one target, in the way that suits the number of points.
 
     Raises:
@@ -107,7 +115,9 @@ def posterior(kernel: Kernel, c: Sequence[float], targets: Sequence[float]) -> "
 
 
 def fit_forms(
-    points: Sequence[tuple[float, float, float]], seed: int, bounds: Mapping[tuple[str, str], Bounds]
+    points: Sequence[tuple[float, float, float]],
+    seed: int,
+    bounds: Mapping[tuple[str, str], Bounds],
 ) -> dict[str, dict[str, Kernel]]:
     """Kernels by form and target for (c, r, d) points; ``bounds`` by (form, target), where not those of ``BOUNDS``."""
     from threadpoolctl import threadpool_limits
@@ -116,14 +126,24 @@ def fit_forms(
 
     def fitted(form: str, target: str) -> Kernel:
         ours, box = form == "default", bounds.get((form, target), BOUNDS[form])
-        return fit_kernel(c, r if target == "r" else d, log_c=ours, centred=ours, bounds=box, seed=seed)
+        return fit_kernel(
+            c, r if target == "r" else d, log_c=ours, centred=ours, bounds=box, seed=seed
+        )
 
     # Matrices this small gain nothing from a second thread, and on busy cores the threads wait for each other.
     with threadpool_limits(limits=1):
         return {form: {target: fitted(form, target) for target in "rd"} for form in BOUNDS}
 
 
-def fit_kernel(c: Sequence[float], targets: Sequence[float], *, log_c: bool, centred: bool, bounds: Bounds, seed: int) -> Kernel:
+def fit_kernel(
+    c: Sequence[float],
+    targets: Sequence[float],
+    *,
+    log_c: bool,
+    centred: bool,
+    bounds: Bounds,
+    seed: int,
+) -> Kernel:
     """The kernel of highest marginal likelihood within the bounds, from ``RESTARTS`` + 1 seeded starts.
 
     Hyper-parameters are kept to six digits: more would be the optimiser's rounding, and differ between machines.
@@ -131,17 +151,25 @@ def fit_kernel(c: Sequence[float], targets: Sequence[float], *, log_c: bool, cen
     mean = float(np.mean(targets)) if centred else 0.0
     x, y = Kernel(1.0, 1.0, 0.0, mean, log_c).inputs(c), np.asarray(targets, float) - mean
     nodes = nodes_for(x, bounds.length_scale[0]) if len(x) >= MANY else None
-    theta = _best(Likelihood(Basis(x, nodes), y), bounds, seed) if nodes else _by_sklearn(x, y, bounds, seed)
+    theta = (
+        _best(Likelihood(Basis(x, nodes), y), bounds, seed)
+        if nodes
+        else _by_sklearn(x, y, bounds, seed)
+    )
     amplitude, length_scale, noise = (float(f"{v:.6g}") for v in np.exp(theta))
     return Kernel(amplitude, length_scale, noise, mean, log_c)
 
 
-def _by_sklearn(x: NDArray[np.float64], y: NDArray[np.float64], bounds: Bounds, seed: int) -> NDArray[np.float64]:
+def _by_sklearn(
+    x: NDArray[np.float64], y: NDArray[np.float64], bounds: Bounds, seed: int
+) -> NDArray[np.float64]:
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
     start = _middle(bounds)
-    prior = ConstantKernel(start[0], bounds.amplitude) * RBF(start[1], bounds.length_scale) + WhiteKernel(start[2], bounds.noise)
+    prior = ConstantKernel(start[0], bounds.amplitude) * RBF(
+        start[1], bounds.length_scale
+    ) + WhiteKernel(start[2], bounds.noise)
     search: Any = {"optimizer": _maximise, "n_restarts_optimizer": RESTARTS, "random_state": seed}
     regressor: Any = GaussianProcessRegressor(prior, alpha=0, normalize_y=False, **search)
     with warnings.catch_warnings():
@@ -155,17 +183,33 @@ def _best(objective: Any, bounds: Bounds, seed: int) -> NDArray[np.float64]:
     """From the same starts as scikit-learn's."""
     box = np.log([bounds.amplitude, bounds.length_scale, bounds.noise])
     chance = np.random.RandomState(seed)
-    starts = [np.log(_middle(bounds)), *(chance.uniform(box[:, 0], box[:, 1]) for _ in range(RESTARTS))]
-    return min((_maximise(objective, start, box) for start in starts), key=lambda found: found[1])[0]
+    starts = [
+        np.log(_middle(bounds)),
+        *(chance.uniform(box[:, 0], box[:, 1]) for _ in range(RESTARTS)),
+    ]
+    return min((_maximise(objective, start, box) for start in starts), key=lambda found: found[1])[
+        0
+    ]
 
 
 def _middle(bounds: Bounds) -> list[float]:
-    return [math.sqrt(low * high) for low, high in (bounds.amplitude, bounds.length_scale, bounds.noise)]
+    return [
+        math.sqrt(low * high) for low, high in (bounds.amplitude, bounds.length_scale, bounds.noise)
+    ]
 
 
-def _maximise(objective: Any, theta: NDArray[np.float64], bounds: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+def _maximise(
+    objective: Any, theta: NDArray[np.float64], bounds: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], float]:
     """L-BFGS-B like scikit-learn's own, run until it stands still, so that all good starts end in one place."""
     from scipy.optimize import minimize
 
-    found = minimize(objective, theta, method="L-BFGS-B", jac=True, bounds=bounds, options={"ftol": 1e-15, "gtol": 1e-9, "maxiter": 2000})
+    found = minimize(
+        objective,
+        theta,
+        method="L-BFGS-B",
+        jac=True,
+        bounds=bounds,
+        options={"ftol": 1e-15, "gtol": 1e-9, "maxiter": 2000},
+    )
     return found.x, float(found.fun)

@@ -88,7 +88,9 @@ def read_lease(folder: Folder) -> Holder | None:
         except (ValueError, TypeError) as error:
             said = " ".join(str(error).split())[:200]
             place = below(folder.url, name)
-            raise RequestError(f"lease {place} is damaged ({said}): remove it if nothing drives this directory") from error
+            raise RequestError(
+                f"lease {place} is damaged ({said}): remove it if nothing drives this directory"
+            ) from error
     return None
 
 
@@ -146,12 +148,19 @@ class Lease:
             self._take()
         except OSError as error:
             reason = " ".join(str(error).split())
-            raise RequestError(f"storage {self._folder.url} cannot be used ({reason}): give another by --storage, or mend it") from error
+            raise RequestError(
+                f"storage {self._folder.url} cannot be used ({reason}): give another by --storage, or mend it"
+            ) from error
         self._thread = threading.Thread(target=self._beat, name="tinynet-lease", daemon=True)
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         assert self._thread is not None
         self._ended.set()
         self._thread.join()
@@ -188,7 +197,18 @@ class Lease:
         now = time.time()
         pid, owner = os.getpid(), uuid.uuid4().hex
         number = before.number + 1 if before else 1
-        mine = Holder(number, owner, self._work, _user(), socket.gethostname(), _machine(), pid, _process(pid), now, now)
+        mine = Holder(
+            number,
+            owner,
+            self._work,
+            _user(),
+            socket.gethostname(),
+            _machine(),
+            pid,
+            _process(pid),
+            now,
+            now,
+        )
         taken = self._folder.write_once(f"{mine.name}.json", mine.to_json())
         holder = read_lease(self._folder)
         if not taken or holder is None or holder.owner != owner:
@@ -205,7 +225,9 @@ class Lease:
             if holder.machine == _machine()
             else f"wait for it, or stop it; {STALE:.0f} s after a last sign it counts as gone"
         )
-        return RequestError(f"{self._what} is held by {holder.described} (last sign of life {ago:.0f} s ago): {end}")
+        return RequestError(
+            f"{self._what} is held by {holder.described} (last sign of life {ago:.0f} s ago): {end}"
+        )
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
@@ -231,14 +253,28 @@ def _holder(data: bytes, number: int) -> Holder:
     if not isinstance(values, dict):
         raise ValueError("no object")
     holder = Holder(**values)
-    kinds = {"number": int, "pid": int, "since": (int, float), "seen": (int, float), "released": bool}
+    kinds = {
+        "number": int,
+        "pid": int,
+        "since": (int, float),
+        "seen": (int, float),
+        "released": bool,
+    }
     for field in fields(holder):
         value = getattr(holder, field.name)
-        if not isinstance(value, kinds.get(field.name, str)) or (isinstance(value, float) and not math.isfinite(value)):
+        if not isinstance(value, kinds.get(field.name, str)) or (
+            isinstance(value, float) and not math.isfinite(value)
+        ):
             raise ValueError(f"{field.name} is {value!r}"[:100])
-    if holder.number != number or number >= MOST or not (0 <= holder.since < 1e11 and 0 <= holder.seen < 1e11):
+    if (
+        holder.number != number
+        or number >= MOST
+        or not (0 <= holder.since < 1e11 and 0 <= holder.seen < 1e11)
+    ):
         raise ValueError("it is no lease of this number")
-    if not all(text.isprintable() and len(text) < 300 for text in (holder.work, holder.user, holder.host)):
+    if not all(
+        text.isprintable() and len(text) < 300 for text in (holder.work, holder.user, holder.host)
+    ):
         raise ValueError("its holder has no name")
     return holder
 

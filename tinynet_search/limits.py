@@ -47,7 +47,10 @@ def checked_request(request: Mapping[str, Any]) -> dict[str, float]:
             "nothing to answer: give c, a fraction of the baseline's FLOPs, or a limit: "
             "macs, params, activation_bytes (--macs, --params, --activation-bytes)"
         )
-    return {name: checked_budget(value) if name == "c" else _checked_limit(name, value) for name, value in given.items()}
+    return {
+        name: checked_budget(value) if name == "c" else _checked_limit(name, value)
+        for name, value in given.items()
+    }
 
 
 def checked_budget(c: Any) -> float:
@@ -61,15 +64,24 @@ def checked_budget(c: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not 0 < value <= 1:
-        raise RequestError(f"c = {one_line(c, 40)} is no budget: give a fraction of the baseline's FLOPs above 0 and at most 1")
+        raise RequestError(
+            f"c = {one_line(c, 40)} is no budget: give a fraction of the baseline's FLOPs above 0 and at most 1"
+        )
     return value
 
 
 def _checked_limit(name: str, value: Any) -> float:
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
+        value, bool
+    )
     # An int may be finite and yet beyond every float.
-    if not number or not 0 < (value if isinstance(value, int) else float(value)) <= sys.float_info.max:
-        raise RequestError(f"{name} = {one_line(repr(value), 40)} is no limit: give a number above 0")
+    if (
+        not number
+        or not 0 < (value if isinstance(value, int) else float(value)) <= sys.float_info.max
+    ):
+        raise RequestError(
+            f"{name} = {one_line(repr(value), 40)} is no limit: give a number above 0"
+        )
     return float(value)
 
 
@@ -77,8 +89,14 @@ def amount(name: str, value: float) -> str:
     """A figure as people read it: ``1.98M``, ``1.50MB``; c as ``0.2500``."""
     if name == "c":
         return f"{value:.4f}"
-    scale, prefix = next(((s, p) for s, p in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= s), (1.0, ""))
-    return f"{value / scale:.2f}{prefix}{LIMITS[name].unit}" if prefix else f"{value:g}{' bytes' if LIMITS[name].unit else ''}"
+    scale, prefix = next(
+        ((s, p) for s, p in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= s), (1.0, "")
+    )
+    return (
+        f"{value / scale:.2f}{prefix}{LIMITS[name].unit}"
+        if prefix
+        else f"{value:g}{' bytes' if LIMITS[name].unit else ''}"
+    )
 
 
 def largest(curve: Curve, request: Mapping[str, float]) -> tuple[float, tuple[str, ...]]:
@@ -106,12 +124,17 @@ def largest(curve: Curve, request: Mapping[str, float]) -> tuple[float, tuple[st
         last = int(np.flatnonzero(met)[-1])
         nearby = grid(float(figures["c"][last]), float(figures["c"][last + 1]), STEP / ZOOM)
         between = curve.figures(nearby)
-        figures = {name: np.concatenate([v[:last], between[name], v[last + 2 :]]) for name, v in figures.items()}
+        figures = {
+            name: np.concatenate([v[:last], between[name], v[last + 2 :]])
+            for name, v in figures.items()
+        }
         met = _met(figures, limits)
     for i in np.flatnonzero(met)[::-1]:
         c = float(figures["c"][i])
         if _confirmed(curve, c, limits):
-            return c, _binding(figures, int(i), limits) or (("c",) if high == request.get("c") else ())
+            return c, _binding(figures, int(i), limits) or (
+                ("c",) if high == request.get("c") else ()
+            )
     raise _refusal(curve, figures, limits)
 
 
@@ -141,7 +164,9 @@ def _refusal(curve: Curve, figures: Figures, limits: Mapping[str, float]) -> Req
     there, high = present(figures), float(figures["c"][-1])
     if not there["c"].size:
         curve.refuse_small(high)
-        return RequestError(f"formula {one_line(curve.formula.source)} has no network on {curve.space.name} up to c = {high:g}")
+        return RequestError(
+            f"formula {one_line(curve.formula.source)} has no network on {curve.space.name} up to c = {high:g}"
+        )
     least = {name: int(np.argmin(there[name])) for name in limits}
     within = "" if curve.extrapolate else " within its range {:g} to {:g}".format(*curve.range)
     short = [name for name, limit in limits.items() if there[name][least[name]] > limit]
@@ -151,11 +176,20 @@ def _refusal(curve: Curve, figures: Figures, limits: Mapping[str, float]) -> Req
         for name in short
     ]
     if not short:
-        nearest = int(np.argmin(np.max([there[name] / limit for name, limit in limits.items()], axis=0)))
-        pairs = [f"{name} {amount(name, there[name][nearest])} of {amount(name, limit)}" for name, limit in limits.items()]
-        lines = [f"meets all limits at once: the nearest, at c = {there['c'][nearest]:g}, has {', '.join(pairs)}"]
+        nearest = int(
+            np.argmin(np.max([there[name] / limit for name, limit in limits.items()], axis=0))
+        )
+        pairs = [
+            f"{name} {amount(name, there[name][nearest])} of {amount(name, limit)}"
+            for name, limit in limits.items()
+        ]
+        lines = [
+            f"meets all limits at once: the nearest, at c = {there['c'][nearest]:g}, has {', '.join(pairs)}"
+        ]
     raised = " and ".join(short or limits)
-    return RequestError(f"no network of the formula {', and none '.join(lines)}; raise {raised}{_wider(curve, limits)}")
+    return RequestError(
+        f"no network of the formula {', and none '.join(lines)}; raise {raised}{_wider(curve, limits)}"
+    )
 
 
 def _wider(curve: Curve, limits: Mapping[str, float]) -> str:

@@ -89,7 +89,12 @@ class Losses(Callback):
         """
         found = self._failures(candidate.run)
         begun = sum(began for began, _, _ in found)
-        if not found or begun == len(found) or begun > self._most or self._returned[candidate.run] >= RETURNS:
+        if (
+            not found
+            or begun == len(found)
+            or begun > self._most
+            or self._returned[candidate.run] >= RETURNS
+        ):
             return False
         self._returned[candidate.run] += 1
         return self._store.summary(candidate.run) is None
@@ -100,11 +105,17 @@ class Losses(Callback):
         if len(found) <= self._most or self._store.summary(candidate.run) is not None:
             return None
         epochs = [epochs for _, epochs, _ in found]
-        if not all(began and died_alone(said) for began, _, said in found) or epochs[-1] > epochs[0]:
+        if (
+            not all(began and died_alone(said) for began, _, said in found)
+            or epochs[-1] > epochs[0]
+        ):
             return None
         said = found[-1][2]
         times = "once" if len(found) == 1 else f"{len(found)} times without a new epoch in between"
-        return Guilt(MEMORY if _FULL in said else DIED, f"its process died {times}, and its node lives: {described(said)}")
+        return Guilt(
+            MEMORY if _FULL in said else DIED,
+            f"its process died {times}, and its node lives: {described(said)}",
+        )
 
     def _failures(self, run: str) -> list[tuple[bool, int, str]]:
         """Of a trial that Tune has given up: whether each try had begun, its epochs, and what Ray said; empty where it ended otherwise."""
@@ -114,7 +125,10 @@ class Losses(Callback):
         said = failures(tries.trial)
         if len(said) != len(tries.before) + 1:
             return []  # its last try did not fail
-        return [(*how, words) for how, words in zip([*tries.before, (tries.began, tries.epochs)], said, strict=True)]
+        return [
+            (*how, words)
+            for how, words in zip([*tries.before, (tries.began, tries.epochs)], said, strict=True)
+        ]
 
 
 def died_alone(said: str) -> bool:

@@ -55,12 +55,22 @@ def waiting(trials: Mapping[str, Any]) -> set[str]:
     kind: Any = gcs_pb2
     tables, groups, job = _groups()
     placed = (kind.PlacementGroupTableData.CREATED, kind.PlacementGroupTableData.REMOVED)
-    makers = {group.creator_actor_id for group in groups if group.creator_job_id == job and group.state not in placed}
-    owners = {found.owner_address.worker_id for maker in makers if (found := _actor(tables, maker)) is not None}
+    makers = {
+        group.creator_actor_id
+        for group in groups
+        if group.creator_job_id == job and group.state not in placed
+    }
+    owners = {
+        found.owner_address.worker_id
+        for maker in makers
+        if (found := _actor(tables, maker)) is not None
+    }
     if not owners:
         return set()
     rows = {name: _actor(tables, actor._actor_id.binary()) for name, actor in trials.items()}
-    return {name for name, row in rows.items() if row is not None and row.address.worker_id in owners}
+    return {
+        name for name, row in rows.items() if row is not None and row.address.worker_id in owners
+    }
 
 
 def _actor(tables: Any, number: bytes) -> Any:
@@ -81,7 +91,9 @@ def _groups() -> tuple[Any, list[Any], bytes]:
 
     kind: Any = gcs_pb2
     tables = state.state._connect_and_get_accessor()
-    groups = [kind.PlacementGroupTableData.FromString(row) for row in tables.get_placement_group_table()]
+    groups = [
+        kind.PlacementGroupTableData.FromString(row) for row in tables.get_placement_group_table()
+    ]
     return tables, groups, bytes.fromhex(ray.get_runtime_context().get_job_id())
 
 
@@ -94,17 +106,25 @@ def _orphans() -> Iterator[Any]:
     tables, groups, job = _groups()
     dead_jobs = {bytes.fromhex(row["JobID"]) for row in state.jobs() if row["IsDead"]}
     for group in groups:
-        if group.state != kind.PlacementGroupTableData.REMOVED and group.creator_actor_id != ActorID.nil().binary():
+        if (
+            group.state != kind.PlacementGroupTableData.REMOVED
+            and group.creator_actor_id != ActorID.nil().binary()
+        ):
 
             def actor(creator: bytes = group.creator_actor_id) -> tuple[bool, str]:
                 found = _actor(tables, creator)
-                return found is None or found.state == kind.ActorTableData.DEAD, found.class_name if found else CONTROLLER
+                return (
+                    found is None or found.state == kind.ActorTableData.DEAD,
+                    found.class_name if found else CONTROLLER,
+                )
 
             if orphaned(group, job, dead_jobs, actor):
                 yield group
 
 
-def orphaned(group: Any, job: bytes, dead_jobs: Collection[bytes], actor: Callable[[], tuple[bool, str]]) -> bool:
+def orphaned(
+    group: Any, job: bytes, dead_jobs: Collection[bytes], actor: Callable[[], tuple[bool, str]]
+) -> bool:
     """Whether nobody is left who could use a group that an actor made.
 
     Args:
@@ -114,4 +134,6 @@ def orphaned(group: Any, job: bytes, dead_jobs: Collection[bytes], actor: Callab
     if group.is_detached or (group.creator_job_id != job and group.creator_job_id not in dead_jobs):
         return False
     dead, name = actor()
-    return (dead or group.creator_actor_dead) and (group.creator_job_id == job or name.startswith(CONTROLLER))
+    return (dead or group.creator_actor_dead) and (
+        group.creator_job_id == job or name.startswith(CONTROLLER)
+    )

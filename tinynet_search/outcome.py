@@ -23,17 +23,26 @@ def prepare() -> None:
     importlib.import_module("sklearn.gaussian_process")
 
 
-def points_of(candidates: Sequence[Candidate], results: Mapping[str, Mapping[str, Any]]) -> list[TrialPoint]:
+def points_of(
+    candidates: Sequence[Candidate], results: Mapping[str, Mapping[str, Any]]
+) -> list[TrialPoint]:
     """What the frontier sees of the trials that have ended."""
     ended = [(c, results[c.run]) for c in candidates if c.run in results]
-    return [TrialPoint(c.run, c.spec.rdw, c.c, result["metrics"].get("top1"), result["status"]) for c, result in ended]
+    return [
+        TrialPoint(c.run, c.spec.rdw, c.c, result["metrics"].get("top1"), result["status"])
+        for c, result in ended
+    ]
 
 
-def write_frontier(store: SearchStore, plan: Mapping[str, Any], candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+def write_frontier(
+    store: SearchStore, plan: Mapping[str, Any], candidates: Sequence[Candidate]
+) -> list[dict[str, Any]]:
     """Select the frontier of all results and write it: rows by rising c, with ``pareto_rank``."""
     by_run = {c.run: c for c in candidates}
     points = points_of(candidates, store.summaries(by_run))
-    selected = select_frontier(points, fraction=plan["frontier"]["fraction"], minimum=plan["frontier"]["minimum"])
+    selected = select_frontier(
+        points, fraction=plan["frontier"]["fraction"], minimum=plan["frontier"]["minimum"]
+    )
     rows = [
         {
             "id": by_run[m.id].id,
@@ -54,10 +63,15 @@ def write_frontier(store: SearchStore, plan: Mapping[str, Any], candidates: Sequ
 
 
 def write_formula(
-    store: SearchStore, plan: Mapping[str, Any], frontier: Sequence[Mapping[str, Any]], trials: Mapping[str, int]
+    store: SearchStore,
+    plan: Mapping[str, Any],
+    frontier: Sequence[Mapping[str, Any]],
+    trials: Mapping[str, int],
 ) -> TinyFormula:
     """Fit r(c) and d(c) on the frontier and write the formula; ``trials``: how many there were, by what became of them."""
-    models = [TrialPoint(row["run"], row["rdw"], row["c"], row["top1"], "finished") for row in frontier]
+    models = [
+        TrialPoint(row["run"], row["rdw"], row["c"], row["top1"], "finished") for row in frontier
+    ]
     formula = fit_formula(
         get_space(plan["space"]["name"]),
         [(row["c"], row["rdw"][0], row["rdw"][1]) for row in frontier],
@@ -77,13 +91,22 @@ def write_formula(
 
 
 def write_finals(
-    store: SearchStore, plan: Mapping[str, Any], formula: TinyFormula, budgets: Sequence[float], epochs: int, *, rules: Sequence[str]
+    store: SearchStore,
+    plan: Mapping[str, Any],
+    formula: TinyFormula,
+    budgets: Sequence[float],
+    epochs: int,
+    *,
+    rules: Sequence[str],
 ) -> tuple[list[Candidate], list[str]]:
     """The final jobs of the formula's networks, and of other rules' beside them; and why any are missing.
 
     A budget beyond the frontier is extrapolated, since it was asked for by name, and its row says so.
     """
-    space, classes = get_space(plan["space"]["name"]).narrowed(plan["space"]["ranges"]), plan["space"]["num_classes"]
+    space, classes = (
+        get_space(plan["space"]["name"]).narrowed(plan["space"]["ranges"]),
+        plan["space"]["num_classes"],
+    )
     rows: list[dict[str, Any]] = []
     refused: list[str] = []
     candidates: list[Candidate] = []
@@ -96,12 +119,21 @@ def write_finals(
             candidate = candidate_of(plan, network, epochs=epochs, kind="final")
             candidates.append(candidate)
             row = {"run": candidate.run, "label": label, "c": c, "note": note}
-            rows.append({**row, "rdw": list(network.rdw), "extrapolated": extrapolated, "spec": candidate.spec.to_json()})
+            rows.append(
+                {
+                    **row,
+                    "rdw": list(network.rdw),
+                    "extrapolated": extrapolated,
+                    "spec": candidate.spec.to_json(),
+                }
+            )
     store.write_json(FINALS, rows)
     return candidates, refused
 
 
-def _final(formula: TinyFormula, space: SearchSpace, c: float, classes: int, label: str) -> tuple[Network | None, str | None, bool]:
+def _final(
+    formula: TinyFormula, space: SearchSpace, c: float, classes: int, label: str
+) -> tuple[Network | None, str | None, bool]:
     """(network, why there is none or how far it lies from the budget, whether the formula was extrapolated)"""
     if label != TINY:
         found = baseline(label, space, c, classes)

@@ -37,7 +37,9 @@ class Nodes:
 
     def holds(self, needs: Mapping[str, float]) -> int:
         """Workers on one node."""
-        return min(int(self.resources.get(key, 0.0) / amount + 1e-6) for key, amount in needs.items())
+        return min(
+            int(self.resources.get(key, 0.0) / amount + 1e-6) for key, amount in needs.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,12 @@ def _spread(slots: list[int], workers: int) -> int:
 
 def of_trial(config: Config) -> Scaling:
     """What one trial takes of the cluster."""
-    return Scaling(config.scaling.workers, config.scaling.cpus, config.scaling.gpus, config.scaling.loader_workers)
+    return Scaling(
+        config.scaling.workers,
+        config.scaling.cpus,
+        config.scaling.gpus,
+        config.scaling.loader_workers,
+    )
 
 
 def needs(config: Config) -> dict[str, float]:
@@ -107,7 +114,9 @@ def needs(config: Config) -> dict[str, float]:
 
 def _lacking(config: Config, nodes: Sequence[Nodes]) -> str:
     wanted = needs(config)
-    there = "; ".join(f"{node.count} x " * (node.count > 1) + _listed(node.resources, wanted) for node in nodes)
+    there = "; ".join(
+        f"{node.count} x " * (node.count > 1) + _listed(node.resources, wanted) for node in nodes
+    )
     mend = "lower [scaling], add nodes, or set run.wait_for_nodes where they come by themselves"
     return f"no room for a trial of {config.scaling.workers} x {_listed(wanted, wanted)} on nodes of {there}: {mend}"
 
@@ -120,13 +129,22 @@ def _chosen(config: Config, macs: Sequence[float], nodes: Sequence[Nodes]) -> Pl
     """The division into trials and workers that ends first; of those that end as good as first, the one with fewest workers a trial."""
     base = _filled(config, nodes)
     refuse_sync_bn(base)
-    ends = {(workers, most): makespan(base, macs, workers, most) for workers, most in _divisions(base, nodes)}
+    ends = {
+        (workers, most): makespan(base, macs, workers, most)
+        for workers, most in _divisions(base, nodes)
+    }
     if not ends:
         raise RequestError(_lacking(base, nodes))
     first = min(ends.values())
-    workers, most = best = min(division for division, seconds in ends.items() if seconds <= NO_LATER * first)
+    workers, most = best = min(
+        division for division, seconds in ends.items() if seconds <= NO_LATER * first
+    )
     what = ("GPU" if base.scaling.gpus else "CPU worker") + "s" * (workers > 1)
-    others = [f"{n} x {w} in {duration(seconds)}" for (w, n), seconds in sorted(ends.items()) if (w, n) != best]
+    others = [
+        f"{n} x {w} in {duration(seconds)}"
+        for (w, n), seconds in sorted(ends.items())
+        if (w, n) != best
+    ]
     beside = f" ({', '.join(others)})" if others else ""
     why = f"{most} at once on {workers} {what} each: {len(macs)} trials in an assumed {duration(ends[best])}{beside}"
     return Placement(_with(base, workers=workers), most, why)
@@ -139,11 +157,15 @@ def _divisions(config: Config, nodes: Sequence[Nodes]) -> list[tuple[int, int]]:
     share = 1 if alone else config.get_recipe().micro_batches
     counts = [workers for workers in range(1, share + 1) if share % workers == 0]
     limit = config.run.concurrency or 10**6
-    found = [(workers, min(limit, at_once(_with(config, workers=workers), nodes))) for workers in counts]
+    found = [
+        (workers, min(limit, at_once(_with(config, workers=workers), nodes))) for workers in counts
+    ]
     return [(workers, most) for workers, most in found if most]
 
 
-def makespan(config: Config, macs: Sequence[float], workers: int, most: int, rate: float | None = None) -> float:
+def makespan(
+    config: Config, macs: Sequence[float], workers: int, most: int, rate: float | None = None
+) -> float:
     """Seconds until the last trial has ended, the largest begun first.
 
     Args:
@@ -187,9 +209,20 @@ def grown() -> list[Nodes]:
     from ray._private import state
 
     config = state.state.get_cluster_config()
-    kinds = {group.name: group for group in (config.node_group_configs if config else []) if group.max_count > 0}
-    fixed = [node for node in ray.nodes() if node["Alive"] and node.get("Labels", {}).get(GROUP) not in kinds]
-    return [*(Nodes(node["Resources"]) for node in fixed), *(Nodes(dict(group.resources), group.max_count) for group in kinds.values())]
+    kinds = {
+        group.name: group
+        for group in (config.node_group_configs if config else [])
+        if group.max_count > 0
+    }
+    fixed = [
+        node
+        for node in ray.nodes()
+        if node["Alive"] and node.get("Labels", {}).get(GROUP) not in kinds
+    ]
+    return [
+        *(Nodes(node["Resources"]) for node in fixed),
+        *(Nodes(dict(group.resources), group.max_count) for group in kinds.values()),
+    ]
 
 
 def take_place(config: Config, macs: Sequence[float], say: Callable[[str], None]) -> Placement:
@@ -216,13 +249,17 @@ def take_place(config: Config, macs: Sequence[float], say: Callable[[str], None]
 def as_wished(place: Placement) -> Placement:
     """On a cluster that grows as many trials at once as the user names: what waits is what makes it grow."""
     run = place.config.run
-    return replace(place, at_once=run.concurrency) if run.wait_for_nodes and run.concurrency else place
+    return (
+        replace(place, at_once=run.concurrency) if run.wait_for_nodes and run.concurrency else place
+    )
 
 
 def refuse_blind(config: Config) -> None:
     """Raises RequestError where ``auto`` would have to choose from nodes that are not there yet."""
     if config.scaling.auto and "gpus" not in config.scaling.model_fields_set:
-        raise RequestError("scaling.auto cannot see nodes that are still to come: name scaling.gpus beside run.wait_for_nodes")
+        raise RequestError(
+            "scaling.auto cannot see nodes that are still to come: name scaling.gpus beside run.wait_for_nodes"
+        )
 
 
 def _awaited(config: Config, patience: float, say: Callable[[str], None]) -> list[Nodes]:
@@ -235,10 +272,14 @@ def _awaited(config: Config, patience: float, say: Callable[[str], None]) -> lis
         while at_once(config, there := present()) < 1:
             waited = time.monotonic() - began
             if waited > patience:
-                raise RequestError(f"{_lacking(config, there)}; the cluster has not grown for {duration(patience)}")
+                raise RequestError(
+                    f"{_lacking(config, there)}; the cluster has not grown for {duration(patience)}"
+                )
             if waited - told >= TOLD:
                 trial = f"{config.scaling.workers} x {_listed(needs(config), needs(config))}"
-                say(f"waiting for the cluster to grow, {waited:.0f} s: a trial takes {trial}, {len(there)} nodes are there")
+                say(
+                    f"waiting for the cluster to grow, {waited:.0f} s: a trial takes {trial}, {len(there)} nodes are there"
+                )
                 told = waited
             time.sleep(1.0)
         return there

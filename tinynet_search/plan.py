@@ -39,7 +39,10 @@ def make_plan(config: Config) -> dict[str, Any]:
             "ranges": {key: list(value) for key, value in space.ranges.items()},
             "band": list(space.band),
         },
-        "sampler": {"name": config.search.sampler, **({"c": config.search.c, "tol": config.search.tol} if config.search.c else {})},
+        "sampler": {
+            "name": config.search.sampler,
+            **({"c": config.search.c, "tol": config.search.tol} if config.search.c else {}),
+        },
         "recipe": asdict(recipe),
         "data": _described(config, data),
         "seed": config.search.seed,
@@ -60,7 +63,11 @@ def check_batch(data: ImageData, recipe: Recipe) -> None:
 def _described(config: Config, data: ImageData) -> dict[str, Any]:
     counts = {"fingerprint": data.fingerprint, "train": data.train_size, "val": data.val_size}
     largest = getattr(data, "largest_pixels", None)
-    return {"settings": config.data_settings(), **counts, **({"largest_pixels": largest} if largest else {})}
+    return {
+        "settings": config.data_settings(),
+        **counts,
+        **({"largest_pixels": largest} if largest else {}),
+    }
 
 
 def too_large(plan: Mapping[str, Any], resolutions: Iterable[int]) -> str | None:
@@ -84,9 +91,13 @@ def agreed_plan(store: SearchStore, config: Config) -> dict[str, Any]:
     asked = make_plan(config)
     if store.written_plan() is None:
         if store.folder.exists(JOB):
-            raise RequestError(f"{store.url} is a training job: give the search another search.name")
+            raise RequestError(
+                f"{store.url} is a training job: give the search another search.name"
+            )
         if config.search.sampler not in ADAPTIVE:
-            planned_networks(asked, config, config.search.trials)  # a band without networks leaves nothing behind
+            planned_networks(
+                asked, config, config.search.trials
+            )  # a band without networks leaves nothing behind
         store.write_json(PLAN, asked, once=True)
     there = store.written_plan()
     assert there is not None
@@ -94,13 +105,17 @@ def agreed_plan(store: SearchStore, config: Config) -> dict[str, Any]:
     return {**there, "data": {**there["data"], "settings": asked["data"]["settings"]}}
 
 
-def refuse_difference(store: SearchStore, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def refuse_difference(
+    store: SearchStore, there: Mapping[str, Any], asked: Mapping[str, Any]
+) -> None:
     """Raises RequestError where a plan and what is asked for differ in what decides results: every difference is shown."""
     old, new = _flat(_decisive(there)), _flat(_decisive(asked))
     changed = [key for key in dict.fromkeys((*old, *new)) if old.get(key) != new.get(key)]
     if changed:
         shown = "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed)
-        raise RequestError(f"search {store.url} was planned otherwise: {shown}; use another search.name, or the plan's settings")
+        raise RequestError(
+            f"search {store.url} was planned otherwise: {shown}; use another search.name, or the plan's settings"
+        )
 
 
 def _decisive(plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +128,11 @@ def _decisive(plan: Mapping[str, Any]) -> dict[str, Any]:
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 
@@ -122,7 +141,9 @@ def plan_recipe(plan: Mapping[str, Any], epochs: int | None = None) -> Recipe:
     return recipe if epochs is None else replace(recipe, epochs=epochs)
 
 
-def spec_of(plan: Mapping[str, Any], rdw: Iterable[float], *, epochs: int | None = None, kind: str = "trial") -> TrialSpec:
+def spec_of(
+    plan: Mapping[str, Any], rdw: Iterable[float], *, epochs: int | None = None, kind: str = "trial"
+) -> TrialSpec:
     """The description of the trial of (r, d, w) in a plan."""
     r, d, w = rdw
     return TrialSpec(
@@ -138,11 +159,15 @@ def spec_of(plan: Mapping[str, Any], rdw: Iterable[float], *, epochs: int | None
     )
 
 
-def candidate_of(plan: Mapping[str, Any], network: Network, *, epochs: int | None = None, kind: str = "trial") -> Candidate:
+def candidate_of(
+    plan: Mapping[str, Any], network: Network, *, epochs: int | None = None, kind: str = "trial"
+) -> Candidate:
     return Candidate(spec_of(plan, network.rdw, epochs=epochs, kind=kind), describe(network))
 
 
-def candidates_of(plan: Mapping[str, Any], store: SearchStore, epochs: int | None = None) -> list[Candidate]:
+def candidates_of(
+    plan: Mapping[str, Any], store: SearchStore, epochs: int | None = None
+) -> list[Candidate]:
     """The candidates that are written down, in the order they were drawn.
 
     Ids are made anew. Figures that were written with the same id and multiply-adds are taken as they are: the full cost of
@@ -157,10 +182,16 @@ def candidates_of(plan: Mapping[str, Any], store: SearchStore, epochs: int | Non
     for drawn in store.candidates():
         network = space.network(drawn.rdw, any_spec.num_classes)
         if network.c > beyond:
-            raise RequestError(f"candidates {store.at('candidates')} are damaged: {drawn.rdw} is beyond the plan's FLOPs: restore the file")
+            raise RequestError(
+                f"candidates {store.at('candidates')} are damaged: {drawn.rdw} is beyond the plan's FLOPs: restore the file"
+            )
         name = trial_id(space, network, recipe, any_spec.data_fingerprint, any_spec.seed)
         figures = _figures(drawn, name, network) or describe(network)
-        found.append(Candidate.named(f"{name}-e{recipe.epochs}", replace(any_spec, rdw=tuple(network.rdw)), figures))
+        found.append(
+            Candidate.named(
+                f"{name}-e{recipe.epochs}", replace(any_spec, rdw=tuple(network.rdw)), figures
+            )
+        )
     return found
 
 
@@ -170,7 +201,11 @@ def _figures(drawn: Drawn, name: str, network: Network) -> dict[str, Any] | None
     if drawn.id != name or not isinstance(written, Mapping):
         return None
     counted = {key: written.get(key) for key in ("params", "activations", "activation_bytes")}
-    known = {"resolution": network.resolution, "macs": network.macs, "num_classes": network.num_classes}
+    known = {
+        "resolution": network.resolution,
+        "macs": network.macs,
+        "num_classes": network.num_classes,
+    }
     whole = all(type(value) is int and value > 0 for value in counted.values())
     same = all(written.get(key) == value for key, value in known.items())
     return known | counted | {"c": network.c} if whole and same else None
@@ -193,7 +228,14 @@ def grow(plan: Mapping[str, Any], store: SearchStore, config: Config) -> list[Ca
 
 def planned_networks(plan: Mapping[str, Any], config: Config, trials: int) -> list[Network]:
     options = {key: value for key, value in plan["sampler"].items() if key != "name"}
-    return draw(config.get_space(), plan["sampler"]["name"], trials, plan["seed"], num_classes=plan["space"]["num_classes"], **options)
+    return draw(
+        config.get_space(),
+        plan["sampler"]["name"],
+        trials,
+        plan["seed"],
+        num_classes=plan["space"]["num_classes"],
+        **options,
+    )
 
 
 def final_candidates(store: SearchStore, named: str | None = None) -> list[Candidate]:
@@ -212,7 +254,9 @@ def final_candidates(store: SearchStore, named: str | None = None) -> list[Candi
                 raise RequestError(foreign)
         return [Candidate(spec, describe(spec.network())) for spec in specs]
     except RequestError as error:
-        raise RequestError(f"{store.at(FINALS)} is damaged ({error}): remove it, it is made anew") from error
+        raise RequestError(
+            f"{store.at(FINALS)} is damaged ({error}): remove it, it is made anew"
+        ) from error
 
 
 def training_macs(plan: Mapping[str, Any], candidate: Candidate) -> float:

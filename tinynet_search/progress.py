@@ -30,7 +30,11 @@ class Row:
 
     @property
     def epochs_left(self) -> int:
-        return 0 if self.state in ("finished", "failed", "lost") else self.candidate.spec.recipe["epochs"] - self.epochs
+        return (
+            0
+            if self.state in ("finished", "failed", "lost")
+            else self.candidate.spec.recipe["epochs"] - self.epochs
+        )
 
 
 class Sums:
@@ -80,22 +84,36 @@ class Progress(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune saves its callbacks; there is nothing here to save."""
-        return {"at_once": self.at_once, "rows": {}, "started": self.started, "sums": Sums(), "expected": {}}
+        return {
+            "at_once": self.at_once,
+            "rows": {},
+            "started": self.started,
+            "sums": Sums(),
+            "expected": {},
+        }
 
-    def watch(self, candidates: Sequence[Candidate], results: Mapping[str, Mapping[str, Any]]) -> None:
+    def watch(
+        self, candidates: Sequence[Candidate], results: Mapping[str, Mapping[str, Any]]
+    ) -> None:
         """Add trials; those with a result (its summary) are done."""
         for candidate in candidates:
             result = results.get(candidate.run)
             with self._changed(self._added(candidate)) as row:
                 if result is not None:
-                    row.state, row.epochs, row.top1 = result["status"], result["epochs_done"], result["metrics"].get("top1")
+                    row.state, row.epochs, row.top1 = (
+                        result["status"],
+                        result["epochs_done"],
+                        result["metrics"].get("top1"),
+                    )
                     row.seconds, row.timed = result["seconds"], result["epochs_done"]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         with self._changed(self._row(trial)) as row:
             row.state = "training"
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         with self._changed(self._row(trial)) as row:
             row.epochs = int(result.get("epochs_done", row.epochs))
             if "seconds" in result:
@@ -173,23 +191,41 @@ class Progress(Callback):
         from rich.console import Console
         from rich.live import Live
 
-        with Live(get_renderable=self._table, console=Console(stderr=True), refresh_per_second=2, transient=True):
+        with Live(
+            get_renderable=self._table,
+            console=Console(stderr=True),
+            refresh_per_second=2,
+            transient=True,
+        ):
             yield
 
     def _table(self) -> Any:
         from rich.table import Table
 
         left = self.time_left()
-        title = f"{self.done} of {len(self.rows)} trials, {duration(time.time() - self.started)} gone"
+        title = (
+            f"{self.done} of {len(self.rows)} trials, {duration(time.time() - self.started)} gone"
+        )
         table = Table(title=title + (f", about {duration(left)} left" if left is not None else ""))
         for name in ("trial", "r", "d", "w", "pixels", "c", "epochs", "top-1", "state"):
             table.add_column(name, justify="left" if name in ("trial", "state") else "right")
         order = {"training": 0, "waiting": 2}
-        for row in heapq.nsmallest(24, self.rows.values(), key=lambda r: (order.get(r.state, 1), -(r.top1 or 0))):
+        for row in heapq.nsmallest(
+            24, self.rows.values(), key=lambda r: (order.get(r.state, 1), -(r.top1 or 0))
+        ):
             r, d, w = row.candidate.spec.rdw
             epochs = f"{row.epochs}/{row.candidate.spec.recipe['epochs']}"
-            figures = (f"{r:.2f}", f"{d:.2f}", f"{w:.2f}", str(row.candidate.network["resolution"]), f"{row.candidate.c:.3f}", epochs)
-            table.add_row(row.candidate.id, *figures, "" if row.top1 is None else f"{row.top1:.1f}", row.state)
+            figures = (
+                f"{r:.2f}",
+                f"{d:.2f}",
+                f"{w:.2f}",
+                str(row.candidate.network["resolution"]),
+                f"{row.candidate.c:.3f}",
+                epochs,
+            )
+            table.add_row(
+                row.candidate.id, *figures, "" if row.top1 is None else f"{row.top1:.1f}", row.state
+            )
         return table
 
 
@@ -207,4 +243,8 @@ def _why(trial: Any) -> str:
 
 
 def _end(row: Row) -> str:
-    return row.state + (f" ({row.why})" if row.why else "") + ("" if row.top1 is None else f"  top-1 {row.top1:.1f} %")
+    return (
+        row.state
+        + (f" ({row.why})" if row.why else "")
+        + ("" if row.top1 is None else f"  top-1 {row.top1:.1f} %")
+    )

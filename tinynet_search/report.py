@@ -47,7 +47,10 @@ def preview(config: Config) -> dict[str, Any]:
             "r": c.spec.rdw[0],
             "d": c.spec.rdw[1],
             "w": c.spec.rdw[2],
-            **{key: c.network[key] for key in ("resolution", "macs", "params", "activations", "activation_bytes", "c")},
+            **{
+                key: c.network[key]
+                for key in ("resolution", "macs", "params", "activations", "activation_bytes", "c")
+            },
             "training_macs": training_macs(plan, c),
             "done": c.run in there,
         }
@@ -67,9 +70,12 @@ def preview(config: Config) -> dict[str, Any]:
         "warning": too_large(plan, (row["resolution"] for row in rows)),
         "training_macs_left": sum(row["training_macs"] for row in left),
         "continued": _continued(store, config),
-        "checkpoint_bytes_peak": max((row["params"] for row in left), default=0) * CHECKPOINT_BYTES_PER_PARAM,
+        "checkpoint_bytes_peak": max((row["params"] for row in left), default=0)
+        * CHECKPOINT_BYTES_PER_PARAM,
         "weights_bytes": sum(row["params"] for row in left) * 4,
-        "kept_bytes": sum(row["params"] for row in left) * CHECKPOINT_BYTES_PER_PARAM // 2 if config.get_recipe().continues else 0,
+        "kept_bytes": sum(row["params"] for row in left) * CHECKPOINT_BYTES_PER_PARAM // 2
+        if config.get_recipe().continues
+        else 0,
     }
 
 
@@ -77,7 +83,10 @@ def _continued(store: SearchStore, config: Config) -> str | None:
     """What ``search.frontier_epochs`` adds."""
     if config.search.frontier_epochs is None:
         return None
-    epochs, since = config.search.frontier_epochs, 0 if config.search.anew else config.get_recipe().epochs
+    epochs, since = (
+        config.search.frontier_epochs,
+        0 if config.search.anew else config.get_recipe().epochs,
+    )
     how = f"from epoch {since} to {epochs}" if since else f"for {epochs} epochs, from the start"
     there, models = store.finished(), store.frontier_rows()
     if models is None:
@@ -87,11 +96,23 @@ def _continued(store: SearchStore, config: Config) -> str | None:
 
 
 def preview_text(preview: Mapping[str, Any]) -> str:
-    lines = [f"search {preview['search']} at {preview['directory']} (nothing written)", *plan_lines(preview), ""]
+    lines = [
+        f"search {preview['search']} at {preview['directory']} (nothing written)",
+        *plan_lines(preview),
+        "",
+    ]
     if preview["adaptive"]:
-        return "\n".join([*lines, f"{preview['trials']} candidates are drawn while the search runs, each from the results before it"])
+        return "\n".join(
+            [
+                *lines,
+                f"{preview['trials']} candidates are drawn while the search runs, each from the results before it",
+            ]
+        )
     head = ("id", "r", "d", "w", "pixels", "FLOPs", "c", "params", "training", "")
-    rows = [(*_figures(row), f"{row['training_macs'] / 1e12:.2f}T", "done" if row["done"] else "") for row in preview["candidates"]]
+    rows = [
+        (*_figures(row), f"{row['training_macs'] / 1e12:.2f}T", "done" if row["done"] else "")
+        for row in preview["candidates"]
+    ]
     return "\n".join([*lines, table(head, rows), "", *cost_lines(preview)])
 
 
@@ -114,30 +135,54 @@ def cost_lines(preview: Mapping[str, Any]) -> list[str]:
         f"(three forward passes an image and epoch, two evaluations an epoch)"
     ]
     lines += [preview[key] for key in ("warning", "continued") if preview[key]]
-    weights, kept, peak = (preview[key] / 1e6 for key in ("weights_bytes", "kept_bytes", "checkpoint_bytes_peak"))
+    weights, kept, peak = (
+        preview[key] / 1e6 for key in ("weights_bytes", "kept_bytes", "checkpoint_bytes_peak")
+    )
     last = f" and {kept:.0f} MB of last checkpoints, for longer trainings" if kept else ""
-    return [*lines, f"{weights:.0f} MB of weights{last} at the end, up to {peak:.0f} MB of checkpoints a running trial"]
+    return [
+        *lines,
+        f"{weights:.0f} MB of weights{last} at the end, up to {peak:.0f} MB of checkpoints a running trial",
+    ]
 
 
 def _figures(row: Mapping[str, Any]) -> tuple[str, ...]:
     rdw = [f"{row[key]:.3f}" for key in ("r", "d", "w")]
-    return (str(row["id"]), *rdw, f"{row['resolution']:g}", _millions(row["macs"]), f"{row['c']:.3f}", _millions(row["params"]))
+    return (
+        str(row["id"]),
+        *rdw,
+        f"{row['resolution']:g}",
+        _millions(row["macs"]),
+        f"{row['c']:.3f}",
+        _millions(row["params"]),
+    )
 
 
 def frontier_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The frontier as people read it."""
     head = ("trial", "r", "d", "w", "pixels", "FLOPs", "c", "params", "top-1 %", "front")
-    return table(head, [(*_figures(row), _number(row["top1"], 1), _number(row.get("pareto_rank"), 0)) for row in rows])
+    return table(
+        head,
+        [
+            (*_figures(row), _number(row["top1"], 1), _number(row.get("pareto_rank"), 0))
+            for row in rows
+        ],
+    )
 
 
 def text(outcome: Outcome) -> str:
     """A search's outcome, as ``tinynet search`` ends with."""
     parts = [
         ("Failed trials", _failures(outcome)),
-        ("Frontier", frontier_table([_flat(row) for row in outcome.frontier]) if outcome.frontier else ""),
+        (
+            "Frontier",
+            frontier_table([_flat(row) for row in outcome.frontier]) if outcome.frontier else "",
+        ),
         ("Frontier models trained on", longer_table(outcome)),
         ("Spearman's rank correlation with FLOPs on the frontier", _spearman_line(outcome)),
-        ("The formula beside the published one (fitted to the paper's TinyNets on EfficientNet-B0)", formula_table(outcome.formula)),
+        (
+            "The formula beside the published one (fitted to the paper's TinyNets on EfficientNet-B0)",
+            formula_table(outcome.formula),
+        ),
         ("Final networks at equal FLOPs", finals_table(outcome)),
         ("Time", _time_lines(outcome)),
         ("Where everything lies", _places(outcome)),
@@ -157,7 +202,9 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "trained_now": outcome.new,
         "stopped": outcome.stopped,
         "lost": {c.run: outcome.lost_why.get(c.run) for c in outcome.lost},
-        "failed": {run: r["reason"] for run, r in outcome.results.items() if r["status"] == "failed"},
+        "failed": {
+            run: r["reason"] for run, r in outcome.results.items() if r["status"] == "failed"
+        },
         "frontier": [_flat(row) for row in outcome.frontier],
         "spearman": _spearman(outcome.frontier),
         "formula_usable": outcome.formula.usable,
@@ -176,9 +223,22 @@ def formula_table(formula: TinyFormula) -> str:
     rows = []
     for c in sorted({*BUDGETS, *(round(edge, 3) for edge in span)}, reverse=True):
         ours, theirs = _predicted(formula, c), _predicted(published, c)
-        cells = [f"{ours.r_mean:.2f} ± {ours.r_std:.2f}", f"{ours.d_mean:.2f} ± {ours.d_std:.2f}"] if ours else ["...", "..."]
-        rows.append((f"{c:g}", *cells, *([f"{theirs.r_mean:.2f}", f"{theirs.d_mean:.2f}"] if theirs else ["...", "..."])))
-    return table(("c", "r(c)", "d(c)", "published r(c)", "published d(c)"), rows) + f"\nfitted for c in [{span[0]:.3f}, {span[1]:.3f}]"
+        cells = (
+            [f"{ours.r_mean:.2f} ± {ours.r_std:.2f}", f"{ours.d_mean:.2f} ± {ours.d_std:.2f}"]
+            if ours
+            else ["...", "..."]
+        )
+        rows.append(
+            (
+                f"{c:g}",
+                *cells,
+                *([f"{theirs.r_mean:.2f}", f"{theirs.d_mean:.2f}"] if theirs else ["...", "..."]),
+            )
+        )
+    return (
+        table(("c", "r(c)", "d(c)", "published r(c)", "published d(c)"), rows)
+        + f"\nfitted for c in [{span[0]:.3f}, {span[1]:.3f}]"
+    )
 
 
 def _predicted(formula: TinyFormula, c: float) -> Any:
@@ -200,7 +260,11 @@ def finals(outcome: Outcome) -> list[dict[str, Any]]:
             "note": row.get("note"),
             "id": row["run"].rsplit("-e", 1)[0],
             **dict(zip("rdw", row["rdw"], strict=True)),
-            **({key: result["network"][key] for key in ("resolution", "macs", "params", "c")} if result else {}),
+            **(
+                {key: result["network"][key] for key in ("resolution", "macs", "params", "c")}
+                if result
+                else {}
+            ),
             "top1": result["metrics"].get("top1") if result else None,
             "status": result["status"] if result else "missing",
         }
@@ -237,7 +301,9 @@ def stored_searches(storage: str) -> list[str]:
     folder = open_folder(storage)
     names = [name for name in folder.names() if folder.exists(f"{name}/plan.json")]
     if not names:
-        raise RequestError(f"no searches at {folder.url}: run tinynet search first, or give --storage")
+        raise RequestError(
+            f"no searches at {folder.url}: run tinynet search first, or give --storage"
+        )
     return names
 
 
@@ -265,7 +331,9 @@ def _headline(outcome: Outcome) -> str:
     reasons = Counter(r["reason"] for r in results.values() if r["status"] == "failed")
     done = f"{len([c for c in outcome.candidates if c.run in results])} trials and {len({c.run for c in outcome.finals})} finals"
     failed = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
-    return f"Search {outcome.store.name}: {done}, {outcome.new} trained now" + (f", {reasons.total()} failed ({failed})" if failed else "")
+    return f"Search {outcome.store.name}: {done}, {outcome.new} trained now" + (
+        f", {reasons.total()} failed ({failed})" if failed else ""
+    )
 
 
 def _failures(outcome: Outcome) -> str:
@@ -273,19 +341,26 @@ def _failures(outcome: Outcome) -> str:
     failed = [r for r in outcome.results.values() if r["status"] == "failed"]
     lines = [f"{r['id']}  {r['reason']}: {r['detail']}" for r in failed[:5]]
     more = [f"and {len(failed) - 5} more"] if len(failed) > 5 else []
-    again = "--retry failed tries them again, or --retry with one reason; what diverged diverges again"
+    again = (
+        "--retry failed tries them again, or --retry with one reason; what diverged diverges again"
+    )
     return "\n".join([*lines, *more, again]) if failed else ""
 
 
 def _spearman(frontier: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    return spearman([TrialPoint(row["run"], row["rdw"], row["c"], row["top1"], "finished") for row in frontier])
+    return spearman(
+        [TrialPoint(row["run"], row["rdw"], row["c"], row["top1"], "finished") for row in frontier]
+    )
 
 
 def _spearman_line(outcome: Outcome) -> str:
     if not outcome.frontier:
         return ""
     found = _spearman(outcome.frontier)
-    return "  ".join(f"{key} {_number(value, 2)}" for key, value in found.items()) + f"  over {len(outcome.frontier)} models"
+    return (
+        "  ".join(f"{key} {_number(value, 2)}" for key, value in found.items())
+        + f"  over {len(outcome.frontier)} models"
+    )
 
 
 def _time_lines(outcome: Outcome) -> str:
@@ -314,7 +389,9 @@ def _places(outcome: Outcome) -> str:
         space = f" --space {shlex.quote(own)}" if ":" in own else ""
         low, high = outcome.formula.range or (0.3, 0.3)
         middle = (low * min(high, 1.0)) ** 0.5
-        lines.append(f"ask the formula   {_command('tinynet')} suggest {middle:.2g}{space} --formula {shlex.quote(formula)}")
+        lines.append(
+            f"ask the formula   {_command('tinynet')} suggest {middle:.2g}{space} --formula {shlex.quote(formula)}"
+        )
     return "\n".join(lines)
 
 
@@ -332,7 +409,10 @@ def _command(name: str) -> str:
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {**{key: value for key, value in row.items() if key != "rdw"}, **dict(zip("rdw", row["rdw"], strict=True))}
+    return {
+        **{key: value for key, value in row.items() if key != "rdw"},
+        **dict(zip("rdw", row["rdw"], strict=True)),
+    }
 
 
 def _number(value: float | None, digits: int) -> str:

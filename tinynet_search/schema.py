@@ -144,7 +144,12 @@ class _Row(_Part):
     pareto_rank: int = Field(ge=1, le=10**6)
 
 
-_PLAN, _JOB, _FINALS, _ROWS = TypeAdapter(_Plan), TypeAdapter(_Job), TypeAdapter(list[_Final]), TypeAdapter(list[_Row])
+_PLAN, _JOB, _FINALS, _ROWS = (
+    TypeAdapter(_Plan),
+    TypeAdapter(_Job),
+    TypeAdapter(list[_Final]),
+    TypeAdapter(list[_Row]),
+)
 
 
 def fault_of_plan(plan: Any) -> str | None:

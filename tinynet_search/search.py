@@ -63,7 +63,9 @@ class Outcome:
     @property
     def results(self) -> dict[str, dict[str, Any]]:
         """Summaries of the results there are, by run name; see ``SearchStore.summary``."""
-        return self.store.summaries([c.run for c in (*self.candidates, *self.finals, *self.continued)])
+        return self.store.summaries(
+            [c.run for c in (*self.candidates, *self.finals, *self.continued)]
+        )
 
 
 def say(message: str) -> None:
@@ -71,7 +73,13 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def run_search(config: Config, *, tracking: str | None = None, retry: Collection[str] = (), warn: Callable[[str], None] = say) -> Outcome:
+def run_search(
+    config: Config,
+    *,
+    tracking: str | None = None,
+    retry: Collection[str] = (),
+    warn: Callable[[str], None] = say,
+) -> Outcome:
     """Run a search to its end, or take it up where it was left.
 
     The first Ctrl-C or SIGTERM has the trainings commit a checkpoint, the second ends at once.
@@ -97,9 +105,13 @@ def run_search(config: Config, *, tracking: str | None = None, retry: Collection
     with stoppable(warn) as stopping, Lease(store.folder, f"search {store.url}", "search") as lease:
         driver = _Driver(config, store, plan, grow(plan, store, config), lease, stopping, warn)
         if again := set_aside(store, retry, driver.trainable()):
-            warn(f"failed trials that are trained again: {again}; their results so far are in {store.at(RETRIED)}")
+            warn(
+                f"failed trials that are trained again: {again}; their results so far are in {store.at(RETRIED)}"
+            )
         if shorter := driver.shorter():
-            warn(f"trials that have a result for other epochs, and start anew for {driver.epochs}: {shorter}, by the cosine schedule")
+            warn(
+                f"trials that have a result for other epochs, and start anew for {driver.epochs}: {shorter}, by the cosine schedule"
+            )
         if warning := too_large(plan, (c.network["resolution"] for c in driver.candidates)):
             warn(warning)
         outcome = _published(driver, uri, warn)
@@ -120,16 +132,22 @@ def _published(driver: "_Driver", uri: str, warn: Callable[[str], None]) -> Outc
         driver.publisher = publisher
         driver.run()
         outcome = driver.outcome(address(uri))
-        publisher.conclude(outcome.frontier, outcome.formula.to_json(), driver.store.read_json(FINALS) or [], None)
+        publisher.conclude(
+            outcome.frontier, outcome.formula.to_json(), driver.store.read_json(FINALS) or [], None
+        )
         status = "KILLED" if outcome.stopped or outcome.lost else "FINISHED"
     finally:
         # An interrupted search does not wait for all that is to be sent: the next run, or tinynet sync, goes on with it.
         if driver.stopping.signal and not driver.stopping.insisted:
-            warn(f"checkpoints are committed; MLflow gets {FAREWELL:.0f} s at most (again to stop at once)")
+            warn(
+                f"checkpoints are committed; MLflow gets {FAREWELL:.0f} s at most (again to stop at once)"
+            )
         farewell = 0.0 if driver.stopping.insisted else FAREWELL if driver.stopping.signal else None
         sent = publisher.close(timeout=farewell, status=status)
     if not sent:
-        outcome.notes.append(f"MLflow at {address(uri)} has not everything yet: tinynet sync --search {driver.store.name} catches up")
+        outcome.notes.append(
+            f"MLflow at {address(uri)} has not everything yet: tinynet sync --search {driver.store.name} catches up"
+        )
     outcome.link = publisher.link
     outcome.seconds["mlflow"] = publisher.busy_seconds
     return outcome
@@ -178,7 +196,9 @@ class _Driver:
             self._judge()
         else:
             self._conclude()
-        if not self.stopping.why and (trials_left or self._pending([*self.finals, *self.continued])):
+        if not self.stopping.why and (
+            trials_left or self._pending([*self.finals, *self.continued])
+        ):
             self._train()
         if self.formula is None:
             self._conclude()
@@ -199,13 +219,17 @@ class _Driver:
         started = time.perf_counter()
         with cluster(self.config):
             pending = [*self._pending_trials(), *self._pending([*self.finals, *self.continued])]
-            place = take_place(self.config, [training_macs(self.plan, c) for c in pending], self.say)
+            place = take_place(
+                self.config, [training_macs(self.plan, c) for c in pending], self.say
+            )
             self.config, self.at_once = place.config, place.at_once
             progress = Progress(self.at_once)
             known = [*self.candidates, *self.finals, *self.continued]
             progress.watch(known, self.store.summaries([c.run for c in known]))
             trials = time.perf_counter()
-            phases = Phases([self._trial_source, lambda: self._final_source(progress)], idle=prepare)
+            phases = Phases(
+                [self._trial_source, lambda: self._final_source(progress)], idle=prepare
+            )
             losses = Losses(self.store, self.config.run.max_failures)
 
             def ended(candidate: Candidate) -> None:
@@ -221,14 +245,30 @@ class _Driver:
             source = Guarded(phases, self.stopping, ended, again)
             most = self.config.search.trials * 2 + 2 * len(self.config.search.finals) + 1
             gauges = Gauges(self.store.name, progress.rows, lambda: self.publisher.lag)
-            watching = [progress, gauges, losses, Watchdog(self.store.url, self.config.run.trial_timeout), Orphans()]
+            watching = [
+                progress,
+                gauges,
+                losses,
+                Watchdog(self.store.url, self.config.run.trial_timeout),
+                Orphans(),
+            ]
             with progress.shown(), self.stopping.gently(self.lease.ask_to_stop):
-                run_source(self.config, self.store.url, source, most, self.at_once, watching, self.lease.stop_file)
+                run_source(
+                    self.config,
+                    self.store.url,
+                    source,
+                    most,
+                    self.at_once,
+                    watching,
+                    self.lease.stop_file,
+                )
             gauges.look()
             self.stopping.deliver()
             self._still_ours()
             self.seconds["trials"] = time.perf_counter() - trials
-            self.lost_why = {run: row.why for run, row in progress.rows.items() if row.state == "lost"}
+            self.lost_why = {
+                run: row.why for run, row in progress.rows.items() if row.state == "lost"
+            }
         self.seconds["ray"] = time.perf_counter() - started - self.seconds["trials"]
 
     def _still_ours(self) -> None:
@@ -242,7 +282,11 @@ class _Driver:
         """Runs that this command can train: wanted trials, final networks that are written down, continued models."""
         longer = self.config.search.frontier_epochs
         models = {f"{c.id}-e{longer}" for c in self._wanted()} if longer else set()
-        return {c.run for c in self._wanted()} | {row["run"] for row in self.store.final_rows()} | models
+        return (
+            {c.run for c in self._wanted()}
+            | {row["run"] for row in self.store.final_rows()}
+            | models
+        )
 
     def shorter(self) -> int:
         """Trials that are to be trained anew although there is a result of them at another number of epochs."""
@@ -269,13 +313,18 @@ class _Driver:
     def _judge(self) -> None:
         if verdict := self.tally.verdict:
             mend = "mend the reason and add --retry failed, or raise it"
-            self.stopping.ask(f"{verdict}, more than run.stop_at_failed = {self.config.run.stop_at_failed:g} allows: {mend}")
+            self.stopping.ask(
+                f"{verdict}, more than run.stop_at_failed = {self.config.run.stop_at_failed:g} allows: {mend}"
+            )
 
     def _trial_source(self) -> Any:
         from tinynet_search.candidates import Adaptive, Fixed
 
         if self.plan["sampler"]["name"] in ADAPTIVE:
-            return _Watched(Adaptive(self.plan, self.store, self.config.search.trials, self.epochs), self.publisher)
+            return _Watched(
+                Adaptive(self.plan, self.store, self.config.search.trials, self.epochs),
+                self.publisher,
+            )
         # Largest first, so that no long trial is left for last.
         return Fixed(sorted(self._pending_trials(), key=lambda c: (-c.network["macs"], c.run)))
 
@@ -299,23 +348,38 @@ class _Driver:
         self.formula = write_formula(self.store, self.plan, self.frontier, self._counts())
         waiting = len(self._pending_trials())
         if waiting:
-            self.notes = [f"final networks wait for {waiting} trials without a result"] if self.config.search.finals else []
+            self.notes = (
+                [f"final networks wait for {waiting} trials without a result"]
+                if self.config.search.finals
+                else []
+            )
         elif self.formula.usable:
             budgets, rules = self.config.search.finals, self.config.search.compare
-            self.finals, self.notes = write_finals(self.store, self.plan, self.formula, budgets, self.epochs, rules=rules)
+            self.finals, self.notes = write_finals(
+                self.store, self.plan, self.formula, budgets, self.epochs, rules=rules
+            )
             self.publisher.watch(self.finals)
         elif self.config.search.finals:
             self.notes = [f"no final networks: {self.formula.reason}"]
         if self.config.search.frontier_epochs is not None and not waiting:
-            self.continued = continued(self.candidates, self.frontier, self.config.search.frontier_epochs)
+            self.continued = continued(
+                self.candidates, self.frontier, self.config.search.frontier_epochs
+            )
             self.publisher.watch(self.continued)
         # Final networks may train for days: what led to them is to be seen meanwhile.
-        self.publisher.conclude(self.frontier, self.formula.to_json(), self.store.read_json(FINALS) or [], None)
+        self.publisher.conclude(
+            self.frontier, self.formula.to_json(), self.store.read_json(FINALS) or [], None
+        )
 
     def _counts(self) -> dict[str, int]:
         """What the formula follows from: trials by what became of them."""
-        status = [result["status"] for result in self.store.summaries([c.run for c in self.candidates]).values()]
-        return {"planned": len(self.candidates)} | {name: status.count(name) for name in ("finished", "failed")}
+        status = [
+            result["status"]
+            for result in self.store.summaries([c.run for c in self.candidates]).values()
+        ]
+        return {"planned": len(self.candidates)} | {
+            name: status.count(name) for name in ("finished", "failed")
+        }
 
     def _pending_trials(self) -> list[Candidate]:
         return self._pending(self._wanted())
@@ -329,7 +393,10 @@ class _Driver:
         return list(unique.values())
 
     def _adaptive_left(self) -> bool:
-        return self.plan["sampler"]["name"] in ADAPTIVE and len(self.candidates) < self.config.search.trials
+        return (
+            self.plan["sampler"]["name"] in ADAPTIVE
+            and len(self.candidates) < self.config.search.trials
+        )
 
     def outcome(self, uri: str) -> Outcome:
         assert self.formula is not None
@@ -346,7 +413,9 @@ class _Driver:
             uri,
             at_once=self.at_once,
             new=len(new),
-            lost=[] if self.stopping.why else self._pending([*self._wanted(), *self.finals, *self.continued]),
+            lost=[]
+            if self.stopping.why
+            else self._pending([*self._wanted(), *self.finals, *self.continued]),
             lost_why=self.lost_why,
             stopped=self.stopping.why,
             continued=self.continued,
@@ -361,7 +430,11 @@ class _Driver:
         if summary["first_ts"] is None or summary["first_ts"] >= since:
             return summary["seconds"]
         result = self.store.result(summary["run"])
-        return sum(epoch["seconds"] for epoch in result["epochs"] if epoch["ts"] >= since) if result else 0.0
+        return (
+            sum(epoch["seconds"] for epoch in result["epochs"] if epoch["ts"] >= since)
+            if result
+            else 0.0
+        )
 
 
 class _Watched:

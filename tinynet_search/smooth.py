@@ -64,7 +64,12 @@ class Likelihood:
         inverse = np.linalg.inv(lower)
         inverse = inverse.T @ inverse
         weights = inverse @ self._seen
-        value = 0.5 * (self._seen @ weights + self._beyond / noise + rest * theta[2] + self._n * math.log(2 * math.pi))
+        value = 0.5 * (
+            self._seen @ weights
+            + self._beyond / noise
+            + rest * theta[2]
+            + self._n * math.log(2 * math.pi)
+        )
         value += float(np.log(np.diag(lower)).sum())
         steps = [amplitude * plain, amplitude * slope]
         gradient = [0.5 * (np.sum(inverse * step) - weights @ step @ weights) for step in steps]
@@ -86,11 +91,18 @@ class SmoothPosterior:
         if kernel.noise <= 8 * len(x) * np.finfo(float).eps * (kernel.amplitude + kernel.noise):
             raise np.linalg.LinAlgError("singular kernel matrix")
         self._lower = np.linalg.cholesky(kernel.amplitude * plain + kernel.noise * np.eye(count))
-        self._weights = np.linalg.solve(self._lower.T, np.linalg.solve(self._lower, self._basis.columns.T @ (targets - kernel.mean)))
+        self._weights = np.linalg.solve(
+            self._lower.T,
+            np.linalg.solve(self._lower, self._basis.columns.T @ (targets - kernel.mean)),
+        )
 
     def __call__(self, c: Any) -> tuple[Array, Array]:
         across = self._kernel.covariance(self._kernel.inputs(c), self._x) @ self._basis.columns
         mean = self._kernel.mean + across @ self._weights
         explained = np.linalg.solve(self._lower, across.T)
-        variance = self._kernel.amplitude + self._kernel.noise - np.einsum("ij,ij->j", explained, explained)
+        variance = (
+            self._kernel.amplitude
+            + self._kernel.noise
+            - np.einsum("ij,ij->j", explained, explained)
+        )
         return mean, np.sqrt(np.maximum(variance, 0.0))

@@ -13,7 +13,12 @@ def tidy(network: Network) -> Network:
     r = network.resolution / space.base_resolution
     w = network.rdw.w
     # A solved width can lie so close to its step's edge that rounding crosses it: a millionth beside it is well inside.
-    widths = [*(round(w, digits) for digits in range(2, 7)), round(w - 1e-6, 6), round(w + 1e-6, 6), w]
+    widths = [
+        *(round(w, digits) for digits in range(2, 7)),
+        round(w - 1e-6, 6),
+        round(w + 1e-6, 6),
+        w,
+    ]
     # Two decimals turn the smallest widths into none at all.
     twists = (space.network(RDW(r, d, w), network.num_classes) for w in widths if w >= SANE[0])
     return next(twist for twist in twists if twist == network)
@@ -25,9 +30,17 @@ def spelled(network: Network) -> tuple[str, str, str]:
 
     def same(axis: str, text: str) -> bool:
         twist = exact._replace(**{axis: float(text)})
-        return SANE[0] <= float(text) and network.space.network(twist, network.num_classes) == network
+        return (
+            SANE[0] <= float(text) and network.space.network(twist, network.num_classes) == network
+        )
 
-    r, d = (next((text for text in _texts(getattr(exact, axis)) if same(axis, text)), repr(getattr(exact, axis))) for axis in "rd")
+    r, d = (
+        next(
+            (text for text in _texts(getattr(exact, axis)) if same(axis, text)),
+            repr(getattr(exact, axis)),
+        )
+        for axis in "rd"
+    )
     w = f"{exact.w:g}"
     return r, d, w if same("w", w) else repr(exact.w)
 

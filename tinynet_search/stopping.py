@@ -40,7 +40,9 @@ class Stopping:
     def gently(self, ask: Callable[[], None]) -> Iterator[None]:
         """While inside, the first signal calls ``ask`` (from a thread) instead of ending everything; a second one ends it."""
         ended = threading.Event()
-        thread = threading.Thread(target=self._serve, args=(ask, ended), name="tinynet-stop", daemon=True)
+        thread = threading.Thread(
+            target=self._serve, args=(ask, ended), name="tinynet-stop", daemon=True
+        )
         self._gentle = True
         thread.start()
         try:
@@ -63,7 +65,9 @@ class Stopping:
                 return
             asked = asked or self._asked(ask)
         if asked:
-            self._say("stopping once every training has committed a checkpoint; again to stop at once")
+            self._say(
+                "stopping once every training has committed a checkpoint; again to stop at once"
+            )
         if not asked or not ended.wait(GRACE):
             self._insist()
 
@@ -114,7 +118,11 @@ def stoppable(say: Callable[[str], None]) -> Iterator[Stopping]:
         yield stopping
         return
     # Who ignores a signal (a background job of a shell) goes on ignoring it.
-    stopping._before = {number: before for number in SIGNALS if (before := signal.getsignal(number)) not in (signal.SIG_IGN, None)}
+    stopping._before = {
+        number: before
+        for number in SIGNALS
+        if (before := signal.getsignal(number)) not in (signal.SIG_IGN, None)
+    }
     for number in stopping._before:
         signal.signal(number, stopping._signalled)
     try:
@@ -131,7 +139,11 @@ class Guarded:
     """
 
     def __init__(
-        self, source: Any, stopping: Stopping, ended: Callable[[Candidate], None], again: Callable[[Candidate], bool] = lambda _: False
+        self,
+        source: Any,
+        stopping: Stopping,
+        ended: Callable[[Candidate], None],
+        again: Callable[[Candidate], bool] = lambda _: False,
     ) -> None:
         self._source, self._stopping, self._ended, self._again = source, stopping, ended, again
         self._returned: list[Candidate] = []

@@ -18,7 +18,14 @@ from typing import Any, NamedTuple
 
 from search_spaces import RequestError
 from search_spaces.space import SANE
-from tinynet_search.schema import MOST_TRIALS, RUN, fault_of_finals, fault_of_frontier, fault_of_plan, foreign_space
+from tinynet_search.schema import (
+    MOST_TRIALS,
+    RUN,
+    fault_of_finals,
+    fault_of_frontier,
+    fault_of_plan,
+    foreign_space,
+)
 from trainables.documents import LARGE, SMALL, parsed
 from trainables.folder import Folder, below, open_folder
 from trainables.trial import TrialSpec, newest_progress, read_result, result_name
@@ -97,7 +104,9 @@ class SearchStore:
         except OSError as error:
             raise _unusable(self.url, error) from error
         except ValueError as error:
-            raise RequestError(f"{self.at(name)} is damaged ({error}): restore it, or search under another name") from error
+            raise RequestError(
+                f"{self.at(name)} is damaged ({error}): restore it, or search under another name"
+            ) from error
 
     def write_json(self, name: str, value: Any, *, once: bool = False) -> bool:
         """Write a file; False where it is to be written ``once`` and was there."""
@@ -131,7 +140,9 @@ class SearchStore:
             return None
         fault = fault_of_plan(plan)
         if fault or plan is None:
-            raise RequestError(f"plan {self.at(PLAN)} is damaged ({fault}): restore it, or search under another name")
+            raise RequestError(
+                f"plan {self.at(PLAN)} is damaged ({fault}): restore it, or search under another name"
+            )
         return plan
 
     def frontier_rows(self) -> list[dict[str, Any]] | None:
@@ -142,7 +153,9 @@ class SearchStore:
         """Rows of ``finals.json``. Raises RequestError where they are damaged."""
         return self._rows(FINALS, fault_of_finals) or []
 
-    def _rows(self, name: str, fault_of: Callable[[Any], str | None]) -> list[dict[str, Any]] | None:
+    def _rows(
+        self, name: str, fault_of: Callable[[Any], str | None]
+    ) -> list[dict[str, Any]] | None:
         rows = self.read_json(name)
         if rows is None and not self.folder.exists(name):
             return None
@@ -160,17 +173,30 @@ class SearchStore:
         for name in self.folder.names("candidates"):
             batch: Any = self.read_json(f"candidates/{name}")
             try:
-                drawn += [Drawn(_multipliers(row["rdw"]), row.get("id"), row.get("network")) for row in batch["candidates"]]
+                drawn += [
+                    Drawn(_multipliers(row["rdw"]), row.get("id"), row.get("network"))
+                    for row in batch["candidates"]
+                ]
             except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise RequestError(f"candidates {self.at(f'candidates/{name}')} are damaged ({error!r:.200}): restore the file") from error
+                raise RequestError(
+                    f"candidates {self.at(f'candidates/{name}')} are damaged ({error!r:.200}): restore the file"
+                ) from error
             if len(drawn) > MOST_TRIALS:
-                raise RequestError(f"candidates {self.at('candidates')} are damaged (more than {MOST_TRIALS}): restore them")
+                raise RequestError(
+                    f"candidates {self.at('candidates')} are damaged (more than {MOST_TRIALS}): restore them"
+                )
         return drawn
 
     def add_batch(self, start: int, candidates: Iterable[Candidate]) -> bool:
         """Write the candidates that follow the first ``start`` ones; False where another driver has written others there."""
-        rows = [{"id": c.id, "rdw": list(c.spec.rdw), "network": dict(c.network)} for c in candidates]
-        return self.write_json(f"candidates/{start:06d}.json", {"schema": SCHEMA, "start": start, "candidates": rows}, once=True)
+        rows = [
+            {"id": c.id, "rdw": list(c.spec.rdw), "network": dict(c.network)} for c in candidates
+        ]
+        return self.write_json(
+            f"candidates/{start:06d}.json",
+            {"schema": SCHEMA, "start": start, "candidates": rows},
+            once=True,
+        )
 
     def result(self, run: str) -> dict[str, Any] | None:
         """A run's result, None before it has one. Raises RequestError where it is damaged or cannot be read."""
@@ -187,13 +213,19 @@ class SearchStore:
     def finished(self) -> set[str]:
         """Runs that have a result; files of other names in there are somebody else's."""
         try:
-            return {name.removesuffix(".json") for name in self.folder.names("results") if _RESULT.fullmatch(name)}
+            return {
+                name.removesuffix(".json")
+                for name in self.folder.names("results")
+                if _RESULT.fullmatch(name)
+            }
         except OSError as error:
             raise _unusable(self.url, error) from error
 
     def budgets(self) -> dict[str, int]:
         """Epochs of every run that has a result or has begun, by its name."""
-        there = self.finished() | {name for name in self.folder.names("trials") if _RESULT.fullmatch(f"{name}.json")}
+        there = self.finished() | {
+            name for name in self.folder.names("trials") if _RESULT.fullmatch(f"{name}.json")
+        }
         return {run: int(run.rpartition("-e")[2]) for run in there}
 
     def summary(self, run: str) -> dict[str, Any] | None:
@@ -228,7 +260,10 @@ class SearchStore:
 def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
     epochs = result["epochs"]
     return {
-        **{key: result.get(key) for key in ("id", "run", "status", "reason", "detail", "started", "ended")},
+        **{
+            key: result.get(key)
+            for key in ("id", "run", "status", "reason", "detail", "started", "ended")
+        },
         "metrics": {sys.intern(key): value for key, value in result["metrics"].items()},
         "network": {key: result["network"][key] for key in ("c", "macs", "params", "resolution")},
         "epochs_done": len(epochs),
@@ -250,4 +285,6 @@ def _multipliers(values: Any) -> tuple[float, float, float]:
 
 
 def _unusable(url: str, error: OSError) -> RequestError:
-    return RequestError(f"storage {url} cannot be used ({' '.join(str(error).split())}): give another by --storage, or mend it")
+    return RequestError(
+        f"storage {url} cannot be used ({' '.join(str(error).split())}): give another by --storage, or mend it"
+    )

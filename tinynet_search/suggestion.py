@@ -129,11 +129,37 @@ class Suggestion:
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure as plain JSON data, with the family's own details (channels and repeats per stage, ...)."""
-        own = ("budget", "c", "r", "d", "w", "resolution", "macs", "params", "activations", "activation_bytes")
-        formula = ("r_mean", "r_std", "d_mean", "d_std", "extrapolated", "space", "formula", "form", "note")
+        own = (
+            "budget",
+            "c",
+            "r",
+            "d",
+            "w",
+            "resolution",
+            "macs",
+            "params",
+            "activations",
+            "activation_bytes",
+        )
+        formula = (
+            "r_mean",
+            "r_std",
+            "d_mean",
+            "d_std",
+            "extrapolated",
+            "space",
+            "formula",
+            "form",
+            "note",
+        )
         figures = {name: getattr(self, name) for name in own + formula}
         asked = {"limits": dict(self.limits), "binding": list(self.binding)}
-        return {**figures, **asked, "num_classes": self.network.num_classes, "details": dict(self.network.details)}
+        return {
+            **figures,
+            **asked,
+            "num_classes": self.network.num_classes,
+            "details": dict(self.network.details),
+        }
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and text of each figure, for people."""
@@ -161,7 +187,10 @@ class Suggestion:
         if not self.limits:
             return []
         asked = [f"{name} {amount(name, limit)}" for name, limit in self.limits.items()]
-        used = [f"{name} ({amount(name, getattr(self, name))} of {amount(name, self.limits[name])})" for name in self.binding]
+        used = [
+            f"{name} ({amount(name, getattr(self, name))} of {amount(name, self.limits[name])})"
+            for name in self.binding
+        ]
         none = "none: every limit is met at the formula's largest c"
         return [("limits", ", ".join(asked)), ("binding", ", ".join(used) or none)]
 
@@ -178,7 +207,12 @@ class Suggestion:
     def __str__(self) -> str:
         rows = self.rows()
         width = max(len(label) for label, _ in rows)
-        return "\n".join([f"{self.space} at c = {self.budget:g}", *(f"  {label:<{width}}  {text}" for label, text in rows)])
+        return "\n".join(
+            [
+                f"{self.space} at c = {self.budget:g}",
+                *(f"  {label:<{width}}  {text}" for label, text in rows),
+            ]
+        )
 
     def _repr_html_(self) -> str:
         cell = "text-align:left;padding:.15em .9em .15em 0;border:0"

@@ -21,7 +21,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ]
         return "  ".join(cells).rstrip()
 
-    return "\n".join([line(grid[0]), "  ".join("-" * width for width in widths).rstrip(), *map(line, grid[1:])])
+    return "\n".join(
+        [line(grid[0]), "  ".join("-" * width for width in widths).rstrip(), *map(line, grid[1:])]
+    )
 
 
 def apart(groups: Iterable[Sequence[Sequence[str]]]) -> list[Sequence[str]]:
@@ -50,5 +52,7 @@ def seconds(text: str | None) -> float | None:
         return None
     found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([smh]?)", text.strip())
     if not found or not float(found[1]):
-        raise RequestError(f"{text!r} is no time: give seconds, or a number with s, m or h behind it, such as 30m")
+        raise RequestError(
+            f"{text!r} is no time: give seconds, or a number with s, m or h behind it, such as 30m"
+        )
     return float(found[1]) * UNITS[found[2]]

@@ -29,12 +29,20 @@ class Watchdog(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune saves its callbacks; there is nothing here to save."""
-        return {"_root": self._root, "_timeout": self._timeout, "_heard": {}, "_looked": 0.0, "_asked": 0.0}
+        return {
+            "_root": self._root,
+            "_timeout": self._timeout,
+            "_heard": {},
+            "_looked": 0.0,
+            "_asked": 0.0,
+        }
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._heard[trial.trial_id] = time.monotonic()
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         self._heard[trial.trial_id] = time.monotonic()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -59,7 +67,11 @@ class Watchdog(Callback):
 
     def _waiting(self, trials: list[Any], since: float) -> set[str]:
         """Of the trials that have said nothing since then, those that have not begun, or not again: their workers have no node."""
-        silent = [trial for trial in trials if self._heard.get(trial.trial_id, since) < since and trial.status == "RUNNING"]
+        silent = [
+            trial
+            for trial in trials
+            if self._heard.get(trial.trial_id, since) < since and trial.status == "RUNNING"
+        ]
         actors = {trial.trial_id: trial.temporary_state.ray_actor for trial in silent}
         there = {name: actor for name, actor in actors.items() if actor is not None}
         return waiting(there) if there else set()
@@ -75,7 +87,12 @@ class Watchdog(Callback):
             epochs = newest_progress(root.sub(spec.folder))
             if epochs and time.time() - epochs[-1]["ts"] / 1000 < self._timeout:
                 return  # its report is on its way
-            write_failure(spec, root, HUNG, f"no epoch was reported for {self._timeout:g} s (run.trial_timeout)")
+            write_failure(
+                spec,
+                root,
+                HUNG,
+                f"no epoch was reported for {self._timeout:g} s (run.trial_timeout)",
+            )
         except OSError:
             return
         actor = trial.temporary_state.ray_actor

@@ -29,7 +29,9 @@ class _Clock:
 
     def __call__(self) -> bool:
         self._begun.append(time.perf_counter())
-        return self._of_epoch is not None or (len(self._begun) > WARM + 1 and self._begun[-1] - self._begun[WARM] >= self._seconds)
+        return self._of_epoch is not None or (
+            len(self._begun) > WARM + 1 and self._begun[-1] - self._begun[WARM] >= self._seconds
+        )
 
     def images_per_s(self, batch: int) -> float:
         if self._of_epoch is not None:

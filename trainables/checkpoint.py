@@ -72,7 +72,9 @@ def save_checkpoint(folder: Folder, trial: str, state: State) -> None:
     """Commit the state and drop all but the newest two."""
     name = checkpoint_name(state.epoch, state.step)
     tensors, scalars = optimizer_state(state.optimizer, state.flat, state.model)
-    weights = {f"raw.{k}": v for k, v in float_state(state.model).items()} | {f"ema.{k}": v for k, v in state.average.state().items()}
+    weights = {f"raw.{k}": v for k, v in float_state(state.model).items()} | {
+        f"ema.{k}": v for k, v in state.average.state().items()
+    }
     files = {WEIGHTS: save(_plain(weights)), OPTIMIZER: save(_plain(tensors))}
     for file, data in files.items():
         folder.write(f"{name}/{file}", data)
@@ -107,14 +109,34 @@ def load_checkpoint(folder: Folder, trial: str, epoch: int, step: int, state: St
         weights = load(files[WEIGHTS])
         for key, tensor in float_state(state.model).items():
             tensor.copy_(weights[f"raw.{key}"])
-        state.average.load({key.removeprefix("ema."): tensor for key, tensor in weights.items() if key.startswith("ema.")})
-        restore_optimizer(state.optimizer, state.flat, state.model, load(files[OPTIMIZER]), progress["optimizer"])
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        state.average.load(
+            {
+                key.removeprefix("ema."): tensor
+                for key, tensor in weights.items()
+                if key.startswith("ema.")
+            }
+        )
+        restore_optimizer(
+            state.optimizer, state.flat, state.model, load(files[OPTIMIZER]), progress["optimizer"]
+        )
+    except (
+        SafetensorError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+    ) as error:
         if ran_out(error) or isinstance(error, torch.AcceleratorError):
             raise
-        raise ValueError(f"checkpoint {below(folder.url, name)} is of another network ({error!r:.100}): remove its folder") from error
+        raise ValueError(
+            f"checkpoint {below(folder.url, name)} is of another network ({error!r:.100}): remove its folder"
+        ) from error
     state.epochs[:] = progress["epochs"]
-    state.step, state.loss, state.seconds = (progress["begun"][key] for key in ("step", "loss", "seconds"))
+    state.step, state.loss, state.seconds = (
+        progress["begun"][key] for key in ("step", "loss", "seconds")
+    )
 
 
 def final_weights(state: State, ranks: str) -> bytes:
@@ -124,7 +146,10 @@ def final_weights(state: State, ranks: str) -> bytes:
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies in the default memory layout, as safetensors wants them."""
-    return {key: tensor.detach().cpu().contiguous().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
+    return {
+        key: tensor.detach().cpu().contiguous().clone(memory_format=torch.contiguous_format)
+        for key, tensor in tensors.items()
+    }
 
 
 def _sealed(progress: dict[str, Any]) -> bytes:
@@ -133,7 +158,9 @@ def _sealed(progress: dict[str, Any]) -> bytes:
     return json.dumps({**progress, SEAL: hashlib.sha256(body.encode()).hexdigest()}).encode()
 
 
-def _intact(folder: Folder, name: str, trial: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:
+def _intact(
+    folder: Folder, name: str, trial: str
+) -> tuple[dict[str, Any], dict[str, bytes]] | None:
     """(progress, files) of a checkpoint whose files are all there and as they were written."""
     try:
         body = folder.read(f"{name}/{PROGRESS}", LARGE)
@@ -148,7 +175,10 @@ def _intact(folder: Folder, name: str, trial: str) -> tuple[dict[str, Any], dict
             raise ValueError(f"it is of version {progress['schema']}, and this is {SCHEMA}")
         if body != _sealed({key: value for key, value in progress.items() if key != SEAL}):
             raise ValueError(f"{PROGRESS} is damaged")
-        if progress["trial"] != trial or (len(progress["epochs"]), progress["begun"]["step"]) != position(name):
+        if progress["trial"] != trial or (
+            len(progress["epochs"]),
+            progress["begun"]["step"],
+        ) != position(name):
             raise ValueError("it belongs to another trial or step")
         check_epochs(progress["epochs"])
         check_numbers(progress["begun"], ("step", "loss", "seconds"), "begun")

@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from search_spaces import Network, RequestError
-from trainables.checkpoint import State, final_weights, load_checkpoint, newest_checkpoint, save_checkpoint
+from trainables.checkpoint import (
+    State,
+    final_weights,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from trainables.data import ImageData, MicroBatch, Reading
 from trainables.evaluation import Scores, evaluate
 from trainables.execution import Execution
@@ -31,7 +37,17 @@ from trainables.modules import compiled, keep_layout, pick_device, prepared, see
 from trainables.optim import Average, StepSums, make_optimizer, set_lr
 from trainables.recipe import Recipe, ema_decay_at, lr_at
 from trainables.stopping import Stopped
-from trainables.trial import CONFIG_FILE, WEIGHTS_FILE, Reporter, Stop, TrialFailure, TrialSpec, describe, never, shorter_budgets
+from trainables.trial import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Reporter,
+    Stop,
+    TrialFailure,
+    TrialSpec,
+    describe,
+    never,
+    shorter_budgets,
+)
 from trainables.watch import Diverged, LossWatch
 
 # Independent streams of one trial's seed.
@@ -61,7 +77,9 @@ class Trainer:
         hold_memory()
         self.execution = execution or Execution()
         self.steps = data.train_size // self.recipe.batch
-        self.chosen = self.execution.on(self.device, self.recipe.epochs * self.steps * self.recipe.micro_batches)
+        self.chosen = self.execution.on(
+            self.device, self.recipe.epochs * self.steps * self.recipe.micro_batches
+        )
         self._check()
         torch.backends.cudnn.benchmark = self.chosen.autotune
         torch.manual_seed(spec.seed)
@@ -71,7 +89,12 @@ class Trainer:
         self.flat = Flat(self.model)
         self._agree()
         fused = self.flat if self.chosen.fused else None
-        self.state = State(self.model, Average(self.model, self.flat), make_optimizer(self.recipe, self.model, fused), fused)
+        self.state = State(
+            self.model,
+            Average(self.model, self.flat),
+            make_optimizer(self.recipe, self.model, fused),
+            fused,
+        )
         self.sums = StepSums(self.flat.statistics, self.recipe.micro_batches)
         reading = Reading(self.execution.loader_workers, self.chosen.pinned)
         self.loader = data.loader(network.resolution, self.recipe, self.device, reading)
@@ -93,7 +116,9 @@ class Trainer:
     def try_step(self) -> None:
         """One optimizer step and one batch of evaluation on blank images: do they fit into memory?"""
         pixels, size = self.spec.network().resolution, evaluated_at_once(self.recipe)
-        blank = torch.zeros(size, 3, pixels, pixels, device=self.device).contiguous(memory_format=self.chosen.layout)
+        blank = torch.zeros(size, 3, pixels, pixels, device=self.device).contiguous(
+            memory_format=self.chosen.layout
+        )
         labels = torch.zeros(size, dtype=torch.int64, device=self.device)
         share = [MicroBatch(np.arange(self.recipe.micro_batch), 0)] * self.recipe.micro_batches
         part = blank[: self.recipe.micro_batch], labels[: self.recipe.micro_batch]
@@ -104,9 +129,15 @@ class Trainer:
     def _check(self) -> None:
         share, world = self.recipe.micro_batches, self.reporter.world_size
         if share % world:
-            raise TrialFailure("recipe", f"{world} workers cannot share {share} micro-batches a step: use a divisor of {share}")
+            raise TrialFailure(
+                "recipe",
+                f"{world} workers cannot share {share} micro-batches a step: use a divisor of {share}",
+            )
         if self.steps < 1:
-            raise TrialFailure("data", f"{self.data.train_size} training images are fewer than the batch of {self.recipe.batch}")
+            raise TrialFailure(
+                "data",
+                f"{self.data.train_size} training images are fewer than the batch of {self.recipe.batch}",
+            )
         if self.recipe.sync_bn and self.device.type != "cuda":
             raise TrialFailure("recipe", "sync_bn: synchronised batch norm exists on GPUs only")
 
@@ -115,9 +146,14 @@ class Trainer:
 
         Rank 0 says which, so that all ranks take the same.
         """
-        runs = [self.spec.run, *(shorter_budgets(self.root, self.spec) if self.recipe.continues else [])]
+        runs = [
+            self.spec.run,
+            *(shorter_budgets(self.root, self.spec) if self.recipe.continues else []),
+        ]
         found = self._newest(runs) if self.reporter.rank == 0 else (0, 0, 0)
-        budget, epoch, step = map(int, self._summed(torch.tensor(found, device=self.device)).tolist())
+        budget, epoch, step = map(
+            int, self._summed(torch.tensor(found, device=self.device)).tolist()
+        )
         if epoch or step:
             run = f"{self.spec.id}-e{budget}"
             load_checkpoint(self.root.sub(f"trials/{run}"), run, epoch, step, self.state)
@@ -138,7 +174,10 @@ class Trainer:
 
     def _save(self) -> None:
         if not bool(torch.isfinite(self.flat.parameters.sum())):
-            raise TrialFailure("diverged", f"weights are no numbers after step {self.state.step} of epoch {self.state.epoch + 1}")
+            raise TrialFailure(
+                "diverged",
+                f"weights are no numbers after step {self.state.step} of epoch {self.state.epoch + 1}",
+            )
         if self.reporter.rank == 0:
             save_checkpoint(self.folder, self.spec.run, self.state)
 
@@ -151,11 +190,18 @@ class Trainer:
             raw, ema = self._scores()
         except Stopped:
             if resumed_at < self.steps:
-                self.state.step, self.state.loss, self.state.seconds = self.steps, total, before + trained
+                self.state.step, self.state.loss, self.state.seconds = (
+                    self.steps,
+                    total,
+                    before + trained,
+                )
                 self._save()
             raise
         if not math.isfinite(raw.loss + ema.loss):
-            raise TrialFailure("diverged", f"validation loss {raw.loss:g} after epoch {epoch + 1}, {ema.loss:g} of the average")
+            raise TrialFailure(
+                "diverged",
+                f"validation loss {raw.loss:g} after epoch {epoch + 1}, {ema.loss:g} of the average",
+            )
         ranked = ema if self.recipe.ranks == "ema" else raw
         return {
             "epoch": epoch + 1,
@@ -194,7 +240,8 @@ class Trainer:
             return watch.finish()
         except Diverged as diverged:
             raise TrialFailure(
-                "diverged", f"loss {diverged.loss:g} at epoch {epoch + 1}, step {diverged.step + 1} of {self.steps}"
+                "diverged",
+                f"loss {diverged.loss:g} at epoch {epoch + 1}, step {diverged.step + 1} of {self.steps}",
             ) from None
 
     def _asked_to_stop(self, step: int) -> bool:
@@ -206,7 +253,9 @@ class Trainer:
         asked = self.reporter.rank == 0 and self.stop()
         return bool(self._summed(torch.tensor(float(asked), device=self.device)).item())
 
-    def _until_asked(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _until_asked(
+        self, batches: Iterator[tuple[Tensor, Tensor]]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """An evaluation's batches; several ranks, which need not have as many, are asked before the first alone."""
         if self._asked_to_stop(0):
             raise Stopped
@@ -217,17 +266,23 @@ class Trainer:
 
     def _shares(self, epoch: int) -> list[list[MicroBatch]]:
         """This rank's micro-batches of each step that is left: the k-th of a step is the same images and seed on any number of ranks."""
-        order = np.random.default_rng([self.spec.seed, ORDER, epoch]).permutation(self.data.train_size)
+        order = np.random.default_rng([self.spec.seed, ORDER, epoch]).permutation(
+            self.data.train_size
+        )
         size, count = self.recipe.micro_batch, self.recipe.micro_batches // self.reporter.world_size
         mine = range(self.reporter.rank * count, (self.reporter.rank + 1) * count)
 
         def micro_batch(step: int, k: int) -> MicroBatch:
             start = step * self.recipe.batch + k * size
-            return MicroBatch(order[start : start + size], stream_seed(self.spec.seed, AUGMENT, epoch, step, k))
+            return MicroBatch(
+                order[start : start + size], stream_seed(self.spec.seed, AUGMENT, epoch, step, k)
+            )
 
         return [[micro_batch(step, k) for k in mine] for step in range(self.state.step, self.steps)]
 
-    def _step(self, step: int, share: Sequence[MicroBatch], batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    def _step(
+        self, step: int, share: Sequence[MicroBatch], batches: Iterator[tuple[Tensor, Tensor]]
+    ) -> Tensor:
         """One optimizer step over this rank's micro-batches; the mean loss over all of them on all ranks, a scalar."""
         self.sums.begin()
         for micro, (images, labels) in zip(share, batches, strict=False):
@@ -245,7 +300,9 @@ class Trainer:
         """Forward and backward of one micro-batch; gradients add up over a step's micro-batches and ranks to their mean."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.chosen.bf16):
             logits = self.forward(images)
-        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+        loss = functional.cross_entropy(
+            logits.float(), labels, label_smoothing=self.recipe.label_smoothing
+        )
         (loss / self.recipe.micro_batches).backward()
         return loss.detach()
 
@@ -253,13 +310,26 @@ class Trainer:
         """Validation scores of the raw and of the averaged weights over all ranks, every image counted once."""
         mine = np.arange(self.reporter.rank, self.data.val_size, self.reporter.world_size)
         size = evaluated_at_once(self.recipe)
-        batches = self._until_asked(self.loader.val([mine[i : i + size] for i in range(0, len(mine), size)]))
+        batches = self._until_asked(
+            self.loader.val([mine[i : i + size] for i in range(0, len(mine), size)])
+        )
         both = (nullcontext, self.state.average.in_place)
-        return evaluate(self.model, batches, self.device, bf16=self.chosen.bf16, all_sum=self._summed, weights=both)
+        return evaluate(
+            self.model,
+            batches,
+            self.device,
+            bf16=self.chosen.bf16,
+            all_sum=self._summed,
+            weights=both,
+        )
 
     def _finish(self) -> None:
         """The weights that ``top1`` belongs to, and everything needed to build their network again."""
-        config = {**self.spec.to_json(), "network": describe(self.spec.network()), "metrics": self.state.epochs[-1]}
+        config = {
+            **self.spec.to_json(),
+            "network": describe(self.spec.network()),
+            "metrics": self.state.epochs[-1],
+        }
         self.folder.write(WEIGHTS_FILE, final_weights(self.state, self.recipe.ranks))
         self.folder.write(CONFIG_FILE, json.dumps(config, indent=1).encode())
 
@@ -283,7 +353,11 @@ def evaluated_at_once(recipe: Recipe) -> int:
 
 
 def _named(kind: str, scores: Scores) -> dict[str, float]:
-    return {f"top1_{kind}": scores.top1, f"top5_{kind}": scores.top5, f"val_loss_{kind}": scores.loss}
+    return {
+        f"top1_{kind}": scores.top1,
+        f"top5_{kind}": scores.top5,
+        f"val_loss_{kind}": scores.loss,
+    }
 
 
 def stream_seed(*parts: int) -> int:

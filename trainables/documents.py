@@ -93,7 +93,11 @@ def check_figures(row: Any, what: str) -> None:
     for key in ("epoch", *FIGURES):
         if not is_number(row.get(key)):
             raise DocumentError(f"{key} of {what} is no number")
-    if not isinstance(row["epoch"], int) or not 0 <= row["ts"] < 1000 * LAST_DATE or row["seconds"] < 0:
+    if (
+        not isinstance(row["epoch"], int)
+        or not 0 <= row["ts"] < 1000 * LAST_DATE
+        or row["seconds"] < 0
+    ):
         raise DocumentError(f"{what} has no such time")
 
 
@@ -116,11 +120,19 @@ def check_result(result: Any, run: str) -> None:
     Raises:
         DocumentError: it is not.
     """
-    if not isinstance(result, dict) or result.get("run") != run or result.get("status") not in ("finished", "failed"):
+    if (
+        not isinstance(result, dict)
+        or result.get("run") != run
+        or result.get("status") not in ("finished", "failed")
+    ):
         raise DocumentError("it is no result of this trial")
     epochs, metrics = result.get("epochs"), result.get("metrics")
     check_epochs(epochs)
-    if not isinstance(metrics, dict) or len(metrics) > MOST_METRICS or not all(map(is_number, metrics.values())):
+    if (
+        not isinstance(metrics, dict)
+        or len(metrics) > MOST_METRICS
+        or not all(map(is_number, metrics.values()))
+    ):
         raise DocumentError("it has no metrics")
     if result["status"] == "finished":
         if not epochs:
@@ -130,7 +142,10 @@ def check_result(result: Any, run: str) -> None:
     check_numbers(result, ("started", "ended"), "the result")
     if not 0 <= result["started"] < LAST_DATE or not 0 <= result["ended"] < LAST_DATE:
         raise DocumentError("it has no such time")
-    if not all(isinstance(text := result.get(key), str | None) and len(text or "") <= LONGEST_TEXT for key in ("reason", "detail")):
+    if not all(
+        isinstance(text := result.get(key), str | None) and len(text or "") <= LONGEST_TEXT
+        for key in ("reason", "detail")
+    ):
         raise DocumentError("its reason is no text, or has more than a page")
     if not isinstance(result.get("execution", {}), dict):
         raise DocumentError("execution is no object")

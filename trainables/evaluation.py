@@ -42,7 +42,10 @@ def evaluate(
             with put(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 logits = model(images)
             part += _sums(logits.float(), labels)
-    return [Scores(100 * right / n, 100 * among / n, loss / n, int(n)) for right, among, loss, n in all_sum(sums).tolist()]
+    return [
+        Scores(100 * right / n, 100 * among / n, loss / n, int(n))
+        for right, among, loss, n in all_sum(sums).tolist()
+    ]
 
 
 def _sums(logits: Tensor, labels: Tensor) -> Tensor:

@@ -44,7 +44,11 @@ class Execution:
         import torch
 
         gpu = device.type == "cuda"
-        bf16 = gpu and torch.cuda.is_bf16_supported() if self.precision == "auto" else self.precision == "bf16"
+        bf16 = (
+            gpu and torch.cuda.is_bf16_supported()
+            if self.precision == "auto"
+            else self.precision == "bf16"
+        )
         pays = gpu and passes >= COMPILE_FROM and any(map(shutil.which, COMPILERS))
         return Chosen(
             device=device.type,

@@ -49,7 +49,9 @@ class Scaling:
     @property
     def resources(self) -> dict[str, float]:
         """What Ray reserves for each worker."""
-        return {key: amount for key, amount in {"CPU": self.cpus, "GPU": self.gpus}.items() if amount}
+        return {
+            key: amount for key, amount in {"CPU": self.cpus, "GPU": self.gpus}.items() if amount
+        }
 
 
 def inline_trial(config: Mapping[str, Any]) -> None:
@@ -58,7 +60,15 @@ def inline_trial(config: Mapping[str, Any]) -> None:
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
     _take_place(config["scaling"])
     with contextlib.suppress(Stopped):
-        _finished(run_trial(TrialSpec.from_json(config["trial"]), config["root"], _TuneReporter(), _execution(config), _stop(config)))
+        _finished(
+            run_trial(
+                TrialSpec.from_json(config["trial"]),
+                config["root"],
+                _TuneReporter(),
+                _execution(config),
+                _stop(config),
+            )
+        )
 
 
 def ray_train_trial(config: Mapping[str, Any]) -> None:
@@ -67,7 +77,9 @@ def ray_train_trial(config: Mapping[str, Any]) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    if config.get("start_timeout"):  # on a cluster that grows; Ray Train's own minute is for nodes that are there
+    if config.get(
+        "start_timeout"
+    ):  # on a cluster that grows; Ray Train's own minute is for nodes that are there
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config["start_timeout"])
     scaling = Scaling(**config["scaling"])
     spec = TrialSpec.from_json(config["trial"])
@@ -85,12 +97,16 @@ def ray_train_trial(config: Mapping[str, Any]) -> None:
                 resources_per_worker=scaling.resources,
                 placement_strategy=config.get("placement", "PACK"),
             ),
-            torch_config=TorchConfig(backend="nccl" if scaling.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT),
+            torch_config=TorchConfig(
+                backend="nccl" if scaling.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT
+            ),
             run_config=ray.train.RunConfig(
                 name=f"{spec.run}-{os.getpid()}",
                 storage_path=scratch,
                 callbacks=[TuneReportCallback()],
-                failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES, controller_failure_limit=START_ATTEMPTS),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=WORKER_FAILURES, controller_failure_limit=START_ATTEMPTS
+                ),
             ),
         ).fit()
     result = read_result(open_folder(config["root"]), spec.run)
@@ -101,7 +117,10 @@ def ray_train_trial(config: Mapping[str, Any]) -> None:
     _finished(result)
 
 
-TRAINABLES: dict[str, Callable[[Mapping[str, Any]], None]] = {"inline": inline_trial, "ray_train": ray_train_trial}
+TRAINABLES: dict[str, Callable[[Mapping[str, Any]], None]] = {
+    "inline": inline_trial,
+    "ray_train": ray_train_trial,
+}
 
 
 def tune_resources(executor: str, scaling: Scaling) -> dict[str, float]:
@@ -142,7 +161,13 @@ def _train_worker(config: Mapping[str, Any]) -> None:
 
         torch.cuda.set_device(get_device())
     with contextlib.suppress(Stopped):
-        run_trial(TrialSpec.from_json(config["trial"]), config["root"], _TrainReporter(), _execution(config), _stop(config))
+        run_trial(
+            TrialSpec.from_json(config["trial"]),
+            config["root"],
+            _TrainReporter(),
+            _execution(config),
+            _stop(config),
+        )
 
 
 def _finished(result: Mapping[str, Any]) -> None:
@@ -151,7 +176,9 @@ def _finished(result: Mapping[str, Any]) -> None:
 
     told = {key: result[key] for key in ("status", "reason") if result[key]}
     top1 = result["metrics"].get("top1", float("nan"))
-    tune.report({"epochs_done": len(result["epochs"]), "top1": top1, "c": result["network"]["c"], **told})
+    tune.report(
+        {"epochs_done": len(result["epochs"]), "top1": top1, "c": result["network"]["c"], **told}
+    )
 
 
 def _take_place(scaling: Mapping[str, Any]) -> None:
@@ -161,7 +188,9 @@ def _take_place(scaling: Mapping[str, Any]) -> None:
     import torch
 
     if scaling["gpus"] and not torch.cuda.is_available():
-        raise RuntimeError("this trial was given a GPU and torch finds none: the node's driver or torch build is at fault")
+        raise RuntimeError(
+            "this trial was given a GPU and torch finds none: the node's driver or torch build is at fault"
+        )
     torch.set_num_threads(max(1, int(scaling["cpus"])))
 
 
@@ -172,4 +201,6 @@ def _stop(config: Mapping[str, Any]) -> Stop:
 def _execution(config: Mapping[str, Any]) -> "Execution":
     from trainables.execution import Execution
 
-    return Execution(**{**config.get("execution", {}), "loader_workers": config["scaling"]["loader_workers"]})
+    return Execution(
+        **{**config.get("execution", {}), "loader_workers": config["scaling"]["loader_workers"]}
+    )

@@ -27,7 +27,10 @@ class Flat:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        named = sorted(((n, p) for n, p in model.named_parameters() if p.requires_grad), key=lambda pair: pair[1].ndim <= 1)
+        named = sorted(
+            ((n, p) for n, p in model.named_parameters() if p.requires_grad),
+            key=lambda pair: pair[1].ndim <= 1,
+        )
         trained = [parameter for _, parameter in named]
         self.parameters, views = _gathered(trained)
         self.gradients = torch.zeros_like(self.parameters)
@@ -35,7 +38,9 @@ class Flat:
         for parameter, (start, view) in zip(trained, views, strict=True):
             parameter.data = view
             parameter.grad = _like(self.gradients, start, view)
-        self._places = [(name, start, view) for (name, _), (start, view) in zip(named, views, strict=True)]
+        self._places = [
+            (name, start, view) for (name, _), (start, view) in zip(named, views, strict=True)
+        ]
         running = list(running_statistics(model))
         known = {id(t) for t in running}
         rest = [t for t in _floats(model) if id(t) not in known and not t.requires_grad]
@@ -48,7 +53,9 @@ class Flat:
         """The parameters as an optimizer takes them: pieces of the weights, and of biases and normalisation."""
         whole = self.parameters.device.type != "cpu"
         parts = ((0, self._weights), (self._weights, len(self.parameters)))
-        weights, plain = ([self._piece(a, b) for a, b in _cut(*part, whole=whole)] for part in parts)
+        weights, plain = (
+            [self._piece(a, b) for a, b in _cut(*part, whole=whole)] for part in parts
+        )
         return weights, plain
 
     def by_name(self, values: Tensor) -> dict[str, Tensor]:
@@ -64,7 +71,9 @@ class Flat:
 def running_statistics(model: nn.Module) -> Iterable[Tensor]:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            yield from (b for b in (module.running_mean, module.running_var) if isinstance(b, Tensor))
+            yield from (
+                b for b in (module.running_mean, module.running_var) if isinstance(b, Tensor)
+            )
 
 
 def _floats(model: nn.Module) -> list[Tensor]:

@@ -91,7 +91,9 @@ def open_folder(url: str | os.PathLike[str]) -> Folder:
     try:
         from pyarrow import fs
     except ImportError as error:
-        raise RequestError(f"storage {text!r} needs pyarrow: pip install 'tinynet-search[search]'") from error
+        raise RequestError(
+            f"storage {text!r} needs pyarrow: pip install 'tinynet-search[search]'"
+        ) from error
     try:
         filesystem, path = fs.FileSystem.from_uri(text)
     except (ValueError, OSError) as error:
@@ -114,12 +116,18 @@ def refuse_credentials(url: str) -> None:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise RequestError("the storage URL cannot be read: write scheme://bucket/folder") from error
+        raise RequestError(
+            "the storage URL cannot be read: write scheme://bucket/folder"
+        ) from error
     user, at, _ = parts.netloc.rpartition("@")
-    options = [key for key, _ in parse_qsl(parts.query, keep_blank_values=True) if _SECRET.search(key)]
+    options = [
+        key for key, _ in parse_qsl(parts.query, keep_blank_values=True) if _SECRET.search(key)
+    ]
     if ":" in user or (at and parts.scheme == "s3") or options:
         mend = "take them out and give them in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...), a profile or a role"
-        raise RequestError(f"the {parts.scheme}:// storage URL holds credentials, which plans and messages would repeat: {mend}")
+        raise RequestError(
+            f"the {parts.scheme}:// storage URL holds credentials, which plans and messages would repeat: {mend}"
+        )
 
 
 def checked(name: str) -> str:
@@ -129,7 +137,9 @@ def checked(name: str) -> str:
         RequestError: it is absolute, climbs out of the folder, or holds odd characters.
     """
     if not all(_NAME.fullmatch(part) for part in name.split("/")):
-        raise RequestError(f"{name[:200]!r} is no file name here: letters, digits and . _ @ = + - only")
+        raise RequestError(
+            f"{name[:200]!r} is no file name here: letters, digits and . _ @ = + - only"
+        )
     return name
 
 
@@ -143,9 +153,13 @@ def _storage(doing: str, place: str | os.PathLike[str]) -> Iterator[None]:
     except FileNotFoundError as error:
         if doing == "read":
             raise FileNotFoundError(errno.ENOENT, "does not exist", str(place)) from error
-        raise StorageError(errno.ENOENT, f"cannot be {doing} ({_said(error)})", str(place)) from error
+        raise StorageError(
+            errno.ENOENT, f"cannot be {doing} ({_said(error)})", str(place)
+        ) from error
     except OSError as error:
-        raise StorageError(error.errno or errno.EIO, f"cannot be {doing} ({_said(error)})", str(place)) from error
+        raise StorageError(
+            error.errno or errno.EIO, f"cannot be {doing} ({_said(error)})", str(place)
+        ) from error
 
 
 def _said(error: Exception) -> str:
@@ -391,7 +405,11 @@ class ArrowFolder:
             kind = self._fs.get_file_info(full).type
             if kind != fs.FileType.NotFound:
                 with contextlib.suppress(FileNotFoundError):
-                    (self._fs.delete_dir if kind == fs.FileType.Directory else self._fs.delete_file)(full)
+                    (
+                        self._fs.delete_dir
+                        if kind == fs.FileType.Directory
+                        else self._fs.delete_file
+                    )(full)
 
     def sweep(self) -> None:
         left = [full for name, full in self._listed("") if _LEFT.fullmatch(name)]

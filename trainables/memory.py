@@ -35,7 +35,9 @@ def ran_out(error: BaseException) -> bool:
     """Whether an exception is a device's or the machine's memory running out; of most libraries only the words tell."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in SAYING_SO)
+    return isinstance(error, RuntimeError) and any(
+        words in str(error).lower() for words in SAYING_SO
+    )
 
 
 def what_fits(spec: TrialSpec, execution: "Execution | None") -> str:
@@ -51,7 +53,9 @@ def what_fits(spec: TrialSpec, execution: "Execution | None") -> str:
         code, said = _tried(tried, execution)
         if code == 0:
             return f"recipe.micro_batch = {size} fits, as {recipe.batch // size} parts of a batch of {recipe.batch}"
-        if code != NO_MEMORY and code >= 0:  # below zero: killed, as a machine does that has no memory left
+        if (
+            code != NO_MEMORY and code >= 0
+        ):  # below zero: killed, as a machine does that has no memory left
             return f"a smaller one could not be tried ({said})"
     return "no smaller recipe.micro_batch was found to fit: this network needs more memory, or a recipe.batch with smaller divisors"
 
@@ -62,7 +66,14 @@ def _tried(spec: TrialSpec, execution: "Execution | None") -> tuple[int, str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "trainables.try_step", json.dumps(settings)]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TRY_SECONDS, check=False)
+        done = subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TRY_SECONDS,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return 1, f"no step in {TRY_SECONDS} s"
     return done.returncode, (done.stderr.strip().splitlines() or [""])[-1][:200]

@@ -9,7 +9,11 @@ from trainables.recipe import Recipe
 
 
 def pick_device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 def prepared(model: nn.Module, recipe: Recipe, world_size: int = 1) -> nn.Module:
@@ -35,7 +39,9 @@ def keep_layout(model: nn.Module) -> None:
     def ask(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         features = inputs[0]
         if isinstance(features, Tensor) and features.requires_grad and features.ndim == 4:
-            features.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+            features.register_hook(
+                lambda gradient: gradient.contiguous(memory_format=torch.channels_last)
+            )
 
     for name, module in model.named_modules():
         if name.rpartition(".")[2] == "global_pool":

@@ -37,7 +37,9 @@ OPTIMIZERS: dict[str, Callable[[Any, float, bool], torch.optim.Optimizer]] = {
 }
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module, flat: Flat | None = None) -> torch.optim.Optimizer:
+def make_optimizer(
+    recipe: Recipe, model: nn.Module, flat: Flat | None = None
+) -> torch.optim.Optimizer:
     """The recipe's optimizer; weight decay on weights only, none on biases and batch-norm parameters.
 
     Args:
@@ -48,8 +50,13 @@ def make_optimizer(recipe: Recipe, model: nn.Module, flat: Flat | None = None) -
     else:
         trained = [p for p in model.parameters() if p.requires_grad]
         decayed, plain = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return OPTIMIZERS[recipe.optimizer]([group for group in groups if group["params"]], recipe.peak_lr, flat is not None)
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return OPTIMIZERS[recipe.optimizer](
+        [group for group in groups if group["params"]], recipe.peak_lr, flat is not None
+    )
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -59,7 +66,11 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 def float_state(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and floating-point buffers by name, the model's own storage."""
-    return {name: tensor.detach() for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    return {
+        name: tensor.detach()
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point()
+    }
 
 
 class Average:

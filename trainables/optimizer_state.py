@@ -8,36 +8,58 @@ from torch import Tensor, nn
 from trainables.flat import Flat
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, flat: Flat | None, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, float]]:
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, flat: Flat | None, model: nn.Module
+) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Tensors by ``<parameter>.<key>``, and single numbers, the same for all parameters, by key.
 
     Settings of the groups are left out: they come from the recipe.
     """
     states = [optimizer.state[p] for group in optimizer.param_groups for p in group["params"]]
     first = states[0]
-    scalars = {key: float(value) for key, value in first.items() if value is not None and not _per_weight(value)}
+    scalars = {
+        key: float(value)
+        for key, value in first.items()
+        if value is not None and not _per_weight(value)
+    }
     tensors: dict[str, Tensor] = {}
     for key in (key for key, value in first.items() if _per_weight(value)):
         values = [state[key] for state in states]
-        named = flat.by_name(torch.cat(values)) if flat else dict(zip(_names(optimizer, model), values, strict=True))
+        named = (
+            flat.by_name(torch.cat(values))
+            if flat
+            else dict(zip(_names(optimizer, model), values, strict=True))
+        )
         tensors |= {f"{name}.{key}": value for name, value in named.items()}
     return tensors, scalars
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, flat: Flat | None, model: nn.Module, tensors: dict[str, Tensor], scalars: dict[str, float]
+    optimizer: torch.optim.Optimizer,
+    flat: Flat | None,
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    scalars: dict[str, float],
 ) -> None:
     """Put a state from ``optimizer_state`` back."""
     pieces = [p for group in optimizer.param_groups for p in group["params"]]
-    states: list[dict[str, Any]] = [{key: torch.tensor(value) for key, value in scalars.items()} for _ in pieces]
+    states: list[dict[str, Any]] = [
+        {key: torch.tensor(value) for key, value in scalars.items()} for _ in pieces
+    ]
     for key in dict.fromkeys(name.rpartition(".")[2] for name in tensors):
         for state, value in zip(states, _values(optimizer, flat, model, tensors, key), strict=True):
             state[key] = value
-    optimizer.load_state_dict({"state": dict(enumerate(states)), "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": dict(enumerate(states)), "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 
 def _values(
-    optimizer: torch.optim.Optimizer, flat: Flat | None, model: nn.Module, tensors: dict[str, Tensor], key: str
+    optimizer: torch.optim.Optimizer,
+    flat: Flat | None,
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    key: str,
 ) -> list[Tensor] | tuple[Tensor, ...]:
     if flat is None:
         return [tensors[f"{name}.{key}"] for name in _names(optimizer, model)]

@@ -191,7 +191,10 @@ def recipe_from(settings: Mapping[str, Any]) -> Recipe:
 @lru_cache(maxsize=64)
 def _recipe_of(settings: tuple[tuple[str, type, Any], ...]) -> Recipe:
     """Searches ask for the same recipe with every candidate. The types are in the key since 1 and True are one."""
-    values, known = {key: value for key, _, value in settings}, [field.name for field in fields(Recipe)]
+    values, known = (
+        {key: value for key, _, value in settings},
+        [field.name for field in fields(Recipe)],
+    )
     for key in values:
         if key not in known:
             raise unknown("recipe setting", str(key)[:100], known)
@@ -199,7 +202,9 @@ def _recipe_of(settings: tuple[tuple[str, type, Any], ...]) -> Recipe:
         if field.name not in values and field.default is MISSING:
             raise RequestError(f"recipe: {field.name} is missing")
         if field.name in values and not _fits(values[field.name], field.type):
-            raise RequestError(f"recipe: {field.name} is of another kind ({values[field.name]!r:.80})")
+            raise RequestError(
+                f"recipe: {field.name} is of another kind ({values[field.name]!r:.80})"
+            )
     return validated(Recipe(**values))
 
 
@@ -221,24 +226,29 @@ def validated(recipe: Recipe) -> Recipe:
     rules = {
         "epochs must be a whole number from 1 to 100000": 1 <= recipe.epochs <= 100_000,
         f"batch must be at most {MOST_IMAGES}": recipe.batch <= MOST_IMAGES,
-        "micro_batch must divide batch": recipe.batch >= recipe.micro_batch >= 2 and recipe.batch % recipe.micro_batch == 0,
+        "micro_batch must divide batch": recipe.batch >= recipe.micro_batch >= 2
+        and recipe.batch % recipe.micro_batch == 0,
         "lr must be above 0, warmup_lr, warmup_epochs and weight_decay at least 0": recipe.lr > 0
         and min(recipe.warmup_lr, recipe.warmup_epochs, recipe.weight_decay) >= 0,
         "decay and decay_epochs must be above 0": recipe.decay > 0 and recipe.decay_epochs > 0,
         "bn_momentum must lie in (0, 1]": recipe.bn_momentum is None or 0 < recipe.bn_momentum <= 1,
         "hflip must lie in [0, 1]": 0 <= recipe.hflip <= 1,
         "jitter must lie in [0, 1]": 0 <= recipe.jitter <= 1,
-        "dropout and drop_path must lie in [0, 1)": 0 <= recipe.dropout < 1 and 0 <= recipe.drop_path < 1,
+        "dropout and drop_path must lie in [0, 1)": 0 <= recipe.dropout < 1
+        and 0 <= recipe.drop_path < 1,
         "ema_decay must lie in [0, 1)": 0 <= recipe.ema_decay < 1,
         "label_smoothing must lie in [0, 1)": 0 <= recipe.label_smoothing < 1,
         "eval_ratio must lie in [.1, 1]": 0.1 <= recipe.eval_ratio <= 1,
         "shift must lie in [0, .5]": 0 <= recipe.shift <= 0.5,
         "lr_batch must be at least 1": recipe.lr_batch is None or recipe.lr_batch >= 1,
-        "randaugment is timm's text, as in rand-m9-mstd0.5": not recipe.randaugment or _RANDAUGMENT.fullmatch(recipe.randaugment),
+        "randaugment is timm's text, as in rand-m9-mstd0.5": not recipe.randaugment
+        or _RANDAUGMENT.fullmatch(recipe.randaugment),
     }
     for key, value in asdict(recipe).items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise RequestError(f"recipe {recipe.name}: {key} must be a finite number (it is {value})")
+            raise RequestError(
+                f"recipe {recipe.name}: {key} must be a finite number (it is {value})"
+            )
     for rule, holds in rules.items():
         if not holds:
             raise RequestError(f"recipe {recipe.name}: {rule}")
@@ -261,4 +271,6 @@ def lr_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 
 def ema_decay_at(recipe: Recipe, step: int) -> float:
     """Share of the old average that stays after a step (1 is the first)."""
-    return min(recipe.ema_decay, (1 + step) / (10 + step)) if recipe.ema_warmup else recipe.ema_decay
+    return (
+        min(recipe.ema_decay, (1 + step) / (10 + step)) if recipe.ema_warmup else recipe.ema_decay
+    )

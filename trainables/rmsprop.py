@@ -13,8 +13,25 @@ class RMSpropTF(torch.optim.Optimizer):
     on flat buffers the passes are what a step costs.
     """
 
-    def __init__(self, params: Any, lr: float, alpha: float = 0.9, momentum: float = 0.9, eps: float = 1e-3, weight_decay: float = 0.0):
-        super().__init__(params, {"lr": lr, "alpha": alpha, "momentum": momentum, "eps": eps, "weight_decay": weight_decay})
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        alpha: float = 0.9,
+        momentum: float = 0.9,
+        eps: float = 1e-3,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "alpha": alpha,
+                "momentum": momentum,
+                "eps": eps,
+                "weight_decay": weight_decay,
+            },
+        )
         self._scratch: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
 
     @torch.no_grad()
@@ -27,7 +44,10 @@ class RMSpropTF(torch.optim.Optimizer):
     def _step(self, parameter: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
-            state["square_avg"], state["momentum_buffer"] = torch.ones_like(parameter), torch.zeros_like(parameter)
+            state["square_avg"], state["momentum_buffer"] = (
+                torch.ones_like(parameter),
+                torch.zeros_like(parameter),
+            )
         square, buffer = state["square_avg"], state["momentum_buffer"]
         decayed, scratch = self._room(parameter)
         if group["weight_decay"]:

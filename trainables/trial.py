@@ -103,7 +103,13 @@ class TrialSpec:
     @property
     def id(self) -> str:
         """Ten hex digits of what decides the result; the epochs are not in it."""
-        return trial_id(get_space(self.space), self.network(), self.get_recipe(), self.data_fingerprint, self.seed)
+        return trial_id(
+            get_space(self.space),
+            self.network(),
+            self.get_recipe(),
+            self.data_fingerprint,
+            self.seed,
+        )
 
     @property
     def folder(self) -> str:
@@ -123,7 +129,9 @@ class TrialSpec:
         return cls(**{**values, "rdw": tuple(values["rdw"])})
 
 
-def trial_id(space: SearchSpace, network: Network, recipe: Recipe, fingerprint: str, seed: int) -> str:
+def trial_id(
+    space: SearchSpace, network: Network, recipe: Recipe, fingerprint: str, seed: int
+) -> str:
     parts = (json.dumps(part) for part in (space.name, space.version, network.key))
     decides = [*parts, _identity(recipe), json.dumps(fingerprint), json.dumps(seed)]
     return hashlib.sha256(f"[{', '.join(decides)}]".encode()).hexdigest()[:10]
@@ -153,7 +161,9 @@ def read_result(root: Folder, run: str) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         place = below(root.url, result_name(run))
-        raise RequestError(f"result {place} is damaged ({error}): remove it to train the trial again") from error
+        raise RequestError(
+            f"result {place} is damaged ({error}): remove it to train the trial again"
+        ) from error
 
 
 def checkpoints(folder: Folder) -> list[str]:
@@ -172,8 +182,16 @@ def position(checkpoint: str) -> tuple[int, int]:
 def shorter_budgets(root: Folder, spec: TrialSpec) -> list[str]:
     """Runs of the same trial for fewer epochs that have a folder, the longest first."""
     stem = f"{spec.id}-e"
-    found = [int(name.removeprefix(stem)) for name in root.names("trials") if re.fullmatch(re.escape(stem) + r"\d{1,6}", name)]
-    return [f"{stem}{epochs}" for epochs in sorted(found, reverse=True) if epochs < spec.recipe["epochs"]]
+    found = [
+        int(name.removeprefix(stem))
+        for name in root.names("trials")
+        if re.fullmatch(re.escape(stem) + r"\d{1,6}", name)
+    ]
+    return [
+        f"{stem}{epochs}"
+        for epochs in sorted(found, reverse=True)
+        if epochs < spec.recipe["epochs"]
+    ]
 
 
 def newest_progress(folder: Folder) -> list[dict[str, Any]]:
@@ -189,7 +207,11 @@ def newest_progress(folder: Folder) -> list[dict[str, Any]]:
 
 
 def run_trial(
-    spec: TrialSpec, root_url: str, reporter: Reporter, execution: "Execution | None" = None, stop: Stop = never
+    spec: TrialSpec,
+    root_url: str,
+    reporter: Reporter,
+    execution: "Execution | None" = None,
+    stop: Stop = never,
 ) -> dict[str, Any]:
     """Train a trial, or take up what is there of it, and write its result.
 
@@ -214,10 +236,22 @@ def run_trial(
     started = time.time()
     try:
         metrics, epochs = _trained(spec, root, reporter, execution, stop)
-        outcome: dict[str, Any] = {"status": "finished", "reason": None, "detail": None, "metrics": metrics, "epochs": epochs}
+        outcome: dict[str, Any] = {
+            "status": "finished",
+            "reason": None,
+            "detail": None,
+            "metrics": metrics,
+            "epochs": epochs,
+        }
     except TrialFailure as failure:
         epochs = newest_progress(root.sub(spec.folder))
-        outcome = {"status": "failed", "reason": failure.reason, "detail": failure.detail, "metrics": {}, "epochs": epochs}
+        outcome = {
+            "status": "failed",
+            "reason": failure.reason,
+            "detail": failure.detail,
+            "metrics": {},
+            "epochs": epochs,
+        }
         log.warning("trial %s failed: %s", spec.id, failure)
     finally:
         release()
@@ -232,7 +266,13 @@ def run_trial(
 def write_failure(spec: TrialSpec, root: Folder, reason: str, detail: str) -> bool:
     """Give a trial a failed result from outside of it; False where it has one. Its checkpoints stay, its process may still write."""
     epochs = newest_progress(root.sub(spec.folder))
-    outcome = {"status": "failed", "reason": reason, "detail": detail, "metrics": {}, "epochs": epochs}
+    outcome = {
+        "status": "failed",
+        "reason": reason,
+        "detail": detail,
+        "metrics": {},
+        "epochs": epochs,
+    }
     result = _described(spec, Alone(), None, time.time()) | outcome
     return root.write_once(result_name(spec.run), json.dumps(result, indent=1).encode())
 
@@ -275,7 +315,11 @@ def _attempted(
     except (RequestError, OSError, torch.distributed.DistError):
         raise  # this node's fault: the driver opened the same space and data, and a broken GPU breaks the next trial too
     except Exception as error:
-        if ran_out(error) or isinstance(error, torch.AcceleratorError) or _process_lost(error, reporter.world_size):
+        if (
+            ran_out(error)
+            or isinstance(error, torch.AcceleratorError)
+            or _process_lost(error, reporter.world_size)
+        ):
             raise
         log.exception("trial %s", spec.id)
         raise TrialFailure("error", f"{type(error).__name__}: {_last_line(error)}"[:500]) from error
@@ -291,7 +335,9 @@ def _last_line(error: Exception) -> str:
 def _data(spec: TrialSpec) -> Any:
     data = opened_data(spec.data, spec.data_fingerprint)
     if data.fingerprint != spec.data_fingerprint:
-        raise TrialFailure("data changed", f"planned on {spec.data_fingerprint}, found {data.fingerprint}")
+        raise TrialFailure(
+            "data changed", f"planned on {spec.data_fingerprint}, found {data.fingerprint}"
+        )
     return data
 
 
@@ -314,10 +360,14 @@ def _process_lost(error: Exception, world_size: int) -> bool:
     """A peer or a loader process that went away is reported as a plain RuntimeError; only its words tell."""
     words = str(error).lower()
     peers = ("connection", "gloo", "nccl", "timed out", "peer", "socket") if world_size > 1 else ()
-    return isinstance(error, RuntimeError) and any(mark in words for mark in ("dataloader worker", "shared memory", *peers))
+    return isinstance(error, RuntimeError) and any(
+        mark in words for mark in ("dataloader worker", "shared memory", *peers)
+    )
 
 
-def _described(spec: TrialSpec, reporter: Reporter, execution: "Execution | None", started: float) -> dict[str, Any]:
+def _described(
+    spec: TrialSpec, reporter: Reporter, execution: "Execution | None", started: float
+) -> dict[str, Any]:
     network = spec.network()
     return {
         "schema": 1,

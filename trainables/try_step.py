@@ -28,7 +28,9 @@ class Blank(ImageData):
         self.train_size = self.val_size = images
         self.class_names: Sequence[str] = [str(k) for k in range(classes)]
 
-    def loader(self, resolution: int, recipe: Recipe, device: torch.device, reading: Reading = IN_PROCESS) -> Loader:
+    def loader(
+        self, resolution: int, recipe: Recipe, device: torch.device, reading: Reading = IN_PROCESS
+    ) -> Loader:
         return None  # type: ignore[return-value]  # nothing is read
 
     def swapped(self) -> "Blank":

@@ -104,7 +104,9 @@ def _checked(module: str, function: str, tiny: bool, scratch: Path) -> dict[str,
     from benchmarks.gpu.setting import Outcome, Setting, Skipped
 
     try:
-        run: Callable[[Setting], Outcome] = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)
+        run: Callable[[Setting], Outcome] = getattr(
+            importlib.import_module(f"benchmarks.gpu.{module}"), function
+        )
         outcome = run(Setting(tiny, scratch))
     except Skipped as reason:
         return {"verdict": "SKIPPED", "figure": str(reason), "figures": {}}
@@ -123,11 +125,16 @@ def checked(names: Sequence[str], tiny: bool) -> list[dict[str, Any]]:
         left = ALL_SECONDS - (begun - started)
         worker = worker or Worker(tiny)
         outcome = (
-            worker.run(check, min(check.seconds, left)) if left > 1 else {"verdict": "SKIPPED", "figure": "out of time", "figures": {}}
+            worker.run(check, min(check.seconds, left))
+            if left > 1
+            else {"verdict": "SKIPPED", "figure": "out of time", "figures": {}}
         )
         seconds = round(time.perf_counter() - begun, 1)
         found.append({"check": check.function, **outcome, "seconds": seconds})
-        print(f"{check.function:14} {outcome['verdict']:8} {outcome['figure']} ({seconds:.0f} s)", flush=True)
+        print(
+            f"{check.function:14} {outcome['verdict']:8} {outcome['figure']} ({seconds:.0f} s)",
+            flush=True,
+        )
         if outcome["verdict"] == "FAIL":
             worker.stop()
             worker = None
@@ -145,8 +152,11 @@ def machine() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _said("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"),
         "gpu": gpu,
-        "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else None,
-        "versions": {"python": platform.python_version()} | {package: metadata.version(package) for package in PACKAGES},
+        "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        if gpu
+        else None,
+        "versions": {"python": platform.python_version()}
+        | {package: metadata.version(package) for package in PACKAGES},
     }
 
 
@@ -159,9 +169,20 @@ def _said(*command: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.check", description=__doc__)
-    parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"all by default: {', '.join(check.function for check in CHECKS)}")
-    parser.add_argument("--tiny", action="store_true", help="the least that runs every line, on a CPU")
-    parser.add_argument("--out", type=Path, help=f"JSON file; {RESULTS.relative_to(ROOT)} where a GPU was used, else none")
+    parser.add_argument(
+        "checks",
+        nargs="*",
+        metavar="CHECK",
+        help=f"all by default: {', '.join(check.function for check in CHECKS)}",
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="the least that runs every line, on a CPU"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help=f"JSON file; {RESULTS.relative_to(ROOT)} where a GPU was used, else none",
+    )
     asked = parser.parse_args(arguments)
     strange = sorted(set(asked.checks) - {check.function for check in CHECKS})
     if strange:
@@ -169,11 +190,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.tiny:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     about = machine()
-    print(f"{about['gpu'] or 'no GPU: speeds are not judged'}, driver {about['driver']}, commit {about['commit']}", flush=True)
+    print(
+        f"{about['gpu'] or 'no GPU: speeds are not judged'}, driver {about['driver']}, commit {about['commit']}",
+        flush=True,
+    )
     found = checked(asked.checks, asked.tiny)
     out = asked.out or (RESULTS if about["gpu"] and not asked.tiny else None)
     if out:
-        out.write_text(json.dumps(about | {"tiny": asked.tiny, "checks": found}, indent=1) + "\n", encoding="utf-8")
+        out.write_text(
+            json.dumps(about | {"tiny": asked.tiny, "checks": found}, indent=1) + "\n",
+            encoding="utf-8",
+        )
     return int(any(outcome["verdict"] == "FAIL" for outcome in found))
 
 

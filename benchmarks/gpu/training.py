@@ -32,30 +32,58 @@ GREY_LEVELS = 2.0
 
 def accuracy(setting: Setting) -> Outcome:
     """A short real training in bf16 and in float32: mean top-1 over the seeds within 1.5 points."""
-    settings = {"name": "petals", "cache": str(setting.scratch)} | ({"train": 96, "val": 48} if setting.tiny else {})
+    settings = {"name": "petals", "cache": str(setting.scratch)} | (
+        {"train": 96, "val": 48} if setting.tiny else {}
+    )
     tops: dict[str, list[float]] = {}
     for seed in range(setting.pick(3, 1)):
         for precision in ("bf16", "float32"):
             spec = petals(settings, seed, setting.pick(10, 1))
             root = setting.scratch / precision
-            result = run_trial(spec, str(root), Alone(), Execution(precision=precision, compile="off"))
+            result = run_trial(
+                spec, str(root), Alone(), Execution(precision=precision, compile="off")
+            )
             if result["status"] != "finished" or not math.isfinite(result["metrics"]["train_loss"]):
-                return Outcome(False, f"{precision}, seed {seed}: {result['reason']}, {result['detail']}")
+                return Outcome(
+                    False, f"{precision}, seed {seed}: {result['reason']}, {result['detail']}"
+                )
             tops.setdefault(precision, []).append(result["metrics"]["top1"])
     apart = abs(mean(tops["bf16"]) - mean(tops["float32"]))
     told = f"top-1 {mean(tops['bf16']):.1f} in bf16, {mean(tops['float32']):.1f} in float32: {apart:.1f} points apart"
-    return Outcome(None if setting.tiny else apart <= POINTS, told, {"top1": tops, "points_apart": apart})
+    return Outcome(
+        None if setting.tiny else apart <= POINTS, told, {"top1": tops, "points_apart": apart}
+    )
 
 
-def petals(settings: Mapping[str, Any], seed: int, epochs: int, space: str = "efficientnet_mini", r: float = 1.0) -> TrialSpec:
+def petals(
+    settings: Mapping[str, Any],
+    seed: int,
+    epochs: int,
+    space: str = "efficientnet_mini",
+    r: float = 1.0,
+) -> TrialSpec:
     data, recipe = open_data(settings), get_recipe("short", epochs=epochs)
     chosen = get_space(space)
-    return TrialSpec(chosen.name, chosen.version, (r, r, r), 24, asdict(recipe), dict(settings), data.fingerprint, seed)
+    return TrialSpec(
+        chosen.name,
+        chosen.version,
+        (r, r, r),
+        24,
+        asdict(recipe),
+        dict(settings),
+        data.fingerprint,
+        seed,
+    )
 
 
 def families(setting: Setting) -> Outcome:
     """A small ResNet-50 and a small GhostNet-A train with finite losses."""
-    settings = {"name": "petals", "cache": str(setting.scratch), "train": setting.pick(960, 48), "val": setting.pick(240, 24)}
+    settings = {
+        "name": "petals",
+        "cache": str(setting.scratch),
+        "train": setting.pick(960, 48),
+        "val": setting.pick(240, 24),
+    }
     losses = {}
     for space in ("resnet50", "ghostnet_a"):
         spec = petals(settings, 0, setting.pick(3, 1), space, 0.25 if setting.tiny else 0.5)
@@ -64,7 +92,11 @@ def families(setting: Setting) -> Outcome:
         if result["status"] != "finished":
             return Outcome(False, f"{space}: {result['reason']}, {result['detail']}", losses)
     finite = all(math.isfinite(loss) for row in losses.values() for loss in row)
-    return Outcome(finite, "; ".join(f"{space} loss {row[0]:.2f} to {row[-1]:.2f}" for space, row in losses.items()), losses)
+    return Outcome(
+        finite,
+        "; ".join(f"{space} loss {row[0]:.2f} to {row[-1]:.2f}" for space, row in losses.items()),
+        losses,
+    )
 
 
 def memory(setting: Setting) -> Outcome:
@@ -76,10 +108,15 @@ def memory(setting: Setting) -> Outcome:
         torch.cuda.reset_peak_memory_stats()
         data = Ready(ready_batch(network, batch, setting.device), 3, network.num_classes)
         recipe = get_recipe("efficientnet", batch=batch, micro_batch=batch, epochs=1)
-        Trainer(spec_of(network, recipe, data), data, Nowhere(), Alone(), Execution(compile="off")).run()
+        Trainer(
+            spec_of(network, recipe, data), data, Nowhere(), Alone(), Execution(compile="off")
+        ).run()
         peaks[batch] = torch.cuda.max_memory_allocated() / 2**20
         torch.cuda.empty_cache()
-    factors = {name: _inference_factor(name) for name in ("efficientnet_b0", "tinynet_a", "tinynet_e", "resnet50", "ghostnet_a")}
+    factors = {
+        name: _inference_factor(name)
+        for name in ("efficientnet_b0", "tinynet_a", "tinynet_e", "resnet50", "ghostnet_a")
+    }
     small, large = ((peaks[2 * b] - peaks[b]) / b for b in (32, 64))
     straight = abs(large / small - 1) < 0.3
     within = all(EAGER[0] <= factor <= EAGER[1] for factor in factors.values())
@@ -87,13 +124,18 @@ def memory(setting: Setting) -> Outcome:
     eager = ", ".join(f"{name} {factor:.2f}" for name, factor in factors.items())
     figures = {"peak_mb": peaks, "inference_over_closed_form": factors}
     return Outcome(
-        straight and within, f"TinyNet-A trained at batch {told} ({large:.1f} MB an image); eager / closed form {eager}", figures
+        straight and within,
+        f"TinyNet-A trained at batch {told} ({large:.1f} MB an image); eager / closed form {eager}",
+        figures,
     )
 
 
 def _inference_factor(name: str) -> float:
     network = get_named(name).network()
-    module, image = network.build().eval().cuda(), torch.zeros(1, 3, network.resolution, network.resolution).cuda()
+    module, image = (
+        network.build().eval().cuda(),
+        torch.zeros(1, 3, network.resolution, network.resolution).cuda(),
+    )
     with torch.inference_mode():
         module(image)
         torch.cuda.reset_peak_memory_stats()
@@ -112,13 +154,19 @@ def out_of_memory(setting: Setting) -> Outcome:
     result = run_trial(replace(spec, recipe=asdict(recipe)), str(setting.scratch), Alone())
     kept = (torch.cuda.memory_allocated() - before) / 2**20
     passed = result["status"] == "failed" and result["reason"] == "out of memory" and kept < 64
-    return Outcome(passed, f"{result['status']}, {result['reason']}; {kept:.0f} MB kept after it", {"kept_mb": kept})
+    return Outcome(
+        passed,
+        f"{result['status']}, {result['reason']}; {kept:.0f} MB kept after it",
+        {"kept_mb": kept},
+    )
 
 
 def sync_bn(setting: Setting) -> Outcome:
     """Batch norm is converted to the synchronised class, and a step is the plain one's: one rank has nothing to synchronise."""
     setting.need_gpu("NCCL has no other ranks")
-    dist.init_process_group("nccl", init_method=f"file://{setting.scratch / 'group'}", rank=0, world_size=1)
+    dist.init_process_group(
+        "nccl", init_method=f"file://{setting.scratch / 'group'}", rank=0, world_size=1
+    )
     try:
         network = get_named("tinynet_e").network()
         recipe = get_recipe("efficientnet", sync_bn=True)
@@ -126,11 +174,15 @@ def sync_bn(setting: Setting) -> Outcome:
         losses = []
         for ranks in (1, 2):  # from two ranks on batch norm is converted
             torch.manual_seed(0)
-            model = prepared(network.build(), recipe, ranks).to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = prepared(network.build(), recipe, ranks).to(
+                setting.device, memory_format=torch.channels_last
+            )  # type: ignore[call-overload]
             loss = torch.nn.functional.cross_entropy(model.train()(images), labels)
             loss.backward()
             losses.append(loss.item())
-            converted = any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
+            converted = any(
+                isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules()
+            )
     finally:
         dist.destroy_process_group()
     apart = abs(losses[1] / losses[0] - 1)
@@ -156,7 +208,12 @@ class _StopsAfter:
 def resume(setting: Setting) -> Outcome:
     """A training that is stopped after half its epochs and taken up again ends as one that was not."""
     count = setting.pick(4, 2)
-    settings = {"name": "petals", "cache": str(setting.scratch), "train": setting.pick(960, 96), "val": setting.pick(240, 48)}
+    settings = {
+        "name": "petals",
+        "cache": str(setting.scratch),
+        "train": setting.pick(960, 96),
+        "val": setting.pick(240, 48),
+    }
     spec, data = petals(settings, 0, count), open_data(settings)
     execution = Execution(compile="off")
     through, _ = Trainer(spec, data, Nowhere(), Alone(), execution).run()
@@ -166,11 +223,11 @@ def resume(setting: Setting) -> Outcome:
     second = _Counted()
     resumed, epochs = Trainer(spec, data, root, second, execution).run()
     apart = abs(resumed["train_loss"] / through["train_loss"] - 1)
-    told = (
-        f"last epoch's loss {resumed['train_loss']:.4f} resumed, {through['train_loss']:.4f} in one go; {second.epochs} of {count} epochs"
-    )
+    told = f"last epoch's loss {resumed['train_loss']:.4f} resumed, {through['train_loss']:.4f} in one go; {second.epochs} of {count} epochs"
     passed = second.epochs == count - count // 2 and len(epochs) == count and apart < 0.05
-    return Outcome(passed, told, {"loss_resumed": resumed["train_loss"], "loss": through["train_loss"]})
+    return Outcome(
+        passed, told, {"loss_resumed": resumed["train_loss"], "loss": through["train_loss"]}
+    )
 
 
 @dataclass
@@ -210,11 +267,16 @@ def packed(setting: Setting) -> Outcome:
     Packing(ImageFolderData(str(files)), Path(store), 384).run(1, "fail")
     data, recipe = PackedData(str(store)), get_recipe("efficientnet")
     pixels = setting.pick(192, 32)
-    host = PackedLoader(data.train, data.val, pixels, recipe, torch.device("cpu"), resample="native")
+    host = PackedLoader(
+        data.train, data.val, pixels, recipe, torch.device("cpu"), resample="native"
+    )
     device = PackedLoader(data.train, data.val, pixels, recipe, setting.device, resample="matmul")
     batch = MicroBatch(np.arange(24), seed=1)
     worst = []
-    for ours, other in ((device.train([batch]), host.train([batch])), (device.val([batch.indices]), host.val([batch.indices]))):
+    for ours, other in (
+        (device.train([batch]), host.train([batch])),
+        (device.val([batch.indices]), host.val([batch.indices])),
+    ):
         (images, labels), (expected, same) = next(iter(ours)), next(iter(other))
         if labels.cpu().tolist() != same.tolist():
             return Outcome(False, "the labels differ")
@@ -227,7 +289,11 @@ def packed(setting: Setting) -> Outcome:
         within = _grey_levels(next(iter(device.val(val)))[0], expected)
     told = f"mean difference {worst[0]:.2f} grey levels in training, {worst[1]:.2f} in evaluation, in bf16 "
     told += f"{'the same images' if same else 'OTHER images'} ({within:.2f} were it read under autocast)"
-    return Outcome(same and max(worst) <= GREY_LEVELS, told, {"grey_levels": worst, "same_in_bf16": same, "under_autocast": within})
+    return Outcome(
+        same and max(worst) <= GREY_LEVELS,
+        told,
+        {"grey_levels": worst, "same_in_bf16": same, "under_autocast": within},
+    )
 
 
 def _grey_levels(images: torch.Tensor, expected: torch.Tensor) -> float:

@@ -26,7 +26,10 @@ class SetupError(Exception):
 
 
 def main() -> None:
-    jobs: Mapping[str, Callable[[Mapping[str, str]], str]] = {"bucket": make_bucket, "user": make_user}
+    jobs: Mapping[str, Callable[[Mapping[str, str]], str]] = {
+        "bucket": make_bucket,
+        "user": make_user,
+    }
     if len(sys.argv) != 2 or sys.argv[1] not in jobs:
         sys.exit("usage: setup.py bucket|user")
     try:
@@ -36,7 +39,10 @@ def main() -> None:
 
 
 def persistently(
-    job: Callable[[Mapping[str, str]], str], environment: Mapping[str, str], patience: float = PATIENCE, pause: float = 3.0
+    job: Callable[[Mapping[str, str]], str],
+    environment: Mapping[str, str],
+    patience: float = PATIENCE,
+    pause: float = 3.0,
 ) -> str:
     """Do a job, again and again while its server does not answer yet.
 
@@ -61,8 +67,16 @@ def make_bucket(environment: Mapping[str, str]) -> str:
 
     bucket = urlsplit(environment["MLFLOW_ARTIFACTS_DESTINATION"]).netloc
     endpoint = environment["MLFLOW_S3_ENDPOINT_URL"]
-    keys = {"aws_access_key_id": environment["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": environment["AWS_SECRET_ACCESS_KEY"]}
-    client = boto3.client("s3", endpoint_url=endpoint, region_name=environment.get("AWS_DEFAULT_REGION", "us-east-1"), **keys)
+    keys = {
+        "aws_access_key_id": environment["AWS_ACCESS_KEY_ID"],
+        "aws_secret_access_key": environment["AWS_SECRET_ACCESS_KEY"],
+    }
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=environment.get("AWS_DEFAULT_REGION", "us-east-1"),
+        **keys,
+    )
     try:
         if bucket in {found["Name"] for found in client.list_buckets()["Buckets"]}:
             return f"bucket {bucket} is there"
@@ -79,19 +93,28 @@ def make_bucket(environment: Mapping[str, str]) -> str:
 
 def make_user(environment: Mapping[str, str]) -> str:
     server = environment["MLFLOW_TRACKING_URI"].rstrip("/")
-    name, password = environment["MLFLOW_TRACKING_USERNAME"], environment["MLFLOW_TRACKING_PASSWORD"]
+    name, password = (
+        environment["MLFLOW_TRACKING_USERNAME"],
+        environment["MLFLOW_TRACKING_PASSWORD"],
+    )
     boss = (ADMIN, environment["MLFLOW_AUTH_ADMIN_PASSWORD"])
     if name == ADMIN:
-        raise SetupError(f"searches must not be {ADMIN}: give MLFLOW_TRACKING_USERNAME another name")
+        raise SetupError(
+            f"searches must not be {ADMIN}: give MLFLOW_TRACKING_USERNAME another name"
+        )
     lookup = f"{server}/api/2.0/mlflow/users/get?{urlencode({'username': name})}"
     status, said = asked(lookup, boss)
     if status == 200:
         if asked(lookup, (name, password))[0] != 200:
-            raise SetupError(f"user {name} is there, with another password than MLFLOW_TRACKING_PASSWORD")
+            raise SetupError(
+                f"user {name} is there, with another password than MLFLOW_TRACKING_PASSWORD"
+            )
         return f"user {name} is there"
     if status != 404:
         raise SetupError(f"{server} answers {status} to {ADMIN}: {said[:200]}")
-    status, said = asked(f"{server}/api/2.0/mlflow/users/create", boss, {"username": name, "password": password})
+    status, said = asked(
+        f"{server}/api/2.0/mlflow/users/create", boss, {"username": name, "password": password}
+    )
     if status != 200:
         raise SetupError(f"{server} answers {status} to the making of user {name}: {said[:200]}")
     return f"user {name} made"
@@ -103,7 +126,9 @@ def asked(url: str, who: tuple[str, str], body: Mapping[str, str] | None = None)
     headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=30) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, data, headers), timeout=30
+        ) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

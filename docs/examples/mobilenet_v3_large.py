@@ -54,7 +54,9 @@ class Shape(NamedTuple):
 def blocks(shape: Shape) -> Iterator[tuple[Stage, int, Any, Any, Any, Any]]:
     """(stage, stride, channels in, inside and out, times) of each kind of block: what the counter and the builder read."""
     cin = shape.stem
-    for stage, cout, widths, repeats in zip(STAGES, shape.channels, shape.expanded, shape.repeats, strict=True):
+    for stage, cout, widths, repeats in zip(
+        STAGES, shape.channels, shape.expanded, shape.repeats, strict=True
+    ):
         for i, expanded in enumerate(widths):
             # A shallow stage keeps its first blocks, a deep one repeats its last.
             times = highest(repeats - i, 0) if i == len(widths) - 1 else 1 * (repeats > i)
@@ -66,9 +68,19 @@ class Space(SearchSpace):
     name, base_resolution, num_classes = "mobilenet_v3_large", 224, 1000
 
     def decode(self, r: Any, d: Any, w: Any) -> Shape:
-        stem, *channels = (round_channels(n, w, DIVISOR) for n in (STEM, *(stage.channels for stage in STAGES)))
-        expanded = tuple(tuple(round_channels(n, w, DIVISOR) for n in stage.expanded) for stage in STAGES)
-        return Shape(self.pixels(r), stem, tuple(channels), expanded, tuple(round_repeats(stage.repeats, d) for stage in STAGES))
+        stem, *channels = (
+            round_channels(n, w, DIVISOR) for n in (STEM, *(stage.channels for stage in STAGES))
+        )
+        expanded = tuple(
+            tuple(round_channels(n, w, DIVISOR) for n in stage.expanded) for stage in STAGES
+        )
+        return Shape(
+            self.pixels(r),
+            stem,
+            tuple(channels),
+            expanded,
+            tuple(round_repeats(stage.repeats, d) for stage in STAGES),
+        )
 
     # 3. The cost follows the layers in the order they run, and Tally does the sums.
     def cost(self, shape: Shape, num_classes: int) -> Cost:
@@ -80,9 +92,23 @@ class Space(SearchSpace):
             shortcut = (stride == 1) * (cin == cout) * cin * size * size
             tally.conv((cin, expanded), 1, size, times=times * expands)
             # Where nothing expands, the shortcut is the input of this convolution, and counted as such.
-            size = tally.conv((expanded, expanded), stage.kernel, size, stride, depthwise=True, held=shortcut * expands, times=times)
+            size = tally.conv(
+                (expanded, expanded),
+                stage.kernel,
+                size,
+                stride,
+                depthwise=True,
+                held=shortcut * expands,
+                times=times,
+            )
             if stage.squeeze:
-                tally.squeeze_excite(expanded, round_channels(1, expanded // 4, DIVISOR), size, held=shortcut, times=times)
+                tally.squeeze_excite(
+                    expanded,
+                    round_channels(1, expanded // 4, DIVISOR),
+                    size,
+                    held=shortcut,
+                    times=times,
+                )
             tally.conv((expanded, cout), 1, size, held=shortcut, times=times)
         cin, wide = shape.channels[-1], 6 * shape.channels[-1]
         tally.conv((cin, wide), 1, size)
@@ -93,23 +119,41 @@ class Space(SearchSpace):
 
     # 4. One text for each shape, and what people want to know of it.
     def describe(self, shape: Shape) -> str:
-        stages = (f"{c}x{n}e{'-'.join(map(str, e))}" for c, n, e in zip(shape.channels, shape.repeats, shape.expanded, strict=True))
+        stages = (
+            f"{c}x{n}e{'-'.join(map(str, e))}"
+            for c, n, e in zip(shape.channels, shape.repeats, shape.expanded, strict=True)
+        )
         return f"{shape.resolution}px-{shape.stem}.{'.'.join(stages)}"
 
     def details(self, shape: Shape) -> Mapping[str, Any]:
-        return {"stem": shape.stem, "channels": list(shape.channels), "repeats": list(shape.repeats)}
+        return {
+            "stem": shape.stem,
+            "channels": list(shape.channels),
+            "repeats": list(shape.repeats),
+        }
 
     # 5. The module. A training passes both rates; torchvision's blocks have no stochastic depth, so it is added.
-    def build(self, network: Network, *, drop_rate: float = 0.0, drop_path_rate: float = 0.0, **options: Any) -> nn.Module:
+    def build(
+        self,
+        network: Network,
+        *,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        **options: Any,
+    ) -> nn.Module:
         if options:
             raise unknown("build option", next(iter(options)), ("drop_rate", "drop_path_rate"))
         rows = [
-            InvertedResidualConfig(cin, stage.kernel, expanded, cout, stage.squeeze, stage.activation, stride, 1, 1.0)
+            InvertedResidualConfig(
+                cin, stage.kernel, expanded, cout, stage.squeeze, stage.activation, stride, 1, 1.0
+            )
             for stage, stride, cin, expanded, cout, times in blocks(network.shape)
             for _ in range(times)
         ]
         model = MobileNetV3(rows, HIDDEN, network.num_classes, dropout=drop_rate)
-        residual = [m for m in model.modules() if isinstance(m, InvertedResidual) and m.use_res_connect]
+        residual = [
+            m for m in model.modules() if isinstance(m, InvertedResidual) and m.use_res_connect
+        ]
         for i, block in enumerate(residual if drop_path_rate else (), 1):
             block.block.append(StochasticDepth(drop_path_rate * i / len(residual), "row"))
         return model

@@ -19,12 +19,16 @@ def check_like(storage: Path, undisturbed: Path) -> int:
     planned = planned_runs(undisturbed)
     assert set(wanted) == planned
     assert set(found) == planned, f"lost {planned - set(found)}, too many {set(found) - planned}"
-    assert {run: without_times(result) for run, result in found.items()} == {run: without_times(result) for run, result in wanted.items()}
+    assert {run: without_times(result) for run, result in found.items()} == {
+        run: without_times(result) for run, result in wanted.items()
+    }
     assert all(result["status"] == "finished" for result in found.values())
     for name in FOLLOWS:
         assert _bytes(storage, name) == _bytes(undisturbed, name), f"{name} differs"
     for run in planned:
-        assert _bytes(storage, f"trials/{run}/{WEIGHTS}") == _bytes(undisturbed, f"trials/{run}/{WEIGHTS}"), f"weights of {run} differ"
+        assert _bytes(storage, f"trials/{run}/{WEIGHTS}") == _bytes(
+            undisturbed, f"trials/{run}/{WEIGHTS}"
+        ), f"weights of {run} differ"
     return len(found)
 
 
@@ -41,10 +45,18 @@ def check_mlflow(storage: Path, uri: str, name: str = "demo") -> int:
 def planned_runs(storage: Path) -> set[str]:
     """Runs of every candidate and final of a search, as its files name them."""
     folder = storage / "demo"
-    batches: list[Mapping[str, Any]] = [json.loads(path.read_text()) for path in sorted((folder / "candidates").iterdir())]
-    finals = json.loads((folder / "finals.json").read_text()) if (folder / "finals.json").exists() else []
+    batches: list[Mapping[str, Any]] = [
+        json.loads(path.read_text()) for path in sorted((folder / "candidates").iterdir())
+    ]
+    finals = (
+        json.loads((folder / "finals.json").read_text())
+        if (folder / "finals.json").exists()
+        else []
+    )
     epochs = json.loads((folder / "plan.json").read_text())["recipe"]["epochs"]
-    return {f"{row['id']}-e{epochs}" for batch in batches for row in batch["candidates"]} | {row["run"] for row in finals}
+    return {f"{row['id']}-e{epochs}" for batch in batches for row in batch["candidates"]} | {
+        row["run"] for row in finals
+    }
 
 
 def _bytes(storage: Path, name: str) -> bytes | None:

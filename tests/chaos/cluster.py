@@ -9,7 +9,12 @@ from typing import Any
 from tests.chaos.injected.killer import children, titled
 from tinynet_search.cluster import QUIET
 
-HEAD = {"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
+HEAD = {
+    "num_cpus": 0,
+    "include_dashboard": True,
+    "dashboard_host": "127.0.0.1",
+    "dashboard_port": 0,
+}
 IDLE = "ray::IDLE"
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 # Hang guards, in seconds.
@@ -38,11 +43,17 @@ class ChaosCluster:
         return self._cluster.address
 
     def raylets(self) -> list[int]:
-        return [process.pid for node in self._cluster.list_all_nodes() for process in _processes(node, "raylet")]
+        return [
+            process.pid
+            for node in self._cluster.list_all_nodes()
+            for process in _processes(node, "raylet")
+        ]
 
     def services(self) -> list[int]:
         """Every process that makes the cluster, raylets included; their workers are not among them."""
-        return [process.pid for node in self._cluster.list_all_nodes() for process in _processes(node)]
+        return [
+            process.pid for node in self._cluster.list_all_nodes() for process in _processes(node)
+        ]
 
     def actors(self, title: str) -> list[int]:
         """Processes of this cluster's actors by the start of their title."""
@@ -50,8 +61,16 @@ class ChaosCluster:
 
     def node_pids(self) -> list[int]:
         """A worker node that trains, as its processes; any where none does."""
-        nodes = [process.pid for node in self._cluster.worker_nodes for process in _processes(node, "raylet")]
-        busy = [pid for pid in nodes if any(titled(child, "ray::") and not titled(child, IDLE) for child in children([pid]))]
+        nodes = [
+            process.pid
+            for node in self._cluster.worker_nodes
+            for process in _processes(node, "raylet")
+        ]
+        busy = [
+            pid
+            for pid in nodes
+            if any(titled(child, "ray::") and not titled(child, IDLE) for child in children([pid]))
+        ]
         raylet = (busy or nodes)[0]
         return [raylet, *children([raylet])]
 
@@ -72,10 +91,15 @@ class ChaosCluster:
 
     def wait_quiet(self) -> None:
         """Until no trial, worker or controller is left of any search."""
-        busy = lambda: [pid for pid in children(self.raylets()) if any(titled(pid, t) for t in _OURS)]  # noqa: E731
+
+        def busy() -> list[int]:
+            return [pid for pid in children(self.raylets()) if any(titled(pid, t) for t in _OURS)]
+
         end = time.monotonic() + GONE
         while busy():
-            assert time.monotonic() < end, f"processes left behind: {[_title(pid) for pid in busy()]}"
+            assert time.monotonic() < end, (
+                f"processes left behind: {[_title(pid) for pid in busy()]}"
+            )
             time.sleep(0.2)
 
     def stop(self) -> None:
@@ -86,7 +110,9 @@ class ChaosCluster:
     def wait_gone(self) -> None:
         end = time.monotonic() + GONE
         while left := [pid for pid in self._family if there(pid)]:
-            assert time.monotonic() < end, f"processes of the cluster left behind: {[_title(pid) for pid in left]}"
+            assert time.monotonic() < end, (
+                f"processes of the cluster left behind: {[_title(pid) for pid in left]}"
+            )
             time.sleep(0.2)
         self._family.clear()
 
@@ -99,7 +125,13 @@ class ChaosCluster:
         self.wait_gone()
 
 
-_OURS = ("ray::ImplicitFunc", "ray::RayTrainWorker", "ray::TrainController", "ray::inline_trial", "ray::ray_train_trial")
+_OURS = (
+    "ray::ImplicitFunc",
+    "ray::RayTrainWorker",
+    "ray::TrainController",
+    "ray::inline_trial",
+    "ray::ray_train_trial",
+)
 
 
 def kill_all(pids: Iterable[int]) -> None:
@@ -111,7 +143,12 @@ def kill_all(pids: Iterable[int]) -> None:
 
 
 def _processes(node: Any, kind: str | None = None) -> list[Any]:
-    return [info.process for name, infos in node.all_processes.items() if kind in (None, name) for info in infos]
+    return [
+        info.process
+        for name, infos in node.all_processes.items()
+        if kind in (None, name)
+        for info in infos
+    ]
 
 
 def _alive(node: Any, kind: str) -> bool:

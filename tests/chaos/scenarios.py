@@ -27,9 +27,13 @@ POINTS = {
     "mid-epoch": Point("trial", "*/epoch-????-step-*/progress.json", "after"),
     "epoch just committed": Point("trial", "*/epoch-????/progress.json", "after"),
     "checkpoint: weights half written": Point("trial", "*/epoch-*/weights.safetensors", "half"),
-    "checkpoint: weights there, progress.json not": Point("trial", "*/epoch-*/progress.json", "before"),
+    "checkpoint: weights there, progress.json not": Point(
+        "trial", "*/epoch-*/progress.json", "before"
+    ),
     "checkpoint: progress.json half written": Point("trial", "*/epoch-*/progress.json", "half"),
-    "checkpoint: progress.json not renamed yet": Point("trial", "*/epoch-*/progress.json", "staged"),
+    "checkpoint: progress.json not renamed yet": Point(
+        "trial", "*/epoch-*/progress.json", "staged"
+    ),
     "final weights half written": Point("trial", "*/trials/*-e?/weights.safetensors", "half"),
     "result computed, not written": Point("trial", "*/results/*.json", "before"),
     "result half written": Point("trial", "*/results/*.json", "half"),
@@ -100,23 +104,47 @@ def _all() -> Iterator[Scenario]:
     yield Scenario("driver-while-trials-write", _at("driver", OF_TRIAL), server=True)
     # A trial is given up after run.max_failures = 5 lost processes.
     for part in range(3):
-        yield Scenario(f"trial-process-while-it-writes-{part + 1}", _at("trial process", OF_TRIAL[part::3]))
+        yield Scenario(
+            f"trial-process-while-it-writes-{part + 1}", _at("trial process", OF_TRIAL[part::3])
+        )
     yield Scenario("node-while-trials-write", _at("node", KEY))
     yield Scenario("everything-while-trials-write", _at("cluster and driver", KEY))
-    yield Scenario("everything-while-the-driver-writes", _at("cluster and driver", ["candidates just written", "frontier not renamed yet"]))
+    yield Scenario(
+        "everything-while-the-driver-writes",
+        _at("cluster and driver", ["candidates just written", "frontier not renamed yet"]),
+    )
     yield Scenario("cluster-alone", _at("cluster", ["mid-epoch"]))
     yield Scenario("train-worker-while-it-writes", _at("Train worker", KEY), executor="ray_train")
-    yield Scenario("train-controller-while-workers-write", _at("Train controller", KEY), executor="ray_train")
-    yield Scenario("train-trial-process-while-workers-write", _at("trial process", KEY), executor="ray_train")
-    yield Scenario("train-driver-and-node", (*_at("driver", KEY[1:]), *_at("node", KEY[1:3])), executor="ray_train")
-    for seed, (victim, count) in enumerate({"driver": 5, "trial process": 4, "node": 3, "cluster and driver": 2}.items()):
+    yield Scenario(
+        "train-controller-while-workers-write", _at("Train controller", KEY), executor="ray_train"
+    )
+    yield Scenario(
+        "train-trial-process-while-workers-write", _at("trial process", KEY), executor="ray_train"
+    )
+    yield Scenario(
+        "train-driver-and-node",
+        (*_at("driver", KEY[1:]), *_at("node", KEY[1:3])),
+        executor="ray_train",
+    )
+    for seed, (victim, count) in enumerate(
+        {"driver": 5, "trial process": 4, "node": 3, "cluster and driver": 2}.items()
+    ):
         yield Scenario(f"{victim.replace(' ', '-')}-at-random", _random(victim, count, seed))
-    for seed, (victim, count) in enumerate({"Train worker": 3, "Train controller": 2, "trial process": 2}.items(), 10):
-        yield Scenario(f"{victim.replace(' ', '-')}-of-ray_train-at-random", _random(victim, count, seed), executor="ray_train")
+    for seed, (victim, count) in enumerate(
+        {"Train worker": 3, "Train controller": 2, "trial process": 2}.items(), 10
+    ):
+        yield Scenario(
+            f"{victim.replace(' ', '-')}-of-ray_train-at-random",
+            _random(victim, count, seed),
+            executor="ray_train",
+        )
 
 
 # Those of Ray Train first: they are the longest.
-SCENARIOS = {scenario.name: scenario for scenario in sorted(_all(), key=lambda scenario: scenario.executor != "ray_train")}
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in sorted(_all(), key=lambda scenario: scenario.executor != "ray_train")
+}
 QUICK = (
     Scenario(
         "quick",
@@ -129,6 +157,11 @@ QUICK = (
         executor="quick inline",
     ),
     Scenario(
-        "quick-train", (Kill("Train worker", "mid-epoch"), Kill("Train controller", "result computed, not written")), "quick ray_train"
+        "quick-train",
+        (
+            Kill("Train worker", "mid-epoch"),
+            Kill("Train controller", "result computed, not written"),
+        ),
+        "quick ray_train",
     ),
 )

@@ -59,14 +59,22 @@ class Siege:
         self._armed: Kill | None = None
 
     def endure(
-        self, storage: Path, kills: list[Kill], *, executor: str = "inline", tracking: str | None = None, length: float = 0.0
+        self,
+        storage: Path,
+        kills: list[Kill],
+        *,
+        executor: str = "inline",
+        tracking: str | None = None,
+        length: float = 0.0,
     ) -> Told:
         """Run a search and kill as told, in order, until it ends; ``length`` is an undisturbed search's, in seconds."""
         self._disarm()
         told, before, started = Told(storage), self._steps(), time.monotonic()
         command = _command(storage, executor, tracking)
         for launch in range(MOST_LAUNCHES):
-            code = self._launch(command, told, kills, length, storage.parent / f"{storage.name}-{launch}.log")
+            code = self._launch(
+                command, told, kills, length, storage.parent / f"{storage.name}-{launch}.log"
+            )
             told.codes.append(code)
             if code == 0:
                 break
@@ -76,12 +84,16 @@ class Siege:
         told.steps = self._steps() - before
         return told
 
-    def _launch(self, command: list[str], told: Told, kills: list[Kill], length: float, log: Path) -> int:
+    def _launch(
+        self, command: list[str], told: Told, kills: list[Kill], length: float, log: Path
+    ) -> int:
         """One run of the command, with the kills that fall into it; its exit code."""
         environment = {**os.environ, "RAY_ADDRESS": self.cluster.address}
         self.cluster.remember()
         with log.open("wb") as said:
-            driver = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said, start_new_session=True)
+            driver = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=said, stderr=said, start_new_session=True
+            )
         (self.home / "driver.pid").write_text(str(driver.pid))
         started, mine = time.monotonic(), len(told.kills)
         try:
@@ -138,7 +150,11 @@ class Siege:
         if due is self._armed:
             return
         self._armed = due
-        order: dict[str, Any] = {**POINTS[due.point]._asdict(), "name": due.name, "victim": due.victim}
+        order: dict[str, Any] = {
+            **POINTS[due.point]._asdict(),
+            "name": due.name,
+            "victim": due.victim,
+        }
         order |= {"raylets": self.cluster.raylets(), "services": self.cluster.services()}
         staged = self.home / "arming"
         staged.write_text(json.dumps(order))
@@ -164,7 +180,9 @@ class Siege:
 
     def _explained(self, code: int, happened: list[Kill], log: Path) -> None:
         """Only a kill may end the command early: of itself, of its cluster, or of trials' processes too often for Tune."""
-        if code == 0 or (code == -9 and any("driver" in k.victim or k.victim == "cluster" for k in happened)):
+        if code == 0 or (
+            code == -9 and any("driver" in k.victim or k.victim == "cluster" for k in happened)
+        ):
             return
         often = len(happened) > RunSection().max_failures and "have no result" in log.read_text()
         lost = often or any(k.victim == "cluster" for k in happened)
@@ -177,7 +195,12 @@ class Siege:
 
 def _command(storage: Path, executor: str, tracking: str | None) -> list[str]:
     arguments = tiny_arguments(storage, *SETTINGS[executor], trials=TRIALS[executor])
-    return [str(Path(sys.executable).with_name("tinynet")), "search", *arguments, *(["--tracking", tracking] if tracking else [])]
+    return [
+        str(Path(sys.executable).with_name("tinynet")),
+        "search",
+        *arguments,
+        *(["--tracking", tracking] if tracking else []),
+    ]
 
 
 def template(home: Path) -> Path:

@@ -11,7 +11,16 @@ from benchmarks.run import RESULTS, commit, hardware
 from tests.chaos.scenarios import Scenario
 from tinynet_search.tables import table
 
-HEADS = ("killed", "when", "kills", "launches", "results equal", "epochs in MLflow", "epochs redone", "seconds lost")
+HEADS = (
+    "killed",
+    "when",
+    "kills",
+    "launches",
+    "results equal",
+    "epochs in MLflow",
+    "epochs redone",
+    "seconds lost",
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,9 @@ def record(rows: list[Row], missing: list[str], seconds: float) -> dict[str, Any
     }
 
 
-def keep(rows: list[Row], missing: list[str], seconds: float, path: Path = RESULTS / "chaos.json") -> None:
+def keep(
+    rows: list[Row], missing: list[str], seconds: float, path: Path = RESULTS / "chaos.json"
+) -> None:
     path.write_text(json.dumps(record(rows, missing, seconds), indent=1) + "\n", encoding="utf-8")
 
 
@@ -79,5 +90,12 @@ def _group(row: Row) -> tuple[str, str]:
 
 
 def _sums(rows: list[Row]) -> tuple[str, ...]:
-    counts = (sum(getattr(row, name) for row in rows) for name in ("kills", "launches", "results", "epochs"))
-    return *map(str, counts), f"{sum(row.redone for row in rows):.1f}", f"{sum(row.seconds for row in rows):.0f}"
+    counts = (
+        sum(getattr(row, name) for row in rows)
+        for name in ("kills", "launches", "results", "epochs")
+    )
+    return (
+        *map(str, counts),
+        f"{sum(row.redone for row in rows):.1f}",
+        f"{sum(row.seconds for row in rows):.0f}",
+    )

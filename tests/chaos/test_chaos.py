@@ -42,7 +42,11 @@ class Suite:
 
     def undisturbed(self, executor: str) -> Told:
         if executor not in self._undisturbed:
-            told = self.siege.endure(prepared(self.home / f"undisturbed-{executor}", self.template), [], executor=executor)
+            told = self.siege.endure(
+                prepared(self.home / f"undisturbed-{executor}", self.template),
+                [],
+                executor=executor,
+            )
             trials = TRIALS[executor] + 2 * (executor == "inline")
             assert (told.steps, told.codes) == (trials * EPOCHS * STEPS, [0])
             self._undisturbed[executor] = told
@@ -61,7 +65,9 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
-def test_nothing_is_lost_and_nothing_doubled(suite: Suite, scenario: Scenario, request: pytest.FixtureRequest) -> None:
+def test_nothing_is_lost_and_nothing_doubled(
+    suite: Suite, scenario: Scenario, request: pytest.FixtureRequest
+) -> None:
     whole = suite.undisturbed(scenario.executor)
     tracking = request.getfixturevalue("server") if scenario.server else None
     kills, rounds, results, epochs = list(scenario.kills), list[Told](), 0, 0
@@ -69,7 +75,9 @@ def test_nothing_is_lost_and_nothing_doubled(suite: Suite, scenario: Scenario, r
         storage = suite.home / f"{scenario.name}-{len(rounds)}"
         # A random moment may find a driver that makes its database.
         (storage.mkdir() if "random" in scenario.name else prepared(storage, suite.template))
-        told = suite.siege.endure(storage, kills, executor=scenario.executor, tracking=tracking, length=whole.seconds)
+        told = suite.siege.endure(
+            storage, kills, executor=scenario.executor, tracking=tracking, length=whole.seconds
+        )
         if not told.kills:  # no such process was there any more at that moment
             kills[0] = earlier(kills[0])
         results += check_like(storage, whole.storage)
@@ -78,7 +86,17 @@ def test_nothing_is_lost_and_nothing_doubled(suite: Suite, scenario: Scenario, r
     redone = sum(told.steps - whole.steps for told in rounds) / STEPS
     seconds = sum(told.seconds - whole.seconds for told in rounds)
     launches = sum(len(told.codes) for told in rounds)
-    suite.rows.append(table.Row(scenario, sum(len(told.kills) for told in rounds), launches, results, epochs, redone, seconds))
+    suite.rows.append(
+        table.Row(
+            scenario,
+            sum(len(told.kills) for told in rounds),
+            launches,
+            results,
+            epochs,
+            redone,
+            seconds,
+        )
+    )
     suite.keep()
 
 

@@ -35,7 +35,9 @@ def siege(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Siege]:
 @pytest.mark.parametrize("scenario", QUICK, ids=lambda scenario: scenario.executor)
 def test_one_kill_of_each_kind(siege: Siege, scenario: Scenario) -> None:
     empty = template(siege.home)
-    whole = undisturbed(prepared(siege.home / f"{scenario.name}-undisturbed", empty), scenario.executor)
+    whole = undisturbed(
+        prepared(siege.home / f"{scenario.name}-undisturbed", empty), scenario.executor
+    )
     assert siege.endure(whole, [], executor=scenario.executor).codes == [0]
     storage, kills = prepared(siege.home / scenario.name, empty), list(scenario.kills)
     told = siege.endure(storage, kills, executor=scenario.executor)

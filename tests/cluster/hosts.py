@@ -60,7 +60,12 @@ class Hosts:
         for place in OWN:
             Path(place).mkdir(exist_ok=True)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for name in self.addresses:
             self.end(name)
         self._clear()
@@ -69,8 +74,12 @@ class Hosts:
         """Whatever is there of it, of this run or of one that was killed."""
         for name in self.addresses:
             self._kill(name)
-            subprocess.run(["ip", "netns", "delete", f"{PREFIX}{name}"], capture_output=True, check=False)
-            subprocess.run(["ip", "link", "delete", f"{PREFIX}{name}o"], capture_output=True, check=False)
+            subprocess.run(
+                ["ip", "netns", "delete", f"{PREFIX}{name}"], capture_output=True, check=False
+            )
+            subprocess.run(
+                ["ip", "link", "delete", f"{PREFIX}{name}o"], capture_output=True, check=False
+            )
         subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)
 
     def _kill(self, name: str) -> None:
@@ -83,9 +92,23 @@ class Hosts:
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Run a host's one service, as its init would; what a host had on its own disks before is gone."""
         mounts = "; ".join(f"mount -t tmpfs tmpfs {place}" for place in OWN)
-        inside = ["ip", "netns", "exec", f"{PREFIX}{name}", "unshare", "--mount", "sh", "-c", f'{mounts}; exec "$@"', "sh", *command]
+        inside = [
+            "ip",
+            "netns",
+            "exec",
+            f"{PREFIX}{name}",
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            f'{mounts}; exec "$@"',
+            "sh",
+            *command,
+        ]
         with (self.logs / f"{name}.log").open("ab") as log:
-            self._running[name] = subprocess.Popen(inside, env=dict(environment), stdout=log, stderr=log, start_new_session=True)
+            self._running[name] = subprocess.Popen(
+                inside, env=dict(environment), stdout=log, stderr=log, start_new_session=True
+            )
 
     def running(self, name: str) -> bool:
         return name in self._running and self._running[name].poll() is None
@@ -115,7 +138,9 @@ class Hosts:
 
 
 def _inside(name: str) -> list[int]:
-    found = subprocess.run(["ip", "netns", "pids", f"{PREFIX}{name}"], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["ip", "netns", "pids", f"{PREFIX}{name}"], capture_output=True, text=True, check=False
+    )
     return [int(pid) for pid in found.stdout.split()]
 
 

@@ -80,17 +80,29 @@ def services(home: Path) -> Iterator[Services]:
     assert programs is not None
     made = Services(f"http://{GATEWAY}:{free_port()}", f"http://{GATEWAY}:{free_port()}")
     aws = {key: made.client[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
-    s3 = {**os.environ, **aws, "MLFLOW_S3_ENDPOINT_URL": made.s3, "MLFLOW_ARTIFACTS_DESTINATION": "s3://mlflow/artifacts"}
+    s3 = {
+        **os.environ,
+        **aws,
+        "MLFLOW_S3_ENDPOINT_URL": made.s3,
+        "MLFLOW_ARTIFACTS_DESTINATION": "s3://mlflow/artifacts",
+    }
     with ExitStack() as stack:
         port = made.s3.rpartition(":")[2]
         store = [sys.executable, "-m", "moto.server", "--host", GATEWAY, "--port", port]
         stack.enter_context(_served("s3", store, dict(os.environ), home, lambda: answers(made.s3)))
         _run([sys.executable, str(SETUP), "bucket"], s3)
-        _run([sys.executable, str(SETUP), "bucket"], {**s3, "MLFLOW_ARTIFACTS_DESTINATION": "s3://searches"})
+        _run(
+            [sys.executable, str(SETUP), "bucket"],
+            {**s3, "MLFLOW_ARTIFACTS_DESTINATION": "s3://searches"},
+        )
         database = stack.enter_context(postgres_server(programs))
         _create(programs, database, "mlflow", "mlflow_auth")
         auth = home / "auth.ini"
-        auth.write_text(AUTH.read_text().replace("postgresql://mlflow@postgres:5432/mlflow_auth", _of(database, "mlflow_auth")))
+        auth.write_text(
+            AUTH.read_text().replace(
+                "postgresql://mlflow@postgres:5432/mlflow_auth", _of(database, "mlflow_auth")
+            )
+        )
         host = made.mlflow.removeprefix("http://")
         settings = {
             "MLFLOW_BACKEND_STORE_URI": _of(database, "mlflow"),
@@ -103,9 +115,26 @@ def services(home: Path) -> Iterator[Services]:
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
         address = ["--host", GATEWAY, "--port", host.rpartition(":")[2]]
-        serve = [sys.executable, "-m", "mlflow", "server", *address, "--app-name", "basic-auth", "--workers", "1"]
-        stack.enter_context(_served("mlflow", serve, {**s3, **settings}, home, lambda: answers(f"{made.mlflow}/health")))
-        _run([sys.executable, str(SETUP), "user"], {**made.client, "MLFLOW_AUTH_ADMIN_PASSWORD": made.admin_password})
+        serve = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            *address,
+            "--app-name",
+            "basic-auth",
+            "--workers",
+            "1",
+        ]
+        stack.enter_context(
+            _served(
+                "mlflow", serve, {**s3, **settings}, home, lambda: answers(f"{made.mlflow}/health")
+            )
+        )
+        _run(
+            [sys.executable, str(SETUP), "user"],
+            {**made.client, "MLFLOW_AUTH_ADMIN_PASSWORD": made.admin_password},
+        )
         yield made
 
 
@@ -119,15 +148,25 @@ def _create(programs: Path, database: str, *names: str) -> None:
 
 
 def _run(command: list[str], environment: dict[str, str]) -> None:
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, (command, done.stdout, done.stderr)
 
 
 @contextmanager
-def _served(name: str, command: list[str], environment: dict[str, str], home: Path, ready: Callable[[], bool]) -> Iterator[None]:
+def _served(
+    name: str,
+    command: list[str],
+    environment: dict[str, str],
+    home: Path,
+    ready: Callable[[], bool],
+) -> Iterator[None]:
     log = home / f"{name}.log"
     with log.open("wb") as file:
-        process = subprocess.Popen(command, cwd=home, env=environment, stdout=file, stderr=file, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=home, env=environment, stdout=file, stderr=file, start_new_session=True
+        )
     try:
         latest = time.monotonic() + 120
         while not ready():

@@ -15,7 +15,14 @@ from scipy.io import savemat
 
 from trainables.data import petals
 
-WNIDS: tuple[str, ...] = ("n01440764", "n02119789", "n01443537", "n03954731", "n07745940", "n02096294")  # in the order of their ILSVRC ids
+WNIDS: tuple[str, ...] = (
+    "n01440764",
+    "n02119789",
+    "n01443537",
+    "n03954731",
+    "n07745940",
+    "n02096294",
+)  # in the order of their ILSVRC ids
 TRAIN, VAL = 9, 3
 FORMS = ("tree", "tars", "kaggle", "flat", "parquet", "parquet binary")
 
@@ -30,7 +37,10 @@ def images() -> dict[str, dict[str, bytes]]:
         Image.fromarray(pixels).save(file, "JPEG", quality=60 + i % 30)
         jpegs.append(file.getvalue())
     train = {f"{wnid}/{wnid}_{7 * k + 3}.JPEG": jpegs.pop() for wnid in WNIDS for k in range(TRAIN)}
-    val = {f"{WNIDS[(5 * i) % 6]}/ILSVRC2012_val_{i + 1:08d}.JPEG": jpegs.pop() for i in range(len(WNIDS) * VAL)}
+    val = {
+        f"{WNIDS[(5 * i) % 6]}/ILSVRC2012_val_{i + 1:08d}.JPEG": jpegs.pop()
+        for i in range(len(WNIDS) * VAL)
+    }
     return {"train": train, "val": val}
 
 
@@ -45,7 +55,9 @@ def write(root: Path, form: str) -> Path:
     elif form == "kaggle":
         _tree(root / "ILSVRC/Data/CLS-LOC", flat=("val",))
         lines = [f"{Path(name).stem},{name.split('/')[0]} 1 2 30 40 " for name in images()["val"]]
-        (root / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "\n".join(lines) + "\n")
+        (root / "LOC_val_solution.csv").write_text(
+            "ImageId,PredictionString\n" + "\n".join(lines) + "\n"
+        )
     elif form == "tars":
         _tars(root)
     else:
@@ -88,15 +100,39 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def write_kit(folder: Path) -> None:
     """The ground truth and meta.mat, whose synsets are a (n, 1) struct with inner nodes after the classes."""
     folder.mkdir(parents=True)
-    truth = [WNIDS.index(name.split("/")[0]) + 1 for name in sorted(images()["val"], key=lambda name: name.split("/")[1])]
-    (folder / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{label}\n" for label in truth))
-    nodes = [(i, wnid, f"words, {i}", "gloss", 0, [], 0, TRAIN) for i, wnid in enumerate((*WNIDS, "n00001740"), 1)]
-    fields = ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "num_train_images")
+    truth = [
+        WNIDS.index(name.split("/")[0]) + 1
+        for name in sorted(images()["val"], key=lambda name: name.split("/")[1])
+    ]
+    (folder / "ILSVRC2012_validation_ground_truth.txt").write_text(
+        "".join(f"{label}\n" for label in truth)
+    )
+    nodes = [
+        (i, wnid, f"words, {i}", "gloss", 0, [], 0, TRAIN)
+        for i, wnid in enumerate((*WNIDS, "n00001740"), 1)
+    ]
+    fields = (
+        "ILSVRC2012_ID",
+        "WNID",
+        "words",
+        "gloss",
+        "num_children",
+        "children",
+        "wordnet_height",
+        "num_train_images",
+    )
     synsets = np.array(nodes, dtype=[(name, object) for name in fields]).reshape(-1, 1)
     savemat(folder / "meta.mat", {"synsets": synsets})
 
 
-def write_parquet(folder: Path, *, binary: bool = False, named: bool = True, metadata: bool = True, shards: int = 3) -> None:
+def write_parquet(
+    folder: Path,
+    *,
+    binary: bool = False,
+    named: bool = True,
+    metadata: bool = True,
+    shards: int = 3,
+) -> None:
     """Shuffled shards of four-row row groups; ``binary``: the bytes alone, with the class as text and no file names."""
     folder.mkdir(parents=True, exist_ok=True)
     labels = {wnid: i for i, wnid in enumerate(sorted(WNIDS))}
@@ -106,11 +142,19 @@ def write_parquet(folder: Path, *, binary: bool = False, named: bool = True, met
         for shard in range(shards):
             rows = [files[i] for i in order[shard::shards]]
             wnids = [name.split("/")[0] for name, _ in rows]
-            paths = [f"{Path(name).stem}_{wnid}.JPEG" for (name, _), wnid in zip(rows, wnids, strict=True)]
-            structs = [{"bytes": data, "path": path if named else None} for (_, data), path in zip(rows, paths, strict=True)]
+            paths = [
+                f"{Path(name).stem}_{wnid}.JPEG"
+                for (name, _), wnid in zip(rows, wnids, strict=True)
+            ]
+            structs = [
+                {"bytes": data, "path": path if named else None}
+                for (_, data), path in zip(rows, paths, strict=True)
+            ]
             table = pa.table({"image": structs, "label": [labels[wnid] for wnid in wnids]})
             if binary:
-                table = pa.table({"image": pa.array([data for _, data in rows], pa.binary()), "label": wnids})
+                table = pa.table(
+                    {"image": pa.array([data for _, data in rows], pa.binary()), "label": wnids}
+                )
             elif metadata:
                 label = {"names": [f"word {i}" for i in range(6)], "_type": "ClassLabel"}
                 info = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}

@@ -31,8 +31,12 @@ def picture(height: int, width: int, seed: int = 0) -> Tensor:
 
 def canvas_of(pictures: list[Tensor], boxes: np.ndarray) -> Tensor:
     """The regions in a batch padded with what must not matter."""
-    canvas = torch.randint(0, 256, (len(pictures), *boxes[:, 2:].max(0).tolist(), 3), dtype=torch.uint8)
-    for one, image, (top, left, height, width) in zip(canvas, pictures, boxes.tolist(), strict=True):
+    canvas = torch.randint(
+        0, 256, (len(pictures), *boxes[:, 2:].max(0).tolist(), 3), dtype=torch.uint8
+    )
+    for one, image, (top, left, height, width) in zip(
+        canvas, pictures, boxes.tolist(), strict=True
+    ):
         one[:height, :width] = image[:, top : top + height, left : left + width].permute(1, 2, 0)
     return canvas
 
@@ -46,7 +50,11 @@ def test_crops_are_spread_as_torchvisions(size: tuple[int, int]) -> None:
     transform, blank = v2.RandomResizedCrop(8, antialias=True), torch.zeros(3, *size)
     drawn = [transform.make_params([blank]) for _ in range(count)]
     theirs = np.array([[d[k] for k in ("top", "left", "height", "width")] for d in drawn])
-    assert (ours[:, :2] >= 0).all() and (ours[:, :2] + ours[:, 2:] <= size).all() and (ours[:, 2:] > 0).all()
+    assert (
+        (ours[:, :2] >= 0).all()
+        and (ours[:, :2] + ours[:, 2:] <= size).all()
+        and (ours[:, 2:] > 0).all()
+    )
     for name, of in {
         "area": lambda b: b[:, 2] * b[:, 3],
         "ratio": lambda b: b[:, 3] / b[:, 2],
@@ -60,7 +68,9 @@ def test_crops_are_spread_as_torchvisions(size: tuple[int, int]) -> None:
 
 def test_an_image_too_narrow_for_any_try_gives_torchvisions_central_crop() -> None:
     for size in ((10, 400), (400, 10)):
-        params = v2.RandomResizedCrop(8, scale=(0.9, 1), antialias=True).make_params([torch.zeros(3, *size)])
+        params = v2.RandomResizedCrop(8, scale=(0.9, 1), antialias=True).make_params(
+            [torch.zeros(3, *size)]
+        )
         boxes = crop_boxes(np.tile(size, (50, 1)), np.random.default_rng(0))
         wanted = [params[k] for k in ("top", "left", "height", "width")]
         assert wanted in boxes.tolist()
@@ -69,20 +79,30 @@ def test_an_image_too_narrow_for_any_try_gives_torchvisions_central_crop() -> No
 @pytest.mark.parametrize("pixels", [24, 57])
 def test_crop_and_flip_are_torchvisions_to_the_pixel(pixels: int) -> None:
     image = picture(90, 120)
-    for top, left, height, width in crop_boxes(np.tile((90, 120), (12, 1)), np.random.default_rng(1)).tolist():
+    for top, left, height, width in crop_boxes(
+        np.tile((90, 120), (12, 1)), np.random.default_rng(1)
+    ).tolist():
         region = image[:, top : top + height, left : left + width]
-        ours = native(region, np.array([pixels, pixels]), np.zeros(2, int), pixels, "bicubic").flip(-1)
-        cropped = tv.resized_crop(image, top, left, height, width, [pixels, pixels], interpolation=BICUBIC, antialias=True)
+        ours = native(region, np.array([pixels, pixels]), np.zeros(2, int), pixels, "bicubic").flip(
+            -1
+        )
+        cropped = tv.resized_crop(
+            image, top, left, height, width, [pixels, pixels], interpolation=BICUBIC, antialias=True
+        )
         assert torch.equal(ours, tv.horizontal_flip(cropped))
 
 
 @pytest.mark.parametrize("size", [(90, 120), (121, 80), (75, 75), (70, 301)])
 @pytest.mark.parametrize("ratio", [0.875, 1.0])
-def test_the_centre_is_resize_and_centre_crop_to_the_pixel(size: tuple[int, int], ratio: float) -> None:
+def test_the_centre_is_resize_and_centre_crop_to_the_pixel(
+    size: tuple[int, int], ratio: float
+) -> None:
     image, short = picture(*size), int(56 / ratio)
     windows = centres(np.array([size]), short, 56)
     ours = native(image, windows.scaled[0], windows.offsets[0], 56, "bicubic")
-    theirs = v2.Compose([v2.Resize(short, interpolation=BICUBIC, antialias=True), v2.CenterCrop(56)])(image)
+    theirs = v2.Compose(
+        [v2.Resize(short, interpolation=BICUBIC, antialias=True), v2.CenterCrop(56)]
+    )(image)
     assert torch.equal(ours, theirs)
 
 
@@ -93,7 +113,10 @@ def test_matrix_products_give_the_native_picture(mode: Mode, pixels: int) -> Non
     sizes = np.array([(90, 120), (60, 50), (131, 97), (40, 40)])
     pictures = [picture(*size, seed=k) for k, size in enumerate(sizes.tolist())]
     flip = np.array([True, False, True, False])
-    for windows in (crops(crop_boxes(sizes, np.random.default_rng(3)), pixels), centres(sizes, pixels + 9, pixels)):
+    for windows in (
+        crops(crop_boxes(sizes, np.random.default_rng(3)), pixels),
+        centres(sizes, pixels + 9, pixels),
+    ):
         ours = batched(canvas_of(pictures, windows.regions), windows, flip, pixels, mode)
         theirs = []
         for k, (top, left, height, width) in enumerate(windows.regions.tolist()):

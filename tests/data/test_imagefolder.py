@@ -26,7 +26,9 @@ def make_tree(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int 
             folder.mkdir(parents=True)
             for k in range(n):
                 pixels = rng.integers(0, 80, (40, 56, 3)) + 150 * np.eye(3, dtype=int)[i % 3]
-                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{k:02d}.{'jpg' if k % 2 else 'png'}")
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(
+                    folder / f"{k:02d}.{'jpg' if k % 2 else 'png'}"
+                )
     return root
 
 
@@ -53,7 +55,9 @@ def test_fingerprint_is_content_not_place(tmp_path: Path) -> None:
 def test_papers_transforms(tmp_path: Path) -> None:
     """Same seed, same pixels; another seed, others; evaluation: short side to px / .875, then the centre."""
     data = ImageFolderData(str(make_tree(tmp_path)))
-    loader = data.loader(24, get_recipe("efficientnet", randaugment="rand-m9-mstd0.5"), torch.device("cpu"))
+    loader = data.loader(
+        24, get_recipe("efficientnet", randaugment="rand-m9-mstd0.5"), torch.device("cpu")
+    )
     batches = [MicroBatch(np.arange(8), seed) for seed in (1, 1, 2)]
     images = [images for images, _ in loader.train(batches)]
     assert images[0].shape == (8, 3, 24, 24)
@@ -77,7 +81,10 @@ def test_papers_transforms(tmp_path: Path) -> None:
         (lambda tree: make_tree(tree, ("cat",)), "has 1 class"),
         (lambda tree: (tree / "train").mkdir(parents=True), "holds no images"),
         (lambda tree: (tree / "val").mkdir(parents=True), "has no train/"),
-        (lambda tree: make_tree(tree) and (tree / "val" / "dog").rename(tree / "val" / "fox"), "'dog' is in only one of"),
+        (
+            lambda tree: make_tree(tree) and (tree / "val" / "dog").rename(tree / "val" / "fox"),
+            "'dog' is in only one of",
+        ),
     ],
 )
 def test_wrong_trees_are_refused_in_one_line(tmp_path: Path, spoil: object, message: str) -> None:
@@ -91,7 +98,9 @@ def test_unreadable_image_is_the_trials_failure_and_named(tmp_path: Path) -> Non
     tree = make_tree(tmp_path / "tree")
     bad = tree / "train" / "cat" / "03.jpg"
     bad.write_bytes(bad.read_bytes()[:200])
-    spec = tiny_spec(data={"name": "imagefolder", "path": str(tree)}, batch=8, micro_batch=8, epochs=1)
+    spec = tiny_spec(
+        data={"name": "imagefolder", "path": str(tree)}, batch=8, micro_batch=8, epochs=1
+    )
     result = run_trial(spec, str(tmp_path / "search"), Alone())
     assert (result["status"], result["reason"]) == ("failed", "unreadable data")
     assert "03.jpg" in result["detail"]
@@ -101,15 +110,23 @@ def test_a_loader_process_names_the_unreadable_image_in_one_line(tmp_path: Path)
     tree = make_tree(tmp_path / "tree")
     bad = tree / "train" / "cat" / "03.jpg"
     bad.write_bytes(bad.read_bytes()[:200])
-    spec = tiny_spec(data={"name": "imagefolder", "path": str(tree)}, batch=8, micro_batch=8, epochs=1)
+    spec = tiny_spec(
+        data={"name": "imagefolder", "path": str(tree)}, batch=8, micro_batch=8, epochs=1
+    )
     result = run_trial(spec, str(tmp_path / "search"), Alone(), Execution(loader_workers=1))
     assert (result["status"], result["reason"]) == ("failed", "unreadable data")
-    assert result["detail"].startswith(f"image {str(bad)!r} cannot be read: ") and "\n" not in result["detail"]
+    assert (
+        result["detail"].startswith(f"image {str(bad)!r} cannot be read: ")
+        and "\n" not in result["detail"]
+    )
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_gray_and_cmyk_jpegs_are_read(mode: str) -> None:
-    image = decoded(encoded(Image.new(mode, (6, 4), 128 if mode == "L" else (0, 255, 255, 0)), "JPEG"), "one.jpg")
+    image = decoded(
+        encoded(Image.new(mode, (6, 4), 128 if mode == "L" else (0, 255, 255, 0)), "JPEG"),
+        "one.jpg",
+    )
     assert (image.mode, image.size) == ("RGB", (6, 4))
     wanted = (128, 128, 128) if mode == "L" else (255, 0, 0)
     assert np.abs(np.asarray(image, int) - wanted).max() <= 3
@@ -117,12 +134,17 @@ def test_gray_and_cmyk_jpegs_are_read(mode: str) -> None:
 
 def test_more_than_8_bits_a_colour_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     deep = encoded(Image.fromarray(np.full((4, 6), 3000, np.uint16)), "PNG")
-    for data, why in ((deep, "it has 16 bits a pixel, and 8 bits a colour are expected"), (b"no image", "cannot identify image file")):
+    for data, why in (
+        (deep, "it has 16 bits a pixel, and 8 bits a colour are expected"),
+        (b"no image", "cannot identify image file"),
+    ):
         with pytest.raises(UnreadableImageError) as refused:
             decoded(data, "cat/16.png")
         assert str(refused.value) == f"image 'cat/16.png' cannot be read: {why}"
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(UnreadableImageError, match=r"image 'cat/huge.png' cannot be read: .*exceeds limit"):
+    with pytest.raises(
+        UnreadableImageError, match=r"image 'cat/huge.png' cannot be read: .*exceeds limit"
+    ):
         decoded(encoded(Image.new("RGB", (6, 4)), "PNG"), "cat/huge.png")
 
 

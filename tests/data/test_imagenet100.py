@@ -42,7 +42,17 @@ def make(capsys: pytest.CaptureFixture[str], tree: Path) -> Callable[..., Said]:
     """The command in this process; from the tree where no other source is given."""
 
     def made(out: Path, *arguments: object, source: Path = tree) -> Said:
-        code = run(["data", "imagenet100", "--imagenet", str(source), "--out", str(out), *map(str, arguments)])
+        code = run(
+            [
+                "data",
+                "imagenet100",
+                "--imagenet",
+                str(source),
+                "--out",
+                str(out),
+                *map(str, arguments),
+            ]
+        )
         said = capsys.readouterr()
         return Said(code, said.out, said.err)
 
@@ -50,10 +60,16 @@ def make(capsys: pytest.CaptureFixture[str], tree: Path) -> Callable[..., Said]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
-def drawn(tree: Path, seed: int, per_class: int, classes: int | list[str]) -> tuple[Selection, set[str]]:
+def drawn(
+    tree: Path, seed: int, per_class: int, classes: int | list[str]
+) -> tuple[Selection, set[str]]:
     data = open_data(detected(str(tree)))
     assert isinstance(data, EncodedData)
     selection = draw(data, seed, per_class, classes)
@@ -71,7 +87,10 @@ def test_what_is_written(tmp_path: Path, tree: Path, make: Callable[..., Said]) 
     rows = list(csv.DictReader(listing.decode().splitlines()))
     assert list(rows[0]) == ["split", "class", "file", "bytes", "sha256"]
     assert {f"{row['split']}/{row['class']}/{row['file']}" for row in rows} == set(written)
-    assert all(row["sha256"] == hashlib.sha256(written["/".join(list(row.values())[:3])]).hexdigest() for row in rows)
+    assert all(
+        row["sha256"] == hashlib.sha256(written["/".join(list(row.values())[:3])]).hexdigest()
+        for row in rows
+    )
     for name, data in written.items():
         split, _, rest = name.partition("/")
         assert fake.images()[split][rest] == data
@@ -98,7 +117,9 @@ def test_same_from_every_form(tmp_path: Path, make: Callable[..., Said], form: s
     assert said.code == 0
     assert "copying 24 images" in said.err
     assert "24 of 24 images" in said.err
-    assert said.out.endswith(f"next: tinynet data pack --data {tmp_path / 'out'} --out {tmp_path / 'out'}-packed\n")
+    assert said.out.endswith(
+        f"next: tinynet data pack --data {tmp_path / 'out'} --out {tmp_path / 'out'}-packed\n"
+    )
     expected, written = files(tmp_path / "expected"), files(tmp_path / "out")
     assert expected.pop("imagenet100.json")
     assert written.pop("imagenet100.json")
@@ -110,7 +131,9 @@ def test_drawing_is_what_its_text_says(tree: Path) -> None:
 
     def lowest(key: list[int], things: list[str], count: int) -> list[str]:
         numbers = np.random.default_rng(key).random(len(things))
-        return sorted(sorted(things, key=dict(zip(things, numbers, strict=True)).__getitem__)[:count])
+        return sorted(
+            sorted(things, key=dict(zip(things, numbers, strict=True)).__getitem__)[:count]
+        )
 
     for seed in (0, 1):
         selection, names = drawn(tree, seed, 4, 2)
@@ -118,7 +141,11 @@ def test_drawing_is_what_its_text_says(tree: Path) -> None:
         expected = []
         for wnid in selection.classes:
             key = int.from_bytes(hashlib.sha256(wnid.encode()).digest()[:8], "big")
-            expected += lowest([1, seed, 1, key], sorted(name for name in fake.images()["train"] if name.startswith(wnid)), 4)
+            expected += lowest(
+                [1, seed, 1, key],
+                sorted(name for name in fake.images()["train"] if name.startswith(wnid)),
+                4,
+            )
         assert names == set(expected)
 
 
@@ -133,10 +160,18 @@ def test_more_of_the_same_seed_holds_what_fewer_does(tree: Path) -> None:
 
 def test_class_list(tmp_path: Path, make: Callable[..., Said]) -> None:
     published = tmp_path / "classes.txt"
-    published.write_text("# of somebody's paper\n\nn03954731 plane\nn01440764,tench, Tinca tinca  # a fish\r\n n07745940\nn03954731\n")
+    published.write_text(
+        "# of somebody's paper\n\nn03954731 plane\nn01440764,tench, Tinca tinca  # a fish\r\n n07745940\nn03954731\n"
+    )
     assert make(tmp_path / "out", "--classes", published, "--images-per-class", 2).code == 0
-    assert (tmp_path / "out" / "classes.txt").read_text().split() == ["n01440764", "n03954731", "n07745940"]
-    assert json.loads((tmp_path / "out" / "imagenet100.json").read_text())["drawn_from"] == "classes"
+    assert (tmp_path / "out" / "classes.txt").read_text().split() == [
+        "n01440764",
+        "n03954731",
+        "n07745940",
+    ]
+    assert (
+        json.loads((tmp_path / "out" / "imagenet100.json").read_text())["drawn_from"] == "classes"
+    )
 
 
 def test_file_list(tmp_path: Path, make: Callable[..., Said]) -> None:
@@ -183,15 +218,23 @@ def test_killed_and_run_again(tmp_path: Path, make: Callable[..., Said], form: s
     out = tmp_path / "out"
     command = ["data", "imagenet100", "--imagenet", source, "--out", out, *ASKED, "--workers", "2"]
     for left in (9, 7):
-        process = subprocess.run([sys.executable, "-c", KILLED, str(left), *map(str, command)], capture_output=True, text=True)
+        process = subprocess.run(
+            [sys.executable, "-c", KILLED, str(left), *map(str, command)],
+            capture_output=True,
+            text=True,
+        )
         assert process.returncode == -signal.SIGKILL, process.stderr
         assert not (out / "imagenet100.json").exists()
-        whole = {name: data for name, data in files(out).items() if name.startswith(("train/", "val/"))}
+        whole = {
+            name: data for name, data in files(out).items() if name.startswith(("train/", "val/"))
+        }
         assert whole
         assert whole.items() < files(tmp_path / "expected").items()
     journal = (out / ".building" / "files.csv").read_text().splitlines()
     journalled = {"/".join(line.split(",")[:3]) for line in journal}
-    assert len(journalled) >= 8 - 1 + 6 - 1  # each of the two kills may forget what the other thread has just written
+    assert (
+        len(journalled) >= 8 - 1 + 6 - 1
+    )  # each of the two kills may forget what the other thread has just written
     before = {name: (out / name).stat().st_mtime_ns for name in journalled}
     with (out / ".building" / "files.csv").open("a") as file:
         file.write("train,n01440764,torn")
@@ -202,7 +245,9 @@ def test_killed_and_run_again(tmp_path: Path, make: Callable[..., Said], form: s
     assert files(out) == files(tmp_path / "expected")
 
 
-def test_finished_changes_nothing_and_mends_what_was_lost(tmp_path: Path, make: Callable[..., Said]) -> None:
+def test_finished_changes_nothing_and_mends_what_was_lost(
+    tmp_path: Path, make: Callable[..., Said]
+) -> None:
     out = tmp_path / "out"
     make(out, *ASKED)
     before = files(out)
@@ -222,12 +267,21 @@ def test_finished_changes_nothing_and_mends_what_was_lost(tmp_path: Path, make: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--num-classes", "7", "--images-per-class", "5"), "there are 6 classes and 7 are wanted: pass --num-classes 6 or fewer"),
+        (
+            ("--num-classes", "7", "--images-per-class", "5"),
+            "there are 6 classes and 7 are wanted: pass --num-classes 6 or fewer",
+        ),
         ((), "there are 6 classes and 100 are wanted"),
-        (("--num-classes", "3"), "has 9 training images and 500 are wanted: pass --images-per-class 9 or fewer"),
+        (
+            ("--num-classes", "3"),
+            "has 9 training images and 500 are wanted: pass --images-per-class 9 or fewer",
+        ),
         (("--num-classes", "1"), "--num-classes"),
         (("--seed", "-1"), "--seed"),
-        (("--classes", "strange.txt"), "2 of 3 classes of 'strange.txt' are not in the images: 'n99999999', 'cat'"),
+        (
+            ("--classes", "strange.txt"),
+            "2 of 3 classes of 'strange.txt' are not in the images: 'n99999999', 'cat'",
+        ),
         (("--classes", "one.txt"), "names 1 class"),
         (("--classes", "nowhere.txt"), "cannot be read"),
         (("--classes", "strange.txt", "--num-classes", "2"), "give no --num-classes"),
@@ -244,7 +298,11 @@ def test_finished_changes_nothing_and_mends_what_was_lost(tmp_path: Path, make: 
     ],
 )
 def test_refused_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Said], arguments: tuple[str, ...], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[..., Said],
+    arguments: tuple[str, ...],
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("strange.txt").write_text("n01440764\nn99999999\ncat\n")
@@ -282,7 +340,9 @@ def test_another_set_or_other_files_there(tmp_path: Path, make: Callable[..., Sa
     assert "was changed since it was written" in make(out, *ASKED).err
 
 
-def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Said]) -> None:
+def test_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Said]
+) -> None:
     used = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: used._replace(free=24 * 4096))
     said = make(tmp_path / "out", *ASKED)
@@ -309,7 +369,9 @@ def test_unreadable_source_fails_and_goes_on(tmp_path: Path, make: Callable[...,
     assert files(tmp_path / "out") == files(tmp_path / "expected")
 
 
-def test_second_run_at_once_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Said]) -> None:
+def test_second_run_at_once_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Said]
+) -> None:
     from trainables.data import subset
 
     out, inner = tmp_path / "out", []
@@ -326,7 +388,9 @@ def test_second_run_at_once_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     assert "another run is writing" in inner[0].err
 
 
-@pytest.mark.parametrize("path", ["n01440764/../../../away.JPEG", "n01440764/..", "n01440764", "n01440764/a\nb.JPEG"])
+@pytest.mark.parametrize(
+    "path", ["n01440764/../../../away.JPEG", "n01440764/..", "n01440764", "n01440764/a\nb.JPEG"]
+)
 def test_names_that_lead_elsewhere(tmp_path: Path, tree: Path, path: str) -> None:
     from dataclasses import replace
 

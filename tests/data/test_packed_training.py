@@ -39,7 +39,13 @@ def micro_batches(count: int = 5, size: int = 8, of: int = 24) -> list[MicroBatc
     return [MicroBatch(rng.choice(of, size, replace=False), 2**62 + k) for k in range(count)]
 
 
-def loader(data: PackedData, pixels: int, recipe: Recipe = PAPER, workers: int = 0, resample: Resample = "auto") -> PackedLoader:
+def loader(
+    data: PackedData,
+    pixels: int,
+    recipe: Recipe = PAPER,
+    workers: int = 0,
+    resample: Resample = "auto",
+) -> PackedLoader:
     return PackedLoader(data.train, data.val, pixels, recipe, CPU, Reading(workers), resample)
 
 
@@ -53,19 +59,28 @@ def test_a_seed_gives_the_same_pixels_whatever_the_workers(
     photos: tuple[ImageFolderData, PackedData], resample: Resample, recipe: str
 ) -> None:
     data, batches = photos[1], micro_batches()
-    runs = [list(loader(data, 40, get_recipe(recipe), workers, resample).train(batches)) for workers in (0, 1, 3)]
+    runs = [
+        list(loader(data, 40, get_recipe(recipe), workers, resample).train(batches))
+        for workers in (0, 1, 3)
+    ]
     assert equal(runs[0], runs[1]) and equal(runs[0], runs[2])
-    assert equal(runs[0][2:], list(loader(data, 40, get_recipe(recipe), 0, resample).train(batches[2:])))
+    assert equal(
+        runs[0][2:], list(loader(data, 40, get_recipe(recipe), 0, resample).train(batches[2:]))
+    )
     images, labels = runs[0][0]
     assert images.shape == (8, 3, 40, 40) and images.dtype == torch.float32
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert labels.tolist() == data.train.labels[batches[0].indices].tolist()
     moved = [MicroBatch(b.indices, b.seed + 1) for b in batches]
-    assert not runs[0][0][0].equal(next(iter(loader(data, 40, get_recipe(recipe), 0, resample).train(moved)))[0])
+    assert not runs[0][0][0].equal(
+        next(iter(loader(data, 40, get_recipe(recipe), 0, resample).train(moved)))[0]
+    )
 
 
 @pytest.mark.parametrize("recipe", ["efficientnet", "short"])
-def test_both_ways_of_resizing_give_the_same_batch(photos: tuple[ImageFolderData, PackedData], recipe: str) -> None:
+def test_both_ways_of_resizing_give_the_same_batch(
+    photos: tuple[ImageFolderData, PackedData], recipe: str
+) -> None:
     """Within 3 grey levels after the jitter, .3 in the mean; evaluation within 2."""
     made = [loader(photos[1], 48, get_recipe(recipe), resample=way) for way in ("native", "matmul")]
     for (ours, _), (theirs, _) in zip(*(one.train(micro_batches()) for one in made), strict=True):
@@ -76,7 +91,9 @@ def test_both_ways_of_resizing_give_the_same_batch(photos: tuple[ImageFolderData
 
 
 @pytest.mark.parametrize(("pixels", "most", "mean"), [(64, 2, 0.3), (120, 7, 0.6), (157, 16, 1.3)])
-def test_evaluation_is_that_of_the_jpegs(photos: tuple[ImageFolderData, PackedData], pixels: int, most: float, mean: float) -> None:
+def test_evaluation_is_that_of_the_jpegs(
+    photos: tuple[ImageFolderData, PackedData], pixels: int, most: float, mean: float
+) -> None:
     """Noise of single pixels is all that the second resizing takes away: the mean and the most, in grey levels."""
     jpegs, data = photos
     assert data.largest_pixels == 157
@@ -92,9 +109,15 @@ def test_the_shift_recipe_sees_the_centre(photos: tuple[ImageFolderData, PackedD
     still = get_recipe("short", shift=0.0, jitter=0.0, hflip=0.0)
     batch = micro_batches(1)[0]
     ((images, _),) = loader(photos[1], 40, still).train([batch])
-    part, transform = photos[1].train, v2.Compose([v2.Resize(40, antialias=True), v2.CenterCrop(40)])
+    part, transform = (
+        photos[1].train,
+        v2.Compose([v2.Resize(40, antialias=True), v2.CenterCrop(40)]),
+    )
     for image, i in zip(images, batch.indices, strict=True):
-        plain = image * torch.tensor(STD).view(3, 1, 1) * 255 + torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1) * 255
+        plain = (
+            image * torch.tensor(STD).view(3, 1, 1) * 255
+            + torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1) * 255
+        )
         wanted = transform(Regions(part).view(i, np.array([0, 0, *part.sizes[i]])))
         assert (plain - wanted.float()).abs().max() < 0.01
 
@@ -110,7 +133,9 @@ def test_randaugment_takes_the_general_loader(photos: tuple[ImageFolderData, Pac
     assert (plain - native).abs().max() <= 2.01 * LEVEL
 
 
-def test_training_batches_are_spread_as_the_jpegs(photos: tuple[ImageFolderData, PackedData]) -> None:
+def test_training_batches_are_spread_as_the_jpegs(
+    photos: tuple[ImageFolderData, PackedData],
+) -> None:
     """Over 480 crops mean colours, contrast and edges agree within .06, about 3 grey levels.
 
     Two of them are the general loader's own: each change of its jitter cuts off what is below a whole level.
@@ -169,8 +194,19 @@ def test_training_reaches_what_the_jpegs_reach(tmp_path: Path) -> None:
         data = {"name": name, "path": str(tmp_path / folder)}
         fingerprint = open_data(data).fingerprint
         for seed in (0, 1):
-            spec = TrialSpec("efficientnet_mini", 1, (0.75, 0.3, 0.7), 24, asdict(recipe), data, fingerprint, seed)
-            top1.setdefault(name, []).append(run_trial(spec, str(tmp_path / "search"), Alone())["metrics"]["top1"])
+            spec = TrialSpec(
+                "efficientnet_mini",
+                1,
+                (0.75, 0.3, 0.7),
+                24,
+                asdict(recipe),
+                data,
+                fingerprint,
+                seed,
+            )
+            top1.setdefault(name, []).append(
+                run_trial(spec, str(tmp_path / "search"), Alone())["metrics"]["top1"]
+            )
     assert min(top1["imagefolder"] + top1["packed"]) > 10, top1
     assert abs(np.mean(top1["imagefolder"]) - np.mean(top1["packed"])) < 12, top1
 

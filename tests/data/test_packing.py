@@ -37,12 +37,16 @@ def make_photos(root: Path, train: int = 16, val: int = 4, scale: int = 1) -> Pa
             folder.mkdir(parents=True)
             for k in range(count):
                 height, width = SIZES[k % len(SIZES)]
-                pixels = picture(height * scale, width * scale, seed=2 * k + c).permute(1, 2, 0).numpy()
+                pixels = (
+                    picture(height * scale, width * scale, seed=2 * k + c).permute(1, 2, 0).numpy()
+                )
                 Image.fromarray(pixels).save(folder / f"{k:03d}.jpg", quality=95)
     return root
 
 
-def packed(tree: Path, out: Path, short: int = 40, shard_images: int | None = 6, workers: int = 1) -> PackedData:
+def packed(
+    tree: Path, out: Path, short: int = 40, shard_images: int | None = 6, workers: int = 1
+) -> PackedData:
     Packing(ImageFolderData(str(tree)), out, short, shard_images).run(workers, "fail")
     return PackedData(str(out))
 
@@ -59,17 +63,29 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pixels_labels_and_sizes_are_the_sources(tree: Path, tmp_path: Path) -> None:
     """Shrunk to a short side of 40, a smaller image as it is; in the source's order, memory-mapped and read-only."""
     source, data = ImageFolderData(str(tree)), packed(tree, tmp_path / "out")
-    assert (data.class_names, data.train_size, data.val_size, data.largest_pixels) == (["cat", "dog"], 32, 8, 35)
+    assert (data.class_names, data.train_size, data.val_size, data.largest_pixels) == (
+        ["cat", "dog"],
+        32,
+        8,
+        35,
+    )
     for part, ours in ((source.train, data.train), (source.val, data.val)):
         assert np.array_equal(ours.labels, part.labels)
         regions = Regions(ours)
-        assert all(isinstance(pixels, np.memmap) and not pixels.flags.writeable for pixels in regions.maps)
+        assert all(
+            isinstance(pixels, np.memmap) and not pixels.flags.writeable for pixels in regions.maps
+        )
         for i in range(len(part.labels)):
             wanted = np.asarray(shrunk(part.image(i), 40))
             found = regions.view(i, np.array([0, 0, *ours.sizes[i]])).permute(1, 2, 0).numpy()
             assert np.array_equal(found, wanted)
             assert np.shares_memory(found, regions.maps[ours.shards[i]])
-    assert sorted(set(map(tuple, data.train.sizes.tolist()))) == [(24, 40), (40, 40), (40, 53), (53, 40)]
+    assert sorted(set(map(tuple, data.train.sizes.tolist()))) == [
+        (24, 40),
+        (40, 40),
+        (40, 53),
+        (53, 40),
+    ]
     assert (data.swapped().train_size, data.swapped().val_size) == (8, 32)
     opened = open_data(detected(str(tmp_path / "out")))
     assert (type(opened), opened.fingerprint) == (PackedData, data.fingerprint)
@@ -91,9 +107,13 @@ def test_images_are_read_in_the_order_in_which_they_lie(tree: Path, tmp_path: Pa
         assert Regions(one).view(i, whole).equal(Regions(other).view(i, whole))
 
 
-def test_the_fingerprint_names_source_and_short_side_never_the_place(tree: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_names_source_and_short_side_never_the_place(
+    tree: Path, tmp_path: Path
+) -> None:
     one = packed(tree, tmp_path / "one")
-    assert packed(tree, tmp_path / "other", workers=2, shard_images=9).fingerprint == one.fingerprint
+    assert (
+        packed(tree, tmp_path / "other", workers=2, shard_images=9).fingerprint == one.fingerprint
+    )
     assert packed(tree, tmp_path / "small", short=32).fingerprint != one.fingerprint
 
 
@@ -108,9 +128,16 @@ if __name__ == "__main__":
 
 
 def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    tree, out, script = make_photos(tmp_path / "tree", 60, scale=8), tmp_path / "out", tmp_path / "packs.py"
+    tree, out, script = (
+        make_photos(tmp_path / "tree", 60, scale=8),
+        tmp_path / "out",
+        tmp_path / "packs.py",
+    )
     script.write_text(SCRIPT)
-    process = subprocess.Popen([sys.executable, str(script), str(tree), str(out)], env={**os.environ, "PYTHONPATH": os.getcwd()})
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tree), str(out)],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
     while len(list(out.glob("train-*.npy"))) < 4:
         assert process.poll() is None
         time.sleep(0.002)
@@ -121,7 +148,9 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(tmp_path: Path) -> No
     while any(_alive(pid) for pid in workers):
         assert time.monotonic() < deadline, "workers outlive their parent"
         time.sleep(0.01)
-    with pytest.raises(RequestError, match="is not finished: run the same tinynet data pack command again"):
+    with pytest.raises(
+        RequestError, match="is not finished: run the same tinynet data pack command again"
+    ):
         PackedData(str(out))
     kept = {file: file.stat().st_mtime_ns for file in out.glob("*.npy")}
     assert 4 <= len(kept) < 22
@@ -152,14 +181,34 @@ def test_a_killed_worker_ends_the_packing_in_one_line(tree: Path, tmp_path: Path
 UNREADABLE = ["train/cat/003.jpg", "train/dog/001.jpg", "train/dog/007.jpg", "val/dog/000.jpg"]
 
 
-def test_unreadable_images_are_all_named_then_refused_or_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_images_are_all_named_then_refused_or_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tree, out = make_photos(tmp_path / "tree"), tmp_path / "out"
     for k, name in enumerate(UNREADABLE):
         (tree / name).write_bytes(b"no image" if k % 2 else (tree / name).read_bytes()[:300])
-    command = ["data", "pack", "--data", str(tree), "--out", str(out), "--short-side", "40", "--workers", "1", "--yes"]
+    command = [
+        "data",
+        "pack",
+        "--data",
+        str(tree),
+        "--out",
+        str(out),
+        "--short-side",
+        "40",
+        "--workers",
+        "1",
+        "--yes",
+    ]
     assert run(command) == 1
-    said, listed = capsys.readouterr().err.splitlines()[-1], (out / "unreadable.txt").read_text().splitlines()
-    assert said.startswith("tinynet: 4 images cannot be read: train/cat/003.jpg (") and "--on-error skip" in said
+    said, listed = (
+        capsys.readouterr().err.splitlines()[-1],
+        (out / "unreadable.txt").read_text().splitlines(),
+    )
+    assert (
+        said.startswith("tinynet: 4 images cannot be read: train/cat/003.jpg (")
+        and "--on-error skip" in said
+    )
     assert str(out / "unreadable.txt") in said
     assert [line.partition(" (")[0] for line in listed] == UNREADABLE
     assert run([*command, "--json"]) == 1
@@ -183,7 +232,9 @@ def test_unreadable_images_are_all_named_then_refused_or_skipped(tmp_path: Path,
 
 
 @pytest.mark.parametrize("on_error", ["fail", "skip"])
-def test_a_mended_image_costs_its_own_shard_alone(tmp_path: Path, on_error: Literal["fail", "skip"]) -> None:
+def test_a_mended_image_costs_its_own_shard_alone(
+    tmp_path: Path, on_error: Literal["fail", "skip"]
+) -> None:
     tree, out = make_photos(tmp_path / "tree"), tmp_path / "out"
     bad, other = tree / "train" / "cat" / "007.jpg", tree / "train" / "dog" / "001.jpg"
     whole = bad.read_bytes()
@@ -198,7 +249,9 @@ def test_a_mended_image_costs_its_own_shard_alone(tmp_path: Path, on_error: Lite
         packed(tree, out)
     other.write_bytes(kept)
     Packing(ImageFolderData(str(tree)), out, 40, 6).run(1, on_error)
-    assert {file.name for file in out.glob("*.u8") if file.stat().st_mtime_ns != before[file.name]} == {"train-00001.u8"}
+    assert {
+        file.name for file in out.glob("*.u8") if file.stat().st_mtime_ns != before[file.name]
+    } == {"train-00001.u8"}
     packed(tree, tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -206,30 +259,56 @@ def test_a_mended_image_costs_its_own_shard_alone(tmp_path: Path, on_error: Lite
 def test_an_unfinished_packing_and_a_file_are_no_data(tree: Path, tmp_path: Path) -> None:
     packed(tree, tmp_path / "out")
     (tmp_path / "out" / "packed.json").unlink()
-    with pytest.raises(RequestError, match="out' is a packing that is not finished: run the same tinynet data pack command again"):
+    with pytest.raises(
+        RequestError,
+        match="out' is a packing that is not finished: run the same tinynet data pack command again",
+    ):
         detected(str(tmp_path / "out"))
     (tmp_path / "data.py").touch()
     with pytest.raises(RequestError, match=r"data.py' is a file: give a folder with"):
         detected(str(tmp_path / "data.py"))
 
 
-def test_a_whole_store_is_left_as_it_is(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["data", "pack", "--data", str(tree), "--out", str(tmp_path / "out"), "--short-side", "40", "--workers", "1", "--yes"]
+def test_a_whole_store_is_left_as_it_is(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "data",
+        "pack",
+        "--data",
+        str(tree),
+        "--out",
+        str(tmp_path / "out"),
+        "--short-side",
+        "40",
+        "--workers",
+        "1",
+        "--yes",
+    ]
     assert run([*command, "--dry-run"]) == 0
     printed = capsys.readouterr()
-    assert (printed.out.splitlines()[0].partition(",")[0], printed.err) == ("32 training and 8 validation images", "")
+    assert (printed.out.splitlines()[0].partition(",")[0], printed.err) == (
+        "32 training and 8 validation images",
+        "",
+    )
     assert run(command) == 0
     assert capsys.readouterr().out.startswith("packed 32 training")
     assert run(command) == 0
     assert capsys.readouterr().out.startswith("already packed, nothing changed: 32 training")
 
 
-@pytest.mark.parametrize("option", ["--largest-r=nan", "--largest-r=inf", "--largest-r=-1", "--largest-r=0", "--largest-r=1e308"])
+@pytest.mark.parametrize(
+    "option",
+    ["--largest-r=nan", "--largest-r=inf", "--largest-r=-1", "--largest-r=0", "--largest-r=1e308"],
+)
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_a_ratio_is_a_finite_number_above_0(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, more: list[str]
 ) -> None:
-    assert run(["data", "pack", "--data", str(tree), "--out", str(tmp_path / "out"), option, *more]) == 2
+    assert (
+        run(["data", "pack", "--data", str(tree), "--out", str(tmp_path / "out"), option, *more])
+        == 2
+    )
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(f"tinynet: {option.replace('=', ' ').replace('1e308', '1e+308')} is ")
 
@@ -251,7 +330,13 @@ def test_a_ratio_is_a_finite_number_above_0(
         (["--out", "TREE/train/cat/000.jpg"], "is a file"),
     ],
 )
-def test_refusals(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_refusals(
+    tree: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
     out = tmp_path / "out"
     packed(tree, out, shard_images=None)
     given = [a.replace("OUT", str(out)).replace("TREE", str(tree)) for a in arguments]
@@ -268,22 +353,36 @@ def test_a_changed_source_is_refused(tmp_path: Path) -> None:
         packed(tree, out)
 
 
-def test_cost_is_exact_and_a_dry_run_writes_nothing(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, options = tmp_path / "out", ["--space", "efficientnet_mini", "--largest-r", "1.1", "--json"]
+def test_cost_is_exact_and_a_dry_run_writes_nothing(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, options = (
+        tmp_path / "out",
+        ["--space", "efficientnet_mini", "--largest-r", "1.1", "--json"],
+    )
     assert run(["data", "pack", "--data", str(tree), "--out", str(out), "--dry-run", *options]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert not out.exists()
     assert (plan["short_side"], plan["exact"]) == (short_side(35), True) == (40, True)
     assert run(["data", "pack", "--data", str(tree), "--out", str(out), "--yes", *options]) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["bytes"] == plan["whole"] == sum(file.stat().st_size for file in out.glob("*.u8"))
-    assert "32 training and 8 validation images, short side 40 (evaluation up to 35 pixels)" in printed.err
+    assert (
+        json.loads(printed.out)["bytes"]
+        == plan["whole"]
+        == sum(file.stat().st_size for file in out.glob("*.u8"))
+    )
+    assert (
+        "32 training and 8 validation images, short side 40 (evaluation up to 35 pixels)"
+        in printed.err
+    )
     with pytest.raises(RequestError, match=r"needs 10.5 GB and 9 GB are free"):
         check_room(Cost(10**10, 10**10, 9 * 10**9, exact=False), "x")
 
 
 @pytest.mark.parametrize("damage", ["short", "missing", "index", "record"])
-def test_damage_is_found_at_opening_and_mended_by_the_same_command(tree: Path, tmp_path: Path, damage: str) -> None:
+def test_damage_is_found_at_opening_and_mended_by_the_same_command(
+    tree: Path, tmp_path: Path, damage: str
+) -> None:
     out = tmp_path / "out"
     packed(tree, out)
     whole = contents(out)
@@ -298,7 +397,9 @@ def test_damage_is_found_at_opening_and_mended_by_the_same_command(tree: Path, t
         np.save(index, rows)
     else:
         (out / "packed.json").write_text("{")
-    with pytest.raises(RequestError, match="run the same tinynet data pack command again") as refused:
+    with pytest.raises(
+        RequestError, match="run the same tinynet data pack command again"
+    ) as refused:
         PackedData(str(out))
     assert "\n" not in str(refused.value)
     packed(tree, out)

@@ -20,7 +20,9 @@ def test_the_classes_are_exactly_balanced(split: Split, count: int) -> None:
     assert images.shape == (count, NATIVE, NATIVE, 3)
     assert images.dtype == np.uint8
     assert labels.dtype == np.int64
-    assert np.bincount(labels, minlength=NUM_CLASSES).tolist() == [count // NUM_CLASSES] * NUM_CLASSES
+    assert (
+        np.bincount(labels, minlength=NUM_CLASSES).tolist() == [count // NUM_CLASSES] * NUM_CLASSES
+    )
 
 
 def test_classes_have_distinct_names() -> None:
@@ -62,14 +64,18 @@ def test_the_cache_gives_back_what_was_drawn(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == [fingerprint(5, **SIZES)]
 
 
-def test_the_cache_is_used_and_not_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_used_and_not_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     load(tmp_path, **SIZES)
     monkeypatch.setattr(petals, "make_split", lambda *_: pytest.fail("drawn again"))
     load(tmp_path, **SIZES)
 
 
 @pytest.mark.parametrize("variable", ["TINYNET_CACHE", "XDG_CACHE_HOME"])
-def test_the_environment_names_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_the_environment_names_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
     monkeypatch.delenv("TINYNET_CACHE", raising=False)
     monkeypatch.setenv(variable, str(tmp_path))
     load(train=SIZES["train"], val=SIZES["val"])
@@ -77,7 +83,9 @@ def test_the_environment_names_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
     assert (home / fingerprint(0, **SIZES)).is_dir()
 
 
-@pytest.mark.parametrize("damage", ["cut short", "missing", "not an array", "empty", "wrong size", "a file"])
+@pytest.mark.parametrize(
+    "damage", ["cut short", "missing", "not an array", "empty", "wrong size", "a file"]
+)
 def test_a_damaged_cache_is_drawn_anew(tmp_path: Path, damage: str) -> None:
     folder = tmp_path / fingerprint(0, **SIZES)
     wanted = np.array(load(tmp_path, **SIZES).train_images)

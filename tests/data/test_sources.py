@@ -46,7 +46,9 @@ def test_every_form_is_the_same_set(tmp_path: Path, form: str) -> None:
         expected = fake.images()[split]
         assert list(part.names) == sorted(expected)
         assert content(part) == expected
-        assert [data.class_names[label] for label in part.labels] == [name.split("/")[0] for name in part.names]
+        assert [data.class_names[label] for label in part.labels] == [
+            name.split("/")[0] for name in part.names
+        ]
         if not isinstance(part, ParquetPart):
             assert part.sizes.tolist() == [len(expected[name]) for name in part.names]
         assert content(pickle.loads(pickle.dumps(part))) == expected
@@ -82,10 +84,15 @@ def test_train_tree_with_validation_tar(tmp_path: Path) -> None:
     (root / "ILSVRC2012_img_train.tar").unlink()
     (fake.write(tmp_path / "tree", "tree") / "train").rename(root / "train")
     data = opened(root)
-    assert (content(data.train), content(data.val)) == (fake.images()["train"], fake.images()["val"])
+    assert (content(data.train), content(data.val)) == (
+        fake.images()["train"],
+        fake.images()["val"],
+    )
 
 
-def test_parquet_reads_each_row_group_once_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_reads_each_row_group_once_in_its_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = opened(fake.write(tmp_path / "set", "parquet"))
     assert isinstance(data.train, ParquetPart)
     read: list[int] = []
@@ -97,7 +104,9 @@ def test_parquet_reads_each_row_group_once_in_its_order(tmp_path: Path, monkeypa
         return original(self, group, **asked)
 
     monkeypatch.setattr(parquet.ParquetFile, "read_row_group", counted)
-    assert {data.train.names[i]: data.train.read(int(i)) for i in data.train.order} == fake.images()["train"]
+    assert {
+        data.train.names[i]: data.train.read(int(i)) for i in data.train.order
+    } == fake.images()["train"]
     assert len(read) == 3 * 5  # shards of 18 images in groups of four
     mean = np.mean([len(image) for image in fake.images()["train"].values()])
     assert abs(data.train.sizes.mean() / mean - 1) < 0.05
@@ -121,13 +130,18 @@ def test_opening_parquet_reads_no_image(tmp_path: Path, monkeypatch: pytest.Monk
 def test_parquet_classes(tmp_path: Path) -> None:
     """Without wnids in the paths: the metadata's names, else the labels; without file names: numbers."""
     words = [f"word {i}" for i in range(6)]
-    for name, names, options in (("named", words, {}), ("bare", list("012345"), {"metadata": False})):
+    for name, names, options in (
+        ("named", words, {}),
+        ("bare", list("012345"), {"metadata": False}),
+    ):
         fake.write_parquet(tmp_path / name, named=False, **options)
         data = ParquetData(str(tmp_path / name))
         assert data.class_names == names
         assert sorted(content(data.train).values()) == sorted(fake.images()["train"].values())
         wnids = {image: name.split("/")[0] for name, image in fake.images()["val"].items()}
-        assert [sorted(fake.WNIDS).index(wnids[data.val.read(i)]) for i in range(data.val_size)] == data.val.labels.tolist()
+        assert [
+            sorted(fake.WNIDS).index(wnids[data.val.read(i)]) for i in range(data.val_size)
+        ] == data.val.labels.tolist()
         assert all(name.split("/")[1][8:] == ".jpg" for name in data.train.names)
     binary = opened(fake.write(tmp_path / "binary", "parquet binary"))
     assert binary.class_names == sorted(fake.WNIDS)
@@ -177,22 +191,40 @@ CLS = "ILSVRC/Data/CLS-LOC"
         ("tars", _gone("ILSVRC2012_devkit_t12.tar.gz"), "put ILSVRC2012_devkit_t12.tar.gz"),
         ("tars", _gone("ILSVRC2012_img_val.tar"), "put ILSVRC2012_img_val.tar"),
         ("tars", _gone("ILSVRC2012_img_train.tar"), "put ILSVRC2012_img_train.tar"),
-        ("tars", lambda root: (root / "ILSVRC2012_img_val.tar").write_bytes(b"x" * 2000), "no tar file"),
+        (
+            "tars",
+            lambda root: (root / "ILSVRC2012_img_val.tar").write_bytes(b"x" * 2000),
+            "no tar file",
+        ),
         ("flat", _gone("ILSVRC2012_devkit_t12/data/meta.mat"), "cannot be read"),
         ("flat", lambda root: (root / TRUTH).write_text("1\n2\n"), "they do not belong together"),
         ("flat", lambda root: (root / TRUTH).write_text("77\n" * 18), "cannot be read"),
         ("flat", lambda root: (root / TRUTH).write_text("1\n" * 18), "is in only one of"),
-        ("kaggle", _gone("LOC_val_solution.csv"), "classes of ImageNet's validation images are not in"),
-        ("kaggle", lambda root: (root / "LOC_val_solution.csv").write_text("a,b\n1,2\n"), "cannot be read"),
+        (
+            "kaggle",
+            _gone("LOC_val_solution.csv"),
+            "classes of ImageNet's validation images are not in",
+        ),
+        (
+            "kaggle",
+            lambda root: (root / "LOC_val_solution.csv").write_text("a,b\n1,2\n"),
+            "cannot be read",
+        ),
         ("kaggle", _gone(f"{CLS}/val"), "no validation images"),
         ("kaggle", _gone(f"{CLS}/train"), "no training images"),
         ("parquet", _gone("data/train-00001-of-00003.parquet"), "1 of 3 train shards are not in"),
         ("parquet", _cut("data/validation-00001-of-00003.parquet"), "or a damaged one"),
-        ("parquet", lambda root: [file.unlink() for file in root.glob("data/val*")], r"no val-\*.parquet"),
+        (
+            "parquet",
+            lambda root: [file.unlink() for file in root.glob("data/val*")],
+            r"no val-\*.parquet",
+        ),
         ("tree", _gone("train"), "looked for packed.json"),
     ],
 )
-def test_refused_in_one_line(tmp_path: Path, form: str, spoil: Callable[[Path], object], message: str) -> None:
+def test_refused_in_one_line(
+    tmp_path: Path, form: str, spoil: Callable[[Path], object], message: str
+) -> None:
     root = fake.write(tmp_path / "set", form)
     spoil(root)
     with pytest.raises(RequestError, match=message) as refused:
@@ -219,10 +251,15 @@ def test_wrong_columns_and_settings(tmp_path: Path) -> None:
         detected(str(root / "nowhere"))
 
 
-@pytest.mark.parametrize(("form", "unwanted"), [("tree", {"torch", "pyarrow", "scipy"}), ("kaggle", {"torch", "pyarrow", "scipy"})])
+@pytest.mark.parametrize(
+    ("form", "unwanted"),
+    [("tree", {"torch", "pyarrow", "scipy"}), ("kaggle", {"torch", "pyarrow", "scipy"})],
+)
 def test_opening_loads_what_it_needs(tmp_path: Path, form: str, unwanted: set[str]) -> None:
     root = fake.write(tmp_path / "set", form)
     code = "import sys; from trainables.data import open_data; from trainables.data.detect import detected"
     script = f"{code}; open_data(detected({str(root)!r})); print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not unwanted & set(loaded)

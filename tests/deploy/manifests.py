@@ -17,11 +17,27 @@ SETS = ("dev", "production")
 KUBERAY_KINDS = {"RayCluster": "rayclusters.json", "RayJob": "rayjobs.json"}
 UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 # Text files of deploy/, as opposed to what a tool may leave there.
-TEXTS = (".yaml", ".md", ".sbatch", ".py", ".ini", ".toml", ".txt", ".sql", ".example", ".dockerignore", ".gitignore")
+TEXTS = (
+    ".yaml",
+    ".md",
+    ".sbatch",
+    ".py",
+    ".ini",
+    ".toml",
+    ".txt",
+    ".sql",
+    ".example",
+    ".dockerignore",
+    ".gitignore",
+)
 
 
 def texts() -> list[Path]:
-    return sorted(path for path in DEPLOY.rglob("*") if path.is_file() and (path.name.endswith(TEXTS) or path.name == "Dockerfile"))
+    return sorted(
+        path
+        for path in DEPLOY.rglob("*")
+        if path.is_file() and (path.name.endswith(TEXTS) or path.name == "Dockerfile")
+    )
 
 
 def manifests(which: str) -> list[Path]:
@@ -31,7 +47,11 @@ def manifests(which: str) -> list[Path]:
 @cache
 def documents(which: str) -> tuple[tuple[Path, dict[str, Any]], ...]:
     """Every Kubernetes object of a set, with its file."""
-    return tuple((path, document) for path in manifests(which) for document in yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    return tuple(
+        (path, document)
+        for path in manifests(which)
+        for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    )
 
 
 def of_kind(which: str, *kinds: str) -> list[dict[str, Any]]:
@@ -62,8 +82,15 @@ def pods(which: str) -> list[tuple[str, dict[str, Any]]]:
     found: list[tuple[str, dict[str, Any]]] = []
     for _, document in documents(which):
         name = f"{document['kind']}/{document['metadata']['name']}"
-        templates = (inner[key] for inner in walk(document) for key in ("template", "submitterPodTemplate") if key in inner)
-        found += [(name, template) for template in templates if "containers" in template.get("spec", {})]
+        templates = (
+            inner[key]
+            for inner in walk(document)
+            for key in ("template", "submitterPodTemplate")
+            if key in inner
+        )
+        found += [
+            (name, template) for template in templates if "containers" in template.get("spec", {})
+        ]
     return found
 
 
@@ -84,7 +111,9 @@ def crd(kind: str) -> dict[str, Any]:
     folder = Path(named) if named else ROOT.parent / "shared" / "schemas" / "kuberay"
     file = folder / KUBERAY_KINDS[kind]
     if not file.is_file():
-        pytest.skip(f"KubeRay's schemas are not at hand: KUBERAY_SCHEMAS names no folder with {file.name}")
+        pytest.skip(
+            f"KubeRay's schemas are not at hand: KUBERAY_SCHEMAS names no folder with {file.name}"
+        )
     schema = json.loads(file.read_text(encoding="utf-8"))["openAPIV3Schema"]
     for part in walk(schema):
         if (

@@ -62,12 +62,16 @@ def services() -> dict[str, dict[str, Any]]:
 def interpolated(file: str) -> dict[str, Any]:
     """The file with its variables' defaults, as Compose reads it before it looks at the values."""
     text = (DEPLOY / "compose" / file).read_text(encoding="utf-8")
-    return yaml.safe_load(re.sub(r"\$\{\w+:(?:-([^}]*)|\?[^}]*)\}", lambda found: found[1] or "given", text))
+    return yaml.safe_load(
+        re.sub(r"\$\{\w+:(?:-([^}]*)|\?[^}]*)\}", lambda found: found[1] or "given", text)
+    )
 
 
 def mistake(document: dict[str, Any]) -> str | None:
     """What the parser has against a file; skips where it is not installed."""
-    parser = pytest.importorskip("compose_spec", reason="the parser of compose files is not installed: compose-spec")
+    parser = pytest.importorskip(
+        "compose_spec", reason="the parser of compose files is not installed: compose-spec"
+    )
     try:
         parser.PyCompose.from_json(json.dumps(document)).validate()
     except ValueError as error:
@@ -109,7 +113,9 @@ def test_every_key_is_one_of_the_specification(file: str) -> None:
             assert key in SERVICE, (name, key)
             assert isinstance(value, SERVICE[key]), (name, key, value)
             assert key not in WITHIN or set(value) <= WITHIN[key], (name, key)
-        assert all(isinstance(value, str) for value in service.get("environment", {}).values()), name
+        assert all(isinstance(value, str) for value in service.get("environment", {}).values()), (
+            name
+        )
         resources = service.get("deploy", {}).get("resources", {})
         assert set(resources) <= {"limits", "reservations"}, name
         assert set(resources.get("limits", {})) <= {"cpus", "memory"}, name
@@ -123,8 +129,13 @@ def test_what_is_referred_to_is_there() -> None:
     for name, service in services().items():
         assert set(service.get("networks", [])) <= set(loaded["networks"]), name
         for other, how in service.get("depends_on", {}).items():
-            assert other in services() and set(how) == {"condition"} and how["condition"] in CONDITIONS, (name, other)
-            assert how["condition"] != "service_healthy" or "healthcheck" in services()[other], (name, other)
+            assert (
+                other in services() and set(how) == {"condition"} and how["condition"] in CONDITIONS
+            ), (name, other)
+            assert how["condition"] != "service_healthy" or "healthcheck" in services()[other], (
+                name,
+                other,
+            )
         for volume in service.get("volumes", []):
             source = volume.get("source")
             if volume["type"] == "volume":
@@ -133,8 +144,12 @@ def test_what_is_referred_to_is_there() -> None:
                 assert (DEPLOY / "compose" / source).exists(), (name, volume)
         if "build" in service:
             dockerfile = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
-            assert (DEPLOY / "compose" / service["build"]["context"] / service["build"]["dockerfile"]).resolve() == DEPLOY / "Dockerfile"
-            assert re.search(rf"^FROM .* AS {service['build']['target']}$", dockerfile, re.MULTILINE), name
+            assert (
+                DEPLOY / "compose" / service["build"]["context"] / service["build"]["dockerfile"]
+            ).resolve() == DEPLOY / "Dockerfile"
+            assert re.search(
+                rf"^FROM .* AS {service['build']['target']}$", dockerfile, re.MULTILINE
+            ), name
     assert set(compose("compose.gpu.yaml")["services"]) <= set(services())
 
 
@@ -146,7 +161,11 @@ def test_services_that_talk_share_a_network() -> None:
 
 
 def test_rays_nodes_have_their_addresses_on_the_network_that_they_share() -> None:
-    nodes = {name: service for name, service in services().items() if service.get("command", [])[:2] == ["ray", "start"]}
+    nodes = {
+        name: service
+        for name, service in services().items()
+        if service.get("command", [])[:2] == ["ray", "start"]
+    }
     shared = set.intersection(*(set(service["networks"]) for service in nodes.values()))
     assert set(nodes) == {"head", "worker"} and shared == {"cluster"}
     # On several networks Ray takes the address of the one that leads outside, which the others do not reach.
@@ -155,12 +174,21 @@ def test_rays_nodes_have_their_addresses_on_the_network_that_they_share() -> Non
         named = re.findall(r"--node-ip-address[ =](\S+)", command)
         assert len(named) == (len(service["networks"]) > 1), name
         for address in named:
-            (fixed,) = {given["ipv4_address"] for given in service["networks"].values() if "ipv4_address" in given}
+            (fixed,) = {
+                given["ipv4_address"]
+                for given in service["networks"].values()
+                if "ipv4_address" in given
+            }
             assert service["networks"]["cluster"]["ipv4_address"] == fixed == address
             (pool,) = compose()["networks"]["cluster"]["ipam"]["config"]
-            subnet, others = ipaddress.ip_network(pool["subnet"]), ipaddress.ip_network(pool["ip_range"])
+            subnet, others = (
+                ipaddress.ip_network(pool["subnet"]),
+                ipaddress.ip_network(pool["ip_range"]),
+            )
             # Not the gateway's, and not one that a container which starts earlier may get.
-            assert ipaddress.ip_address(address) in subnet and ipaddress.ip_address(address) not in (subnet[0], subnet[1], subnet[-1])
+            assert ipaddress.ip_address(address) in subnet and ipaddress.ip_address(
+                address
+            ) not in (subnet[0], subnet[1], subnet[-1])
             assert others.subnet_of(subnet) and ipaddress.ip_address(address) not in others  # pyright: ignore[reportArgumentType]
     # Inside the head its name has an address on each of its networks: a search there asks Ray which one it has.
     assert nodes["head"]["environment"]["RAY_ADDRESS"] == "auto"
@@ -184,10 +212,16 @@ def test_secrets_come_from_the_env_file_and_missing_ones_are_refused() -> None:
         for key, value in service.get("environment", {}).items():
             if SECRETS.search(key):
                 assert re.fullmatch(r"\$\{[A-Z0-9_]+:\?set it in \.env\}", value), (name, key)
-        assert not SECRETS.search(str(service.get("command")) + str(service.get("entrypoint"))), name
+        assert not SECRETS.search(str(service.get("command")) + str(service.get("entrypoint"))), (
+            name
+        )
     lines = (DEPLOY / "compose/.env.example").read_text(encoding="utf-8").splitlines()
     example = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    asked = set(re.findall(r"\$\{([A-Z0-9_]+)", (DEPLOY / "compose/compose.yaml").read_text(encoding="utf-8")))
+    asked = set(
+        re.findall(
+            r"\$\{([A-Z0-9_]+)", (DEPLOY / "compose/compose.yaml").read_text(encoding="utf-8")
+        )
+    )
     assert set(example) == asked
     assert all(not value for key, value in example.items() if SECRETS.search(key))
     assert ".env" in (DEPLOY / "compose/.gitignore").read_text(encoding="utf-8").splitlines()

@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.manifests import DEPLOY, ROOT, SETS, compose, containers, launcher, of_kind, pods, texts, walk
+from tests.deploy.manifests import (
+    DEPLOY,
+    ROOT,
+    SETS,
+    compose,
+    containers,
+    launcher,
+    of_kind,
+    pods,
+    texts,
+    walk,
+)
 
 pytestmark = pytest.mark.quick
 
@@ -33,24 +44,41 @@ def installed(package: str) -> Path:
 def images() -> Iterator[tuple[str, str]]:
     for which in SETS:
         for name, template in pods(which):
-            yield from ((f"{which} {name}", container["image"]) for container in containers(template))
+            yield from (
+                (f"{which} {name}", container["image"]) for container in containers(template)
+            )
     for file in ("compose.yaml", "compose.gpu.yaml"):
-        yield from ((f"{file} {name}", service["image"]) for name, service in compose(file)["services"].items() if "image" in service)
+        yield from (
+            (f"{file} {name}", service["image"])
+            for name, service in compose(file)["services"].items()
+            if "image" in service
+        )
     yield "aws.yaml", launcher("aws.yaml")["docker"]["image"].removeprefix("registry.example/")
 
 
 def test_every_image_has_its_exact_version() -> None:
     from tinynet_search import __version__
 
-    ours = {f"tinynet-search:{__version__}-{variant}" for variant in ("cpu", "cuda", "cuda-launcher")}
+    ours = {
+        f"tinynet-search:{__version__}-{variant}" for variant in ("cpu", "cuda", "cuda-launcher")
+    }
     ours |= {f"tinynet-mlflow:{pinned()['mlflow']}"}
     others = {image for _, image in images() if image.split(":")[0] in OUTSIDE}
     assert {image for _, image in images()} == ours | others
     assert len(others) == len(OUTSIDE), "one version of each, everywhere"
     assert all(re.fullmatch(r"[\w/.-]+:\d+\.\d+[\w.-]*", image) for image in others)
     for where, image in images():
-        variant = "cuda-launcher" if where == "aws.yaml" else "cuda" if re.search("production|gpu", where) else "cpu"
-        assert not image.startswith("tinynet-search:") or image.endswith(f"-{variant}"), (where, image)
+        variant = (
+            "cuda-launcher"
+            if where == "aws.yaml"
+            else "cuda"
+            if re.search("production|gpu", where)
+            else "cpu"
+        )
+        assert not image.startswith("tinynet-search:") or image.endswith(f"-{variant}"), (
+            where,
+            image,
+        )
     built = set(re.findall(r"--tag (\S+)", (DEPLOY / "README.md").read_text(encoding="utf-8")))
     assert built == ours
 
@@ -75,7 +103,11 @@ def test_every_secret_that_is_used_is_one_that_the_readme_makes(which: str) -> N
         for name, files in re.findall(r"create secret generic (\S+) (.*)", readme)
         for key in re.findall(r"--from-file=([\w-]+)=", files)
     }
-    used = {(found["secretKeyRef"]["name"], found["secretKeyRef"]["key"]) for found in walk(of_kind_all(which)) if "secretKeyRef" in found}
+    used = {
+        (found["secretKeyRef"]["name"], found["secretKeyRef"]["key"])
+        for found in walk(of_kind_all(which))
+        if "secretKeyRef" in found
+    }
     assert used == made
     assert ("ray-token", "auth_token") in made
     assert not of_kind(which, "Secret")
@@ -97,21 +129,36 @@ def test_no_value_of_a_secret_is_written_down(which: str) -> None:
                     assert set(variable) == {"name", "valueFrom"}, variable
                 else:
                     assert not re.search(r"://[^/@]*:[^/@]*@", variable.get("value", "")), variable
-            assert not re.search("password|token|secret", str(container.get("command")), re.IGNORECASE)
+            assert not re.search(
+                "password|token|secret", str(container.get("command")), re.IGNORECASE
+            )
 
 
 def test_services_answer_on_the_ports_that_others_ask() -> None:
     for which in SETS:
         services = {found["metadata"]["name"]: found["spec"] for found in of_kind(which, "Service")}
-        assert {name: spec["ports"][0]["port"] for name, spec in services.items()} == {name: PORTS[name] for name in services}
-        by_component = {template["metadata"]["labels"]["app.kubernetes.io/component"]: template for _, template in pods(which)}
+        assert {name: spec["ports"][0]["port"] for name, spec in services.items()} == {
+            name: PORTS[name] for name in services
+        }
+        by_component = {
+            template["metadata"]["labels"]["app.kubernetes.io/component"]: template
+            for _, template in pods(which)
+        }
         for name, spec in services.items():
             template = by_component[spec["selector"]["app.kubernetes.io/component"]]
-            (port,) = [port["containerPort"] for container in containers(template) for port in container.get("ports", [])]
+            (port,) = [
+                port["containerPort"]
+                for container in containers(template)
+                for port in container.get("ports", [])
+            ]
             assert spec["ports"][0]["targetPort"] == port == PORTS[name]
         for policy in of_kind(which, "NetworkPolicy"):
             name = policy["metadata"]["name"]
-            allowed = {port["port"] for rule in policy["spec"].get("ingress", []) for port in rule.get("ports", [])}
+            allowed = {
+                port["port"]
+                for rule in policy["spec"].get("ingress", [])
+                for port in rule.get("ports", [])
+            }
             assert allowed <= {PORTS.get(name, 8265)}, name
     for path in texts():
         text = path.read_text(encoding="utf-8")
@@ -132,21 +179,35 @@ def servers() -> Iterator[tuple[str, list[str]]]:
     """Every command that is started in a container."""
     for which in SETS:
         for name, template in pods(which):
-            yield from ((f"{which} {name}", container["command"]) for container in containers(template) if "command" in container)
-    yield from ((f"compose {name}", service["command"]) for name, service in compose()["services"].items() if "command" in service)
+            yield from (
+                (f"{which} {name}", container["command"])
+                for container in containers(template)
+                if "command" in container
+            )
+    yield from (
+        (f"compose {name}", service["command"])
+        for name, service in compose()["services"].items()
+        if "command" in service
+    )
 
 
 def options(package: str, *sources: str) -> set[str]:
     """Every option that a package's command line defines, read and not imported, which takes seconds."""
     folder = installed(package)
-    return {option for name in sources for option in re.findall(r'"(--[a-z-]+)', (folder / name).read_text(encoding="utf-8"))}
+    return {
+        option
+        for name in sources
+        for option in re.findall(r'"(--[a-z-]+)', (folder / name).read_text(encoding="utf-8"))
+    }
 
 
 def test_options_of_mlflow_and_ray_are_ones_that_they_have() -> None:
     mlflow = options("mlflow", "cli/__init__.py", "utils/cli_args.py")
     ray = options("ray", "scripts/scripts.py")
     assert {"--app-name", "--workers"} <= mlflow and {"--head", "--block"} <= ray
-    started = [(where, command) for where, command in servers() if command[:2] == ["mlflow", "server"]]
+    started = [
+        (where, command) for where, command in servers() if command[:2] == ["mlflow", "server"]
+    ]
     assert len(started) == 3
     for where, command in started:
         assert {word for word in command if word.startswith("--")} <= mlflow, where
@@ -166,7 +227,9 @@ def commands() -> Iterator[tuple[Path, str]]:
         for line in path.read_text(encoding="utf-8").splitlines():
             found = re.findall(r"`(?:[^`]*\bexec [^`]*?\s)?tinynet ([a-z][^`]*)`", line)
             if "`" not in line:
-                found += re.findall(r"^(?:\s*|.*\bexec .*?\s|\s*entrypoint: )tinynet ([a-z].*)", line)
+                found += re.findall(
+                    r"^(?:\s*|.*\bexec .*?\s|\s*entrypoint: )tinynet ([a-z].*)", line
+                )
             yield from ((path, re.split(r"\s{2,}| &$", command)[0]) for command in found)
 
 
@@ -185,11 +248,25 @@ def test_every_command_is_one_that_the_command_line_knows() -> None:
             assert words[0] in command.commands, (path, line)
             checked.add(words[0])
             command = command.commands[words.pop(0)]
-        options = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
+        options = {
+            option
+            for parameter in command.params
+            for option in [*parameter.opts, *parameter.secondary_opts]
+        }
         assert {word for word in words if word.startswith("-")} <= options, (path, line)
         if words:
             command.make_context("tinynet", words)
-    assert {"search", "submit", "check", "jobs", "list", "data", "imagenet100", "pack", "sync"} <= checked
+    assert {
+        "search",
+        "submit",
+        "check",
+        "jobs",
+        "list",
+        "data",
+        "imagenet100",
+        "pack",
+        "sync",
+    } <= checked
 
 
 def configurations() -> list[tuple[str, str]]:
@@ -199,11 +276,16 @@ def configurations() -> list[tuple[str, str]]:
         for found in of_kind(which, "ConfigMap")
         if "search.toml" in found["data"]
     ]
-    return [*inline, ("compose search.toml", (DEPLOY / "compose/search.toml").read_text(encoding="utf-8"))]
+    return [
+        *inline,
+        ("compose search.toml", (DEPLOY / "compose/search.toml").read_text(encoding="utf-8")),
+    ]
 
 
 @pytest.mark.parametrize(("where", "text"), configurations(), ids=lambda value: value.split()[0])
-def test_configurations_load_and_point_into_the_shared_volume(where: str, text: str, tmp_path: Path) -> None:
+def test_configurations_load_and_point_into_the_shared_volume(
+    where: str, text: str, tmp_path: Path
+) -> None:
     from tinynet_search.config import load_config
 
     (tmp_path / "search.toml").write_text(text)
@@ -217,7 +299,9 @@ def test_configurations_load_and_point_into_the_shared_volume(where: str, text: 
 @pytest.mark.parametrize("which", SETS)
 def test_the_rayjob_runs_the_configuration_that_is_mounted(which: str) -> None:
     (job,) = of_kind(which, "RayJob")
-    assert job["spec"]["entrypoint"] == "tinynet search /config/search.toml --storage /shared/searches"
+    assert (
+        job["spec"]["entrypoint"] == "tinynet search /config/search.toml --storage /shared/searches"
+    )
     (head,) = containers(job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"])
     assert {"name": "config", "mountPath": "/config", "readOnly": True} in head["volumeMounts"]
 
@@ -230,7 +314,10 @@ def test_nothing_floats_and_nothing_is_privileged() -> None:
 
 
 def test_every_folder_says_what_to_set_and_its_links_lead_somewhere() -> None:
-    readmes = [DEPLOY / "README.md", *(DEPLOY / name / "README.md" for name in ("compose", "kuberay", "slurm", "vm"))]
+    readmes = [
+        DEPLOY / "README.md",
+        *(DEPLOY / name / "README.md" for name in ("compose", "kuberay", "slurm", "vm")),
+    ]
     for readme in readmes:
         for target in re.findall(r"\]\(([^)#]+)\)", readme.read_text(encoding="utf-8")):
             assert (readme.parent / target).exists(), (readme, target)

@@ -29,7 +29,9 @@ ENVIRONMENT = {
 def instructions() -> list[tuple[str, str]]:
     text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
     lines = re.sub(r"\\\n\s*", "", re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)).splitlines()
-    return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines if line.strip())]
+    return [
+        (word, rest) for word, _, rest in (line.partition(" ") for line in lines if line.strip())
+    ]
 
 
 def stages() -> dict[str, list[tuple[str, str]]]:
@@ -43,7 +45,11 @@ def stages() -> dict[str, list[tuple[str, str]]]:
 
 
 def test_bases_are_tagged_exactly_and_python_is_ours() -> None:
-    (python,) = [rest.removeprefix("PYTHON=") for word, rest in instructions() if word == "ARG" and rest.startswith("PYTHON=")]
+    (python,) = [
+        rest.removeprefix("PYTHON=")
+        for word, rest in instructions()
+        if word == "ARG" and rest.startswith("PYTHON=")
+    ]
     assert re.fullmatch(r"3\.11\.\d+-slim-bookworm", python)
     bases = [rest.split(" AS ")[0] for word, rest in instructions() if word == "FROM"]
     assert bases == ["python:${PYTHON}", "base", "base", "ray"]
@@ -85,16 +91,27 @@ def test_torch_alone_comes_from_an_index_of_its_own_and_stays() -> None:
     """An index that has torch need not have what torch needs at our versions: pip would take it from there and find none."""
     layers = [rest for word, rest in stages()["ray"] if word == "RUN" and "pip install" in rest]
     (named,) = [rest for rest in layers if "--index-url" in rest]
-    assert 'pip install --no-deps -c /opt/tinynet/constraints.txt --index-url "$TORCH_INDEX" torch torchvision ;;' in named
+    assert (
+        'pip install --no-deps -c /opt/tinynet/constraints.txt --index-url "$TORCH_INDEX" torch torchvision ;;'
+        in named
+    )
     (others,) = [rest for rest in layers if "'.[search]'" in rest]
     assert layers.index(named) < layers.index(others)
     assert not re.search(r"--(upgrade|force-reinstall|no-deps)", others)
     check = re.findall(r"&& python -c '([^']+)' \"\$VARIANT\"$", others)
-    for cuda, variant, status in (("None", "cpu", 0), ("'13.0'", "cpu", 1), ("'13.0'", "cuda", 0), ("None", "cuda", 1)):
-        stand_in = (
-            f"import sys, types; sys.modules['torch'] = types.SimpleNamespace(version=types.SimpleNamespace(cuda={cuda}), __version__='2')"
+    for cuda, variant, status in (
+        ("None", "cpu", 0),
+        ("'13.0'", "cpu", 1),
+        ("'13.0'", "cuda", 0),
+        ("None", "cuda", 1),
+    ):
+        stand_in = f"import sys, types; sys.modules['torch'] = types.SimpleNamespace(version=types.SimpleNamespace(cuda={cuda}), __version__='2')"
+        assert (
+            subprocess.run(
+                [sys.executable, "-c", f"{stand_in}\n{check[0]}", variant], capture_output=True
+            ).returncode
+            == status
         )
-        assert subprocess.run([sys.executable, "-c", f"{stand_in}\n{check[0]}", variant], capture_output=True).returncode == status
 
 
 def test_gpus_are_shown_by_whoever_gives_them() -> None:
@@ -119,7 +136,11 @@ def installed(stage: str) -> set[str]:
 
 
 def test_a_launchers_image_holds_what_rays_launcher_runs_in_it() -> None:
-    built = dict(re.findall(r"--target (\S+) .*--tag (\S+)", (DEPLOY / "README.md").read_text(encoding="utf-8")))
+    built = dict(
+        re.findall(
+            r"--target (\S+) .*--tag (\S+)", (DEPLOY / "README.md").read_text(encoding="utf-8")
+        )
+    )
     named = {
         value.removeprefix("registry.example/")
         for file in sorted((DEPLOY / "vm").glob("*.yaml"))
@@ -132,12 +153,19 @@ def test_a_launchers_image_holds_what_rays_launcher_runs_in_it() -> None:
         assert {"openssh-client", "rsync", "boto3"} <= installed(target), target
     # Not in the images of KubeRay and compose, which have no use for them.
     assert not {"openssh-client", "rsync", "boto3"} & installed("ray")
-    assert re.search(r"^boto3==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
-    assert "pip install -c ../../constraints.txt boto3" in (DEPLOY / "vm/README.md").read_text(encoding="utf-8")
+    assert re.search(
+        r"^boto3==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert "pip install -c ../../constraints.txt boto3" in (DEPLOY / "vm/README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_what_the_server_needs_is_pinned_here_or_in_the_constraints() -> None:
-    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split()}
+    pinned = {
+        line.split("==")[0].lower()
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+    }
     lines = (DEPLOY / "mlflow/requirements.txt").read_text(encoding="utf-8").splitlines()
     for line in [line for line in lines if not line.startswith("#")]:
         name, _, version = line.partition("==")
@@ -186,7 +214,11 @@ class Users(http.server.BaseHTTPRequestHandler):
     def known(self) -> str | None:
         import base64
 
-        name, _, password = base64.b64decode(self.headers["Authorization"].removeprefix("Basic ")).decode().partition(":")
+        name, _, password = (
+            base64.b64decode(self.headers["Authorization"].removeprefix("Basic "))
+            .decode()
+            .partition(":")
+        )
         return name if self.passwords.get(name) == password else None
 
     def answer(self, status: int) -> None:
@@ -203,7 +235,9 @@ def mlflow() -> Iterator[tuple[str, dict[str, str]]]:
     passwords = {"admin": ENVIRONMENT["MLFLOW_AUTH_ADMIN_PASSWORD"]}
     handler = type("Handler", (Users,), {"passwords": passwords})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         yield f"http://127.0.0.1:{server.server_port}", passwords
         server.shutdown()
 
@@ -225,7 +259,10 @@ def test_the_user_is_made_once(setup: ModuleType, mlflow: tuple[str, dict[str, s
 
 def test_a_server_that_is_not_there_is_waited_for_and_named(setup: ModuleType) -> None:
     for job in (setup.make_user, setup.make_bucket):
-        environment = ENVIRONMENT | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}
+        environment = ENVIRONMENT | {
+            "MLFLOW_TRACKING_URI": "http://127.0.0.1:1",
+            "AWS_MAX_ATTEMPTS": "1",
+        }
         with pytest.raises(setup.SetupError, match=r"no answer for 0 s: .*127\.0\.0\.1:1"):
             setup.persistently(job, environment, patience=0)
     with pytest.raises(setup.SetupError, match="MLFLOW_TRACKING_URI is not set"):
@@ -246,5 +283,9 @@ def test_the_servers_settings_are_the_same_in_the_image_and_in_the_manifests() -
     assert shipped["auth_cache_ttl_seconds"] == "60"
     assert "password" not in shipped["database_uri"] and shipped["database_uri"].count(":") == 2
     for which in SETS:
-        (config,) = [found for found in of_kind(which, "ConfigMap") if found["metadata"]["name"] == "mlflow-auth"]
+        (config,) = [
+            found
+            for found in of_kind(which, "ConfigMap")
+            if found["metadata"]["name"] == "mlflow-auth"
+        ]
         assert read(config["data"]["auth.ini"]) == shipped

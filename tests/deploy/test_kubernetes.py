@@ -9,9 +9,22 @@ import pytest
 from tests.deploy.manifests import KUBERAY_KINDS, SETS, containers, documents, of_kind, pods, walk
 
 KUBERNETES = "1.34"
-HARDENED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+HARDENED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 # Every file that is not in search/ is applied at once, in the order of its names.
-KINDS = {"Namespace", "NetworkPolicy", "PersistentVolumeClaim", "ConfigMap", "Service", "StatefulSet", "Deployment", "Job"}
+KINDS = {
+    "Namespace",
+    "NetworkPolicy",
+    "PersistentVolumeClaim",
+    "ConfigMap",
+    "Service",
+    "StatefulSet",
+    "Deployment",
+    "Job",
+}
 
 
 def built_in(which: str) -> list[dict[str, Any]]:
@@ -38,7 +51,9 @@ def test_everything_is_in_the_namespace_and_the_namespace_comes_first(which: str
     assert (first["kind"], first["metadata"]["name"]) == ("Namespace", "tinynet")
     assert first["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     for _, document in documents(which)[1:]:
-        assert document["kind"] == "PersistentVolume" or document["metadata"]["namespace"] == "tinynet"
+        assert (
+            document["kind"] == "PersistentVolume" or document["metadata"]["namespace"] == "tinynet"
+        )
 
 
 @pytest.mark.parametrize("which", SETS)
@@ -52,32 +67,56 @@ def test_every_pod_is_unprivileged_and_bounded(which: str) -> None:
         for container in containers(template):
             assert container["securityContext"] == HARDENED, (name, container["name"])
             resources = container["resources"]
-            assert {"cpu", "memory"} <= set(resources["requests"]) and {"cpu", "memory"} <= set(resources["limits"]), name
+            assert {"cpu", "memory"} <= set(resources["requests"]) and {"cpu", "memory"} <= set(
+                resources["limits"]
+            ), name
     (cluster,) = of_kind(which, "RayCluster")
     assert cluster["spec"]["autoscalerOptions"]["securityContext"] == HARDENED
 
 
 @pytest.mark.parametrize("which", SETS)
 def test_only_the_head_with_an_autoscaler_has_a_token_of_kubernetes(which: str) -> None:
-    with_token = [name for name, template in pods(which) if template["spec"].get("automountServiceAccountToken") is not False]
+    with_token = [
+        name
+        for name, template in pods(which)
+        if template["spec"].get("automountServiceAccountToken") is not False
+    ]
     assert with_token == ["RayCluster/tinynet"]
 
 
 @pytest.mark.parametrize("which", SETS)
 def test_nothing_is_open_but_what_a_policy_names(which: str) -> None:
-    policies = {policy["metadata"]["name"]: policy["spec"] for policy in of_kind(which, "NetworkPolicy")}
+    policies = {
+        policy["metadata"]["name"]: policy["spec"] for policy in of_kind(which, "NetworkPolicy")
+    }
     assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     # Every component that a policy names exists, and every pod's component has a policy.
-    there = {template["metadata"]["labels"]["app.kubernetes.io/component"] for _, template in pods(which)}
-    labelled = {found["app.kubernetes.io/component"] for found in walk(policies) if "app.kubernetes.io/component" in found}
-    among = {value for found in walk(policies) if found.get("key") == "app.kubernetes.io/component" for value in found["values"]}
-    chosen = {spec["podSelector"].get("matchLabels", {}).get("app.kubernetes.io/component") for spec in policies.values()} - {None}
+    there = {
+        template["metadata"]["labels"]["app.kubernetes.io/component"] for _, template in pods(which)
+    }
+    labelled = {
+        found["app.kubernetes.io/component"]
+        for found in walk(policies)
+        if "app.kubernetes.io/component" in found
+    }
+    among = {
+        value
+        for found in walk(policies)
+        if found.get("key") == "app.kubernetes.io/component"
+        for value in found["values"]
+    }
+    chosen = {
+        spec["podSelector"].get("matchLabels", {}).get("app.kubernetes.io/component")
+        for spec in policies.values()
+    } - {None}
     assert labelled | among == there == chosen
     # Only Ray's own pods are open to each other on every port.
     for name, spec in policies.items():
         for rule in [*spec.get("ingress", []), *spec.get("egress", [])]:
             assert rule.get("ports") or name == "ray", name
-    wide = [name for name, spec in policies.items() if any("ipBlock" in found for found in walk(spec))]
+    wide = [
+        name for name, spec in policies.items() if any("ipBlock" in found for found in walk(spec))
+    ]
     assert wide == ["ray-autoscaler"]
 
 
@@ -98,7 +137,11 @@ def test_every_mount_has_its_volume_and_every_configmap_is_there(which: str) -> 
     for name, template in pods(which):
         volumes = {volume["name"]: volume for volume in template["spec"].get("volumes", [])}
         claimed = {"data"} if name.startswith("StatefulSet/") else set[str]()
-        mounted = {mount["name"] for container in containers(template) for mount in container.get("volumeMounts", [])}
+        mounted = {
+            mount["name"]
+            for container in containers(template)
+            for mount in container.get("volumeMounts", [])
+        }
         assert mounted == set(volumes) | claimed, name
         for volume in volumes.values():
             assert "configMap" not in volume or volume["configMap"]["name"] in configs, name

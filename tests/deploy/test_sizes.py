@@ -30,11 +30,21 @@ def limits(group: dict[str, Any]) -> dict[str, str]:
 
 
 def of_kubernetes(which: str) -> Shipped:
-    (config,) = [found["data"]["search.toml"] for found in of_kind(which, "ConfigMap") if "search.toml" in found["data"]]
+    (config,) = [
+        found["data"]["search.toml"]
+        for found in of_kind(which, "ConfigMap")
+        if "search.toml" in found["data"]
+    ]
     (cluster,), (job,) = of_kind(which, "RayCluster"), of_kind(which, "RayJob")
     spec = job["spec"]["rayClusterSpec"]
     workers = [
-        Nodes({"CPU": float(limits(group)["cpu"]), "GPU": float(limits(group).get("nvidia.com/gpu", 0))}, group["maxReplicas"])
+        Nodes(
+            {
+                "CPU": float(limits(group)["cpu"]),
+                "GPU": float(limits(group).get("nvidia.com/gpu", 0)),
+            },
+            group["maxReplicas"],
+        )
         for group in spec["workerGroupSpecs"]
     ]
     heads = {"RayCluster": cluster["spec"]["headGroupSpec"], "RayJob": spec["headGroupSpec"]}
@@ -48,7 +58,11 @@ def of_compose() -> Shipped:
     cpus = re.sub(r"\$\{\w+:-(\w+)\}", r"\1", deploy["resources"]["limits"]["cpus"])
     config = tomllib.loads((DEPLOY / "compose/search.toml").read_text(encoding="utf-8"))
     head = quantity(services["head"]["deploy"]["resources"]["limits"]["memory"])
-    return Shipped(Config.model_validate(config), [Nodes({"CPU": float(cpus)}, deploy["replicas"])], {"head": head})
+    return Shipped(
+        Config.model_validate(config),
+        [Nodes({"CPU": float(cpus)}, deploy["replicas"])],
+        {"head": head},
+    )
 
 
 def shipped(where: str) -> Shipped:
@@ -75,7 +89,10 @@ def test_the_launchers_head_has_room_for_a_trial_on_every_gpu() -> None:
     config = launcher("aws.yaml")
     kinds = config["available_node_types"]
     trials = kinds["gpu"]["max_workers"] * kinds["gpu"]["resources"]["GPU"]
-    assert INSTANCES[kinds[config["head_node_type"]]["node_config"]["InstanceType"]] >= HEAD + TRIAL * trials
+    assert (
+        INSTANCES[kinds[config["head_node_type"]]["node_config"]["InstanceType"]]
+        >= HEAD + TRIAL * trials
+    )
 
 
 def test_the_readme_tells_the_rule() -> None:

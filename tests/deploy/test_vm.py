@@ -17,7 +17,9 @@ FILES = ("aws.yaml", "local.yaml")
 def schema() -> dict[str, Any]:
     import ray.autoscaler
 
-    return json.loads((Path(str(ray.autoscaler.__file__)).parent / "ray-schema.json").read_text(encoding="utf-8"))
+    return json.loads(
+        (Path(str(ray.autoscaler.__file__)).parent / "ray-schema.json").read_text(encoding="utf-8")
+    )
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -57,5 +59,7 @@ def test_what_the_local_launcher_copies_is_named_by_its_place_in_the_repository(
     from tests.deploy.manifests import DEPLOY, ROOT
 
     mounts = launcher("local.yaml")["file_mounts"]
-    assert (DEPLOY / "vm" / mounts["~/tinynet/constraints.txt"]).resolve() == ROOT / "constraints.txt"
+    assert (
+        DEPLOY / "vm" / mounts["~/tinynet/constraints.txt"]
+    ).resolve() == ROOT / "constraints.txt"
     assert (DEPLOY / "vm" / mounts["~/tinynet/dist"]).resolve() == ROOT / "dist"

@@ -70,7 +70,9 @@ def _deep(levels: int) -> Any:
 
 
 # Copies, since a later change may reach into an earlier one.
-hostile = (st.sampled_from((*HOSTILE, _deep(200))) | st.integers() | st.floats() | st.text(max_size=20)).map(copy.deepcopy)
+hostile = (
+    st.sampled_from((*HOSTILE, _deep(200))) | st.integers() | st.floats() | st.text(max_size=20)
+).map(copy.deepcopy)
 
 
 @st.composite
@@ -113,10 +115,16 @@ def spoiled(draw: st.DrawFn, whole: bytes) -> bytes:
     if kind == "deep":
         return b'{"a":' * 100_000
     if kind == "number":
-        return draw(st.sampled_from((b"1" * 1_000_000, b"[1e999]", b"NaN", b'{"schema": Infinity}', b"-" + b"9" * 4000)))
+        return draw(
+            st.sampled_from(
+                (b"1" * 1_000_000, b"[1e999]", b"NaN", b'{"schema": Infinity}', b"-" + b"9" * 4000)
+            )
+        )
     return whole + whole
 
 
 def files(whole: bytes) -> st.SearchStrategy[bytes]:
     """What may stand in the place of a JSON file."""
-    return documents(json.loads(whole)).map(lambda value: json.dumps(value).encode()) | spoiled(whole)
+    return documents(json.loads(whole)).map(lambda value: json.dumps(value).encode()) | spoiled(
+        whole
+    )

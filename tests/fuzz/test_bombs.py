@@ -39,7 +39,10 @@ def test_safetensors_that_claim_more_than_they_hold(tmp_path: Path, name: str) -
 
 def test_an_archive_that_grows(tmp_path: Path) -> None:
     """A gigabyte of zeros in a megabyte: torch's own archives are never compressed."""
-    with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("archive/data.pkl", "w") as file:
+    with (
+        zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("archive/data.pkl", "w") as file,
+    ):
         for _ in range(64):
             file.write(bytes(2**24))
     _refused(tmp_path / "w.pth", "damaged")
@@ -65,7 +68,9 @@ def test_a_space_that_a_file_names_is_not_imported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever can write to shared storage could choose it; a user who names it too means it."""
-    (tmp_path / "tinynet_named_space.py").write_text("from search_spaces import get_space\nSpace = get_space('efficientnet_mini')\n")
+    (tmp_path / "tinynet_named_space.py").write_text(
+        "from search_spaces import get_space\nSpace = get_space('efficientnet_mini')\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     own = "tinynet_named_space:Space"
     store, job = SearchStore(str(tmp_path / "demo")), SearchStore(str(tmp_path / "job"))
@@ -74,7 +79,12 @@ def test_a_space_that_a_file_names_is_not_imported(
     spec = grow(plan, store, config)[0].spec
     written = Job("job", "tinynet_e", spec, 96, 48, 1_700_000_000).to_json()
     job.write_json("job.json", {**written, "trial": {**written["trial"], "space": own}})
-    final = {"run": spec.run, "label": "tiny formula", "c": 0.3, "spec": {**spec.to_json(), "space": own}}
+    final = {
+        "run": spec.run,
+        "label": "tiny formula",
+        "c": 0.3,
+        "spec": {**spec.to_json(), "space": own},
+    }
     store.write_json("finals.json", [final])
     with pytest.raises(RequestError, match="code to run: say --space"):
         final_candidates(store)
@@ -83,8 +93,24 @@ def test_a_space_that_a_file_names_is_not_imported(
     (tmp_path / "demo" / "finals.json").unlink()
     store.write_json("plan.json", {**plan, "space": {**plan["space"], "name": own}})
     for arguments in (
-        ["sync", "--search", "demo", "--storage", str(tmp_path), "--tracking", f"sqlite:///{tmp_path}/m.db"],
-        ["sync", "--search", "job", "--storage", str(tmp_path), "--tracking", f"sqlite:///{tmp_path}/m.db"],
+        [
+            "sync",
+            "--search",
+            "demo",
+            "--storage",
+            str(tmp_path),
+            "--tracking",
+            f"sqlite:///{tmp_path}/m.db",
+        ],
+        [
+            "sync",
+            "--search",
+            "job",
+            "--storage",
+            str(tmp_path),
+            "--tracking",
+            f"sqlite:///{tmp_path}/m.db",
+        ],
         ["train", "--eval-only", "--weights", str(tmp_path / "job"), "--data", "petals"],
     ):
         assert run(arguments) == 2

@@ -36,8 +36,15 @@ fuzzed = settings(
     derandomize=True,
     deadline=None,
     database=None,
-    phases=[Phase.explicit, Phase.generate],  # shrinking takes minutes, and the first case says enough
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
+    phases=[
+        Phase.explicit,
+        Phase.generate,
+    ],  # shrinking takes minutes, and the first case says enough
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.data_too_large,
+    ],
 )
 
 
@@ -79,19 +86,47 @@ class Place:
         shutil.copytree(storage / "demo" / "trials" / spec.run, half)
         self.half = half
         run_trial(spec, self.store.url, Alone())
-        final = {"run": spec.run, "label": "tiny formula", "c": 0.3, "rdw": list(spec.rdw), "note": None, "extrapolated": False}
-        self.store.write_json("finals.json", [{**final, "spec": {**spec.to_json(), "kind": "final"}}])
+        final = {
+            "run": spec.run,
+            "label": "tiny formula",
+            "c": 0.3,
+            "rdw": list(spec.rdw),
+            "note": None,
+            "extrapolated": False,
+        }
+        self.store.write_json(
+            "finals.json", [{**final, "spec": {**spec.to_json(), "kind": "final"}}]
+        )
         figures = {key: candidate.network[key] for key in ("macs", "params", "resolution")}
-        row = {"id": candidate.id, "run": spec.run, "rdw": list(spec.rdw), "c": candidate.c, "top1": 40.0, "pareto_rank": 1}
+        row = {
+            "id": candidate.id,
+            "run": spec.run,
+            "rdw": list(spec.rdw),
+            "c": candidate.c,
+            "top1": 40.0,
+            "pareto_rank": 1,
+        }
         self.store.write_json("frontier.json", [{**row, **figures}])
         self.job = SearchStore(str(storage / "job"))
-        self.job.write_json("job.json", Job("job", "tinynet_e", spec, 96, 48, 1_700_000_000).to_json())
+        self.job.write_json(
+            "job.json", Job("job", "tinynet_e", spec, 96, 48, 1_700_000_000).to_json()
+        )
         holder = Holder(
-            **{**dict.fromkeys(Holder.__annotations__, "x"), "number": 1, "pid": 1, "since": 1.7e9, "seen": 1.7e9, "released": False}
+            **{
+                **dict.fromkeys(Holder.__annotations__, "x"),
+                "number": 1,
+                "pid": 1,
+                "since": 1.7e9,
+                "seen": 1.7e9,
+                "released": False,
+            }
         )
         self.store.folder.write("lease/000001.json", holder.to_json())
         shutil.copy(
-            Path(sys.modules[TinyFormula.__module__].__file__ or "").parent / "formulas" / "published.json", storage / "formula.json"
+            Path(sys.modules[TinyFormula.__module__].__file__ or "").parent
+            / "formulas"
+            / "published.json",
+            storage / "formula.json",
         )
 
     def file(self, name: str) -> Path:
@@ -238,7 +273,10 @@ def test_other_things_in_the_place_of_files(place: Place, name: str) -> None:
         with file.open("wb") as opened:
             opened.truncate(2**42)
 
-    links = [lambda target=target: file.symlink_to(target) for target in ("/dev/zero", "nowhere", file.name, "/etc/hostname")]
+    links = [
+        lambda target=target: file.symlink_to(target)
+        for target in ("/dev/zero", "nowhere", file.name, "/etc/hostname")
+    ]
     for make in (folder, sparse, *links):
         file.unlink()
         make()
@@ -266,7 +304,13 @@ def _storage_line(reader: Callable[[Place], None], place: Place) -> None:
 @given(
     documents(
         {
-            "search": {"trials": 10, "seed": 0, "finals": [0.3], "compare": ["inverse giant"], "sampler": "uniform"},
+            "search": {
+                "trials": 10,
+                "seed": 0,
+                "finals": [0.3],
+                "compare": ["inverse giant"],
+                "sampler": "uniform",
+            },
             "space": {"name": "efficientnet_mini", "r": [0.35, 0.7], "band": [0.08, 0.5]},
             "recipe": {"name": "short", "epochs": 2, "lr": 0.1},
             "data": {"name": "petals", "train": 96},
@@ -287,7 +331,10 @@ def test_configurations(values: Any) -> None:
 
 
 @fuzzed
-@given(raw=st.binary(max_size=200) | st.text(max_size=100).map(str.encode), setting=st.text(max_size=40))
+@given(
+    raw=st.binary(max_size=200) | st.text(max_size=100).map(str.encode),
+    setting=st.text(max_size=40),
+)
 @example(raw=b"[search]\ntrials = 1" + b"0" * 5000, setting="search.trials=1" + "0" * 5000)
 @example(raw=b"a" + b".a" * 50_000 + b" = 1", setting="search.finals=" + "[" * 100_000)
 @example(raw=b"[search]\nfinals = " + b"[" * 100_000, setting="search.seed=nan")
@@ -303,18 +350,45 @@ def test_configuration_files(tmp_path: Path, raw: bytes, setting: str) -> None:
             load_config(preset="demo", settings=[f"search.trials={setting}"])
 
 
-texts = st.sampled_from([value for value in HOSTILE if isinstance(value, str)]) | st.text(max_size=30) | st.just("true")
+texts = (
+    st.sampled_from([value for value in HOSTILE if isinstance(value, str)])
+    | st.text(max_size=30)
+    | st.just("true")
+)
 
 
 @fuzzed
 @given(
     st.dictionaries(
-        st.sampled_from(("frontier", "pareto_rank", "tinynet.id", "tinynet.search", "tinynet.key", "tinynet.kind", "label")),
+        st.sampled_from(
+            (
+                "frontier",
+                "pareto_rank",
+                "tinynet.id",
+                "tinynet.search",
+                "tinynet.key",
+                "tinynet.kind",
+                "label",
+            )
+        ),
         texts,
         max_size=5,
     ),
     st.dictionaries(
-        st.sampled_from(("r", "d", "w", "c", "macs", "params", "resolution", "activation_bytes", "top1", "top1_ema")),
+        st.sampled_from(
+            (
+                "r",
+                "d",
+                "w",
+                "c",
+                "macs",
+                "params",
+                "resolution",
+                "activation_bytes",
+                "top1",
+                "top1_ema",
+            )
+        ),
         st.floats(),
         max_size=9,
     ),
@@ -333,7 +407,9 @@ def test_mlflow_rows(tags: dict[str, str], metrics: dict[str, float]) -> None:
             return
         row = tracking._row(run)
         json.dumps(row, allow_nan=False)
-        kinds = dict.fromkeys(tracking.INTS[:3], "int64") | dict.fromkeys(("pareto_rank", "activation_bytes"), "Int64")
+        kinds = dict.fromkeys(tracking.INTS[:3], "int64") | dict.fromkeys(
+            ("pareto_rank", "activation_bytes"), "Int64"
+        )
         shown = pd.DataFrame([row], columns=tracking._COLUMNS).astype(kinds)
         assert "\x1b" not in frontier_table(shown.to_dict("records"))
 

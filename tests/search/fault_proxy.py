@@ -127,9 +127,13 @@ class FaultProxy:
         self.requests.append((method, path))
         if mode == "refused":
             return _reset(client)
-        body = _exactly(client, int(next((v for k, v in headers.items() if k.lower() == "content-length"), "0")))
+        body = _exactly(
+            client, int(next((v for k, v in headers.items() if k.lower() == "content-length"), "0"))
+        )
         if mode in ("500", "503"):
-            client.sendall(f"HTTP/1.1 {mode} Fault\r\nContent-Length: 7\r\n\r\n".encode() + b"a fault")
+            client.sendall(
+                f"HTTP/1.1 {mode} Fault\r\nContent-Length: 7\r\n\r\n".encode() + b"a fault"
+            )
             return True
         if mode in ("hanging", "late"):
             self._wait_out(client)
@@ -139,12 +143,23 @@ class FaultProxy:
         status, answered, data = self._forward(method, target, headers, body)
         return self._answer(client, mode, status, answered, data)
 
-    def _answer(self, client: socket.socket, mode: str, status: int, headers: list[tuple[str, str]], data: bytes) -> bool:
+    def _answer(
+        self,
+        client: socket.socket,
+        mode: str,
+        status: int,
+        headers: list[tuple[str, str]],
+        data: bytes,
+    ) -> bool:
         if mode == "lost":
             return _reset(client)
         dropped = ("transfer-encoding", "connection", "content-length")
-        kept = "".join(f"{key}: {value}\r\n" for key, value in headers if key.lower() not in dropped)
-        head = f"HTTP/1.1 {status} Answer\r\n{kept}Content-Length: {len(data)}\r\n\r\n".encode("latin-1")
+        kept = "".join(
+            f"{key}: {value}\r\n" for key, value in headers if key.lower() not in dropped
+        )
+        head = f"HTTP/1.1 {status} Answer\r\n{kept}Content-Length: {len(data)}\r\n\r\n".encode(
+            "latin-1"
+        )
         if mode == "cut":
             client.sendall(head + data[: len(data) // 2])
             return _reset(client)
@@ -154,8 +169,14 @@ class FaultProxy:
             client.sendall(piece)
         return True
 
-    def _forward(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        own = {key: value for key, value in headers.items() if key.lower() not in ("host", "connection", "accept-encoding")}
+    def _forward(
+        self, method: str, target: str, headers: dict[str, str], body: bytes
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        own = {
+            key: value
+            for key, value in headers.items()
+            if key.lower() not in ("host", "connection", "accept-encoding")
+        }
         with contextlib.closing(HTTPConnection(self._upstream, timeout=60)) as upstream:
             upstream.request(method, target, body, own)
             answer = upstream.getresponse()
@@ -173,7 +194,9 @@ class FaultProxy:
 
 
 @contextlib.contextmanager
-def each_kind(proxy: FaultProxy, mode: str, kind: Callable[[str, str], str], failing: Sequence[int]) -> Iterator[dict[str, int]]:
+def each_kind(
+    proxy: FaultProxy, mode: str, kind: Callable[[str, str], str], failing: Sequence[int]
+) -> Iterator[dict[str, int]]:
     """Of every kind of request the ``failing`` ones, counted from 1, get a mode; gives the counts by kind."""
     seen: dict[str, int] = {}
     lock = threading.Lock()

@@ -28,9 +28,20 @@ def tiny_config(storage: Path | str, *settings: str, trials: int = 6) -> Config:
 def tiny_arguments(storage: Path | str, *settings: str, trials: int = 6) -> list[str]:
     """The same as arguments of ``tinynet search``."""
     every = (*TINY, "search.finals=[]", *settings)
-    return ["--preset", "demo", "--trials", str(trials), "--storage", str(storage), *[a for s in every for a in ("--set", s)]]
+    return [
+        "--preset",
+        "demo",
+        "--trials",
+        str(trials),
+        "--storage",
+        str(storage),
+        *[a for s in every for a in ("--set", s)],
+    ]
 
 
 def results(storage: Path, name: str = "demo") -> dict[str, dict[str, Any]]:
     """Result files of a search by name."""
-    return {p.stem: json.loads(p.read_text()) for p in sorted((storage / name / "results").glob("*.json"))}
+    return {
+        p.stem: json.loads(p.read_text())
+        for p in sorted((storage / name / "results").glob("*.json"))
+    }

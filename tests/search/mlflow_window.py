@@ -19,10 +19,20 @@ from trainables.recipe import RECIPES
 from trainables.trial import result_name
 
 # SQLAlchemy 2.1 deprecates a loader that MLflow 3.17 still names.
-SQLALCHEMY = "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+SQLALCHEMY = (
+    "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+)
 
 CREATED = 1_760_000_000
-EPOCH_METRICS = {"top1", "top1_raw", "top1_ema", "train_loss", "lr", "images_per_s", "epoch_seconds"}
+EPOCH_METRICS = {
+    "top1",
+    "top1_raw",
+    "top1_ema",
+    "train_loss",
+    "lr",
+    "images_per_s",
+    "epoch_seconds",
+}
 TWISTS = [(0.86, 1.2, 1.0), (1.0, 1.0, 1.0), (0.6, 0.8, 0.9), (1.1, 0.7, 0.6), (0.75, 1.4, 0.5)]
 RANGES = {"r": [0.35, 2.8], "d": [0.35, 3.2], "w": [0.35, 2.2]}
 FORMULA_TEXT = json.dumps({"schema": 1, "usable": True, "points": [1, 2]})
@@ -47,33 +57,65 @@ def calm() -> Iterator[None]:
 class Search:
     """A search directory made by hand."""
 
-    def __init__(self, folder: Path, name: str, *, twists: int = 3, space: str = "efficientnet_mini", epochs: int = 4) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        twists: int = 3,
+        space: str = "efficientnet_mini",
+        epochs: int = 4,
+    ) -> None:
         self.store = SearchStore(str(folder / name))
         described = get_space(space)
         self.plan: dict[str, Any] = {
             "schema": 1,
             "search": name,
-            "space": {"name": space, "version": described.version, "num_classes": 10, "ranges": RANGES, "band": [0.03, 1.05]},
+            "space": {
+                "name": space,
+                "version": described.version,
+                "num_classes": 10,
+                "ranges": RANGES,
+                "band": [0.03, 1.05],
+            },
             "sampler": {"name": "stratified"},
             "recipe": asdict(RECIPES["short"]) | {"epochs": epochs},
-            "data": {"settings": {"name": "petals"}, "fingerprint": "petals-1", "train": 400, "val": 100},
+            "data": {
+                "settings": {"name": "petals"},
+                "fingerprint": "petals-1",
+                "train": 400,
+                "val": 100,
+            },
             "seed": 0,
             "frontier": {"fraction": 0.2, "minimum": 6},
             "ranks": "ema",
             "created": CREATED,
         }
         self.store.write_json(PLAN, self.plan, once=True)
-        self.candidates = [candidate_of(self.plan, described.network(rdw, 10)) for rdw in TWISTS[:twists]]
+        self.candidates = [
+            candidate_of(self.plan, described.network(rdw, 10)) for rdw in TWISTS[:twists]
+        ]
         self.store.add_batch(0, self.candidates)
 
-    def commit(self, candidate: Candidate, epochs: int, *, again: int | None = None) -> list[dict[str, Any]]:
+    def commit(
+        self, candidate: Candidate, epochs: int, *, again: int | None = None
+    ) -> list[dict[str, Any]]:
         """What a trial leaves after its epochs, of which those from ``again`` on were done once more."""
         records = epoch_records(candidate, epochs, again)
         progress = json.dumps({"schema": 1, "trial": candidate.run, "epochs": records})
-        self.store.folder.write(f"trials/{candidate.run}/epoch-{epochs:04d}/progress.json", progress.encode())
+        self.store.folder.write(
+            f"trials/{candidate.run}/epoch-{epochs:04d}/progress.json", progress.encode()
+        )
         return records
 
-    def end(self, candidate: Candidate, epochs: int | None = None, *, failed: bool = False, again: int | None = None) -> dict[str, Any]:
+    def end(
+        self,
+        candidate: Candidate,
+        epochs: int | None = None,
+        *,
+        failed: bool = False,
+        again: int | None = None,
+    ) -> dict[str, Any]:
         count = candidate.spec.recipe["epochs"] if epochs is None else epochs
         records = self.commit(candidate, count, again=again) if count else []
         result = {
@@ -98,18 +140,31 @@ class Search:
     def rows(self, candidates: list[Candidate]) -> list[dict[str, Any]]:
         """frontier.json of these candidates."""
         return [
-            {"id": c.id, "run": c.run, "rdw": list(c.spec.rdw), "c": c.c, "top1": 80.0 + i, "pareto_rank": 1 + i}
+            {
+                "id": c.id,
+                "run": c.run,
+                "rdw": list(c.spec.rdw),
+                "c": c.c,
+                "top1": 80.0 + i,
+                "pareto_rank": 1 + i,
+            }
             | {key: c.network[key] for key in ("macs", "params", "resolution")}
             for i, c in enumerate(candidates)
         ]
 
-    def publisher(self, uri: str, said: list[str] | None = None, watched: Sequence[Candidate] | None = None) -> Publisher:
-        publisher = Publisher(self.store, self.plan, uri, warn=(said if said is not None else []).append)
+    def publisher(
+        self, uri: str, said: list[str] | None = None, watched: Sequence[Candidate] | None = None
+    ) -> Publisher:
+        publisher = Publisher(
+            self.store, self.plan, uri, warn=(said if said is not None else []).append
+        )
         publisher.watch(self.candidates if watched is None else watched)
         return publisher
 
 
-def epoch_records(candidate: Candidate, epochs: int, again: int | None = None) -> list[dict[str, Any]]:
+def epoch_records(
+    candidate: Candidate, epochs: int, again: int | None = None
+) -> list[dict[str, Any]]:
     """Epochs with time stamps and values of their own; those from ``again`` on a second later, and no better."""
     start = 1000 * CREATED + 1000 * round(100 * candidate.c)
     return [
@@ -134,7 +189,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_until(done: Callable[[], bool], seconds: float, meanwhile: Callable[[], object] = lambda: None) -> None:
+def wait_until(
+    done: Callable[[], bool], seconds: float, meanwhile: Callable[[], object] = lambda: None
+) -> None:
     end = time.monotonic() + seconds
     while not done():
         meanwhile()
@@ -149,18 +206,34 @@ class Window:
         from mlflow import MlflowClient
 
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        experiments = [e.experiment_id for e in self.client.search_experiments(filter_string="name LIKE 'tinynet-%'")]
-        self.parents = list(self.client.search_runs(experiments, f"tags.`tinynet.kind` = 'search' and tags.`tinynet.search` = '{name}'"))
+        experiments = [
+            e.experiment_id
+            for e in self.client.search_experiments(filter_string="name LIKE 'tinynet-%'")
+        ]
+        self.parents = list(
+            self.client.search_runs(
+                experiments, f"tags.`tinynet.kind` = 'search' and tags.`tinynet.search` = '{name}'"
+            )
+        )
         (self.parent,) = self.parents
-        found = self.client.search_runs([self.parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{self.parent.info.run_id}'")
+        found = self.client.search_runs(
+            [self.parent.info.experiment_id],
+            f"tags.`mlflow.parentRunId` = '{self.parent.info.run_id}'",
+        )
         self.runs = {run.data.tags["tinynet.key"].rpartition("/")[2]: run for run in found}
         assert len(self.runs) == len(found)
 
     def points(self, run: str) -> dict[str, list[tuple[int, float, int]]]:
         """(step, value, ms) of every point there is of each metric of an epoch."""
         of = self.runs[run].info.run_id
-        histories = {key: self.client.get_metric_history(of, key) for key in EPOCH_METRICS & set(self.runs[run].data.metrics)}
-        return {key: sorted((m.step, m.value, m.timestamp) for m in history) for key, history in histories.items()}
+        histories = {
+            key: self.client.get_metric_history(of, key)
+            for key in EPOCH_METRICS & set(self.runs[run].data.metrics)
+        }
+        return {
+            key: sorted((m.step, m.value, m.timestamp) for m in history)
+            for key, history in histories.items()
+        }
 
     def statuses(self) -> list[str]:
         return sorted(run.info.status for run in self.runs.values())

@@ -45,11 +45,22 @@ def mlflow_server(home: Path, backend: str | None = None) -> Iterator[str]:
     """The address of a server with artifacts of its own; ``backend`` None is a new SQLite database."""
     url = f"http://127.0.0.1:{free_port()}"
     options = ["--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--workers", "1"]
-    options += ["--backend-store-uri", backend or f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts")]
+    options += [
+        "--backend-store-uri",
+        backend or f"sqlite:///{home}/mlflow.db",
+        "--artifacts-destination",
+        str(home / "artifacts"),
+    ]
     command = [sys.executable, "-m", "mlflow", "server", *options]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     with (home / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         _wait(lambda: answers(f"{url}/health"), process, home / "log")
         yield url
@@ -60,7 +71,9 @@ def mlflow_server(home: Path, backend: str | None = None) -> Iterator[str]:
 def postgres_programs() -> Path | None:
     """The folder of ``initdb`` and ``postgres``, the newest there is."""
     found = shutil.which("initdb")
-    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    versions = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3])
+    )
     return versions[-1].parent if versions else Path(found).resolve().parent if found else None
 
 
@@ -75,15 +88,41 @@ def postgres_server(programs: Path) -> Iterator[str]:
         data.mkdir()
         if user:
             shutil.chown(data, user)
-        make = [str(programs / "initdb"), "-D", str(data), "-U", "tinynet", "--auth=trust", "-E", "UTF8", "--locale=C"]
+        make = [
+            str(programs / "initdb"),
+            "-D",
+            str(data),
+            "-U",
+            "tinynet",
+            "--auth=trust",
+            "-E",
+            "UTF8",
+            "--locale=C",
+        ]
         subprocess.run(make, check=True, capture_output=True, user=user, cwd=folder)
         port = free_port()
-        serve = [str(programs / "postgres"), "-D", str(data), "-p", str(port), "-k", str(data), "-c", "listen_addresses=127.0.0.1"]
+        serve = [
+            str(programs / "postgres"),
+            "-D",
+            str(data),
+            "-p",
+            str(port),
+            "-k",
+            str(data),
+            "-c",
+            "listen_addresses=127.0.0.1",
+        ]
         with log.open("wb") as file:
-            process = subprocess.Popen(serve, cwd=folder, stdout=file, stderr=file, user=user, start_new_session=True)
+            process = subprocess.Popen(
+                serve, cwd=folder, stdout=file, stderr=file, user=user, start_new_session=True
+            )
         ready = [str(programs / "pg_isready"), "-h", "127.0.0.1", "-p", str(port), "-U", "tinynet"]
         try:
-            _wait(lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0, process, log)
+            _wait(
+                lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0,
+                process,
+                log,
+            )
             yield f"postgresql://tinynet@127.0.0.1:{port}/postgres"
         finally:
             end(process, signal.SIGINT)

@@ -15,15 +15,23 @@ pytestmark = pytest.mark.quick
 
 B0 = get_space("efficientnet_b0")
 # The budgets of Table 1, and the paper's networks there by rule.
-TABLE_1 = {200 / 387: {"r": "b0_r0.70", "d": "b0_d0.45", "w": "b0_w0.65"}, 100 / 387: {"r": "b0_r0.46", "w": "b0_w0.38"}}
+TABLE_1 = {
+    200 / 387: {"r": "b0_r0.70", "d": "b0_d0.45", "w": "b0_w0.65"},
+    100 / 387: {"r": "b0_r0.46", "w": "b0_w0.38"},
+}
 
 
 def ruled(space: str, c: float) -> dict[str, Baseline]:
     return {row.rule: row for row in baselines(space, c)}
 
 
-def nearest(twists: Iterable[tuple[float, float, float]], budget: float, space: str = "efficientnet_b0") -> Network:
-    return min((get_space(space).network(twist) for twist in twists), key=lambda network: abs(network.macs - budget))
+def nearest(
+    twists: Iterable[tuple[float, float, float]], budget: float, space: str = "efficientnet_b0"
+) -> Network:
+    return min(
+        (get_space(space).network(twist) for twist in twists),
+        key=lambda network: abs(network.macs - budget),
+    )
 
 
 @pytest.mark.parametrize("c", TABLE_1)
@@ -49,8 +57,12 @@ def test_depth_underflow_is_a_result() -> None:
 
 def test_r_and_w_underflow() -> None:
     rows = ruled("efficientnet_b0", 0.005)
-    assert str(rows["r alone"].note).startswith("resolution underflow: the smallest input has c = 0.01")
-    assert rows["w alone"] == Baseline("w alone", None, f"width underflow: the thinnest has c = {B0.network((1, 1, 0.01)).c:.3f}")
+    assert str(rows["r alone"].note).startswith(
+        "resolution underflow: the smallest input has c = 0.01"
+    )
+    assert rows["w alone"] == Baseline(
+        "w alone", None, f"width underflow: the thinnest has c = {B0.network((1, 1, 0.01)).c:.3f}"
+    )
     assert "the smallest that can be met there is c = " in str(rows["inverse giant"].note)
 
 
@@ -70,26 +82,42 @@ def test_exact_counts_derived_anew(space: str, c: float) -> None:
             assert "underflow" in str(row.note) and best.macs > 1.03 * budget
             continue
         # This grid of widths is the coarser one.
-        assert row.network.macs == best.macs if axis != "w" else abs(row.network.macs - budget) <= abs(best.macs - budget)
+        assert (
+            row.network.macs == best.macs
+            if axis != "w"
+            else abs(row.network.macs - budget) <= abs(best.macs - budget)
+        )
         assert row.network.macs == target.network(row.network.rdw).macs
         assert (row.note is None) == (abs(row.network.c / c - 1) <= 0.03)
 
 
-@pytest.mark.parametrize(("phi", "flops", "over"), [(1, 245, 0.27), (2, 135, 0.40), (3, 85, 0.76), (4, 40, 0.65)])
+@pytest.mark.parametrize(
+    ("phi", "flops", "over"), [(1, 245, 0.27), (2, 135, 0.40), (3, 85, 0.76), (4, 40, 0.65)]
+)
 def test_inverse_giant(phi: int, flops: float, over: float) -> None:
     """The pure rule overshoots; tuned, its width is solved on the exact count."""
     rows = ruled("efficientnet_b0_scaled_head", 2**-phi)
     pure, tuned = rows["inverse giant, not tuned"].network, rows["inverse giant"].network
     assert pure and tuned
     assert pure.rdw[1:] == pytest.approx((1.2**-phi, 1.1**-phi), rel=0.01)
-    assert abs(pure.macs / 1e6 - flops) < 1 and pure.c * 2**phi - 1 == pytest.approx(over, abs=0.005)
+    assert abs(pure.macs / 1e6 - flops) < 1 and pure.c * 2**phi - 1 == pytest.approx(
+        over, abs=0.005
+    )
     assert rows["inverse giant, not tuned"].note == f"{pure.c * 2**phi - 1:.1%} above the budget"
-    assert tuned == inverse_giant(get_space("efficientnet_b0_scaled_head"), 2**-phi) and abs(tuned.c * 2**phi - 1) <= 0.03
+    assert (
+        tuned == inverse_giant(get_space("efficientnet_b0_scaled_head"), 2**-phi)
+        and abs(tuned.c * 2**phi - 1) <= 0.03
+    )
 
 
 def test_the_baseline_is_its_own_at_one() -> None:
     for row in baselines("efficientnet_b0", 1, num_classes=10):
-        assert row.network and row.network == B0.baseline(10) and row.network.rdw == (1, 1, 1) and row.note is None
+        assert (
+            row.network
+            and row.network == B0.baseline(10)
+            and row.network.rdw == (1, 1, 1)
+            and row.note is None
+        )
 
 
 def test_bad_requests_are_one_line() -> None:
@@ -112,7 +140,13 @@ def test_so_small_that_no_rule_has_a_network() -> None:
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["baselines", "0.5168", "0.2584"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:24].strip() for line in lines[2:]] == ["tiny formula", *RULES, "", "tiny formula", *RULES]
+    assert [line[:24].strip() for line in lines[2:]] == [
+        "tiny formula",
+        *RULES,
+        "",
+        "tiny formula",
+        *RULES,
+    ]
     assert sum("depth underflow: the shallowest has c = 0.449" in line for line in lines) == 1
     assert run(["baselines", "0.25", "--space", "ghostnet_a", "--classes", "10", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -122,14 +156,24 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     for row in rows:
         if row["macs"]:
             network = get_space("ghostnet_a").network((row["r"], row["d"], row["w"]), 10)
-            assert all(row[key] == getattr(network, key) for key in ("macs", "params", "c", "resolution", "activation_bytes"))
+            assert all(
+                row[key] == getattr(network, key)
+                for key in ("macs", "params", "c", "resolution", "activation_bytes")
+            )
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["2"], "is no budget"), (["0.5", "--space", "resnet"], "unknown space"), (["0.5", "--classes", "1"], "two classes"), ([], "C...")],
+    [
+        (["2"], "is no budget"),
+        (["0.5", "--space", "resnet"], "unknown space"),
+        (["0.5", "--classes", "1"], "two classes"),
+        ([], "C..."),
+    ],
 )
-def test_command_refuses_in_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+def test_command_refuses_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
     assert run(["baselines", *arguments]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1) and words in err

@@ -34,10 +34,14 @@ def test_networks(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, out, err = call(capsys, "search", "--preset", "demo", "--dry-run", "--storage", str(tmp_path))
+    code, out, err = call(
+        capsys, "search", "--preset", "demo", "--dry-run", "--storage", str(tmp_path)
+    )
     assert (code, err) == (0, "")
     assert "16 of 16 to train" in out
-    code, out, _ = call(capsys, "search", "--preset", "demo", "--dry-run", "--json", "--storage", str(tmp_path))
+    code, out, _ = call(
+        capsys, "search", "--preset", "demo", "--dry-run", "--json", "--storage", str(tmp_path)
+    )
     assert len(json.loads(out)["candidates"]) == 16
     assert list(tmp_path.iterdir()) == []
 
@@ -47,13 +51,27 @@ def test_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     [
         (["search"], "give a TOML configuration or --preset demo"),
         (["search", "nowhere.toml"], "no configuration 'nowhere.toml'"),
-        (["search", "--preset", "demo", "--set", "search.trails=3"], "did you mean 'search.trials'"),
+        (
+            ["search", "--preset", "demo", "--set", "search.trails=3"],
+            "did you mean 'search.trials'",
+        ),
         (["search", "--preset", "demo", "--trials", "0"], "search.trials"),
         (
-            ["search", "--preset", "demo", "--set", "data.name=imagefolder", "--set", "data.path=/nope"],
+            [
+                "search",
+                "--preset",
+                "demo",
+                "--set",
+                "data.name=imagefolder",
+                "--set",
+                "data.path=/nope",
+            ],
             "'/nope' does not exist",
         ),
-        (["search", "--preset", "demo", "--set", "space.band=[1e-6, 2e-6]"], "has no network with c"),
+        (
+            ["search", "--preset", "demo", "--set", "space.band=[1e-6, 2e-6]"],
+            "has no network with c",
+        ),
         (["suggest", "1.5"], "c = 1.5 is no budget"),
         (["suggest", "0"], "is no budget"),
         (["suggest", "0.01"], "--extrapolate"),
@@ -62,12 +80,21 @@ def test_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (["suggest", "0.5", "--formula", "nowhere.json"], "nowhere.json"),
         (["suggest", "half"], "valid number"),
         (["suggest", "0.5", "--space", "os:path"], "cannot be loaded"),
-        (["suggest", "0.5", "--space", "os:getcwd"], "is of type str, no search_spaces.SearchSpace"),
+        (
+            ["suggest", "0.5", "--space", "os:getcwd"],
+            "is of type str, no search_spaces.SearchSpace",
+        ),
         (["suggest", "0.5", "--space", ":x"], "cannot be loaded"),
         (["search", "--preset", "demo", "--set", "data.vall=3"], "did you mean 'val'"),
-        (["search", "--preset", "demo", "--set", "data.name=imagefolder"], "data.path of 'imagefolder' is missing"),
+        (
+            ["search", "--preset", "demo", "--set", "data.name=imagefolder"],
+            "data.path of 'imagefolder' is missing",
+        ),
         (["search", "--preset", "demo", "--set", "data.val=100000000000"], "from 24 to 1000000"),
-        (["search", "--preset", "demo", "--set", "recipe.batch=0"], "micro_batch must divide batch"),
+        (
+            ["search", "--preset", "demo", "--set", "recipe.batch=0"],
+            "micro_batch must divide batch",
+        ),
         (["search", "--preset", "demo", "--set", "space.band=[0.1, inf]"], "at most 64"),
         (["search", "--preset", "demo", "--storage", ""], "storage.path"),
         (["frontier", "--tracking", "http://[bad"], "is no address"),
@@ -79,7 +106,11 @@ def test_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     ],
 )
 def test_one_line_and_two(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = call(capsys, *arguments)
@@ -90,7 +121,9 @@ def test_one_line_and_two(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 99}', '{"schema": 1, "points": [{"c": "x"}]}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"schema": 99}', '{"schema": 1, "points": [{"c": "x"}]}']
+)
 def test_damaged_formula(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str) -> None:
     file = tmp_path / "formula.json"
     file.write_text(content)
@@ -99,8 +132,12 @@ def test_damaged_formula(capsys: pytest.CaptureFixture[str], tmp_path: Path, con
     assert "formula.json" in err
 
 
-@pytest.mark.parametrize("arguments", [["frontier"], ["suggest", "0.5", "--formula", "models:/tiny-formula@champion"]])
-def test_unreachable_mlflow_is_one_line_and_one(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["frontier"], ["suggest", "0.5", "--formula", "models:/tiny-formula@champion"]]
+)
+def test_unreachable_mlflow_is_one_line_and_one(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
     code, out, err = call(capsys, *arguments, "--tracking", "http://127.0.0.1:9")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "127.0.0.1:9" in err

@@ -21,7 +21,11 @@ def test_presets_load(preset: str) -> None:
 def test_imagenet100_is_the_papers_search() -> None:
     config = load_config(preset="imagenet100")
     recipe, space = config.get_recipe(), config.get_space()
-    assert (config.search.trials, config.search.sampler, config.search.fraction) == (100, "uniform", 0.2)
+    assert (config.search.trials, config.search.sampler, config.search.fraction) == (
+        100,
+        "uniform",
+        0.2,
+    )
     assert (recipe.name, recipe.epochs, recipe.batch) == ("efficientnet", 100, 1024)
     assert space.ranges == {"r": (0.35, 2.8), "d": (0.35, 2.8), "w": (0.35, 2.8)}
     assert space.band == (0.03, 1.05)
@@ -31,7 +35,9 @@ def test_imagenet100_is_the_papers_search() -> None:
 def test_file_then_settings(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('[search]\ntrials = 7\nseed = 3\n[recipe]\nname = "short"\nepochs = 4\n')
-    config = load_config(file, settings=["search.trials=9", "data.train=480", "storage.path=elsewhere"])
+    config = load_config(
+        file, settings=["search.trials=9", "data.train=480", "storage.path=elsewhere"]
+    )
     assert (config.search.name, config.search.trials, config.search.seed) == ("mine", 9, 3)
     assert config.get_recipe().epochs == 4
     assert config.data_settings() == {"name": "petals", "train": 480}
@@ -94,6 +100,11 @@ def test_storage_urls_keep_their_options() -> None:
 
 
 def test_workers_must_share_the_micro_batches() -> None:
-    settings = ["run.executor=ray_train", "scaling.workers=3", "recipe.batch=32", "recipe.micro_batch=8"]
+    settings = [
+        "run.executor=ray_train",
+        "scaling.workers=3",
+        "recipe.batch=32",
+        "recipe.micro_batch=8",
+    ]
     with pytest.raises(RequestError, match="cannot share the recipe's 4 micro-batches"):
         load_config(preset="demo", settings=settings)

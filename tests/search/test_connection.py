@@ -19,7 +19,9 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_asking_makes_no_database(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"no searches at sqlite:////.*mlflow\.db: run tinynet search first"):
+    with pytest.raises(
+        RequestError, match=r"no searches at sqlite:////.*mlflow\.db: run tinynet search first"
+    ):
         frontier_models(storage=str(tmp_path / "searches"))
     (tmp_path / "mlflow.db").touch()
     with pytest.raises(RequestError, match="no searches at"):
@@ -33,7 +35,11 @@ def test_asking_makes_no_database(tmp_path: Path) -> None:
 def test_where_mlflow_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     default = f"sqlite:///{tmp_path}/searches/mlflow.db"
-    assert resolve_uri(None, None, "searches") == resolve_uri(None, None, str(tmp_path / "searches")) == default
+    assert (
+        resolve_uri(None, None, "searches")
+        == resolve_uri(None, None, str(tmp_path / "searches"))
+        == default
+    )
     assert resolve_uri(None, "http://config:1", "s3://bucket/x") == "http://config:1"
     with pytest.raises(RequestError, match=r"--tracking, MLFLOW_TRACKING_URI or \[tracking\] uri"):
         resolve_uri(None, None, "s3://bucket/x")
@@ -42,10 +48,18 @@ def test_where_mlflow_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://env:1")
     assert resolve_uri(None, "http://config:1", "searches") == "http://env:1"
     assert resolve_uri("http://flag:1", "http://config:1", "searches") == "http://flag:1"
-    assert address("postgresql+psycopg2://ann:secret@host:5432/db?sslcert=x") == "postgresql+psycopg2://host:5432/db"
+    assert (
+        address("postgresql+psycopg2://ann:secret@host:5432/db?sslcert=x")
+        == "postgresql+psycopg2://host:5432/db"
+    )
     assert address("http://ann:secret@host:5000/") == "http://host:5000"
 
 
 def test_importing_the_window_does_not_load_mlflow() -> None:
     code = "import sys, tinynet_search.tracking; print([m for m in ('mlflow', 'pandas', 'torch', 'ray') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

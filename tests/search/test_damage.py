@@ -24,7 +24,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan = agreed_plan(store, tiny_config(storage))
     (first, *_) = grow(plan, store, tiny_config(storage))
     run_trial(first.spec, store.url, Alone())
-    store.write_json("finals.json", [{"run": first.run, "label": "tiny formula", "c": 0.3, "rdw": [1, 1, 1], "spec": first.spec.to_json()}])
+    store.write_json(
+        "finals.json",
+        [
+            {
+                "run": first.run,
+                "label": "tiny formula",
+                "c": 0.3,
+                "rdw": [1, 1, 1],
+                "spec": first.spec.to_json(),
+            }
+        ],
+    )
     return storage
 
 
@@ -72,7 +83,9 @@ CASES: list[tuple[str, list[Any], Any]] = [
 
 
 @pytest.mark.parametrize(("name", "path", "value"), CASES, ids=lambda v: str(v)[:40])
-def test_damaged_values(whole: Path, tmp_path: Path, name: str, path: list[Any], value: Any) -> None:
+def test_damaged_values(
+    whole: Path, tmp_path: Path, name: str, path: list[Any], value: Any
+) -> None:
     shutil.copytree(whole, tmp_path / "copy")
     file = tmp_path / "copy" / "demo" / name
     file = next(file.iterdir()) if file.is_dir() else file

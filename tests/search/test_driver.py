@@ -89,7 +89,9 @@ def test_a_longer_budget_is_a_result_of_its_own(searched: tuple[Path, Any]) -> N
     outcome = run_search(tiny_config(storage, "recipe.epochs=3", trials=2))
     assert outcome.new == 2
     assert outcome.lost == []
-    assert {run for run in results(storage) if run.endswith("-e3")} == {c.run for c in outcome.candidates[:2]}
+    assert {run for run in results(storage) if run.endswith("-e3")} == {
+        c.run for c in outcome.candidates[:2]
+    }
     assert all(results(storage)[run] == before[run] for run in before)
 
 
@@ -102,11 +104,26 @@ def test_contradicting_the_plan_loses_nothing(searched: tuple[Path, Any]) -> Non
 
 
 def test_failed_trials_do_not_stop_a_search(ray_cluster: Any, tmp_path: Path) -> None:
-    outcome = run_search(tiny_config(tmp_path, "recipe.lr=1e30", "recipe.optimizer=sgd", "recipe.warmup_epochs=0", trials=3))
+    outcome = run_search(
+        tiny_config(
+            tmp_path, "recipe.lr=1e30", "recipe.optimizer=sgd", "recipe.warmup_epochs=0", trials=3
+        )
+    )
     assert {r["reason"] for r in results(tmp_path).values()} == {"diverged"}
     assert outcome.frontier == []
     assert not outcome.formula.usable
-    assert run_search(tiny_config(tmp_path, "recipe.lr=1e30", "recipe.optimizer=sgd", "recipe.warmup_epochs=0", trials=3)).new == 0
+    assert (
+        run_search(
+            tiny_config(
+                tmp_path,
+                "recipe.lr=1e30",
+                "recipe.optimizer=sgd",
+                "recipe.warmup_epochs=0",
+                trials=3,
+            )
+        ).new
+        == 0
+    )
 
 
 def test_a_trial_that_no_node_can_hold_is_refused(ray_cluster: Any, tmp_path: Path) -> None:
@@ -114,11 +131,19 @@ def test_a_trial_that_no_node_can_hold_is_refused(ray_cluster: Any, tmp_path: Pa
         run_search(tiny_config(tmp_path, "scaling.cpus=2", trials=1))
 
 
-def test_a_folder_of_images_named_from_here(ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_images_named_from_here(
+    ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Trials run in folders of their own: a relative path must still be the one that was meant."""
     make_tree(tmp_path / "tree")
     monkeypatch.chdir(tmp_path)
-    data = ("data.name=imagefolder", "data.path=tree", "recipe.batch=8", "recipe.micro_batch=8", "recipe.epochs=1")
+    data = (
+        "data.name=imagefolder",
+        "data.path=tree",
+        "recipe.batch=8",
+        "recipe.micro_batch=8",
+        "recipe.epochs=1",
+    )
     run_search(tiny_config(Path("searches"), *data, trials=2))
     assert {r["status"] for r in results(tmp_path / "searches").values()} == {"finished"}
 
@@ -136,9 +161,17 @@ def test_optuna_through_tune(ray_cluster: Any, tmp_path: Path) -> None:
 
 
 def _driver(storage: Path, address: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tinynet_search.cli", "search", *tiny_arguments(storage, "recipe.epochs=4", trials=6)]
+    command = [
+        sys.executable,
+        "-m",
+        "tinynet_search.cli",
+        "search",
+        *tiny_arguments(storage, "recipe.epochs=4", trials=6),
+    ]
     environment = {**os.environ, "RAY_ADDRESS": address}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
+    )
 
 
 def test_a_killed_driver_is_taken_up(ray_cluster: Any, tmp_path: Path) -> None:
@@ -156,7 +189,9 @@ def test_a_killed_driver_is_taken_up(ray_cluster: Any, tmp_path: Path) -> None:
     again = run_search(tiny_config(storage, "recipe.epochs=4", trials=6))
     assert again.new == 6 - len(done)
     whole, cut = results(tmp_path / "whole"), results(storage)
-    assert {run: without_times(r) for run, r in cut.items()} == {run: without_times(r) for run, r in whole.items()}
+    assert {run: without_times(r) for run, r in cut.items()} == {
+        run: without_times(r) for run, r in whole.items()
+    }
     assert again.frontier == undisturbed.frontier
     from mlflow import MlflowClient
 
@@ -183,7 +218,9 @@ def test_ray_train_on_two_nodes_through_the_whole_driver(ray_cluster: Any, tmp_p
         assert result.keys() == one[run].keys()
         losses = [[e["train_loss"] for e in r["epochs"]] for r in (result, one[run])]
         assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-        assert result["metrics"]["top1"] == pytest.approx(one[run]["metrics"]["top1"], abs=100 * 2 / 48)
+        assert result["metrics"]["top1"] == pytest.approx(
+            one[run]["metrics"]["top1"], abs=100 * 2 / 48
+        )
 
 
 def test_the_record_is_readable_with_mlflow_alone(searched: tuple[Path, Any]) -> None:
@@ -195,19 +232,30 @@ def test_the_record_is_readable_with_mlflow_alone(searched: tuple[Path, Any]) ->
     experiment = client.get_experiment_by_name("tinynet-efficientnet_mini")
     assert experiment is not None
     (parent,) = client.search_runs([experiment.experiment_id], "tags.`tinynet.kind` = 'search'")
-    children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    children = client.search_runs(
+        [experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
     assert {run.data.tags["tinynet.kind"] for run in children} == {"trial", "final"}
     for run in children:
         history = client.get_metric_history(run.info.run_id, "top1")
         assert [m.step for m in sorted(history, key=lambda m: m.step)] in ([1, 2], [1, 2, 3])
-    frontier = client.search_runs([experiment.experiment_id], "tags.frontier = 'true'", order_by=["metrics.macs ASC"])
+    frontier = client.search_runs(
+        [experiment.experiment_id], "tags.frontier = 'true'", order_by=["metrics.macs ASC"]
+    )
     current = json.loads((storage / "demo" / "frontier.json").read_text())
-    assert [(r.data.metrics["macs"], r.data.metrics["r"]) for r in frontier] == [(row["macs"], row["rdw"][0]) for row in current]
-    assert {a.path for a in client.list_artifacts(parent.info.run_id)} >= {"formula.json", "frontier.json"}
+    assert [(r.data.metrics["macs"], r.data.metrics["r"]) for r in frontier] == [
+        (row["macs"], row["rdw"][0]) for row in current
+    ]
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} >= {
+        "formula.json",
+        "frontier.json",
+    }
 
 
-def test_frontier_command_and_registered_formula(searched: tuple[Path, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_frontier_command_and_registered_formula(
+    searched: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     from tinynet_search.cli import run
 
     storage, _ = searched
@@ -217,16 +265,34 @@ def test_frontier_command_and_registered_formula(searched: tuple[Path, Any], cap
     assert [row["id"] for row in shown] == [row["id"] for row in current]
     assert all(row["frontier"] for row in shown)
     uri = f"sqlite:///{storage}/mlflow.db"
-    assert run(["suggest", "0.3", "--formula", "models:/tiny-formula@champion", "--tracking", uri, "--extrapolate", "--json"]) == 0
+    assert (
+        run(
+            [
+                "suggest",
+                "0.3",
+                "--formula",
+                "models:/tiny-formula@champion",
+                "--tracking",
+                uri,
+                "--extrapolate",
+                "--json",
+            ]
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)[0]["space"] == "efficientnet_mini"
 
 
-def test_a_dead_tracking_server_does_not_stop_a_search(ray_cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dead_tracking_server_does_not_stop_a_search(
+    ray_cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One warning that names it; the results are there; sync brings MLflow up to date."""
     from tinynet_search.cli import run
 
     warnings: list[str] = []
-    outcome = run_search(tiny_config(tmp_path, trials=2), tracking="http://127.0.0.1:9", warn=warnings.append)
+    outcome = run_search(
+        tiny_config(tmp_path, trials=2), tracking="http://127.0.0.1:9", warn=warnings.append
+    )
     assert len(results(tmp_path)) == 2
     assert len(warnings) == 1
     assert "127.0.0.1:9" in warnings[0]
@@ -236,26 +302,45 @@ def test_a_dead_tracking_server_does_not_stop_a_search(ray_cluster: Any, tmp_pat
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_search_says_so(ray_cluster: Any, tmp_path: Path, sent: signal.Signals, code: int) -> None:
+def test_an_interrupted_search_says_so(
+    ray_cluster: Any, tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
     """Every training commits what it has, in mid-epoch; the lease is free, and only then the driver ends."""
     settings = ("recipe.epochs=40", "data.train=960")
-    command = [sys.executable, "-m", "tinynet_search.cli", "search", *tiny_arguments(tmp_path, *settings, trials=2)]
+    command = [
+        sys.executable,
+        "-m",
+        "tinynet_search.cli",
+        "search",
+        *tiny_arguments(tmp_path, *settings, trials=2),
+    ]
     environment = {**os.environ, "RAY_ADDRESS": ray_cluster.address}
     # A background job starts with SIGINT ignored, and so would whatever it starts.
     listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=listening) as driver:
+    with subprocess.Popen(
+        command, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=listening
+    ) as driver:
         deadline = time.time() + 120
-        while not list(tmp_path.glob("demo/trials/*/epoch-*")) and time.time() < deadline and driver.poll() is None:
+        while (
+            not list(tmp_path.glob("demo/trials/*/epoch-*"))
+            and time.time() < deadline
+            and driver.poll() is None
+        ):
             time.sleep(0.1)
         at = time.time()
         driver.send_signal(sent)
         out, err = driver.communicate(timeout=60)
     assert (driver.returncode, out) == (code, "")
     assert "stopping once every training has committed a checkpoint" in err
-    assert err.strip().splitlines()[-1] == "tinynet: interrupted: the same command goes on from here"
+    assert (
+        err.strip().splitlines()[-1] == "tinynet: interrupted: the same command goes on from here"
+    )
     assert "Traceback" not in err
-    newest = [max(trial.glob("epoch-*/progress.json"), key=lambda p: p.stat().st_mtime) for trial in tmp_path.glob("demo/trials/*")]
+    newest = [
+        max(trial.glob("epoch-*/progress.json"), key=lambda p: p.stat().st_mtime)
+        for trial in tmp_path.glob("demo/trials/*")
+    ]
     assert newest
     assert all(file.stat().st_mtime > at for file in newest)
     assert results(tmp_path) == {}

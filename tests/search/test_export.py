@@ -70,24 +70,42 @@ def outputs(module: nn.Module, batch: int = 2, pixels: int = NETWORK.resolution)
         return module(example(batch, pixels))
 
 
-def test_onnx_takes_any_batch(capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module, weights: str) -> None:
+def test_onnx_takes_any_batch(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module, weights: str
+) -> None:
     import onnx
 
-    done = exported(capsys, RDW, "--space", MINI, "--weights", weights, "--format", "onnx", "--out", tmp_path)
+    done = exported(
+        capsys, RDW, "--space", MINI, "--weights", weights, "--format", "onnx", "--out", tmp_path
+    )
     (name,) = done["written"]
     assert name == "efficientnet_mini-r0.4-d0.4-w0.5.onnx"
     assert done["files"][name]["largest_difference"] <= 1e-5 * done["files"][name]["largest_output"]
     session = formats.session(tmp_path / name)
     for batch in (1, 2, 5, 32):
-        np.testing.assert_allclose(session(example(batch).numpy()), outputs(module, batch).numpy(), atol=1e-5)
+        np.testing.assert_allclose(
+            session(example(batch).numpy()), outputs(module, batch).numpy(), atol=1e-5
+        )
     graph = onnx.load(tmp_path / name).graph
-    assert [d.dim_param or d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == ["batch", 3, 12, 12]
-    assert [d.dim_param or d.dim_value for d in graph.output[0].type.tensor_type.shape.dim] == ["batch", 24]
+    assert [d.dim_param or d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == [
+        "batch",
+        3,
+        12,
+        12,
+    ]
+    assert [d.dim_param or d.dim_value for d in graph.output[0].type.tensor_type.shape.dim] == [
+        "batch",
+        24,
+    ]
     assert str(Path.cwd()).encode() not in (tmp_path / name).read_bytes()
 
 
-def test_pt2_takes_any_batch(capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module, weights: str) -> None:
-    done = exported(capsys, RDW, "--space", MINI, "--weights", weights, "--format", "pt2", "--out", tmp_path)
+def test_pt2_takes_any_batch(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module, weights: str
+) -> None:
+    done = exported(
+        capsys, RDW, "--space", MINI, "--weights", weights, "--format", "pt2", "--out", tmp_path
+    )
     (name,) = done["written"]
     with (tmp_path / name).open("rb") as file:
         program = torch.export.load(file).module()
@@ -97,8 +115,21 @@ def test_pt2_takes_any_batch(capsys: pytest.CaptureFixture[str], tmp_path: Path,
 
 
 @pytest.mark.quick
-def test_safetensors_come_back_to_the_bit(capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module, weights: str) -> None:
-    code, out, err = call(capsys, RDW, "--space", MINI, "--weights", weights, "--format", "safetensors", "--out", tmp_path)
+def test_safetensors_come_back_to_the_bit(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module, weights: str
+) -> None:
+    code, out, err = call(
+        capsys,
+        RDW,
+        "--space",
+        MINI,
+        "--weights",
+        weights,
+        "--format",
+        "safetensors",
+        "--out",
+        tmp_path,
+    )
     assert (code, err) == (0, "")
     assert "weights.safetensors" in out
     assert "weights from mini.pth" in out
@@ -107,18 +138,36 @@ def test_safetensors_come_back_to_the_bit(capsys: pytest.CaptureFixture[str], tm
     assert torch.equal(outputs(rebuilt), outputs(module))
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["files"]["weights.safetensors"]["sha256"] == config["weights_sha256"]
-    assert (config["network"]["macs"], config["network"]["params"]) == (NETWORK.macs, NETWORK.params)
+    assert (config["network"]["macs"], config["network"]["params"]) == (
+        NETWORK.macs,
+        NETWORK.params,
+    )
     assert config["preprocessing"]["centre_crop"] == 12
     assert str(tmp_path) not in json.dumps(config)
 
 
-def test_formats_share_a_folder_and_an_export_is_exported(capsys: pytest.CaptureFixture[str], tmp_path: Path, weights: str) -> None:
+def test_formats_share_a_folder_and_an_export_is_exported(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, weights: str
+) -> None:
     first = tmp_path / "first"
-    exported(capsys, RDW, "--space", MINI, "--weights", weights, "--format", "safetensors", "--out", first)
+    exported(
+        capsys,
+        RDW,
+        "--space",
+        MINI,
+        "--weights",
+        weights,
+        "--format",
+        "safetensors",
+        "--out",
+        first,
+    )
     done = exported(capsys, first, "--format", "pt2", "--out", first)
     assert sorted(done["files"]) == ["efficientnet_mini-r0.4-d0.4-w0.5.pt2", "weights.safetensors"]
     assert sorted(p.name for p in first.iterdir()) == ["config.json", *sorted(done["files"])]
-    again = exported(capsys, first / "config.json", "--format", "safetensors", "--out", tmp_path / "second")
+    again = exported(
+        capsys, first / "config.json", "--format", "safetensors", "--out", tmp_path / "second"
+    )
     before = json.loads((first / "config.json").read_text())
     assert {**again, "files": 0} == {
         **before,
@@ -127,12 +176,18 @@ def test_formats_share_a_folder_and_an_export_is_exported(capsys: pytest.Capture
         "written": ["weights.safetensors"],
         "int8": None,
     }
-    assert (first / "weights.safetensors").read_bytes() == (tmp_path / "second" / "weights.safetensors").read_bytes()
+    assert (first / "weights.safetensors").read_bytes() == (
+        tmp_path / "second" / "weights.safetensors"
+    ).read_bytes()
 
 
-def test_a_trial_brings_weights_and_images(capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path, spec: TrialSpec) -> None:
+def test_a_trial_brings_weights_and_images(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path, spec: TrialSpec
+) -> None:
     """The exported trial scores in ONNX Runtime what it scored in its training, quantised or not."""
-    code, out, err = call(capsys, trial, "--format", "onnx", "--int8", "--calibration", "64", "--out", tmp_path)
+    code, out, err = call(
+        capsys, trial, "--format", "onnx", "--int8", "--calibration", "64", "--out", tmp_path
+    )
     assert (code, err) == (0, "")
     assert "int8" in out
     config = json.loads((tmp_path / "config.json").read_text())
@@ -151,10 +206,14 @@ def test_a_trial_brings_weights_and_images(capsys: pytest.CaptureFixture[str], t
     assert (tmp_path / f"{MINI}-{spec.run}.int8.onnx").is_file()
     session = formats.session(tmp_path / f"{MINI}-{spec.run}.onnx")
     pixels = network.resolution
-    np.testing.assert_allclose(session(example(4, pixels).numpy()), outputs(rebuilt, 4, pixels).numpy(), atol=1e-4)
+    np.testing.assert_allclose(
+        session(example(4, pixels).numpy()), outputs(rebuilt, 4, pixels).numpy(), atol=1e-4
+    )
 
 
-def test_int8_on_a_folder_of_images(capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path) -> None:
+def test_int8_on_a_folder_of_images(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path
+) -> None:
     data = open_data({"name": "petals", "train": 48, "val": 48})
     pictures: Any = data
     for part, (arrays, labels) in {"train": pictures._train, "val": pictures._val}.items():
@@ -162,7 +221,17 @@ def test_int8_on_a_folder_of_images(capsys: pytest.CaptureFixture[str], tmp_path
             folder = tmp_path / "data" / part / f"{label:02d}"
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(array).save(folder / f"{number}.png")
-    arguments = ("--format", "onnx", "--int8", "--data-path", tmp_path / "data", "--images", "30", "--out", tmp_path / "out")
+    arguments = (
+        "--format",
+        "onnx",
+        "--int8",
+        "--data-path",
+        tmp_path / "data",
+        "--images",
+        "30",
+        "--out",
+        tmp_path / "out",
+    )
     cost = exported(capsys, trial, *arguments)["int8"]
     assert cost["images"] == 30
     assert cost["data"].startswith("imagefolder-")
@@ -179,16 +248,38 @@ def test_published_weights_keep_timms_preprocessing() -> None:
     found = subject.find_subject("efficientnet_b0")
     recipe = images.evaluation_recipe(found, None)
     steps = images.preprocessing_of(found, Source(Path("x"), "x", config), recipe, None)
-    assert (steps["mean"], steps["crop_ratio"], steps["resize_short_side"]) == ([0.5, 0.5, 0.5], 0.9, 248)
+    assert (steps["mean"], steps["crop_ratio"], steps["resize_short_side"]) == (
+        [0.5, 0.5, 0.5],
+        0.9,
+        248,
+    )
     steps = images.preprocessing_of(found, Source(Path("x"), "x"), recipe, None)
     assert (steps["mean"], steps["resize_short_side"]) == ([0.485, 0.456, 0.406], 256)
 
 
 def test_a_file_that_disagrees_is_not_kept(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    weights: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(nn.SiLU, "forward", lambda self, x: torch.relu(x) if torch.compiler.is_exporting() else nn.functional.silu(x))
-    code, out, err = call(capsys, RDW, "--space", MINI, "--weights", weights, "--format", "pt2", "--out", tmp_path / "out")
+    monkeypatch.setattr(
+        nn.SiLU,
+        "forward",
+        lambda self, x: torch.relu(x) if torch.compiler.is_exporting() else nn.functional.silu(x),
+    )
+    code, out, err = call(
+        capsys,
+        RDW,
+        "--space",
+        MINI,
+        "--weights",
+        weights,
+        "--format",
+        "pt2",
+        "--out",
+        tmp_path / "out",
+    )
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "disagrees with torch" in err
     assert not (tmp_path / "out").exists()
@@ -202,7 +293,10 @@ def test_a_file_that_disagrees_is_not_kept(
         (["tinynet_f", "--format", "onnx"], "did you mean 'tinynet_e'"),
         (["tinynet_e", "--format", "onnx"], "give --weights FILE or --weights tinynet_e"),
         (["b0_w0.65", "--format", "onnx"], "give --weights FILE"),
-        (["tinynet_e", "--format", "onnx", "--weights", "nowhere.pth"], "'nowhere.pth' does not exist"),
+        (
+            ["tinynet_e", "--format", "onnx", "--weights", "nowhere.pth"],
+            "'nowhere.pth' does not exist",
+        ),
         (["tinynet_e", "--format", "onnx", "--space", MINI], "--space goes with r,d,w"),
         (["tinynet_e", "--format", "pt2", "--int8"], "--int8 goes with --format onnx"),
         (["tinynet_e", "--format", "onnx", "--data", "petals"], "go with --int8"),
@@ -210,12 +304,52 @@ def test_a_file_that_disagrees_is_not_kept(
         (["1,2", "--space", MINI, "--format", "onnx"], "is no r,d,w"),
         (["1,2,900", "--space", MINI, "--format", "onnx"], "is no multiplier"),
         ([RDW, "--space", "mini", "--format", "onnx"], "unknown space"),
-        ([RDW, "--space", MINI, "--format", "onnx", "--weights", "WEIGHTS", "--classes", "10"], "are for 24 classes"),
-        ([RDW, "--space", MINI, "--format", "onnx", "--weights", "WEIGHTS", "--int8"], "--int8 needs images"),
-        ([RDW, "--space", MINI, "--format", "onnx", "--weights", "WEIGHTS", "--int8", "--data", "petal"], "did you mean 'petals'"),
-        ([RDW, "--space", MINI, "--format", "onnx", "--weights", "WEIGHTS", "--int8", "--data-path", "none"], "'none' does not exist"),
-        (["0.4,0.4,0.6", "--space", MINI, "--format", "onnx", "--weights", "WEIGHTS"], "are another network's"),
-        ([RDW, "--space", MINI, "--format", "pt2", "--weights", "WEIGHTS", "--calibration", "0"], "greater than or equal to 1"),
+        (
+            [RDW, "--space", MINI, "--format", "onnx", "--weights", "WEIGHTS", "--classes", "10"],
+            "are for 24 classes",
+        ),
+        (
+            [RDW, "--space", MINI, "--format", "onnx", "--weights", "WEIGHTS", "--int8"],
+            "--int8 needs images",
+        ),
+        (
+            [
+                RDW,
+                "--space",
+                MINI,
+                "--format",
+                "onnx",
+                "--weights",
+                "WEIGHTS",
+                "--int8",
+                "--data",
+                "petal",
+            ],
+            "did you mean 'petals'",
+        ),
+        (
+            [
+                RDW,
+                "--space",
+                MINI,
+                "--format",
+                "onnx",
+                "--weights",
+                "WEIGHTS",
+                "--int8",
+                "--data-path",
+                "none",
+            ],
+            "'none' does not exist",
+        ),
+        (
+            ["0.4,0.4,0.6", "--space", MINI, "--format", "onnx", "--weights", "WEIGHTS"],
+            "are another network's",
+        ),
+        (
+            [RDW, "--space", MINI, "--format", "pt2", "--weights", "WEIGHTS", "--calibration", "0"],
+            "greater than or equal to 1",
+        ),
         ([".", "--format", "onnx"], "config.json"),
         (["./nowhere", "--format", "onnx"], "no folder './nowhere'"),
         (["TRIAL", "--format", "onnx", "--classes", "3"], "--classes goes with"),
@@ -233,7 +367,9 @@ def test_one_line_and_two(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     places = {"WEIGHTS": weights, "TRIAL": str(trial)}
-    refused(capsys, words, *[places.get(argument, argument) for argument in arguments], "--out", "out")
+    refused(
+        capsys, words, *[places.get(argument, argument) for argument in arguments], "--out", "out"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -243,13 +379,38 @@ def refused(capsys: pytest.CaptureFixture[str], words: str, *arguments: object) 
     assert words in err
 
 
-def test_classes_of_the_data_are_the_networks(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    torch.save(get_space(MINI).network((0.4, 0.4, 0.5), 10).build().state_dict(), tmp_path / "ten.pth")
-    arguments = (RDW, "--space", MINI, "--classes", "10", "--weights", tmp_path / "ten.pth", "--format", "onnx")
-    refused(capsys, "the data has 24 classes and the network 10", *arguments, "--int8", "--data", "petals", "--out", tmp_path / "out")
+def test_classes_of_the_data_are_the_networks(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    torch.save(
+        get_space(MINI).network((0.4, 0.4, 0.5), 10).build().state_dict(), tmp_path / "ten.pth"
+    )
+    arguments = (
+        RDW,
+        "--space",
+        MINI,
+        "--classes",
+        "10",
+        "--weights",
+        tmp_path / "ten.pth",
+        "--format",
+        "onnx",
+    )
+    refused(
+        capsys,
+        "the data has 24 classes and the network 10",
+        *arguments,
+        "--int8",
+        "--data",
+        "petals",
+        "--out",
+        tmp_path / "out",
+    )
 
 
-def test_what_is_there_is_never_overwritten(capsys: pytest.CaptureFixture[str], tmp_path: Path, weights: str, trial: Path) -> None:
+def test_what_is_there_is_never_overwritten(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, weights: str, trial: Path
+) -> None:
     base = (RDW, "--space", MINI, "--format", "safetensors", "--weights")
     out = tmp_path / "out"
     exported(capsys, *base, weights, "--out", out)
@@ -258,7 +419,9 @@ def test_what_is_there_is_never_overwritten(capsys: pytest.CaptureFixture[str], 
     torch.save(NETWORK.build().state_dict(), tmp_path / "other.pth")
     refused(capsys, "other weights", *base, tmp_path / "other.pth", "--out", out)
     refused(capsys, "no export wrote it", trial, "--format", "safetensors", "--out", trial)
-    refused(capsys, "is a file: --out takes a folder", *base, weights, "--out", tmp_path / "other.pth")
+    refused(
+        capsys, "is a file: --out takes a folder", *base, weights, "--out", tmp_path / "other.pth"
+    )
     refused(capsys, "cannot be written", *base, weights, "--out", tmp_path / "other.pth" / "below")
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "weights.safetensors").write_text("mine")
@@ -282,7 +445,11 @@ def test_what_is_there_is_never_overwritten(capsys: pytest.CaptureFixture[str], 
     ],
 )
 def test_a_configuration_is_checked(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path, change: dict[str, Any], words: str
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    trial: Path,
+    change: dict[str, Any],
+    words: str,
 ) -> None:
     config = json.loads((trial / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
@@ -291,7 +458,9 @@ def test_a_configuration_is_checked(
     refused(capsys, "or damaged", tmp_path, "--format", "onnx", "--out", tmp_path / "out")
 
 
-def test_a_name_in_a_file_leads_nowhere_else(capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path) -> None:
+def test_a_name_in_a_file_leads_nowhere_else(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path
+) -> None:
     source, out = tmp_path / "received", tmp_path / "out"
     source.mkdir()
     (source / "weights.safetensors").write_bytes((trial / "weights.safetensors").read_bytes())
@@ -301,35 +470,77 @@ def test_a_name_in_a_file_leads_nowhere_else(capsys: pytest.CaptureFixture[str],
     assert {path.parent for path in tmp_path.rglob("*.pt2")} == {out}
 
 
-def test_a_damaged_export_is_no_export(capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path) -> None:
+def test_a_damaged_export_is_no_export(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path
+) -> None:
     exported(capsys, trial, "--format", "safetensors", "--out", tmp_path)
     file = tmp_path / "weights.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    refused(capsys, "is not the file that config.json lists", tmp_path, "--format", "onnx", "--out", tmp_path)
+    refused(
+        capsys,
+        "is not the file that config.json lists",
+        tmp_path,
+        "--format",
+        "onnx",
+        "--out",
+        tmp_path,
+    )
 
 
-def test_an_export_names_no_folder_of_the_machine(capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path) -> None:
+def test_an_export_names_no_folder_of_the_machine(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path
+) -> None:
     (tmp_path / "trial").mkdir()
     config = json.loads((trial / "config.json").read_text())
     away = {**config, "data": {"name": "imagefolder", "path": str(tmp_path / "images")}}
     (tmp_path / "trial" / "config.json").write_text(json.dumps(away))
-    (tmp_path / "trial" / "weights.safetensors").write_bytes((trial / "weights.safetensors").read_bytes())
+    (tmp_path / "trial" / "weights.safetensors").write_bytes(
+        (trial / "weights.safetensors").read_bytes()
+    )
     exported(capsys, tmp_path / "trial", "--format", "safetensors", "--out", tmp_path / "out")
     assert str(tmp_path) not in (tmp_path / "out" / "config.json").read_text()
 
 
-def test_weights_that_are_no_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module) -> None:
-    torch.save({name: tensor * float("nan") for name, tensor in module.state_dict().items()}, tmp_path / "nan.pth")
-    asked = (RDW, "--space", MINI, "--weights", tmp_path / "nan.pth", "--format", "safetensors", "--out", tmp_path / "out")
+def test_weights_that_are_no_numbers(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module
+) -> None:
+    torch.save(
+        {name: tensor * float("nan") for name, tensor in module.state_dict().items()},
+        tmp_path / "nan.pth",
+    )
+    asked = (
+        RDW,
+        "--space",
+        MINI,
+        "--weights",
+        tmp_path / "nan.pth",
+        "--format",
+        "safetensors",
+        "--out",
+        tmp_path / "out",
+    )
     code, _, err = call(capsys, *asked)
     assert code == 1 and "its weights hold NaN" in err and not (tmp_path / "out").exists()
 
 
-def test_a_users_own_space_is_named_again(capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module, weights: str) -> None:
+def test_a_users_own_space_is_named_again(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module, weights: str
+) -> None:
     own = "tests.search.test_export:own_space"
-    exported(capsys, RDW, "--space", own, "--weights", weights, "--format", "safetensors", "--out", tmp_path)
+    exported(
+        capsys,
+        RDW,
+        "--space",
+        own,
+        "--weights",
+        weights,
+        "--format",
+        "safetensors",
+        "--out",
+        tmp_path,
+    )
     refused(capsys, "would be code to run", tmp_path, "--format", "safetensors", "--out", tmp_path)
     exported(capsys, tmp_path, "--space", own, "--format", "safetensors", "--out", tmp_path)
     assert torch.equal(outputs(load_exported(tmp_path, space=own)[1]), outputs(module))

@@ -49,7 +49,13 @@ def test_when_so_many_fail(planned: int, fine: int, failed: int, most: float, st
 @pytest.mark.ray
 def test_trials_that_hang_and_raise(ray_cluster: Any, tmp_path: Path) -> None:
     """Each is a result with its reason; the search completes, and the formula says how many it follows from."""
-    own = ("space.name=tests.search.unruly:Unruly", "search.seed=8", "run.trial_timeout=20", "run.stop_at_failed=1", "search.minimum=1")
+    own = (
+        "space.name=tests.search.unruly:Unruly",
+        "search.seed=8",
+        "run.trial_timeout=20",
+        "run.stop_at_failed=1",
+        "search.minimum=1",
+    )
     config = tiny_config(tmp_path, *own, trials=4)
     outcome = run_search(config)
     found = results(tmp_path)
@@ -66,13 +72,21 @@ def test_trials_that_hang_and_raise(ray_cluster: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_more_than_half_stop_a_search_and_are_tried_again(ray_cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_than_half_stop_a_search_and_are_tried_again(
+    ray_cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """An image that cannot be read; once it is mended, only what failed is trained again, and nothing else."""
     tree = make_tree(tmp_path / "tree")
     image = tree / "train" / "cat" / "01.jpg"
     sound = image.read_bytes()
     image.write_bytes(bytes(len(sound)))
-    data = ("data.name=imagefolder", f"data.path={tree}", "recipe.batch=8", "recipe.micro_batch=8", "recipe.epochs=1")
+    data = (
+        "data.name=imagefolder",
+        f"data.path={tree}",
+        "recipe.batch=8",
+        "recipe.micro_batch=8",
+        "recipe.epochs=1",
+    )
     arguments = ["search", *tiny_arguments(tmp_path, *data, trials=14)]
     assert run(arguments) == 1
     shown = capsys.readouterr()
@@ -81,7 +95,8 @@ def test_more_than_half_stop_a_search_and_are_tried_again(ray_cluster: Any, tmp_
     assert {r["reason"] for r in ended.values()} == {"unreadable data"}
     last = shown.err.strip().splitlines()[-1]
     assert re.fullmatch(
-        r"tinynet: the search stopped early: 8 of 8 trials failed \(8 unreadable data\), more than .*--retry failed.*", last
+        r"tinynet: the search stopped early: 8 of 8 trials failed \(8 unreadable data\), more than .*--retry failed.*",
+        last,
     )
     assert "Stopped early: 8 of 8" in shown.out
     # The same command again sees the same, and trains nothing.
@@ -98,13 +113,17 @@ def test_more_than_half_stop_a_search_and_are_tried_again(ray_cluster: Any, tmp_
     after = results(tmp_path)
     assert (summary["failed"], summary["stopped"], summary["lost"]) == ({}, None, {})
     assert {r["status"] for r in after.values()} == {"finished"}
-    assert {p.name for p in (tmp_path / "demo" / "retried").iterdir()} == {f"{run}-1.json" for run in ended}
+    assert {p.name for p in (tmp_path / "demo" / "retried").iterdir()} == {
+        f"{run}-1.json" for run in ended
+    }
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiments = [e.experiment_id for e in client.search_experiments()]
     runs = client.search_runs(experiments, "tags.`tinynet.kind` = 'trial'")
-    assert sorted(r.data.tags["tinynet.id"] for r in runs) == sorted(run.rpartition("-e")[0] for run in after)
+    assert sorted(r.data.tags["tinynet.id"] for r in runs) == sorted(
+        run.rpartition("-e")[0] for run in after
+    )
     assert {r.info.status for r in runs} == {"FINISHED"}
     assert not any("reason" in r.data.tags for r in runs)
     for child in runs:
@@ -115,7 +134,15 @@ def test_more_than_half_stop_a_search_and_are_tried_again(ray_cluster: Any, tmp_
 def test_setting_aside_twice(tmp_path: Path) -> None:
     """A driver that died between the copy and the removal leaves both; each try is kept."""
     store = SearchStore(str(tmp_path / "demo"))
-    row = {"epoch": 1, "ts": 1, "seconds": 1, "top1": 1, "top1_raw": 1, "top1_ema": 1, "train_loss": 1}
+    row = {
+        "epoch": 1,
+        "ts": 1,
+        "seconds": 1,
+        "top1": 1,
+        "top1_raw": 1,
+        "top1_ema": 1,
+        "train_loss": 1,
+    }
     network = {"c": 1.0, "macs": 1, "params": 1, "resolution": 8}
     result = {
         "run": "0123456789-e2",
@@ -126,7 +153,9 @@ def test_setting_aside_twice(tmp_path: Path) -> None:
         "epochs": [row],
         "network": network,
     }
-    store.write_json("results/0123456789-e2.json", result | {"started": 0, "ended": 0, "id": "0123456789"})
+    store.write_json(
+        "results/0123456789-e2.json", result | {"started": 0, "ended": 0, "id": "0123456789"}
+    )
     store.write_json("retried/0123456789-e2-1.json", result)
     mine = {"0123456789-e2"}
     with pytest.raises(RequestError, match=r"no trial of .* failed for 'error': there are hung"):
@@ -160,7 +189,9 @@ def test_the_frontier_trains_on(ray_cluster: Any, tmp_path: Path) -> None:
         assert found[f"{i}-e3"]["epochs"][:2] == short[f"{i}-e2"]["epochs"]
     rows = json.loads((tmp_path / "there" / "demo" / "frontier.json").read_text())
     assert [{k: v for k, v in row.items() if k != "longer"} for row in rows] == first.frontier
-    assert all(row["longer"]["top1"] == found[row["longer"]["run"]]["metrics"]["top1"] for row in rows)
+    assert all(
+        row["longer"]["top1"] == found[row["longer"]["run"]]["metrics"]["top1"] for row in rows
+    )
     assert outcome.formula.points == first.formula.points
     last = run_search(again)
     assert (last.new, last.lost) == (0, [])
@@ -170,14 +201,22 @@ def test_the_frontier_trains_on(ray_cluster: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (("search.frontier_epochs=5",), "ends at epoch 2, so its models cannot go on to 5: train them from the start by --anew"),
-        (("search.frontier_epochs=2", "recipe.schedule=step"), "2 epochs for the frontier are no more than the search's 2"),
+        (
+            ("search.frontier_epochs=5",),
+            "ends at epoch 2, so its models cannot go on to 5: train them from the start by --anew",
+        ),
+        (
+            ("search.frontier_epochs=2", "recipe.schedule=step"),
+            "2 epochs for the frontier are no more than the search's 2",
+        ),
     ],
 )
 def test_what_cannot_go_on(tmp_path: Path, settings: tuple[str, ...], said: str) -> None:
     with pytest.raises(RequestError, match=said):
         tiny_config(tmp_path, *settings)
-    assert load_config(preset="demo", settings=["search.frontier_epochs=50", "search.anew=true"]).search.anew
+    assert load_config(
+        preset="demo", settings=["search.frontier_epochs=50", "search.anew=true"]
+    ).search.anew
 
 
 @pytest.mark.parametrize(
@@ -190,13 +229,25 @@ def test_what_cannot_go_on(tmp_path: Path, settings: tuple[str, ...], said: str)
         (("--trial-timeout", "0"), "'0' is no time"),
     ],
 )
-def test_requests_that_say_nothing(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str) -> None:
+def test_requests_that_say_nothing(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
+) -> None:
     assert run(["search", "--preset", "demo", *arguments, "--dry-run"]) == 2
     assert said in capsys.readouterr().err
 
 
 def test_what_the_options_stand_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    arguments = ["search", "--preset", "demo", "--storage", str(tmp_path), "--trial-timeout", "30m", "--dry-run", "--json"]
+    arguments = [
+        "search",
+        "--preset",
+        "demo",
+        "--storage",
+        str(tmp_path),
+        "--trial-timeout",
+        "30m",
+        "--dry-run",
+        "--json",
+    ]
     assert run([*arguments, "--epochs", "3"]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"]["epochs"] == 3
     assert run([*arguments, "--continue", "frontier", "--epochs", "30", "--anew"]) == 0

@@ -30,7 +30,14 @@ B0 = get_space("efficientnet_b0")
 def noisy_points(count: int = 20, seed: int = 0) -> list[tuple[float, float, float]]:
     rng = np.random.default_rng(seed)
     c = np.exp(rng.uniform(np.log(0.03), np.log(1.05), count))
-    return [(float(x), float(1.1 * x**0.25 + rng.normal(0, 0.05)), float(x**0.3 + rng.normal(0, 0.1) + 0.5)) for x in c]
+    return [
+        (
+            float(x),
+            float(1.1 * x**0.25 + rng.normal(0, 0.05)),
+            float(x**0.3 + rng.normal(0, 0.1) + 0.5),
+        )
+        for x in c
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +47,9 @@ def fitted() -> TinyFormula:
 
 @pytest.fixture(scope="module")
 def script() -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location("published_formula", ROOT / "benchmarks" / "published_formula.py")
+    spec = importlib.util.spec_from_file_location(
+        "published_formula", ROOT / "benchmarks" / "published_formula.py"
+    )
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -54,14 +63,23 @@ def test_equals_scikit_learn(name: str, form: str, fitted: TinyFormula) -> None:
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
     twice = [*noisy_points(), *((c, r + 0.01, d) for c, r, d in noisy_points())]
-    made = {"fitted": fitted, "published": TinyFormula.load("published"), "duplicates": fit_formula(B0, twice, provenance={})}
+    made = {
+        "fitted": fitted,
+        "published": TinyFormula.load("published"),
+        "duplicates": fit_formula(B0, twice, provenance={}),
+    }
     formula, c = made[name], np.geomspace(0.01, 1.2, 101)
     predicted = formula.predict(c, form)
-    for target, mean, std in (("r", predicted.r_mean, predicted.r_std), ("d", predicted.d_mean, predicted.d_std)):
+    for target, mean, std in (
+        ("r", predicted.r_mean, predicted.r_std),
+        ("d", predicted.d_mean, predicted.d_std),
+    ):
         kernel = formula.forms[form][target]
         points = np.array(formula.points)
         x, y = points[:, :1], points[:, 1 if target == "r" else 2]
-        assert kernel.log_c == (form == "default") and (kernel.mean == 0 if form == "paper" else kernel.mean == pytest.approx(y.mean()))
+        assert kernel.log_c == (form == "default") and (
+            kernel.mean == 0 if form == "paper" else kernel.mean == pytest.approx(y.mean())
+        )
         regressor: Any = GaussianProcessRegressor(
             ConstantKernel(kernel.amplitude) * RBF(kernel.length_scale) + WhiteKernel(kernel.noise),
             alpha=0,
@@ -69,7 +87,9 @@ def test_equals_scikit_learn(name: str, form: str, fitted: TinyFormula) -> None:
             optimizer=None,  # pyright: ignore[reportArgumentType]
         )
         wrap = np.log if kernel.log_c else np.asarray
-        theirs, theirs_std = regressor.fit(wrap(x), y - kernel.mean).predict(wrap(c)[:, None], return_std=True)
+        theirs, theirs_std = regressor.fit(wrap(x), y - kernel.mean).predict(
+            wrap(c)[:, None], return_std=True
+        )
         np.testing.assert_allclose(mean, theirs + kernel.mean, rtol=0, atol=1e-9)
         np.testing.assert_allclose(std, theirs_std, rtol=0, atol=1e-9)
 
@@ -79,12 +99,16 @@ def test_equation_4_by_hand(fitted: TinyFormula) -> None:
     kernel, points = fitted.forms["paper"]["r"], np.array(fitted.points)
 
     def k(a: Any, b: Any) -> Any:
-        return kernel.amplitude * np.exp(-((np.subtract.outer(a, b)) ** 2) / (2 * kernel.length_scale**2))
+        return kernel.amplitude * np.exp(
+            -((np.subtract.outer(a, b)) ** 2) / (2 * kernel.length_scale**2)
+        )
 
     inverse = np.linalg.inv(k(points[:, 0], points[:, 0]) + kernel.noise * np.eye(len(points)))
     across = k(np.array([0.3]), points[:, 0])
     variance = kernel.amplitude + kernel.noise - across @ inverse @ across.T
-    assert fitted.predict(0.3, "paper").r_mean == pytest.approx(float((across @ inverse @ points[:, 1])[0]), abs=1e-8)
+    assert fitted.predict(0.3, "paper").r_mean == pytest.approx(
+        float((across @ inverse @ points[:, 1])[0]), abs=1e-8
+    )
     assert fitted.predict(0.3, "paper").r_std == pytest.approx(math.sqrt(variance[0, 0]), abs=1e-8)
 
 
@@ -106,7 +130,10 @@ def test_predict_refuses(c: Any, fitted: TinyFormula) -> None:
 def test_follows_the_points_within_bounds(fitted: TinyFormula) -> None:
     predicted = fitted.predict(np.array([p[0] for p in fitted.points]))
     assert np.sqrt(np.mean((predicted.r_mean - [p[1] for p in fitted.points]) ** 2)) < 0.06
-    assert 0.5 <= fitted.forms["default"]["r"].length_scale <= 5 and 0.1 <= fitted.forms["paper"]["d"].length_scale <= 3
+    assert (
+        0.5 <= fitted.forms["default"]["r"].length_scale <= 5
+        and 0.1 <= fitted.forms["paper"]["d"].length_scale <= 3
+    )
 
 
 def test_identical_json_whatever_the_order(fitted: TinyFormula) -> None:
@@ -124,9 +151,21 @@ def test_identical_json_whatever_the_order(fitted: TinyFormula) -> None:
 
 def test_json_schema(fitted: TinyFormula) -> None:
     data = json.loads(fitted.to_json())
-    assert " ".join(data) == "schema space space_version num_classes usable reason points forms range provenance"
-    assert data["range"] == [min(p["c"] for p in data["points"]), max(p["c"] for p in data["points"])]
-    assert set(data["forms"]["paper"]["r"]) == {"amplitude", "length_scale", "noise", "mean", "log_c"}
+    assert (
+        " ".join(data)
+        == "schema space space_version num_classes usable reason points forms range provenance"
+    )
+    assert data["range"] == [
+        min(p["c"] for p in data["points"]),
+        max(p["c"] for p in data["points"]),
+    ]
+    assert set(data["forms"]["paper"]["r"]) == {
+        "amplitude",
+        "length_scale",
+        "noise",
+        "mean",
+        "log_c",
+    }
 
 
 @pytest.mark.parametrize("count", range(5))
@@ -135,17 +174,33 @@ def test_under_five_points(count: int) -> None:
     read = TinyFormula.from_json(formula.to_json(), "few.json")
     assert not read.usable and json.loads(read.to_json())["usable"] is False
     for use in (lambda: read.suggest(0.25), lambda: read.predict(0.25)):
-        with pytest.raises(RequestError, match=rf"few.json is not usable: {count} frontier models, at least 5"):
+        with pytest.raises(
+            RequestError, match=rf"few.json is not usable: {count} frontier models, at least 5"
+        ):
             use()
 
 
-@pytest.mark.parametrize("points", [[(0.5, 0.8, 1.1)] * 5, [(0.1 * i, 1.0, 1.0) for i in range(1, 7)]])
+@pytest.mark.parametrize(
+    "points", [[(0.5, 0.8, 1.1)] * 5, [(0.1 * i, 1.0, 1.0) for i in range(1, 7)]]
+)
 def test_points_without_variety(points: list[tuple[float, float, float]]) -> None:
     predicted = fit_formula(B0, points, provenance={}).predict(0.5)
-    assert predicted.r_mean == pytest.approx(points[0][1], abs=1e-3) and predicted.d_mean == pytest.approx(points[0][2], abs=1e-3)
+    assert predicted.r_mean == pytest.approx(
+        points[0][1], abs=1e-3
+    ) and predicted.d_mean == pytest.approx(points[0][2], abs=1e-3)
 
 
-@pytest.mark.parametrize("bad", [(0.5, math.nan, 1.0), (0.0, 1.0, 1.0), (0.5, -1.0, 1.0), (0.5, 1.0, math.inf), (0.5, 1.0), ("x", 1, 1)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        (0.5, math.nan, 1.0),
+        (0.0, 1.0, 1.0),
+        (0.5, -1.0, 1.0),
+        (0.5, 1.0, math.inf),
+        (0.5, 1.0),
+        ("x", 1, 1),
+    ],
+)
 def test_bad_points(bad: Any) -> None:
     with pytest.raises(RequestError, match="no formula can be fitted"):
         fit_formula(B0, [*noisy_points(6), bad], provenance={})
@@ -158,12 +213,19 @@ def test_provenance_must_be_json(bad: dict[str, Any]) -> None:
 
 
 def test_shipped_formula_is_what_the_script_fits(script: types.ModuleType) -> None:
-    fresh, shipped = json.loads(script.published().to_json()), json.loads(SHIPPED.read_text("utf-8"))
+    fresh, shipped = (
+        json.loads(script.published().to_json()),
+        json.loads(SHIPPED.read_text("utf-8")),
+    )
     for form in ("paper", "default"):
         for target in "rd":
-            assert fresh["forms"][form].pop(target) == pytest.approx(shipped["forms"][form].pop(target), rel=1e-9, abs=1e-12)
+            assert fresh["forms"][form].pop(target) == pytest.approx(
+                shipped["forms"][form].pop(target), rel=1e-9, abs=1e-12
+            )
     assert fresh == shipped
-    assert "released" in str(shipped["provenance"]) and "never published" in str(shipped["provenance"])
+    assert "released" in str(shipped["provenance"]) and "never published" in str(
+        shipped["provenance"]
+    )
     assert "dips" in shipped["provenance"]["paper_form"]
 
 
@@ -179,12 +241,38 @@ def test_shipped_formula_never_falls() -> None:
 
 
 def paths(value: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     return [prefix, *(path for key, item in inner for path in paths(item, (*prefix, key)))]
 
 
 GOOD = json.loads(SHIPPED.read_text("utf-8"))
-ODD = [None, True, False, 0, -1, 1, 5, 1e308, 10**400, 1e-320, "", "x\n\x1b[31m", "\ud800", [], {}, [[]], math.nan, math.inf, "os:getcwd"]
+ODD = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    5,
+    1e308,
+    10**400,
+    1e-320,
+    "",
+    "x\n\x1b[31m",
+    "\ud800",
+    [],
+    {},
+    [[]],
+    math.nan,
+    math.inf,
+    "os:getcwd",
+]
 
 
 def read_or_refuse(text: str) -> TinyFormula | None:
@@ -196,12 +284,17 @@ def read_or_refuse(text: str) -> TinyFormula | None:
         return None
     assert TinyFormula.from_json(formula.to_json()).to_json() == formula.to_json()
     if formula.usable:
-        assert all(math.isfinite(v) for form in ("paper", "default") for v in formula.predict(0.3, form))
+        assert all(
+            math.isfinite(v) for form in ("paper", "default") for v in formula.predict(0.3, form)
+        )
     return formula
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(paths(GOOD)[1:]), st.one_of(st.sampled_from(ODD), st.floats(), st.integers(), st.just("drop")))
+@given(
+    st.sampled_from(paths(GOOD)[1:]),
+    st.one_of(st.sampled_from(ODD), st.floats(), st.integers(), st.just("drop")),
+)
 def test_any_one_change_reads_right_or_is_refused(path: tuple[Any, ...], value: Any) -> None:
     data = copy.deepcopy(GOOD)
     parent = data
@@ -229,7 +322,12 @@ def test_any_damage_reads_right_or_is_refused(place: int, inserted: str, cut: in
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(),
+        lambda s: st.lists(s) | st.dictionaries(st.text(), s),
+    )
+)
 def test_other_json_is_refused(value: Any) -> None:
     assert read_or_refuse(json.dumps(value)) is None
 
@@ -239,7 +337,10 @@ def changed(**fields: Any) -> str:
 
 
 def kernels(**fields: Any) -> dict[str, Any]:
-    return {form: {target: {**GOOD["forms"][form][target], **fields} for target in "rd"} for form in GOOD["forms"]}
+    return {
+        form: {target: {**GOOD["forms"][form][target], **fields} for target in "rd"}
+        for form in GOOD["forms"]
+    }
 
 
 @pytest.mark.parametrize(
@@ -253,8 +354,14 @@ def kernels(**fields: Any) -> dict[str, Any]:
         (changed(schema=True), "schema is True"),
         (changed(points=GOOD["points"] * 2001), "10005 points, more than 10000"),
         (" " * (MAX_BYTES + 1), "over 5 MB"),
-        (changed(points=[{**GOOD["points"][0], "r": 0}, *GOOD["points"][1:]]), r"points\[0\].r is not a number in"),
-        (changed(points=[{**GOOD["points"][0], "d": -1.0}, *GOOD["points"][1:]]), r"points\[0\].d is not"),
+        (
+            changed(points=[{**GOOD["points"][0], "r": 0}, *GOOD["points"][1:]]),
+            r"points\[0\].r is not a number in",
+        ),
+        (
+            changed(points=[{**GOOD["points"][0], "d": -1.0}, *GOOD["points"][1:]]),
+            r"points\[0\].d is not",
+        ),
         (changed(points=GOOD["points"][1:]), "usable is true with 4 points"),
         (changed(points=[*GOOD["points"][1:], {"c": 0.05, "r": 1}]), r"points\[4\].d is not"),
         (changed(range=[0.01, 1.0]), "range is not that of its points"),
@@ -262,10 +369,19 @@ def kernels(**fields: Any) -> dict[str, Any]:
         (changed(forms=kernels(noise=math.nan)), "not JSON"),
         (changed(forms=kernels(amplitude=-1)), "forms.paper.r.amplitude is not a number"),
         (changed(forms=kernels(length_scale="1")), "forms.paper.r.length_scale is not a number"),
-        (changed(forms=kernels(noise=0.0, length_scale=1e5)), "kernel matrix of forms.paper.r is singular"),
-        (changed(forms=kernels(noise=0.0), points=[GOOD["points"][0], *GOOD["points"]]), "singular"),
+        (
+            changed(forms=kernels(noise=0.0, length_scale=1e5)),
+            "kernel matrix of forms.paper.r is singular",
+        ),
+        (
+            changed(forms=kernels(noise=0.0), points=[GOOD["points"][0], *GOOD["points"]]),
+            "singular",
+        ),
         (changed(provenance={"x": json.loads("[" * 200 + "]" * 200)}), "nested too deeply"),
-        (SHIPPED.read_text("utf-8").replace('"fitted_to": ', '"fitted_to": 1e999, "was": '), "no finite number"),
+        (
+            SHIPPED.read_text("utf-8").replace('"fitted_to": ', '"fitted_to": 1e999, "was": '),
+            "no finite number",
+        ),
     ],
 )
 def test_says_what_is_wrong(text: str, what: str) -> None:
@@ -279,9 +395,18 @@ def test_files(tmp_path: Path, fitted: TinyFormula) -> None:
     good.write_text(fitted.to_json(), "utf-8")
     binary.write_bytes(b"\xff\xfe\x00")
     big.write_bytes(b" " * (MAX_BYTES + 1))
-    assert TinyFormula.load(good).to_json() == TinyFormula.load(str(good)).to_json() == fitted.to_json()
+    assert (
+        TinyFormula.load(good).to_json()
+        == TinyFormula.load(str(good)).to_json()
+        == fitted.to_json()
+    )
     (tmp_path / "folder.json").mkdir()
-    wrong = {"none.json": "no such file", "folder.json": "no such file", "binary.json": "not UTF-8", "big.json": "over 5 MB"}
+    wrong = {
+        "none.json": "no such file",
+        "folder.json": "no such file",
+        "binary.json": "not UTF-8",
+        "big.json": "over 5 MB",
+    }
     for name, what in wrong.items():
         with pytest.raises(RequestError, match=what) as caught:
             TinyFormula.load(tmp_path / name)
@@ -303,10 +428,18 @@ def registry(tmp_path_factory: pytest.TempPathFactory, fitted: TinyFormula) -> s
     folder = tmp_path_factory.mktemp("mlflow")
     uri = f"sqlite:///{folder}/mlflow.db"
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    for name, text in (("formula", fitted.to_json()), ("damaged", fitted.to_json()[:-9]), ("empty", None)):
+    for name, text in (
+        ("formula", fitted.to_json()),
+        ("damaged", fitted.to_json()[:-9]),
+        ("empty", None),
+    ):
         (folder / name).mkdir()
-        (folder / name / ("other.txt" if text is None else "formula.json")).write_text(text or "nothing", "utf-8")
-    experiment = client.create_experiment("formula", artifact_location=(folder / "artifacts").as_uri())
+        (folder / name / ("other.txt" if text is None else "formula.json")).write_text(
+            text or "nothing", "utf-8"
+        )
+    experiment = client.create_experiment(
+        "formula", artifact_location=(folder / "artifacts").as_uri()
+    )
     logged = client.create_logged_model(experiment, name="tiny-formula")
     client.log_model_artifacts(logged.model_id, str(folder / "formula"))
     client.finalize_logged_model(logged.model_id, "READY")
@@ -321,14 +454,18 @@ def registry(tmp_path_factory: pytest.TempPathFactory, fitted: TinyFormula) -> s
         # MLflow looks a logged model up at its own default, whatever client registers it.
         environment.setenv("MLFLOW_TRACKING_URI", uri)
         for alias, source in sources.items():
-            made = client.create_model_version("tiny-formula", source, model_id=logged.model_id if alias == "logged" else None)
+            made = client.create_model_version(
+                "tiny-formula", source, model_id=logged.model_id if alias == "logged" else None
+            )
             client.set_registered_model_alias("tiny-formula", alias, made.version)
     return uri
 
 
 @mlflow_store
 @pytest.mark.parametrize("name", ["@champion", "/1", "@logged", "/2", "@champion/"])
-def test_registered_model(name: str, registry: str, fitted: TinyFormula, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_model(
+    name: str, registry: str, fitted: TinyFormula, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlflow
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -339,7 +476,9 @@ def test_registered_model(name: str, registry: str, fitted: TinyFormula, monkeyp
 
 
 @mlflow_store
-def test_registered_model_at_mlflows_own_default(registry: str, fitted: TinyFormula, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_model_at_mlflows_own_default(
+    registry: str, fitted: TinyFormula, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry)
     assert TinyFormula.load("models:/tiny-formula@champion").to_json() == fitted.to_json()
 
@@ -378,13 +517,17 @@ def test_mlflow_away(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_no_password_in_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9 ") as caught:
-        TinyFormula.load("models:/tiny-formula@champion", tracking_uri="http://me:secret@127.0.0.1:9")
+        TinyFormula.load(
+            "models:/tiny-formula@champion", tracking_uri="http://me:secret@127.0.0.1:9"
+        )
     assert "secret" not in str(caught.value)
 
 
 def test_what_a_formula_was_fitted_to_is_believed() -> None:
     """A search may draw below its space's own ranges: r = .2 stays .2, and is not lifted to the range's .35."""
-    formula = fit_formula(B0, [(c, 0.2 + 0.01 * c, 0.5) for c in (0.05, 0.08, 0.12, 0.2, 0.3)], provenance={})
+    formula = fit_formula(
+        B0, [(c, 0.2 + 0.01 * c, 0.5) for c in (0.05, 0.08, 0.12, 0.2, 0.3)], provenance={}
+    )
     found = formula.suggest(0.1)
     assert (found.resolution, found.note) == (int(224 * found.r_mean + 1e-6), None)
     assert found.r < B0.ranges["r"][0]

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from search_spaces import RequestError
-from tinynet_search.frontier import FrontierModel, TrialPoint, pareto_ranks, select_frontier, spearman
+from tinynet_search.frontier import (
+    FrontierModel,
+    TrialPoint,
+    pareto_ranks,
+    select_frontier,
+    spearman,
+)
 
 pytestmark = pytest.mark.quick
 
@@ -37,18 +43,30 @@ def by_hand(points: list[TrialPoint]) -> dict[str, int]:
 
 
 # A coarse grid makes ties and duplicates common; the fine values exercise the scaling.
-values = st.one_of(st.integers(1, 8).map(lambda n: n / 8), st.floats(1e-300, 1e300), st.floats(0.03, 1.05))
-scores = st.one_of(values, values, values, st.sampled_from([None, math.nan, math.inf, -math.inf]))
-trials = st.lists(st.tuples(values, scores, st.sampled_from(["finished"] * 5 + ["failed", "running"])), max_size=40).map(
-    lambda rows: [point(f"t{i:03}", c, top1, status) for i, (c, top1, status) in enumerate(rows)]
+values = st.one_of(
+    st.integers(1, 8).map(lambda n: n / 8), st.floats(1e-300, 1e300), st.floats(0.03, 1.05)
 )
+scores = st.one_of(values, values, values, st.sampled_from([None, math.nan, math.inf, -math.inf]))
+trials = st.lists(
+    st.tuples(values, scores, st.sampled_from(["finished"] * 5 + ["failed", "running"])),
+    max_size=40,
+).map(lambda rows: [point(f"t{i:03}", c, top1, status) for i, (c, top1, status) in enumerate(rows)])
 
 
 @settings(max_examples=150, deadline=None)
-@given(trials, st.sampled_from([0.05, 0.2, 0.5, 1.0]), st.integers(0, 8), st.randoms(use_true_random=False))
-def test_selection_is_sound(rows: list[TrialPoint], fraction: float, minimum: int, random: object) -> None:
+@given(
+    trials,
+    st.sampled_from([0.05, 0.2, 0.5, 1.0]),
+    st.integers(0, 8),
+    st.randoms(use_true_random=False),
+)
+def test_selection_is_sound(
+    rows: list[TrialPoint], fraction: float, minimum: int, random: object
+) -> None:
     chosen = select_frontier(rows, fraction=fraction, minimum=minimum)
-    usable = [t for t in rows if t.status == "finished" and t.top1 is not None and math.isfinite(t.top1)]
+    usable = [
+        t for t in rows if t.status == "finished" and t.top1 is not None and math.isfinite(t.top1)
+    ]
     smallest = {(t.c, t.top1): t.id for t in sorted(usable, key=lambda t: t.id, reverse=True)}
     distinct = [t for t in usable if smallest[t.c, t.top1] == t.id]
     ranks = by_hand(distinct)
@@ -60,7 +78,9 @@ def test_selection_is_sound(rows: list[TrialPoint], fraction: float, minimum: in
     assert [m.c for m in chosen] == sorted(m.c for m in chosen)
     left_out = set(ranks) - {m.id for m in chosen}
     # No front is touched before the one before it is taken whole.
-    assert max((m.pareto_rank for m in chosen), default=0) <= min((ranks[i] for i in left_out), default=len(ranks) + 1)
+    assert max((m.pareto_rank for m in chosen), default=0) <= min(
+        (ranks[i] for i in left_out), default=len(ranks) + 1
+    )
     assert pareto_ranks(rows) == {t.id: ranks[smallest[t.c, t.top1]] for t in usable}
 
     shuffled = list(rows)
@@ -77,9 +97,15 @@ def test_top_fifth_of_a_hundred_spreads_over_the_front() -> None:
     assert max(b.c - a.c for a, b in pairwise(chosen)) < 0.25
 
 
-@pytest.mark.parametrize(("count", "kept"), [(0, 0), (1, 1), (4, 4), (6, 6), (10, 6), (30, 6), (31, 7), (35, 7), (100, 20)])
+@pytest.mark.parametrize(
+    ("count", "kept"),
+    [(0, 0), (1, 1), (4, 4), (6, 6), (10, 6), (30, 6), (31, 7), (35, 7), (100, 20)],
+)
 def test_count(count: int, kept: int) -> None:
-    assert len(select_frontier([point(str(i), 1 + i, 50 + (i * 37 % 101)) for i in range(count)])) == kept
+    assert (
+        len(select_frontier([point(str(i), 1 + i, 50 + (i * 37 % 101)) for i in range(count)]))
+        == kept
+    )
 
 
 def test_useless_trials_are_passed_over() -> None:
@@ -106,12 +132,19 @@ def test_duplicates_take_no_place() -> None:
 
 @pytest.mark.parametrize("same", ["c", "top1"])
 def test_one_objective_all_equal(same: str) -> None:
-    rows = [point(f"t{i:02}", 0.5, 50.0 + i) if same == "c" else point(f"t{i:02}", 0.1 + i / 100, 50.0) for i in range(40)]
+    rows = [
+        point(f"t{i:02}", 0.5, 50.0 + i) if same == "c" else point(f"t{i:02}", 0.1 + i / 100, 50.0)
+        for i in range(40)
+    ]
     best = rows[::-1] if same == "c" else rows
-    assert {m.id: m.pareto_rank for m in select_frontier(rows)} == {p.id: i for i, p in enumerate(best[:8], start=1)}
+    assert {m.id: m.pareto_rank for m in select_frontier(rows)} == {
+        p.id: i for i, p in enumerate(best[:8], start=1)
+    }
 
 
-@pytest.mark.parametrize("settings", [{"fraction": 0.0}, {"fraction": 1.1}, {"fraction": math.nan}, {"minimum": -1}])
+@pytest.mark.parametrize(
+    "settings", [{"fraction": 0.0}, {"fraction": 1.1}, {"fraction": math.nan}, {"minimum": -1}]
+)
 def test_bad_settings(settings: dict[str, float]) -> None:
     with pytest.raises(RequestError, match="frontier fraction"):
         select_frontier([point("a", 0.5, 70.0)], **settings)  # pyright: ignore[reportArgumentType]
@@ -136,7 +169,12 @@ def test_same_choice_in_another_process() -> None:
         "from tinynet_search.frontier import TrialPoint as T, select_frontier as s\n"
         "print([m.id for m in s([T(str(i), (1, 1, 1), 1 + i, 50 + i + 5 * (i * 37 % 7), 'finished') for i in range(90)])])"
     )
-    run = [subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True) for _ in range(2)]
+    run = [
+        subprocess.run(
+            [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True
+        )
+        for _ in range(2)
+    ]
     assert run[0].returncode == 0, run[0].stderr
     assert run[0].stdout == run[1].stdout != ""
 
@@ -145,13 +183,22 @@ def test_spearman() -> None:
     models = [FrontierModel(str(i), (i + (i % 3), -i, 1.0), i / 10, 70.0, 1) for i in range(1, 12)]
     found = spearman(models)
     assert found["d"] == pytest.approx(-1.0) and found["w"] is None
-    assert found["r"] == pytest.approx(spearmanr([m.rdw[0] for m in models], [m.c for m in models]).statistic)  # pyright: ignore
+    expected = spearmanr([m.rdw[0] for m in models], [m.c for m in models])
+    assert found["r"] == pytest.approx(expected.statistic)  # pyright: ignore
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_spearman_of_too_few(count: int) -> None:
-    assert spearman([point(str(i), 0.1 + i, 1.0) for i in range(count)]) == {"r": None, "d": None, "w": None}
+    assert spearman([point(str(i), 0.1 + i, 1.0) for i in range(count)]) == {
+        "r": None,
+        "d": None,
+        "w": None,
+    }
 
 
 def test_spearman_of_one_cost() -> None:
-    assert spearman([TrialPoint(str(i), (i, i, i), 0.5, 1.0, "finished") for i in range(5)]) == {"r": None, "d": None, "w": None}
+    assert spearman([TrialPoint(str(i), (i, i, i), 0.5, 1.0, "finished") for i in range(5)]) == {
+        "r": None,
+        "d": None,
+        "w": None,
+    }

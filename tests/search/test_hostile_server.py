@@ -24,7 +24,10 @@ class Endless(BaseHTTPRequestHandler):
         if self.path.endswith("/experiments/search"):
             return self._send({"experiments": [{"experiment_id": "1", "name": "tinynet/own"}]})
         tags = [{"key": "tinynet.search", "value": "x" * self.padding}]
-        run = {"info": {"run_id": "0", "status": "FINISHED", "experiment_id": "1"}, "data": {"tags": tags}}
+        run = {
+            "info": {"run_id": "0", "status": "FINISHED", "experiment_id": "1"},
+            "data": {"tags": tags},
+        }
         return self._send({"runs": [run] * self.runs, "next_page_token": "more"})
 
     def do_GET(self) -> None:
@@ -46,7 +49,9 @@ def endless() -> Iterator[tuple[str, type[Endless]]]:
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_runs_without_end(endless: tuple[str, type[Endless]], monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
+def test_runs_without_end(
+    endless: tuple[str, type[Endless]], monkeypatch: pytest.MonkeyPatch, plain: bool
+) -> None:
     """By the standard library, and by MLflow's client, which an account needs."""
     monkeypatch.setattr(connection, "MOST_RUNS", 1000)
     if not plain:
@@ -56,9 +61,13 @@ def test_runs_without_end(endless: tuple[str, type[Endless]], monkeypatch: pytes
         frontier_models(tracking_uri=endless[0])
 
 
-def test_a_page_too_large_to_be_ours(endless: tuple[str, type[Endless]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_too_large_to_be_ours(
+    endless: tuple[str, type[Endless]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     url, kind = endless
     kind.padding = 1000
     monkeypatch.setattr(reading, "LARGEST_PAGE", 20_000)
-    with pytest.raises(RequestError, match=r"a page of MLflow's runs at http://127\.0\.0\.1:\d+ has more than"):
+    with pytest.raises(
+        RequestError, match=r"a page of MLflow's runs at http://127\.0\.0\.1:\d+ has more than"
+    ):
         frontier_models(tracking_uri=url)

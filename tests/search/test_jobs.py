@@ -62,7 +62,9 @@ def wait_for(jobs: Jobs, name: str, *states: str) -> dict[str, Any]:
 
 
 @pytest.mark.ray
-def test_submitted_followed_and_submitted_again(head: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_submitted_followed_and_submitted_again(
+    head: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["submit", *tiny_arguments(tmp_path, trials=3), "--address", head, "--yes"]
     assert run(arguments) == 0
     shown = capfd.readouterr()
@@ -93,13 +95,17 @@ def test_submitted_followed_and_submitted_again(head: str, tmp_path: Path, capfd
 @pytest.mark.ray
 def test_stopped_and_resumed(head: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A stop commits checkpoints; the same search cannot run twice at once; a resumed job goes on from there."""
-    config = tiny_config(tmp_path, "recipe.epochs=40", "data.train=960", "search.name=stopped", trials=2)
+    config = tiny_config(
+        tmp_path, "recipe.epochs=40", "data.train=960", "search.name=stopped", trials=2
+    )
     job, jobs = submit_search(config, head, check=False), Jobs(head)
     end = time.monotonic() + 120
     while not list(tmp_path.glob("stopped/trials/*/epoch-*")):
         assert time.monotonic() < end, jobs.logs(job.id)
         time.sleep(0.1)
-    with pytest.raises(RequestError, match=rf"search stopped is running already as job {job.id}: tinynet jobs logs"):
+    with pytest.raises(
+        RequestError, match=rf"search stopped is running already as job {job.id}: tinynet jobs logs"
+    ):
         submit_search(config, head, check=False)
     with pytest.raises(RequestError, match="nothing to resume"):
         jobs.resume("stopped")
@@ -122,7 +128,9 @@ def test_stopped_and_resumed(head: str, tmp_path: Path, capfd: pytest.CaptureFix
 
 
 @pytest.mark.ray
-def test_a_space_that_only_the_laptop_has(head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_space_that_only_the_laptop_has(
+    head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sent with the job, and found on every node; what was sent has to be sent again."""
     folder = tmp_path / "code"
     folder.mkdir()
@@ -140,10 +148,35 @@ def test_a_space_that_only_the_laptop_has(head: str, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.ray
-def test_one_training_is_sent_the_same_way(head: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--rdw", "0.4,0.5,0.4", "--space", "efficientnet_mini", "--data", "petals", "--epochs", "2", "--name", "sent"]
-    small = ["--set", "data.train=96", "--set", "data.val=48", "--set", "recipe.batch=32", "--set", "recipe.micro_batch=16"]
-    assert run(["submit", "train", *arguments, *small, "--storage", str(tmp_path), "--address", head]) == 0, capfd.readouterr().err
+def test_one_training_is_sent_the_same_way(
+    head: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "--rdw",
+        "0.4,0.5,0.4",
+        "--space",
+        "efficientnet_mini",
+        "--data",
+        "petals",
+        "--epochs",
+        "2",
+        "--name",
+        "sent",
+    ]
+    small = [
+        "--set",
+        "data.train=96",
+        "--set",
+        "data.val=48",
+        "--set",
+        "recipe.batch=32",
+        "--set",
+        "recipe.micro_batch=16",
+    ]
+    assert (
+        run(["submit", "train", *arguments, *small, "--storage", str(tmp_path), "--address", head])
+        == 0
+    ), capfd.readouterr().err
     shown = capfd.readouterr()
     assert "job sent-1 at http://" in shown.err
     assert "top-1 %" in shown.out
@@ -157,7 +190,12 @@ def test_one_training_is_sent_the_same_way(head: str, tmp_path: Path, capfd: pyt
 def test_what_the_cluster_cannot_see_is_named(head: str, tmp_path: Path) -> None:
     """Everything at once, and nothing is queued or written."""
     nowhere = tmp_path / "laptop" / "only"
-    settings = ("data.name=imagefolder", f"data.path={tmp_path}/no-images", "tracking.uri=http://127.0.0.1:9", "search.name=blind")
+    settings = (
+        "data.name=imagefolder",
+        f"data.path={tmp_path}/no-images",
+        "tracking.uri=http://127.0.0.1:9",
+        "search.name=blind",
+    )
     with pytest.raises(RequestError) as refused:
         submit_search(tiny_config(nowhere, *settings, trials=2), head)
     said = str(refused.value)
@@ -172,7 +210,9 @@ def test_what_the_cluster_cannot_see_is_named(head: str, tmp_path: Path) -> None
     assert not nowhere.exists()
     assert not [job for job in Jobs(head).all() if job["name"] == "blind"]
     roomless = tiny_config(tmp_path, "scaling.gpus=1", "search.name=roomless", trials=2)
-    with pytest.raises(RequestError, match="no room for a trial of 1 x 1 CPU and 1 GPU on nodes of"):
+    with pytest.raises(
+        RequestError, match="no room for a trial of 1 x 1 CPU and 1 GPU on nodes of"
+    ):
         submit_search(roomless, head)
     assert not (tmp_path / "roomless").exists()
 
@@ -187,9 +227,15 @@ def test_the_cluster_lets_nobody_in_without_its_token(
     assert "refuses this token" in wrong
     assert "SECRETWORD" not in wrong
     # Ray remembers a process's token, so none is given by another process.
-    environment = {key: value for key, value in os.environ.items() if key not in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE")}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE")
+    }
     command = [sys.executable, "-m", "tinynet_search.cli", "jobs", "list", "--address", head]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert "asks for a token" in done.stderr
 
@@ -203,7 +249,9 @@ class Cluster(BaseHTTPRequestHandler):
         given = self.headers.get("Authorization")
         wanted = f"Bearer {self.token}"
         status = 200 if not self.token or given == wanted else 403 if given else 401
-        body = json.dumps({"version": "4", "ray_version": self.version, "ray_commit": "x", "session_name": "x"}).encode()
+        body = json.dumps(
+            {"version": "4", "ray_version": self.version, "ray_commit": "x", "session_name": "x"}
+        ).encode()
         self.send_response(status)
         self.end_headers()
         self.wfile.write(body if status == 200 else b"Unauthorized")
@@ -216,20 +264,29 @@ def other() -> Iterator[tuple[str, type[Cluster]]]:
         yield url, kind
 
 
-def test_another_version_of_ray_is_named(other: tuple[str, type[Cluster]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "any")  # Ray remembers whether it wants one from when it was imported
+def test_another_version_of_ray_is_named(
+    other: tuple[str, type[Cluster]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "RAY_AUTH_TOKEN", "any"
+    )  # Ray remembers whether it wants one from when it was imported
     url, kind = other
     kind.version = "2.40.0"
     with pytest.raises(
-        RequestError, match=r"runs Ray 2\.40\.0, this machine \d+\.\d+\.\d+: pip install 'ray\[default\]==2\.40\.0' here, or"
+        RequestError,
+        match=r"runs Ray 2\.40\.0, this machine \d+\.\d+\.\d+: pip install 'ray\[default\]==2\.40\.0' here, or",
     ):
         connect(url)
 
 
 @pytest.mark.parametrize("name", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
-def test_the_address_that_is_given_counts(other: tuple[str, type[Cluster]], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_the_address_that_is_given_counts(
+    other: tuple[str, type[Cluster]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """Ray's own client would go to the other cluster, with the token."""
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "any")  # Ray remembers whether it wants one from when it was imported
+    monkeypatch.setenv(
+        "RAY_AUTH_TOKEN", "any"
+    )  # Ray remembers whether it wants one from when it was imported
     for elsewhere in ("http://127.0.0.1:9", "127.0.0.1:9"):
         monkeypatch.setenv(name, elsewhere)
         assert connect(other[0]).get_address() == other[0]
@@ -241,7 +298,10 @@ def test_a_missing_and_a_wrong_token_are_told_apart(
 ) -> None:
     url, kind = other
     kind.token = "right"
-    with pytest.raises(RequestError, match=r"asks for a token: put it in RAY_AUTH_TOKEN, in a file that RAY_AUTH_TOKEN_PATH names"):
+    with pytest.raises(
+        RequestError,
+        match=r"asks for a token: put it in RAY_AUTH_TOKEN, in a file that RAY_AUTH_TOKEN_PATH names",
+    ):
         connect(url)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "SECRETWORD")
     with pytest.raises(RequestError, match="refuses this token") as refused:
@@ -289,14 +349,20 @@ def test_tokens_are_found_in_rays_order(monkeypatch: pytest.MonkeyPatch, tmp_pat
         ("http://head:99999", "no address of a Ray dashboard"),
         ("http://user:SECRETWORD@head:8265", "carries credentials"),
         ("http://127.0.0.1:9", "no cluster answers at http://127.0.0.1:9 (Connection refused)"),
-        ("http://no-such-host.invalid:8265", "no cluster answers at http://no-such-host.invalid:8265"),
+        (
+            "http://no-such-host.invalid:8265",
+            "no cluster answers at http://no-such-host.invalid:8265",
+        ),
     ],
 )
 def test_an_address_that_leads_nowhere_is_one_line(
     address: str | None, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     given = ["--address", address] if address else []
-    for verb in (["submit", "--preset", "demo", "--storage", str(tmp_path), "--yes"], ["jobs", "list"]):
+    for verb in (
+        ["submit", "--preset", "demo", "--storage", str(tmp_path), "--yes"],
+        ["jobs", "list"],
+    ):
         assert run([*verb, *given]) == 2
         shown = capsys.readouterr()
         assert said in shown.err
@@ -306,8 +372,12 @@ def test_an_address_that_leads_nowhere_is_one_line(
 
 
 @pytest.mark.quick
-def test_what_means_this_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RequestError, match=r"storage\.path 'searches' means a folder of this machine"):
+def test_what_means_this_machine_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        RequestError, match=r"storage\.path 'searches' means a folder of this machine"
+    ):
         order_search(tiny_config(Path("searches")), None)
     with pytest.raises(RequestError, match=r"data\.path 'images' means a folder of this machine"):
         order_search(tiny_config(tmp_path, "data.name=imagefolder", "data.path=images"), None)
@@ -328,48 +398,100 @@ def test_what_means_this_machine_is_refused(tmp_path: Path, monkeypatch: pytest.
             order_search(tiny_config(storage, *settings), tracking)
         assert "SECRETWORD" not in str(refused.value)
         with pytest.raises(RequestError, match="credentials") as refused:
-            order_train(Request(network="tinynet_e", data="petals", storage=storage, tracking=tracking, settings=settings))
+            order_train(
+                Request(
+                    network="tinynet_e",
+                    data="petals",
+                    storage=storage,
+                    tracking=tracking,
+                    settings=settings,
+                )
+            )
         assert "SECRETWORD" not in str(refused.value)
     with pytest.raises(RequestError, match="no_such_net"):
         order_train(Request(network="no_such_net", data="petals", storage=place))
     with pytest.raises(RequestError, match="nonsense"):
-        order_train(Request(network="tinynet_e", data="petals", storage=place, settings=("recipe.nonsense=3",)))
+        order_train(
+            Request(
+                network="tinynet_e", data="petals", storage=place, settings=("recipe.nonsense=3",)
+            )
+        )
 
 
 @pytest.mark.quick
-def test_an_order_says_everything_and_nothing_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_order_says_everything_and_nothing_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    order = order_search(tiny_config(tmp_path, "run.address=1.2.3.4:6379", trials=4), None, ["failed"])
-    assert order.arguments == ("search", "{config}", "--tracking", "http://mlflow:5000", "--retry", "failed")
+    order = order_search(
+        tiny_config(tmp_path, "run.address=1.2.3.4:6379", trials=4), None, ["failed"]
+    )
+    assert order.arguments == (
+        "search",
+        "{config}",
+        "--tracking",
+        "http://mlflow:5000",
+        "--retry",
+        "failed",
+    )
     assert "address" not in order.values["run"]
     assert "tracking" not in order.values
     auto = tiny_config(tmp_path, "scaling.auto=true")
     there = validate(order_search(auto, None).values, "there")
     assert (there, there.scaling.model_fields_set) == (auto, {"auto"})
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert "--tracking" not in order_search(auto, None).arguments  # then it is the one that the cluster's nodes name
+    assert (
+        "--tracking" not in order_search(auto, None).arguments
+    )  # then it is the one that the cluster's nodes name
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     metadata = order.metadata(["wheel"])
     assert all(isinstance(value, str) for value in metadata.values())
     environment = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"metadata": metadata})}
     assert requested(environment)["config"]["search"]["trials"] == 4
     train = order_train(Request(c=0.5, data="petals", epochs=3, storage=str(tmp_path)))
-    assert train.arguments == ("train", "{config}", "--c", "0.5", "--data", "petals", "--tracking", "http://mlflow:5000")
-    assert (train.values["recipe"], train.values["run"], train.name) == ({"epochs": 3}, {"address": "auto"}, "c0.5")
+    assert train.arguments == (
+        "train",
+        "{config}",
+        "--c",
+        "0.5",
+        "--data",
+        "petals",
+        "--tracking",
+        "http://mlflow:5000",
+    )
+    assert (train.values["recipe"], train.values["run"], train.name) == (
+        {"epochs": 3},
+        {"address": "auto"},
+        "c0.5",
+    )
     assert train.values["scaling"] == {"auto": True}
     assert train.seen is not None
     assert validate(train.seen, "there").space.name == "efficientnet_b0"
 
 
-@pytest.mark.parametrize("text", [None, "", "{}", '{"metadata": {"tinynet.request": "[]"}}', '{"metadata": {"tinynet.request": "{}"}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "{}",
+        '{"metadata": {"tinynet.request": "[]"}}',
+        '{"metadata": {"tinynet.request": "{}"}}',
+    ],
+)
 def test_a_process_that_is_no_job_says_so(text: str | None) -> None:
     with pytest.raises(RequestError, match="no job of tinynet submit"):
         requested({} if text is None else {"RAY_JOB_CONFIG_JSON_ENV_VAR": text})
 
 
-def test_shipments_are_looked_at_before_they_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipments_are_looked_at_before_they_are_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(working_dir: Path | None, wheel: Path | None, said: str) -> None:
-        with pytest.raises(RequestError, match=said), shipment.runtime_env(working_dir and str(working_dir), wheel and str(wheel)):
+        with (
+            pytest.raises(RequestError, match=said),
+            shipment.runtime_env(working_dir and str(working_dir), wheel and str(wheel)),
+        ):
             pytest.fail("it was taken")
 
     refused(tmp_path / "none", None, "is no folder")
@@ -381,7 +503,9 @@ def test_shipments_are_looked_at_before_they_are_sent(tmp_path: Path, monkeypatc
         assert env["working_dir"] == str(tmp_path)
     for name in ("x.whl", "x.zip"):
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
-            archive.writestr("other/__init__.py" if name == "x.whl" else "tinynet_search/__init__.py", "")
+            archive.writestr(
+                "other/__init__.py" if name == "x.whl" else "tinynet_search/__init__.py", ""
+            )
         refused(None, tmp_path / name, "is no wheel of tinynet-search")
     refused(None, tmp_path / "none.whl", "cannot be read")
 
@@ -390,16 +514,26 @@ def test_shipments_are_looked_at_before_they_are_sent(tmp_path: Path, monkeypatc
 def test_a_wheel_travels_as_its_folders(tmp_path: Path) -> None:
     """Ray would install the file with all that it depends on."""
     with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
-        for name in ("tinynet_search/__init__.py", "trainables/__init__.py", "tinynet_search-9.dist-info/METADATA"):
+        for name in (
+            "tinynet_search/__init__.py",
+            "trainables/__init__.py",
+            "tinynet_search-9.dist-info/METADATA",
+        ):
             archive.writestr(name, "")
     with shipment.runtime_env(None, str(tmp_path / "x.whl")) as env:
         folders = [Path(folder) for folder in env["py_modules"]]
-        assert [folder.name for folder in folders] == ["tinynet_search", "tinynet_search-9.dist-info", "trainables"]
+        assert [folder.name for folder in folders] == [
+            "tinynet_search",
+            "tinynet_search-9.dist-info",
+            "trainables",
+        ]
         assert all(folder.is_dir() for folder in folders)
     assert not any(folder.exists() for folder in folders)
 
 
-def test_options_that_submit_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_submit_does_not_know(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     far = ["--address", "http://127.0.0.1:9", "--storage", str(tmp_path), "--yes"]
     assert run(["submit", "--preset", "demo", "--epoch", "3", *far]) == 2
     assert "knows no '--epoch'" in capsys.readouterr().err
@@ -407,11 +541,16 @@ def test_options_that_submit_does_not_know(tmp_path: Path, capsys: pytest.Captur
     assert "No such option: --what" in capsys.readouterr().err
     assert run(["submit", "train", "tinynet_e", "--weights", "x.pth", *far]) == 2
     assert "are for tinynet train" in capsys.readouterr().err
-    assert run(["submit", "train", "--c", "0.5", "--formula", "mine.json", "--data", "petals", *far]) == 2
+    assert (
+        run(["submit", "train", "--c", "0.5", "--formula", "mine.json", "--data", "petals", *far])
+        == 2
+    )
     assert "is a file of this machine" in capsys.readouterr().err
 
 
-def test_a_search_is_submitted_with_the_options_of_a_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_is_submitted_with_the_options_of_a_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     far = ["--address", "http://127.0.0.1:9", "--storage", str(tmp_path), "--yes"]
     for options, said in (
         (["--epochs", "3", "--trial-timeout", "30m"], "no cluster answers"),
@@ -422,13 +561,23 @@ def test_a_search_is_submitted_with_the_options_of_a_search(tmp_path: Path, caps
     ):
         assert run(["submit", "--preset", "demo", *options, *far]) == 2
         assert said in capsys.readouterr().err
-    assert run(["submit", "train", "tinynet_e", "--data", "petals", "--trial-timeout", "30m", *far]) == 2
+    assert (
+        run(["submit", "train", "tinynet_e", "--data", "petals", "--trial-timeout", "30m", *far])
+        == 2
+    )
     assert "leave out --preset, --trials, --trial-timeout" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("setting", "auto"), [("scaling.loader_workers=7", True), ("scaling.gpus=1", None), ("scaling.workers=1", None)])
-def test_a_training_takes_a_gpu_unless_something_else_is_said(tmp_path: Path, setting: str, auto: bool | None) -> None:
-    sent = order_train(Request(network="tinynet_e", data="petals", storage=str(tmp_path), settings=(setting,)))
+@pytest.mark.parametrize(
+    ("setting", "auto"),
+    [("scaling.loader_workers=7", True), ("scaling.gpus=1", None), ("scaling.workers=1", None)],
+)
+def test_a_training_takes_a_gpu_unless_something_else_is_said(
+    tmp_path: Path, setting: str, auto: bool | None
+) -> None:
+    sent = order_train(
+        Request(network="tinynet_e", data="petals", storage=str(tmp_path), settings=(setting,))
+    )
     assert sent.values["scaling"].get("auto") == auto
 
 
@@ -437,7 +586,10 @@ def test_of_python_two_numbers_must_agree(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(check, "versions", lambda: {"python": "3.11.7", "ray": "2.58.0"})
     assert check._differing({"python": "3.11.99", "ray": "2.58.0"}) == []
     theirs = {"python": "3.12.7", "ray": "2.58.1"}
-    assert check._differing(theirs) == ["python 3.12.7, and 3.11.7 on the driver's", "ray 2.58.1, and 2.58.0 on the driver's"]
+    assert check._differing(theirs) == [
+        "python 3.12.7, and 3.11.7 on the driver's",
+        "ray 2.58.1, and 2.58.0 on the driver's",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -454,17 +606,41 @@ def test_of_python_two_numbers_must_agree(monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_a_cluster_that_grows_is_estimated_as_it_will_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: list[placement.Nodes], settings: tuple[str, ...], at_once: int, note: str | None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: list[placement.Nodes],
+    settings: tuple[str, ...],
+    at_once: int,
+    note: str | None,
 ) -> None:
     monkeypatch.setattr(placement, "grown", lambda: nodes)
     config = tiny_config(tmp_path, "run.wait_for_nodes=30m", "scaling.gpus=1", *settings)
     findings = check.Findings({}, plan=preview(config))
     check._check_room(config, findings, "a100")
     assert findings.at_once == at_once
-    assert findings.estimate and findings.estimate["unit"] == "GPU-hours" and findings.estimate["worker_hours"] > 0
+    assert (
+        findings.estimate
+        and findings.estimate["unit"] == "GPU-hours"
+        and findings.estimate["worker_hours"] > 0
+    )
     assert [text.startswith(note or "") for text in findings.notes] == [True] * (note is not None)
 
 
-def test_nobody_to_agree_is_no_agreement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["submit", "--preset", "demo", "--storage", str(tmp_path), "--address", "http://127.0.0.1:9"]) == 2
+def test_nobody_to_agree_is_no_agreement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        run(
+            [
+                "submit",
+                "--preset",
+                "demo",
+                "--storage",
+                str(tmp_path),
+                "--address",
+                "http://127.0.0.1:9",
+            ]
+        )
+        == 2
+    )
     assert "add --yes" in capsys.readouterr().err

@@ -47,7 +47,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def elsewhere(folder: Folder, **changes: Any) -> Holder:
     """Leave the lease of a driver on another machine."""
     now = time.time()
-    holder = Holder(3, "theirs", "search", "ann", "gpu-7", "another boot", 4711, "99", now - 500, now)
+    holder = Holder(
+        3, "theirs", "search", "ann", "gpu-7", "another boot", 4711, "99", now - 500, now
+    )
     holder = replace(holder, **changes)
     folder.write(f"{holder.name}.json", holder.to_json())
     return holder
@@ -59,7 +61,10 @@ def test_held_and_released(folder: Folder) -> None:
         assert there is not None and not there.released
         assert lease.stop_file == "lease/000001.stop"
         with (
-            pytest.raises(RequestError, match=r"^search x is held by \S+@\S+ \(tinynet search, process \d+\) since 20.*\): wait for it"),
+            pytest.raises(
+                RequestError,
+                match=r"^search x is held by \S+@\S+ \(tinynet search, process \d+\) since 20.*\): wait for it",
+            ),
             Lease(folder, "search x", "search"),
         ):
             pass
@@ -72,7 +77,9 @@ def test_held_and_released(folder: Folder) -> None:
 
 
 def test_a_killed_holder_on_this_machine_is_told_at_once(folder: Folder, tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None and process.stdout.readline()
         assert live_holder(folder) is not None
         process.send_signal(signal.SIGKILL)
@@ -83,7 +90,9 @@ def test_a_killed_holder_on_this_machine_is_told_at_once(folder: Folder, tmp_pat
 
 def test_a_sleeping_holder_on_this_machine_still_holds(folder: Folder, tmp_path: Path) -> None:
     """Its process lives: however long its last sign is ago."""
-    with subprocess.Popen([sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None and process.stdout.readline()
         process.send_signal(signal.SIGSTOP)
         there = read_lease(folder)
@@ -103,7 +112,12 @@ def test_a_number_that_was_given_again_is_another_process(folder: Folder) -> Non
 
 def test_elsewhere_a_sign_of_life_counts(folder: Folder) -> None:
     elsewhere(folder)
-    with pytest.raises(RequestError, match=r"held by ann@gpu-7 .* 60 s after a last sign it counts as gone"), Lease(folder, "x", "search"):
+    with (
+        pytest.raises(
+            RequestError, match=r"held by ann@gpu-7 .* 60 s after a last sign it counts as gone"
+        ),
+        Lease(folder, "x", "search"),
+    ):
         pass
     elsewhere(folder, seen=time.time() - 2 * STALE)
     assert live_holder(folder) is None
@@ -185,10 +199,18 @@ def test_who_lost_it_is_told(folder: Folder) -> None:
     assert read_lease(folder) == theirs
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b'{"number": 3}', b"[" * 100_000, b" " * 5000, b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"null", b"[]", b'{"number": 3}', b"[" * 100_000, b" " * 5000, b"\xff\xfe"],
+)
 def test_a_damaged_lease_is_named(folder: Folder, tmp_path: Path, content: bytes) -> None:
     folder.write("lease/000003.json", content)
-    with pytest.raises(RequestError, match=rf"^lease {tmp_path}/lease/000003.json is damaged") as refused, Lease(folder, "x", "search"):
+    with (
+        pytest.raises(
+            RequestError, match=rf"^lease {tmp_path}/lease/000003.json is damaged"
+        ) as refused,
+        Lease(folder, "x", "search"),
+    ):
         pass
     assert "\n" not in str(refused.value)
     assert (tmp_path / "lease" / "000003.json").read_bytes() == content
@@ -202,7 +224,16 @@ def test_a_number_that_no_driver_wrote(folder: Folder, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"pid": "x"}, {"seen": float("nan")}, {"user": "a\nb"}, {"number": 4}, {"seen": 1e12}, {"since": -1}, {"released": 0}]
+    "change",
+    [
+        {"pid": "x"},
+        {"seen": float("nan")},
+        {"user": "a\nb"},
+        {"number": 4},
+        {"seen": 1e12},
+        {"since": -1},
+        {"released": 0},
+    ],
 )
 def test_hostile_values(folder: Folder, change: dict[str, Any]) -> None:
     values = {**json.loads(elsewhere(folder).to_json()), **change}
@@ -216,7 +247,9 @@ def test_files_that_are_no_leases(folder: Folder) -> None:
         Path(folder.url, "lease").mkdir(exist_ok=True)
         Path(folder.url, "lease", name).write_text("x")
     assert read_lease(folder) is None
-    stray = [Path(folder.url, "lease", name) for name in ("000001.json~", "0.txt", "000000.json.bak")]
+    stray = [
+        Path(folder.url, "lease", name) for name in ("000001.json~", "0.txt", "000000.json.bak")
+    ]
     for file in stray:
         file.write_text("x")
     for _ in range(2):  # the second sweeps what the first one left
@@ -224,7 +257,9 @@ def test_files_that_are_no_leases(folder: Folder) -> None:
             assert all(file.exists() for file in stray)
 
 
-def test_a_holder_that_one_may_not_look_at_lives(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_holder_that_one_may_not_look_at_lives(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another user's process, where /proc hides it: its sign of life counts."""
 
     def forbidden(pid: int, number: int) -> None:
@@ -240,10 +275,15 @@ def test_a_holder_that_one_may_not_look_at_lives(folder: Folder, monkeypatch: py
         monkeypatch.undo()
 
 
-def test_a_second_search_is_refused_and_sync_leaves_it_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_search_is_refused_and_sync_leaves_it_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tiny_config(tmp_path, trials=2)
     with Lease(SearchStore(config.url).folder, "search", "search"):
-        with pytest.raises(RequestError, match=rf"^search {tmp_path}/demo is held by .* \(tinynet search, process \d+\) since"):
+        with pytest.raises(
+            RequestError,
+            match=rf"^search {tmp_path}/demo is held by .* \(tinynet search, process \d+\) since",
+        ):
             run_search(config)
         assert not (tmp_path / "demo" / "candidates").exists()
         assert run(["sync", "--search", "demo", "--storage", str(tmp_path)]) == 0

@@ -49,6 +49,13 @@ LOOPBACK = ["0000000000000000FFFF00000100007F", "0100007F"]
 @pytest.mark.skipif(not os.path.exists("/proc/net/tcp"), reason="this system has no /proc")
 def test_it_listens_on_loopback_alone() -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    done = subprocess.run([sys.executable, "-c", LOOK], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == LOOPBACK

@@ -52,7 +52,10 @@ class Tune:
 
     def fails(self, said: str, *, last: bool = False) -> None:
         self._said.append(said)
-        rows = [f"Failure # {n} (occurred at 2026-11-23_03-44-0{n})\n{said}" for n, said in enumerate(self._said, 1)]
+        rows = [
+            f"Failure # {n} (occurred at 2026-11-23_03-44-0{n})\n{said}"
+            for n, said in enumerate(self._said, 1)
+        ]
         Path(self.error_file).write_text("".join(rows))
         if not last:
             self._losses.on_trial_recover(0, [], self)
@@ -98,11 +101,15 @@ def test_deaths_of_its_own_are_a_failure(
     guilt = losses.guilty(candidate)
     assert (guilt and guilt.reason) == reason
     if guilt:
-        assert guilt.detail.startswith("its process died 3 times without a new epoch in between, and its node lives: ")
+        assert guilt.detail.startswith(
+            "its process died 3 times without a new epoch in between, and its node lives: "
+        )
     assert not losses.given_up_early(candidate)
 
 
-def test_a_trial_that_ends_otherwise_is_not_guilty(searched: tuple[Losses, Candidate, Tune]) -> None:
+def test_a_trial_that_ends_otherwise_is_not_guilty(
+    searched: tuple[Losses, Candidate, Tune],
+) -> None:
     """Its processes died as often as they may; the next one trained on until it was asked to end."""
     losses, candidate, tune = searched
     for _ in range(2):
@@ -113,7 +120,9 @@ def test_a_trial_that_ends_otherwise_is_not_guilty(searched: tuple[Losses, Candi
     assert not losses.given_up_early(candidate)
 
 
-def test_a_trial_that_never_began_is_given_again(searched: tuple[Losses, Candidate, Tune], tmp_path: Path) -> None:
+def test_a_trial_that_never_began_is_given_again(
+    searched: tuple[Losses, Candidate, Tune], tmp_path: Path
+) -> None:
     """A process that Tune kept has died: it tells of that twice, and neither is the next trial's fault."""
     losses, candidate, tune = searched
     for number in range(RETURNS + 1):
@@ -150,7 +159,9 @@ def test_who_was_asked_to_end_or_was_taken_over_judges_nobody(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("end", [Losses.on_trial_complete, Losses.on_trial_error])
-def test_trials_that_have_ended_are_let_go(searched: tuple[Losses, Candidate, Tune], end: Callable[..., None], tmp_path: Path) -> None:
+def test_trials_that_have_ended_are_let_go(
+    searched: tuple[Losses, Candidate, Tune], end: Callable[..., None], tmp_path: Path
+) -> None:
     """Tune's trials take some 100 kB each, and of ten thousand it keeps one wave."""
     losses, candidate, _ = searched
     tune = Tune(losses, candidate.run, tmp_path)
@@ -163,9 +174,17 @@ def test_trials_that_have_ended_are_let_go(searched: tuple[Losses, Candidate, Tu
 
 
 @pytest.mark.ray
-def test_a_space_that_kills_its_process(ray_cluster: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_space_that_kills_its_process(
+    ray_cluster: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Without a word, again and again: recorded, not tried for ever, and the search completes."""
-    own = ("space.name=tests.search.unruly:Deadly", "search.seed=8", "run.max_failures=1", "run.stop_at_failed=1", "search.minimum=1")
+    own = (
+        "space.name=tests.search.unruly:Deadly",
+        "search.seed=8",
+        "run.max_failures=1",
+        "run.stop_at_failed=1",
+        "search.minimum=1",
+    )
     config = tiny_config(tmp_path, *own, trials=4)
     outcome = run_search(config)
     found = results(tmp_path)

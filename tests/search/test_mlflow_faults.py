@@ -75,22 +75,39 @@ def persevere(publisher: Publisher, most: int = 80) -> int:
     return failed
 
 
-def check_whole(uri: str, search: Search, results: dict[str, dict[str, Any]], frontier: set[str]) -> None:
+def check_whole(
+    uri: str, search: Search, results: dict[str, dict[str, Any]], frontier: set[str]
+) -> None:
     """One run a trial with every epoch once, one parent, nothing running, one version of each formula."""
     window = Window(uri, search.plan["search"])
     assert set(window.runs) == set(results)
     assert window.parent.info.status == "FINISHED"
     for run, result in results.items():
         assert window.points(run) == wanted_points(result["epochs"]), run
-        status, end = ("FINISHED" if result["status"] == "finished" else "FAILED"), int(1000 * result["ended"])
+        status, end = (
+            ("FINISHED" if result["status"] == "finished" else "FAILED"),
+            int(1000 * result["ended"]),
+        )
         assert (window.runs[run].info.status, window.runs[run].info.end_time) == (status, end)
     assert {run for run, r in window.runs.items() if r.data.tags["frontier"] == "true"} == frontier
     assert {run for run, r in window.runs.items() if "pareto_rank" in r.data.tags} == frontier
     key = window.parent.data.tags["tinynet.key"]
-    versions = [v for v in window.client.search_model_versions("name = 'tiny-formula'") if v.tags["tinynet.key"] == key]
-    models = window.client.search_logged_models([window.parent.info.experiment_id], f"tags.`tinynet.key` = '{key}'")
-    digests = [{v.tags["tinynet.digest"] for v in versions}, {m.tags["tinynet.digest"] for m in models}]
-    assert digests[0] == digests[1] and [len(d) for d in digests] == [len(versions), len(models)] == [1, 1]
+    versions = [
+        v
+        for v in window.client.search_model_versions("name = 'tiny-formula'")
+        if v.tags["tinynet.key"] == key
+    ]
+    models = window.client.search_logged_models(
+        [window.parent.info.experiment_id], f"tags.`tinynet.key` = '{key}'"
+    )
+    digests = [
+        {v.tags["tinynet.digest"] for v in versions},
+        {m.tags["tinynet.digest"] for m in models},
+    ]
+    assert digests[0] == digests[1] and [len(d) for d in digests] == [
+        len(versions),
+        len(models),
+    ] == [1, 1]
     names = sorted(item.path for item in window.client.list_artifacts(window.parent.info.run_id))
     assert names == ["formula.json", "frontier.csv", "frontier.json", "models.json"]
 
@@ -123,7 +140,11 @@ def test_every_call_may_fail_in_every_way(
         failures += persevere(second)
         search.commit(b, 3)
         failures += persevere(second)
-        ended |= {b.run: search.end(b), c.run: search.end(c, again=3), d.run: search.end(d, 2, failed=True)}
+        ended |= {
+            b.run: search.end(b),
+            c.run: search.end(c, again=3),
+            d.run: search.end(d, 2, failed=True),
+        }
         third = search.publisher(proxy.url)
         third.conclude(search.rows([b, c]), formula_of(name), [], None)
         failures += persevere(third)
@@ -133,7 +154,9 @@ def test_every_call_may_fail_in_every_way(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_any_call_may_fail_at_any_moment(tmp_path: Path, proxy: FaultProxy, server: str, seed: int) -> None:
+def test_any_call_may_fail_at_any_moment(
+    tmp_path: Path, proxy: FaultProxy, server: str, seed: int
+) -> None:
     """Trials that go on while a share of all calls fails by chance, with publishers that are given up by chance."""
     name, chance = f"chance-{seed}", random.Random(seed)
     search = Search(tmp_path, name, twists=5)
@@ -159,7 +182,9 @@ def test_any_call_may_fail_at_any_moment(tmp_path: Path, proxy: FaultProxy, serv
     check_whole(server, search, ended, {a.run, b.run})
 
 
-def test_down_for_any_length_and_back(tmp_path: Path, proxy: FaultProxy, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_down_for_any_length_and_back(
+    tmp_path: Path, proxy: FaultProxy, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The thread through every way of being down; whoever drives it is never held up, and told once."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setattr(background, "LONGEST_WAIT", 0.1)
@@ -189,7 +214,9 @@ def test_down_for_any_length_and_back(tmp_path: Path, proxy: FaultProxy, server:
     check_whole(server, search, ended, {search.candidates[-1].run})
 
 
-def test_the_end_waits_for_an_answer_so_long_and_no_longer(tmp_path: Path, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_waits_for_an_answer_so_long_and_no_longer(
+    tmp_path: Path, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     search = Search(tmp_path, "silent", twists=3)
     for candidate in search.candidates:
         search.end(candidate)
@@ -240,7 +267,9 @@ def test_a_process_leaves_while_its_publisher_hangs(
 
     proxy.rule = rule
     command = [sys.executable, "-c", LEAVES, str(tmp_path), proxy.url, str(reached)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "False\n"
         closed = time.monotonic()
@@ -275,7 +304,9 @@ def test_being_down_costs_no_memory(tmp_path: Path, proxy: FaultProxy) -> None:
     persevere(publisher)
 
 
-def test_what_is_refused_or_damaged_keeps_nothing_else_back(tmp_path: Path, proxy: FaultProxy, server: str) -> None:
+def test_what_is_refused_or_damaged_keeps_nothing_else_back(
+    tmp_path: Path, proxy: FaultProxy, server: str
+) -> None:
     search = Search(tmp_path, "refusing", twists=5)
     a, b, c, d, e = search.candidates
     search.commit(b, 1)
@@ -284,7 +315,9 @@ def test_what_is_refused_or_damaged_keeps_nothing_else_back(tmp_path: Path, prox
     key, experiment = before.parent.data.tags["tinynet.key"], before.parent.info.experiment_id
     # MLflow does not change a param: where somebody has meddled a run is refused until they mend it.
     tags = {**before.runs[b.run].data.tags, "tinynet.key": f"{key}/{a.run}"}
-    meddled = before.client.create_run(experiment, tags={k: v for k, v in tags.items() if k != "mlflow.runName"}).info.run_id
+    meddled = before.client.create_run(
+        experiment, tags={k: v for k, v in tags.items() if k != "mlflow.runName"}
+    ).info.run_id
 
     said: list[str] = []
     publisher = search.publisher(server, said)
@@ -296,7 +329,9 @@ def test_what_is_refused_or_damaged_keeps_nothing_else_back(tmp_path: Path, prox
     assert not publisher._attempt(publisher.sync_once)
     assert f"{c.run}.json is damaged" in said[0]
     found = Window(server, "refusing").runs
-    assert {run: r.info.status for run, r in found.items()} == dict.fromkeys([b.run, d.run, e.run], "FINISHED") | {a.run: "RUNNING"}
+    assert {run: r.info.status for run, r in found.items()} == dict.fromkeys(
+        [b.run, d.run, e.run], "FINISHED"
+    ) | {a.run: "RUNNING"}
     search.store.folder.remove(f"results/{c.run}.json")
     assert not publisher._attempt(publisher.sync_once)
     assert publisher.fault is not None and "Changing param values is not allowed" in publisher.fault
@@ -315,7 +350,11 @@ def test_calls_a_trial_and_none_where_nothing_changed(tmp_path: Path, proxy: Fau
     publisher.sync_once()
     kinds = [kind_of(*request) for request in proxy.requests]
     # Beside the trials' the parent's: its creation and params, and that it is not whole, before the first trial is created.
-    assert [kinds.count(f"POST runs/{name}") for name in ("create", "log-batch", "update")] == [5 + 1, 5 + 2, 5]
+    assert [kinds.count(f"POST runs/{name}") for name in ("create", "log-batch", "update")] == [
+        5 + 1,
+        5 + 2,
+        5,
+    ]
     assert len(kinds) <= 3 * 5 + 12
     publisher.finish("FINISHED", 1_760_000_999_000)
 
@@ -328,7 +367,9 @@ def test_calls_a_trial_and_none_where_nothing_changed(tmp_path: Path, proxy: Fau
 
 
 @pytest.mark.ray
-def test_a_whole_search_while_mlflow_comes_and_goes(ray_cluster: Any, tmp_path: Path, proxy: FaultProxy, server: str) -> None:
+def test_a_whole_search_while_mlflow_comes_and_goes(
+    ray_cluster: Any, tmp_path: Path, proxy: FaultProxy, server: str
+) -> None:
     """Real trials; the server is there at first, then nobody listens, then every second answer is lost, garbled or late."""
     from tinynet_search.search import run_search
 
@@ -336,7 +377,10 @@ def test_a_whole_search_while_mlflow_comes_and_goes(ray_cluster: Any, tmp_path: 
 
     def weather() -> None:
         storage = tmp_path / "demo" / "results"
-        wait_until(lambda: over.is_set() or (storage.is_dir() and len(list(storage.glob("*.json"))) >= 1), 120)
+        wait_until(
+            lambda: over.is_set() or (storage.is_dir() and len(list(storage.glob("*.json"))) >= 1),
+            120,
+        )
         proxy.mode("refused")
         wait_until(lambda: over.is_set() or len(list(storage.glob("*.json"))) >= 4, 120)
         proxy.randomly(0, 0.5)
@@ -353,7 +397,8 @@ def test_a_whole_search_while_mlflow_comes_and_goes(ray_cluster: Any, tmp_path: 
     found, window = results_of(tmp_path), Window(server, "demo")
     assert window.parent.info.status == "FINISHED"
     assert {run: window.points(run)["top1"] for run in window.runs} == {
-        run: [(e["epoch"], e["top1"], e["ts"]) for e in result["epochs"]] for run, result in found.items()
+        run: [(e["epoch"], e["top1"], e["ts"]) for e in result["epochs"]]
+        for run, result in found.items()
     }
     assert window.statuses() == ["FINISHED"] * 6
     on_it = {row["run"] for row in outcome.frontier}

@@ -11,11 +11,42 @@ from search_spaces.paper_tables import TABLES
 from tinynet_search.cli import run
 
 KEYS = {
-    *("name", "title", "space", "r", "d", "w", "resolution", "macs", "params", "activation_bytes", "c", "source"),
+    *(
+        "name",
+        "title",
+        "space",
+        "r",
+        "d",
+        "w",
+        "resolution",
+        "macs",
+        "params",
+        "activation_bytes",
+        "c",
+        "source",
+    ),
     *("paper_macs", "macs_off_percent", "paper_params", "params_off_percent"),
 }
-ORDER = ["efficientnet_b0", "efficientnet_b-4", "b0_r0.70", "tinynet_a", "resnet50", "resnet50_giant_a", "resnet50_a", "resnet18"]
-ORDER += ["ghostnet_a", "ghostnet_a_hswish", "ghostnet_1.5x", "ghostnet_b", "ghostnet_1.0x", "ghostnet_c", "ghostnet_0.5x", "ghostnet_d"]
+ORDER = [
+    "efficientnet_b0",
+    "efficientnet_b-4",
+    "b0_r0.70",
+    "tinynet_a",
+    "resnet50",
+    "resnet50_giant_a",
+    "resnet50_a",
+    "resnet18",
+]
+ORDER += [
+    "ghostnet_a",
+    "ghostnet_a_hswish",
+    "ghostnet_1.5x",
+    "ghostnet_b",
+    "ghostnet_1.0x",
+    "ghostnet_c",
+    "ghostnet_0.5x",
+    "ghostnet_d",
+]
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -38,10 +69,18 @@ def test_all_by_family_in_the_papers_order(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_figures_stand_beside_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = {line.partition(" ")[0]: " ".join(line.split()) for line in printed(capsys).splitlines()}
-    assert lines["tinynet_c"] == "tinynet_c 0.825 0.85 0.54 184 2.46M 2.5M -1.7 % 99.5M 100M -0.5 % published"
+    lines = {
+        line.partition(" ")[0]: " ".join(line.split()) for line in printed(capsys).splitlines()
+    }
+    assert (
+        lines["tinynet_c"]
+        == "tinynet_c 0.825 0.85 0.54 184 2.46M 2.5M -1.7 % 99.5M 100M -0.5 % published"
+    )
     assert lines["resnet50"] == "resnet50 1 1 1 224 25.56M - - 4089.2M 4.1B -0.3 % published"
-    assert lines["ghostnet_c_hswish"] == "ghostnet_c_hswish 0.821 0.84 0.58 197 5.16M 5.0M +3.2 % 141.0M 141M +0.0 % ours"
+    assert (
+        lines["ghostnet_c_hswish"]
+        == "ghostnet_c_hswish 0.821 0.84 0.58 197 5.16M 5.0M +3.2 % 141.0M 141M +0.0 % ours"
+    )
 
 
 def test_names_keep_their_order(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,7 +93,12 @@ def test_json_has_exact_figures_and_differences(capsys: pytest.CaptureFixture[st
     assert [row["name"] for row in rows] == list(NETWORKS)
     assert all(set(row) == KEYS for row in rows)
     tiny = next(row for row in rows if row["name"] == "tinynet_e")
-    assert (tiny["macs"], tiny["params"], tiny["paper_macs"], tiny["paper_params"]) == (24356848, 2042972, 24e6, 2e6)
+    assert (tiny["macs"], tiny["params"], tiny["paper_macs"], tiny["paper_params"]) == (
+        24356848,
+        2042972,
+        24e6,
+        2e6,
+    )
     assert tiny["macs_off_percent"] == pytest.approx(100 * (24356848 / 24e6 - 1))
     assert tiny["activation_bytes"] == NETWORKS["tinynet_e"].network().activation_bytes
     resnet = next(row for row in rows if row["name"] == "resnet34")
@@ -73,10 +117,17 @@ def test_paper_tables_have_every_row(capsys: pytest.CaptureFixture[str], name: s
 
 
 def test_table1_has_two_halves(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [re.split(r"\s{2,}", line) for line in printed(capsys, "--paper", "table1").splitlines()]
-    left, right = ["B0 shrunk by d = 0.45", "196M", "196.4M", "+0.2 %", "76.5"], ["depth underflow†", "-", "-", "-", "-"]
+    lines = [
+        re.split(r"\s{2,}", line) for line in printed(capsys, "--paper", "table1").splitlines()
+    ]
+    left, right = (
+        ["B0 shrunk by d = 0.45", "196M", "196.4M", "+0.2 %", "76.5"],
+        ["depth underflow†", "-", "-", "-", "-"],
+    )
     assert [*left, *right] in lines
-    assert ["† B0 at its minimum depth, still above 100M: 173M FLOPs, ours 173.2M (+0.1 %)."] in lines
+    assert [
+        "† B0 at its minimum depth, still above 100M: 173M FLOPs, ours 173.2M (+0.1 %)."
+    ] in lines
 
 
 @pytest.mark.parametrize(
@@ -94,25 +145,62 @@ def test_table1_has_two_halves(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_paper_rows(capsys: pytest.CaptureFixture[str], name: str, line: str) -> None:
-    assert line in [" ".join(each.split()) for each in printed(capsys, "--paper", name).splitlines()]
+    assert line in [
+        " ".join(each.split()) for each in printed(capsys, "--paper", name).splitlines()
+    ]
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_what_was_never_published_is_said(capsys: pytest.CaptureFixture[str], name: str) -> None:
     found = document(capsys, "--paper", name)
-    unpublished = {row["network"] for group in found["groups"] for row in group if row["source"] in ("inferred", "ours")}
+    unpublished = {
+        row["network"]
+        for group in found["groups"]
+        for row in group
+        if row["source"] in ("inferred", "ours")
+    }
     (said,) = (note for note in found["notes"] if "never published" in note)
     assert set(said.removesuffix(".").rpartition(": ")[2].split(", ")) == unpublished
 
 
 def test_paper_tables_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     found = document(capsys, "--paper", "table3")
-    assert (found["table"], found["images"], [len(group) for group in found["groups"]]) == ("table3", "ImageNet-1000", [4, 2, 6, 5, 6, 6])
+    assert (found["table"], found["images"], [len(group) for group in found["groups"]]) == (
+        "table3",
+        "ImageNet-1000",
+        [4, 2, 6, 5, 6, 6],
+    )
     theirs, tiny = found["groups"][0][0], found["groups"][-1][-1]
-    assert (theirs["network"], theirs["macs"], theirs["paper_macs"], theirs["paper_top1"]) == (None, None, 356e6, 76.6)
-    assert (tiny["network"], tiny["macs"], tiny["paper_params"], tiny["paper_top5"]) == ("tinynet_e", 24356848, 2e6, 81.8)
+    assert (theirs["network"], theirs["macs"], theirs["paper_macs"], theirs["paper_top1"]) == (
+        None,
+        None,
+        356e6,
+        76.6,
+    )
+    assert (tiny["network"], tiny["macs"], tiny["paper_params"], tiny["paper_top5"]) == (
+        "tinynet_e",
+        24356848,
+        2e6,
+        81.8,
+    )
     assert document(capsys, "--paper", "table1")["footnote"]["paper_macs"] == 173e6
-    assert [row["repeats"] for row in document(capsys, "--paper", "table7")["rows"]] == [1, 1, 1, 1, 1, 2, 1, 3, 3, 1, 5, 1, 1, 1, 1]
+    assert [row["repeats"] for row in document(capsys, "--paper", "table7")["rows"]] == [
+        1,
+        1,
+        1,
+        1,
+        1,
+        2,
+        1,
+        3,
+        3,
+        1,
+        5,
+        1,
+        1,
+        1,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +215,9 @@ def test_paper_tables_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         (["resnet_50"], "did you mean 'resnet50'"),
     ],
 )
-def test_one_line_and_two(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+def test_one_line_and_two(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
     code = run(["networks", *arguments])
     out, err = capsys.readouterr()
     assert (code, out, err.count("\n")) == (2, "", 1)

@@ -42,7 +42,9 @@ def test_more_names_than_a_page_of_them(folder: Folder) -> None:
     place = folder.url.removeprefix("s3://bucket/").partition("?")[0]
     wanted = [f"{number:04d}.json" for number in range(1005)]
     for name in wanted:  # the server's own store: over HTTP it would take ten seconds
-        s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object("bucket", f"{place}/results/{name}", b"{}")
+        s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object(
+            "bucket", f"{place}/results/{name}", b"{}"
+        )
     assert folder.names("results") == wanted
     folder.remove("results")
     assert folder.names() == []
@@ -64,7 +66,9 @@ def test_a_formula_is_asked_where_the_search_wrote_it(
     mine = json.loads(capsys.readouterr().out)
     assert run(["suggest", "0.5", "--json"]) == 0
     theirs = json.loads(capsys.readouterr().out)
-    assert [[row[key] for key in ("r", "d", "w")] for row in mine] == [[row[key] for key in ("r", "d", "w")] for row in theirs]
+    assert [[row[key] for key in ("r", "d", "w")] for row in mine] == [
+        [row[key] for key in ("r", "d", "w")] for row in theirs
+    ]
     monkeypatch.setattr(formula_io, "MAX_BYTES", 100)
     with pytest.raises(RequestError, match="too large for a formula"):
         TinyFormula.load(address)
@@ -128,7 +132,9 @@ def test_a_broken_upload_leaves_nothing(folder: Folder, monkeypatch: pytest.Monk
 
 def test_what_cannot_be_reached_is_named(object_storage: Place, tmp_path: Path) -> None:
     nowhere = open_folder(object_storage("x").replace("s3://bucket/", "s3://no-such-bucket/"))
-    with pytest.raises(StorageError, match=r"no-such-bucket/x/plan\.json.* cannot be written") as refused:
+    with pytest.raises(
+        StorageError, match=r"no-such-bucket/x/plan\.json.* cannot be written"
+    ) as refused:
         nowhere.write("plan.json", b"{}")
     assert "\n" not in str(refused.value)
     options = "endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1&allow_delayed_open=false"
@@ -146,7 +152,9 @@ def test_what_cannot_be_reached_is_named(object_storage: Place, tmp_path: Path) 
         "gs://bucket/searches?access_token=SECRETWORD",
     ],
 )
-def test_credentials_in_a_url_are_refused_and_not_repeated(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_credentials_in_a_url_are_refused_and_not_repeated(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """They would stand in the plan's directory name, in messages and in Ray's and MLflow's records."""
     from tinynet_search.cli import run
 
@@ -154,7 +162,15 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(url: str, tmp_path: P
         open_folder(url)
     assert "SECRETWORD" not in str(refused.value)
     for arguments in (
-        ["search", "--preset", "demo", "--storage", url, "--tracking", f"sqlite:///{tmp_path}/m.db"],
+        [
+            "search",
+            "--preset",
+            "demo",
+            "--storage",
+            url,
+            "--tracking",
+            f"sqlite:///{tmp_path}/m.db",
+        ],
         ["search", "--preset", "demo", "--storage", url],
         ["sync", "--storage", url],
         ["frontier", "--storage", url],
@@ -174,7 +190,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrialSpec, di
     return spec, run_trial(spec, store.url, Alone())
 
 
-def test_a_broken_off_trial_is_taken_up(object_storage: Place, undisturbed: tuple[TrialSpec, dict[str, Any]]) -> None:
+def test_a_broken_off_trial_is_taken_up(
+    object_storage: Place, undisturbed: tuple[TrialSpec, dict[str, Any]]
+) -> None:
     spec, whole = undisturbed
     root = object_storage(f"trial-{uuid.uuid4().hex[:8]}")
 
@@ -196,14 +214,21 @@ def test_keys_are_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tune would put them into the environment of every trial's actor, and every node's log would tell them."""
     from ray.tune.execution.class_cache import _ActorClassCache
 
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"):
+    for name in (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_SECURITY_TOKEN",
+    ):
         monkeypatch.setenv(name, "SECRETWORD")
     _keep_secrets()
     assert "SECRETWORD" not in str(vars(_ActorClassCache().get(type("Trainable", (), {}))))
 
 
 @pytest.mark.ray
-def test_a_whole_search_and_its_rerun(ray_cluster: Any, object_storage: Place, tmp_path: Path) -> None:
+def test_a_whole_search_and_its_rerun(
+    ray_cluster: Any, object_storage: Place, tmp_path: Path
+) -> None:
     """The same results as on a disk; nothing in them or in MLflow tells an address beyond the storage's own."""
     config = tiny_config(tmp_path, f'storage.path="{object_storage("searches")}"', trials=3)
     tracking = f"sqlite:///{tmp_path}/mlflow.db"
@@ -213,7 +238,9 @@ def test_a_whole_search_and_its_rerun(ray_cluster: Any, object_storage: Place, t
     (tmp_path / "local").mkdir()
     here = run_search(local, tracking=tracking)
     there, beside = (o.store.results(o.results) for o in (outcome, here))
-    assert {run: without_times(r) for run, r in there.items()} == {run: without_times(r) for run, r in beside.items()}
+    assert {run: without_times(r) for run, r in there.items()} == {
+        run: without_times(r) for run, r in beside.items()
+    }
     assert outcome.frontier == here.frontier
     again = run_search(config, tracking=tracking)
     assert again.new == 0
@@ -233,15 +260,27 @@ UNAWARE = f"from tinynet_search import lease; lease._holds = lambda *_: False; {
 
 
 @pytest.mark.ray
-def test_two_drivers_at_once_are_harmless(ray_cluster: Any, object_storage: Place, tmp_path: Path) -> None:
+def test_two_drivers_at_once_are_harmless(
+    ray_cluster: Any, object_storage: Place, tmp_path: Path
+) -> None:
     """No exclusive create keeps them apart there: one stops at its next sign of life, nothing is missing and nothing doubled."""
     name = f"two-{uuid.uuid4().hex[:8]}"
     url, tracking = object_storage(name), f"sqlite:///{tmp_path}/mlflow.db"
-    arguments = ["search", *tiny_arguments(url, "run.concurrency=1", "recipe.epochs=4", trials=4), "--tracking", tracking]
+    arguments = [
+        "search",
+        *tiny_arguments(url, "run.concurrency=1", "recipe.epochs=4", trials=4),
+        "--tracking",
+        tracking,
+    ]
     environment = {**os.environ, "RAY_ADDRESS": ray_cluster.address}
 
     def driver(program: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen([sys.executable, "-c", program, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     folder = open_folder(object_storage(f"{name}/demo"))
     first = driver(DRIVER)
@@ -255,8 +294,15 @@ def test_two_drivers_at_once_are_harmless(ray_cluster: Any, object_storage: Plac
     local = tiny_config(tmp_path / "local", "recipe.epochs=4", trials=4)
     (tmp_path / "local").mkdir()
     beside = SearchStore(local.url)
-    alone = {c.run: run_trial(c.spec, beside.url, Alone()) for c in grow(agreed_plan(beside, local), beside, local)}
-    assert {run: without_times(r) for run, r in there.items()} == {run: without_times(r) for run, r in alone.items()}
+    alone = {
+        c.run: run_trial(c.spec, beside.url, Alone())
+        for c in grow(agreed_plan(beside, local), beside, local)
+    }
+    assert {run: without_times(r) for run, r in there.items()} == {
+        run: without_times(r) for run, r in alone.items()
+    }
     window = Window(tracking, "demo")
-    assert {run: window.points(run) for run in window.runs} == {run: wanted_points(r["epochs"]) for run, r in there.items()}
+    assert {run: window.points(run) for run in window.runs} == {
+        run: wanted_points(r["epochs"]) for run, r in there.items()
+    }
     assert window.statuses() == ["FINISHED"] * 4

@@ -22,13 +22,24 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(SQLALCHEMY)]
 def test_the_search_is_seen_where_the_cluster_is_watched(ray_cluster: Any, tmp_path: Path) -> None:
     import ray
 
-    run_search(tiny_config(tmp_path, "search.name=watched", trials=2), tracking=f"sqlite:///{tmp_path}/mlflow.db")
-    ports = {(node["NodeManagerAddress"], node["MetricsExportPort"]) for node in ray.nodes() if node["Alive"]}
+    run_search(
+        tiny_config(tmp_path, "search.name=watched", trials=2),
+        tracking=f"sqlite:///{tmp_path}/mlflow.db",
+    )
+    ports = {
+        (node["NodeManagerAddress"], node["MetricsExportPort"])
+        for node in ray.nodes()
+        if node["Alive"]
+    }
     end = time.monotonic() + 60
     while (found := _figures(ports)).get('ray_tinynet_trials{state="finished"}') != 2.0:
         assert time.monotonic() < end, found
         time.sleep(1.0)
-    assert found['ray_tinynet_trials{state="training"}'] == found['ray_tinynet_trials{state="lost"}'] == 0.0
+    assert (
+        found['ray_tinynet_trials{state="training"}']
+        == found['ray_tinynet_trials{state="lost"}']
+        == 0.0
+    )
     assert found["ray_tinynet_epochs_total{}"] == 4.0
     assert found["ray_tinynet_images_per_second{}"] == 0.0
     assert 0.0 <= found["ray_tinynet_publisher_lag_seconds{}"] < 60.0
@@ -61,7 +72,10 @@ def growing(ray_cluster: Any) -> Iterator[Any]:
     names: Any = _raylet
     group = pb2.NodeGroupConfig(name="large", resources={"CPU": 2}, min_count=0, max_count=1)
     told = pb2.ClusterConfig(node_group_configs=[group])
-    key, namespace = names.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(), names.GCS_AUTOSCALER_STATE_NAMESPACE.encode()
+    key, namespace = (
+        names.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(),
+        names.GCS_AUTOSCALER_STATE_NAMESPACE.encode(),
+    )
     _internal_kv_put(key, told.SerializeToString(), namespace=namespace)
     nodes: list[Any] = []
     yield lambda: nodes.append(ray_cluster.add_node(num_cpus=2))
@@ -71,27 +85,40 @@ def growing(ray_cluster: Any) -> Iterator[Any]:
     assert ray.is_initialized()
 
 
-def test_a_cluster_that_grows_is_waited_for(growing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_grows_is_waited_for(
+    growing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, said = tiny_config(tmp_path, "scaling.cpus=2", trials=1), list[str]()
     assert sum(node.holds({"CPU": 2.0}) * node.count for node in grown()) == 1
     places: list[placement.Placement] = []
-    waiting = threading.Thread(target=lambda: places.append(take_place(config, [1.0], said.append)), daemon=True)
+    waiting = threading.Thread(
+        target=lambda: places.append(take_place(config, [1.0], said.append)), daemon=True
+    )
     waiting.start()
     time.sleep(3.0)
     assert waiting.is_alive()
     growing()
     waiting.join(60)
     assert [place.at_once for place in places] == [1]
-    assert said[0].startswith("waiting for the cluster to grow, 0 s: a trial takes 1 x 2 CPU, 3 nodes are there")
+    assert said[0].startswith(
+        "waiting for the cluster to grow, 0 s: a trial takes 1 x 2 CPU, 3 nodes are there"
+    )
 
 
-def test_one_that_does_not_grow_is_given_up(growing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_does_not_grow_is_given_up(
+    growing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(placement, "GROWTH", 1.5)
-    with pytest.raises(RequestError, match=r"no room for a trial of 1 x 2 CPU on nodes of .*; the cluster has not grown for"):
+    with pytest.raises(
+        RequestError,
+        match=r"no room for a trial of 1 x 2 CPU on nodes of .*; the cluster has not grown for",
+    ):
         take_place(tiny_config(tmp_path, "scaling.cpus=2"), [1.0], lambda line: None)
 
 
-def test_one_that_tells_nothing_is_waited_for_where_the_user_says_so(ray_cluster: Any, tmp_path: Path) -> None:
+def test_one_that_tells_nothing_is_waited_for_where_the_user_says_so(
+    ray_cluster: Any, tmp_path: Path
+) -> None:
     """Then as many trials are asked for at once as the user wants: what waits is what makes a cluster grow."""
     said = list[str]()
     slow = tiny_config(tmp_path, "scaling.cpus=2", "run.wait_for_nodes=1s")

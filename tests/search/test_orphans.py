@@ -16,7 +16,14 @@ OURS, GONE, OTHERS = b"1", b"2", b"3"
 @pytest.mark.parametrize(
     ("job", "dead", "name", "told", "detached", "given_back"),
     [
-        (OURS, True, CONTROLLER, False, False, True),  # made after Ray had looked for the dead actor's groups
+        (
+            OURS,
+            True,
+            CONTROLLER,
+            False,
+            False,
+            True,
+        ),  # made after Ray had looked for the dead actor's groups
         (OURS, False, CONTROLLER, True, False, True),
         (OURS, True, "Holder", False, False, True),
         (OURS, False, CONTROLLER, False, False, False),
@@ -27,7 +34,9 @@ OURS, GONE, OTHERS = b"1", b"2", b"3"
         (OTHERS, True, CONTROLLER, True, False, False),
     ],
 )
-def test_whose_groups_are_given_back(job: bytes, dead: bool, name: str, told: bool, detached: bool, given_back: bool) -> None:
+def test_whose_groups_are_given_back(
+    job: bytes, dead: bool, name: str, told: bool, detached: bool, given_back: bool
+) -> None:
     group = SimpleNamespace(creator_job_id=job, creator_actor_dead=told, is_detached=detached)
     assert orphaned(group, OURS, {GONE}, lambda: (dead, name)) is given_back
 
@@ -43,12 +52,20 @@ def test_groups_of_dead_actors_are_given_back(ray_cluster: Any) -> None:
 
     holder: Any = ray.remote(num_cpus=0)(Holder)
     dead, alive = holder.remote(), holder.remote()
-    ray.get([dead.hold.remote("orphan"), dead.hold.remote("kept", "detached"), alive.hold.remote("held")])
+    ray.get(
+        [
+            dead.hold.remote("orphan"),
+            dead.hold.remote("kept", "detached"),
+            alive.hold.remote("held"),
+        ]
+    )
     ours = placement_group([{"CPU": 0.25}], name="ours")
     ray.get(ours.ready())
 
     def states() -> dict[str, str]:
-        return {row["name"]: row["state"] for row in placement_group_table().values() if row["name"]}
+        return {
+            row["name"]: row["state"] for row in placement_group_table().values() if row["name"]
+        }
 
     assert sweep() == 0
     ray.kill(dead)
@@ -59,7 +76,9 @@ def test_groups_of_dead_actors_are_given_back(ray_cluster: Any) -> None:
     while states()["orphan"] != "REMOVED":
         assert time.monotonic() < end
         time.sleep(0.1)
-    assert {name: states()[name] for name in ("kept", "held", "ours")} == dict.fromkeys(("kept", "held", "ours"), "CREATED")
+    assert {name: states()[name] for name in ("kept", "held", "ours")} == dict.fromkeys(
+        ("kept", "held", "ours"), "CREATED"
+    )
     assert sweep() == 0
     ray.kill(alive)
     for group in (ours, ray.util.get_placement_group("kept")):

@@ -26,9 +26,18 @@ def test_finals_stand_beside_the_rules_that_were_asked_for(tmp_path: Path) -> No
     rows = store.read_json("finals.json") or []
     shallowest = space.network((1, 0.01, 1), plan["space"]["num_classes"])
     assert [row["label"] for row in rows] == [TINY, *(rule for rule in RULES if rule != "d alone")]
-    assert refused == [f"no final network of the rule 'd alone' for c = 0.3: depth underflow: the shallowest has c = {shallowest.c:.3f}"]
+    assert refused == [
+        f"no final network of the rule 'd alone' for c = 0.3: depth underflow: the shallowest has c = {shallowest.c:.3f}"
+    ]
     assert [row["run"] for row in rows] == [candidate.run for candidate in candidates]
-    by_label = {row["label"]: space.network(RDW(*row["rdw"]), plan["space"]["num_classes"]) for row in rows}
-    assert (by_label["r alone"].shape.repeats, by_label["w alone"].resolution) == (space.baseline().shape.repeats, space.base_resolution)
-    assert "above the budget" in next(row["note"] for row in rows if row["label"] == "inverse giant, not tuned")
+    by_label = {
+        row["label"]: space.network(RDW(*row["rdw"]), plan["space"]["num_classes"]) for row in rows
+    }
+    assert (by_label["r alone"].shape.repeats, by_label["w alone"].resolution) == (
+        space.baseline().shape.repeats,
+        space.base_resolution,
+    )
+    assert "above the budget" in next(
+        row["note"] for row in rows if row["label"] == "inverse giant, not tuned"
+    )
     assert abs(by_label[TINY].c - 0.3) <= 0.03 * 0.3

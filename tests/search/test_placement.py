@@ -30,10 +30,26 @@ def config(*settings: str) -> Config:
         (("scaling.gpus=0.25", "scaling.cpus=4"), [BOX], 8),
         ((*TRAIN, "scaling.workers=4", "scaling.gpus=1"), [BOX, BOX], 2),
         ((*TRAIN, "scaling.workers=8", "scaling.gpus=1"), [BOX, BOX], 1),
-        ((*TRAIN, "scaling.workers=8", "scaling.gpus=1", "scaling.placement=STRICT_PACK"), [BOX, BOX], 0),
-        ((*TRAIN, "scaling.workers=2", "scaling.gpus=1", "scaling.placement=STRICT_SPREAD"), [BOX, BOX], 4),
-        ((*TRAIN, "scaling.workers=2", "scaling.gpus=1", "scaling.placement=STRICT_SPREAD"), [BOX], 0),
-        ((*TRAIN, "scaling.workers=2", "scaling.placement=STRICT_SPREAD"), [Nodes({"CPU": 3.0}), Nodes({"CPU": 1.0}, 2)], 2),
+        (
+            (*TRAIN, "scaling.workers=8", "scaling.gpus=1", "scaling.placement=STRICT_PACK"),
+            [BOX, BOX],
+            0,
+        ),
+        (
+            (*TRAIN, "scaling.workers=2", "scaling.gpus=1", "scaling.placement=STRICT_SPREAD"),
+            [BOX, BOX],
+            4,
+        ),
+        (
+            (*TRAIN, "scaling.workers=2", "scaling.gpus=1", "scaling.placement=STRICT_SPREAD"),
+            [BOX],
+            0,
+        ),
+        (
+            (*TRAIN, "scaling.workers=2", "scaling.placement=STRICT_SPREAD"),
+            [Nodes({"CPU": 3.0}), Nodes({"CPU": 1.0}, 2)],
+            2,
+        ),
     ],
 )
 def test_trials_side_by_side(settings: tuple[str, ...], nodes: list[Nodes], fits: int) -> None:
@@ -43,7 +59,13 @@ def test_trials_side_by_side(settings: tuple[str, ...], nodes: list[Nodes], fits
 def test_spread_workers_fill_as_well_as_any_order_does() -> None:
     def best(slots: tuple[int, ...], workers: int) -> int:
         groups = itertools.combinations([i for i, slot in enumerate(slots) if slot], workers)
-        return max((1 + best(tuple(slot - (i in group) for i, slot in enumerate(slots)), workers) for group in groups), default=0)
+        return max(
+            (
+                1 + best(tuple(slot - (i in group) for i, slot in enumerate(slots)), workers)
+                for group in groups
+            ),
+            default=0,
+        )
 
     for slots in itertools.product(range(4), repeat=3):
         for workers in (2, 3):
@@ -51,7 +73,10 @@ def test_spread_workers_fill_as_well_as_any_order_does() -> None:
 
 
 def test_what_never_fits_is_refused_with_what_is_missing() -> None:
-    with pytest.raises(RequestError, match=r"no room for a trial of 1 x 1 CPU and 1 GPU on nodes of 2 x 8 CPU and 0 GPU: lower"):
+    with pytest.raises(
+        RequestError,
+        match=r"no room for a trial of 1 x 1 CPU and 1 GPU on nodes of 2 x 8 CPU and 0 GPU: lower",
+    ):
         placed(config("scaling.gpus=1"), [1.0], [Nodes({"CPU": 8.0}, 2)])
     with pytest.raises(RequestError, match="no room"):
         placed(config("scaling.auto=true"), [1.0], [HEAD])
@@ -68,7 +93,11 @@ def test_many_trials_take_a_gpu_each_and_few_take_several() -> None:
     assert (many.config.scaling.workers, many.at_once) == (1, 8)
     one = placed(auto, [HOUR], [HEAD, BOX, BOX])
     assert (one.config.scaling.workers, one.at_once) == (8, 1)
-    assert (one.config.scaling.gpus, one.config.scaling.cpus, one.config.scaling.loader_workers) == (1.0, 8.0, 7)
+    assert (
+        one.config.scaling.gpus,
+        one.config.scaling.cpus,
+        one.config.scaling.loader_workers,
+    ) == (1.0, 8.0, 7)
     assert one.why is not None
     assert one.why.startswith("1 at once on 8 GPUs each: 1 trials in an assumed ")
     # Nine on eight GPUs: a second round of one trial, or five rounds of two on four GPUs.
@@ -78,7 +107,9 @@ def test_many_trials_take_a_gpu_each_and_few_take_several() -> None:
 
 def _by_hand(trials: int, workers: int) -> float:
     rounds = -(-trials // (8 // workers))
-    return rounds * (placement.STARTING + 3600 / (workers * placement.DOUBLED ** (workers.bit_length() - 1)))
+    return rounds * (
+        placement.STARTING + 3600 / (workers * placement.DOUBLED ** (workers.bit_length() - 1))
+    )
 
 
 def test_workers_never_share_a_gpu() -> None:
@@ -101,5 +132,15 @@ def test_short_trials_are_not_divided() -> None:
 
 def test_what_is_named_stays_and_one_process_is_never_divided() -> None:
     inline = placed(config("scaling.auto=true", "scaling.cpus=2"), [HOUR], [Nodes({"CPU": 8.0})])
-    assert (inline.config.scaling.workers, inline.config.scaling.cpus, inline.config.scaling.gpus, inline.at_once) == (1, 2.0, 0.0, 4)
-    assert placed(config(*TRAIN, "scaling.auto=true", "scaling.workers=2"), [HOUR] * 96, [BOX]).config.scaling.workers == 1
+    assert (
+        inline.config.scaling.workers,
+        inline.config.scaling.cpus,
+        inline.config.scaling.gpus,
+        inline.at_once,
+    ) == (1, 2.0, 0.0, 4)
+    assert (
+        placed(
+            config(*TRAIN, "scaling.auto=true", "scaling.workers=2"), [HOUR] * 96, [BOX]
+        ).config.scaling.workers
+        == 1
+    )

@@ -24,10 +24,16 @@ def test_growing_keeps_the_first(tmp_path: Path) -> None:
     more = grow(plan, store, tiny_config(tmp_path, trials=12))
     assert [c.run for c in more[:5]] == [c.run for c in first]
     assert len({c.run for c in more}) == 12
-    assert [c.run for c in grow(plan, store, tiny_config(tmp_path, trials=3))] == [c.run for c in more]
+    assert [c.run for c in grow(plan, store, tiny_config(tmp_path, trials=3))] == [
+        c.run for c in more
+    ]
     assert store.folder.names("candidates") == ["000000.json", "000005.json"]
     whole = SearchStore(str(tmp_path / "other"))
-    at_once = grow(agreed_plan(whole, tiny_config(tmp_path, "search.name=other")), whole, tiny_config(tmp_path, trials=12))
+    at_once = grow(
+        agreed_plan(whole, tiny_config(tmp_path, "search.name=other")),
+        whole,
+        tiny_config(tmp_path, trials=12),
+    )
     assert [c.run for c in at_once] == [c.run for c in more]
 
 
@@ -35,10 +41,16 @@ def test_figures_in_candidates_are_the_networks(tmp_path: Path) -> None:
     store = SearchStore(str(tmp_path / "demo"))
     plan = agreed_plan(store, tiny_config(tmp_path))
     grow(plan, store, tiny_config(tmp_path))
-    written = json.loads((tmp_path / "demo" / "candidates" / "000000.json").read_text())["candidates"]
+    written = json.loads((tmp_path / "demo" / "candidates" / "000000.json").read_text())[
+        "candidates"
+    ]
     for row, candidate in zip(written, candidates_of(plan, store), strict=True):
         network = candidate.spec.network()
-        assert (row["id"], row["network"]["macs"], row["network"]["c"]) == (candidate.id, network.macs, network.c)
+        assert (row["id"], row["network"]["macs"], row["network"]["c"]) == (
+            candidate.id,
+            network.macs,
+            network.c,
+        )
 
 
 @pytest.mark.parametrize(
@@ -66,11 +78,19 @@ def test_contradictions_are_refused_and_shown(tmp_path: Path, setting: str, show
 def test_what_may_change(tmp_path: Path) -> None:
     store = SearchStore(str(tmp_path / "demo"))
     plan = agreed_plan(store, tiny_config(tmp_path))
-    for setting in ("recipe.epochs=9", "search.trials=99", "search.finals=[0.3]", "run.concurrency=1", "tracking.uri=http://x"):
+    for setting in (
+        "recipe.epochs=9",
+        "search.trials=99",
+        "search.finals=[0.3]",
+        "run.concurrency=1",
+        "tracking.uri=http://x",
+    ):
         assert agreed_plan(store, tiny_config(tmp_path, setting)) == plan
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"search": "demo"}', b'{"search": 3}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b'{"search": "demo"}', b'{"search": 3}', b"\xff\xfe"]
+)
 def test_a_damaged_plan_is_named_and_kept(tmp_path: Path, damage: bytes) -> None:
     store = SearchStore(str(tmp_path / "demo"))
     agreed_plan(store, tiny_config(tmp_path))
@@ -117,7 +137,12 @@ def test_networks_that_want_more_pixels_than_were_packed(tmp_path: Path) -> None
         Packing(tree, tmp_path / f"packed{short}", short).run(1, "fail")
     shown = {}
     for name, path in (("packed", "packed16"), ("packed", "packed128"), ("imagefolder", "tree")):
-        settings = (f"data.name={name}", f'data.path="{tmp_path / path}"', "recipe.batch=8", "recipe.micro_batch=8")
+        settings = (
+            f"data.name={name}",
+            f'data.path="{tmp_path / path}"',
+            "recipe.batch=8",
+            "recipe.micro_batch=8",
+        )
         shown[path] = preview(tiny_config(tmp_path, *settings))
     most = max(row["resolution"] for row in shown["packed16"]["candidates"])
     wanted = f"packed for up to 14 pixels: {{}} networks of more than 14 pixels (up to {most}) will see enlarged images"

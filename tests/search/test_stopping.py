@@ -56,7 +56,11 @@ def test_the_first_signal_asks(number: signal.Signals) -> None:
 
 def test_the_second_ends_at_once() -> None:
     asked = threading.Event()
-    with pytest.raises(KeyboardInterrupt), stoppable(lambda line: None) as stopping, stopping.gently(asked.set):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        stoppable(lambda line: None) as stopping,
+        stopping.gently(asked.set),
+    ):
         send(signal.SIGINT)
         assert asked.wait(20)
         send(signal.SIGINT)
@@ -66,7 +70,11 @@ def test_the_second_ends_at_once() -> None:
 def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings that do not end by themselves are ended."""
     monkeypatch.setattr(module, "GRACE", 0.05)
-    with pytest.raises(KeyboardInterrupt), stoppable(lambda line: None) as stopping, stopping.gently(lambda: None):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        stoppable(lambda line: None) as stopping,
+        stopping.gently(lambda: None),
+    ):
         send(signal.SIGINT)
         time.sleep(20)
         pytest.fail("it went on")
@@ -78,7 +86,11 @@ def test_storage_that_cannot_be_written_ends_at_once() -> None:
     def full() -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(KeyboardInterrupt), stoppable(said.append) as stopping, stopping.gently(full):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        stoppable(said.append) as stopping,
+        stopping.gently(full),
+    ):
         send(signal.SIGINT)
         time.sleep(20)
         pytest.fail("it went on")
@@ -89,13 +101,21 @@ def test_a_signal_after_another_reason_counts_too(monkeypatch: pytest.MonkeyPatc
     """Too many have failed, and one of the last hangs: a signal still ends it in time."""
     monkeypatch.setattr(module, "GRACE", 0.05)
     asked: list[bool] = []
-    with pytest.raises(KeyboardInterrupt), stoppable(lambda line: None) as stopping, stopping.gently(lambda: asked.append(True)):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        stoppable(lambda line: None) as stopping,
+        stopping.gently(lambda: asked.append(True)),
+    ):
         stopping.ask("too many failed")
         wait_for(lambda: bool(asked))
         send(signal.SIGTERM)
         time.sleep(20)
         pytest.fail("it went on")
-    assert (stopping.why, stopping.signal, stopping.insisted) == ("too many failed", signal.SIGTERM, True)
+    assert (stopping.why, stopping.signal, stopping.insisted) == (
+        "too many failed",
+        signal.SIGTERM,
+        True,
+    )
 
 
 def test_outside_of_trainings_a_signal_is_at_once() -> None:
@@ -116,7 +136,10 @@ def test_handlers_come_back_and_ignored_signals_stay_ignored() -> None:
         send(signal.SIGINT)
         assert stopping.signal is None
         assert signal.getsignal(signal.SIGTERM) != term
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == (signal.SIG_IGN, term)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == (
+        signal.SIG_IGN,
+        term,
+    )
 
 
 def test_in_another_thread_signals_are_left_alone() -> None:

@@ -23,7 +23,13 @@ from tinynet_search.spelling import spelled
 B0 = get_space("efficientnet_b0")
 C0 = 385_814_752
 # c, r, d, pixels of TinyNet-A to E as released.
-TINYNETS = [(0.9, 0.86, 1.2, 192), (0.5, 0.84, 1.1, 188), (0.25, 0.825, 0.85, 184), (0.13, 0.68, 0.695, 152), (0.06, 0.475, 0.6, 106)]
+TINYNETS = [
+    (0.9, 0.86, 1.2, 192),
+    (0.5, 0.84, 1.1, 188),
+    (0.25, 0.825, 0.85, 184),
+    (0.13, 0.68, 0.695, 152),
+    (0.06, 0.475, 0.6, 106),
+]
 POINTS = [(c, r, d) for c, r, d, _ in TINYNETS]
 
 
@@ -58,12 +64,20 @@ def test_unpacks_to_the_built_network(c: float, name: str, form: str) -> None:
 
 def test_fields() -> None:
     s = suggest_rdw(0.25)
-    assert (s.budget, s.space, s.formula, s.form) == (0.25, "efficientnet_b0", "published", "default")
+    assert (s.budget, s.space, s.formula, s.form) == (
+        0.25,
+        "efficientnet_b0",
+        "published",
+        "default",
+    )
     assert s.params == s.network.params and s.activations == s.network.activations
     assert s.activation_bytes == s.network.activation_bytes and (s.limits, s.binding) == ({}, ())
     data = json.loads(json.dumps(s.to_dict(), allow_nan=False))
     fields = "budget c resolution macs params activations activation_bytes r d w r_mean d_mean r_std d_std"
-    assert all(data[name] == getattr(s, name) for name in f"{fields} extrapolated space formula note form".split())
+    assert all(
+        data[name] == getattr(s, name)
+        for name in f"{fields} extrapolated space formula note form".split()
+    )
     assert data["num_classes"] == 1000 and data["details"]["repeats"] == [1, 2, 2, 3, 3, 3, 1]
     assert copy.deepcopy(s) == s
     assert tuple(pickle.loads(pickle.dumps(s))) == tuple(s)
@@ -71,11 +85,24 @@ def test_fields() -> None:
 
 def test_shown_to_people() -> None:
     s = suggest_rdw(0.05, extrapolate=True, space="efficientnet_mini")
-    assert repr(s).startswith("Suggestion(efficientnet_mini at c = 0.05: r=") and repr(s).endswith(", extrapolated)")
+    assert repr(s).startswith("Suggestion(efficientnet_mini at c = 0.05: r=") and repr(s).endswith(
+        ", extrapolated)"
+    )
     for text in (str(s), s._repr_html_()):
-        for part in ("r, d, w", "pixels", "per stage", "FLOPs (multiply-adds)", "peak activation memory", "±", "budget", "outside"):
+        for part in (
+            "r, d, w",
+            "pixels",
+            "per stage",
+            "FLOPs (multiply-adds)",
+            "peak activation memory",
+            "±",
+            "budget",
+            "outside",
+        ):
             assert part in text
-    evil = TinyFormula.from_json(TinyFormula.load("published").to_json(), "<script>alert(1)</script>")
+    evil = TinyFormula.from_json(
+        TinyFormula.load("published").to_json(), "<script>alert(1)</script>"
+    )
     assert "<script>" not in evil.suggest(0.5)._repr_html_()
 
 
@@ -98,12 +125,21 @@ def test_no_budget(c: Any) -> None:
 
 @pytest.mark.parametrize(("c", "end"), [(0.05, 0.06), (0.95, 0.9), (1.0, 0.9)])
 def test_outside_the_range(c: float, end: float) -> None:
-    with pytest.raises(RequestError, match=r"outside the range 0.06 to 0.9 .*extrapolate=True \(--extrapolate\)"):
+    with pytest.raises(
+        RequestError, match=r"outside the range 0.06 to 0.9 .*extrapolate=True \(--extrapolate\)"
+    ):
         suggest_rdw(c)
-    s, nearest, formula = suggest_rdw(c, extrapolate=True), suggest_rdw(end), TinyFormula.load("published")
+    s, nearest, formula = (
+        suggest_rdw(c, extrapolate=True),
+        suggest_rdw(end),
+        TinyFormula.load("published"),
+    )
     assert s.extrapolated and "nearest end" in str(s.note)
     assert (s.r_mean, s.d_mean, s.d) == (nearest.r_mean, nearest.d_mean, nearest.d)
-    assert (s.r_std, s.d_std) == (formula.predict(c).r_std, formula.predict(c).d_std) and s.r_std > nearest.r_std
+    assert (s.r_std, s.d_std) == (
+        formula.predict(c).r_std,
+        formula.predict(c).d_std,
+    ) and s.r_std > nearest.r_std
     assert abs(s.c - c) <= 0.03 * c
 
 
@@ -116,7 +152,10 @@ def test_other_space_uses_the_published_formula_and_says_so() -> None:
     s = suggest_rdw(0.25, space="efficientnet_mini")
     assert s.space == "efficientnet_mini" and s.network.num_classes == 24
     assert s.r_mean == suggest_rdw(0.25).r_mean
-    assert s.note == "efficientnet_mini has no formula of its own here: r(c) and d(c) were fitted on efficientnet_b0"
+    assert (
+        s.note
+        == "efficientnet_mini has no formula of its own here: r(c) and d(c) were fitted on efficientnet_b0"
+    )
     assert s.note in str(s)
 
 
@@ -149,11 +188,16 @@ def test_clipped_to_the_spaces_ranges() -> None:
 
 def test_a_formula_cannot_name_code_to_run() -> None:
     text = TinyFormula.load("published").to_json().replace('"efficientnet_b0"', '"antigravity:fly"')
-    with pytest.raises(RequestError, match="'antigravity:fly', no built-in space: pass the space itself"):
+    with pytest.raises(
+        RequestError, match="'antigravity:fly', no built-in space: pass the space itself"
+    ):
         TinyFormula.from_json(text, "odd.json").suggest(0.25)
     assert "antigravity" not in sys.modules
     space: SearchSpace = B0
-    assert TinyFormula.from_json(text, "odd.json").suggest(0.25, space=space).macs == suggest_rdw(0.25).macs
+    assert (
+        TinyFormula.from_json(text, "odd.json").suggest(0.25, space=space).macs
+        == suggest_rdw(0.25).macs
+    )
 
 
 def test_wrong_names() -> None:
@@ -182,7 +226,9 @@ print([name for name in heavy if name in sys.modules], seconds)
 """
     best = math.inf
     for _ in range(3):
-        run = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True)
+        run = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True
+        )
         assert run.returncode == 0, run.stderr
         loaded, _, seconds = run.stdout.rpartition(" ")
         assert loaded == "[]"

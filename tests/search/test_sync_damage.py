@@ -32,12 +32,16 @@ def test_weights_whose_description_is_damaged(tmp_path: Path, config: bytes) -> 
     (tmp_path / "weights.safetensors").write_bytes(b"x")
     (tmp_path / "config.json").write_bytes(config)
     nobody: Any = SimpleNamespace(client=None, run_id="0")
-    with pytest.raises(RequestError, match=r"its weights or their config\.json are damaged") as refused:
+    with pytest.raises(
+        RequestError, match=r"its weights or their config\.json are damaged"
+    ) as refused:
         weights.deliver(nobody, nobody, open_folder(str(tmp_path)), "tinynet", {})
     assert "\n" not in str(refused.value)
 
 
-def test_a_result_too_large_to_be_one_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_too_large_to_be_one_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody's file in a search that was published whole: it has no digest of ours."""
     config = tiny_config(tmp_path, trials=2)
     store = SearchStore(config.url)

@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 
 from search_spaces import RequestError, get_space
-from tests.search.mlflow_window import CREATED, FORMULA_TEXT, SQLALCHEMY, Search, Window, calm, epoch_records, wait_until, wanted_points
+from tests.search.mlflow_window import (
+    CREATED,
+    FORMULA_TEXT,
+    SQLALCHEMY,
+    Search,
+    Window,
+    calm,
+    epoch_records,
+    wait_until,
+    wanted_points,
+)
 from tinynet_search import TrackingError, frontier_models
 from tinynet_search.plan import candidate_of
 from tinynet_search.tracking import trial_rows
@@ -67,10 +77,16 @@ def test_every_trial_and_epoch_arrives_exactly_once(storage: Path, uri: str) -> 
         assert run.info.start_time == min(result["epochs"][0]["ts"] - 9500, 1000 * CREATED + 50_500)
         assert run.data.metrics["final_top1"] == result["metrics"]["top1"]
         figures = {key: run.data.metrics[key] for key in ("r", "d", "w", *real)}
-        assert list(figures.values()) == [*candidate.spec.rdw, *(candidate.network[key] for key in real)]
+        assert list(figures.values()) == [
+            *candidate.spec.rdw,
+            *(candidate.network[key] for key in real),
+        ]
         assert {key: float(run.data.params[key]) for key in figures} == figures
         assert run.data.tags["mlflow.parentRunId"] == window.parent.info.run_id
-    assert window.runs[first.run].info.run_name == f"r0.86 d1.20 w1.00 · {first.network['resolution']}px"
+    assert (
+        window.runs[first.run].info.run_name
+        == f"r0.86 d1.20 w1.00 · {first.network['resolution']}px"
+    )
 
     assert window.points(running.run) == wanted_points(epoch_records(running, 2))
     assert window.runs[running.run].info.status == "RUNNING"
@@ -93,13 +109,23 @@ def test_parent_tells_what_was_planned(storage: Path, uri: str) -> None:
     publisher = search.publisher(uri)
     assert publisher.close(60)
     parent = Window(uri, "planned").parent
-    assert (parent.info.run_name, parent.info.start_time, parent.info.status) == ("planned", 1000 * CREATED, "FINISHED")
+    assert (parent.info.run_name, parent.info.start_time, parent.info.status) == (
+        "planned",
+        1000 * CREATED,
+        "FINISHED",
+    )
     assert parent.data.params["recipe.lr"] == str(search.plan["recipe"]["lr"])
     assert parent.data.params["space.band"] == "[0.03, 1.05]"
     assert parent.data.params["data.settings.name"] == "petals"
     assert "frontier_models('planned')" in parent.data.tags["mlflow.note.content"]
-    assert (publisher.experiment_id, publisher.run_id) == (parent.info.experiment_id, parent.info.run_id)
-    assert publisher.link is not None and f"/#/experiments/{parent.info.experiment_id}/runs" in publisher.link
+    assert (publisher.experiment_id, publisher.run_id) == (
+        parent.info.experiment_id,
+        parent.info.run_id,
+    )
+    assert (
+        publisher.link is not None
+        and f"/#/experiments/{parent.info.experiment_id}/runs" in publisher.link
+    )
     assert publisher.busy_seconds > 0
 
 
@@ -121,9 +147,19 @@ def test_frontier_formula_and_finals(storage: Path, uri: str) -> None:
     for candidate in search.candidates[:3]:
         search.end(candidate)
     search.end(search.candidates[3], failed=True)
-    final = candidate_of(search.plan, get_space("efficientnet_mini").network((0.9, 0.9, 0.9), 10), kind="final")
+    final = candidate_of(
+        search.plan, get_space("efficientnet_mini").network((0.9, 0.9, 0.9), 10), kind="final"
+    )
     a, b, c, _ = search.candidates
-    labels = [{"run": final.run, "label": "tiny formula", "c": 0.5, "rdw": [0.9, 0.9, 0.9], "spec": final.spec.to_json()}]
+    labels = [
+        {
+            "run": final.run,
+            "label": "tiny formula",
+            "c": 0.5,
+            "rdw": [0.9, 0.9, 0.9],
+            "spec": final.spec.to_json(),
+        }
+    ]
     publisher = search.publisher(uri)
     publisher.watch([final])
     publisher.conclude(search.rows([a, b]), FORMULA_TEXT, labels, "# A report\n")
@@ -131,18 +167,31 @@ def test_frontier_formula_and_finals(storage: Path, uri: str) -> None:
     search.end(final)
     publisher.sync_once()
     before = Window(uri, "concluded")
-    marks = {run: (r.data.tags.get("frontier"), r.data.tags.get("pareto_rank")) for run, r in before.runs.items()}
+    marks = {
+        run: (r.data.tags.get("frontier"), r.data.tags.get("pareto_rank"))
+        for run, r in before.runs.items()
+    }
     assert marks[a.run] == ("true", "1") and marks[b.run] == ("true", "2")
     assert marks[c.run] == ("false", None) and marks[final.run] == (None, None)
-    assert (before.runs[final.run].data.tags["tinynet.kind"], before.runs[final.run].data.tags["label"]) == ("final", "tiny formula")
+    assert (
+        before.runs[final.run].data.tags["tinynet.kind"],
+        before.runs[final.run].data.tags["label"],
+    ) == ("final", "tiny formula")
 
     later = search.publisher(uri)
     later.watch([final])
     later.conclude(search.rows([c, a]), FORMULA_TEXT, labels, "# A report\n")
     assert later.close(60)
     after = Window(uri, "concluded")
-    marks = {run: (r.data.tags.get("frontier"), r.data.tags.get("pareto_rank")) for run, r in after.runs.items()}
-    assert marks[c.run] == ("true", "1") and marks[a.run] == ("true", "2") and marks[b.run] == ("false", None)
+    marks = {
+        run: (r.data.tags.get("frontier"), r.data.tags.get("pareto_rank"))
+        for run, r in after.runs.items()
+    }
+    assert (
+        marks[c.run] == ("true", "1")
+        and marks[a.run] == ("true", "2")
+        and marks[b.run] == ("false", None)
+    )
     assert after.parent.info.status == "FINISHED"
 
     models = frontier_models("concluded", storage=str(storage))
@@ -150,7 +199,12 @@ def test_frontier_formula_and_finals(storage: Path, uri: str) -> None:
     row = models[models["id"] == a.id].iloc[0]
     figures = (row["r"], row["d"], row["w"], row["c"], row["macs"], row["resolution"])
     assert figures == (*a.spec.rdw, a.c, a.network["macs"], a.network["resolution"])
-    assert (row["search"], row["frontier"], row["pareto_rank"], row["status"]) == ("concluded", True, 2, "FINISHED")
+    assert (row["search"], row["frontier"], row["pareto_rank"], row["status"]) == (
+        "concluded",
+        True,
+        2,
+        "FINISHED",
+    )
     assert row["top1"] == epoch_records(a, 4)[-1]["top1"]
     rows = trial_rows("concluded", tracking_uri=uri, all_trials=True)
     assert [r["status"] for r in rows].count("FAILED") == 1 and len(rows) == 4
@@ -180,7 +234,14 @@ def check_table(uri: str, window: Window, rows: list[dict[str, Any]]) -> None:
         client.set_tag(run, tag, "")  # as where a trial is under way
         assert read() == rows
         client.set_tag(run, tag, parent.data.tags[tag])
-    for damaged in ("", "[3]", "{}", '[{"run_id": 1}]', "[" * 10_000, table.replace('"r": 0', '"r": "x')):
+    for damaged in (
+        "",
+        "[3]",
+        "{}",
+        '[{"run_id": 1}]',
+        "[" * 10_000,
+        table.replace('"r": 0', '"r": "x'),
+    ):
         client.log_text(run, damaged, TABLE)
         client.set_tag(run, TABLED, f"{sealed} {digest_of(damaged)}")
         assert read() == rows
@@ -196,7 +257,10 @@ def check_artifacts_and_registry(uri: str, window: Window, rows: list[dict[str, 
     try:
         base = f"runs:/{window.parent.info.run_id}"
         assert json.loads(load_text(f"{base}/frontier.json")) == rows
-        assert load_text(f"{base}/frontier.csv").splitlines()[0] == "id,r,d,w,resolution,c,macs,params,top1,pareto_rank"
+        assert (
+            load_text(f"{base}/frontier.csv").splitlines()[0]
+            == "id,r,d,w,resolution,c,macs,params,top1,pareto_rank"
+        )
         assert load_text(f"{base}/formula.json") == FORMULA_TEXT
         assert load_text(f"{base}/report.md") == "# A report\n"
         name = window.parent.data.tags["tinynet.search"]
@@ -205,23 +269,42 @@ def check_artifacts_and_registry(uri: str, window: Window, rows: list[dict[str, 
     finally:
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
     key = window.parent.data.tags["tinynet.key"]
-    assert len([v for v in window.client.search_model_versions("name = 'tiny-formula'") if v.tags["tinynet.key"] == key]) == 1
+    assert (
+        len(
+            [
+                v
+                for v in window.client.search_model_versions("name = 'tiny-formula'")
+                if v.tags["tinynet.key"] == key
+            ]
+        )
+        == 1
+    )
 
 
-def test_a_new_formula_is_a_new_champion_and_an_unusable_one_is_none(storage: Path, uri: str) -> None:
+def test_a_new_formula_is_a_new_champion_and_an_unusable_one_is_none(
+    storage: Path, uri: str
+) -> None:
     search = Search(storage, "champion2")
-    texts = [json.dumps({"usable": usable, "n": n}) for n, usable in enumerate((True, True, False, True))]
+    texts = [
+        json.dumps({"usable": usable, "n": n}) for n, usable in enumerate((True, True, False, True))
+    ]
     for text in texts[:3]:
         publisher = search.publisher(uri)
         publisher.conclude([], text, [], None)
         publisher.sync_once()
     window = Window(uri, "champion2")
     key = window.parent.data.tags["tinynet.key"]
-    versions = [v for v in window.client.search_model_versions("name = 'tiny-formula'") if v.tags["tinynet.key"] == key]
+    versions = [
+        v
+        for v in window.client.search_model_versions("name = 'tiny-formula'")
+        if v.tags["tinynet.key"] == key
+    ]
     assert len(versions) == 2
     newest = max(int(v.version) for v in versions)
     for alias in ("champion", "champion2"):
-        assert int(window.client.get_model_version_by_alias("tiny-formula", alias).version) == newest
+        assert (
+            int(window.client.get_model_version_by_alias("tiny-formula", alias).version) == newest
+        )
 
 
 def test_the_thread_follows_a_search_to_its_end(storage: Path, uri: str) -> None:
@@ -255,7 +338,9 @@ def test_the_thread_follows_a_search_to_its_end(storage: Path, uri: str) -> None
     assert said == []
 
 
-def test_lost_answers_leave_no_second_run(storage: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_answers_leave_no_second_run(
+    storage: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The server commits a run, its answer is lost, the client asks again: as a retry within a call, and as an error."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -294,7 +379,9 @@ def test_lost_answers_leave_no_second_run(storage: Path, uri: str, monkeypatch: 
     assert window.statuses() == ["FINISHED"] * 3
 
 
-def test_searches_are_found_by_name_and_the_newest_first(storage: Path, uri: str, tmp_path: Path) -> None:
+def test_searches_are_found_by_name_and_the_newest_first(
+    storage: Path, uri: str, tmp_path: Path
+) -> None:
     newest = Search(tmp_path, "newest", twists=1, space="efficientnet_b0")
     newest.plan["created"] = CREATED + 1000
     newest.end(newest.candidates[0])
@@ -303,7 +390,9 @@ def test_searches_are_found_by_name_and_the_newest_first(storage: Path, uri: str
     assert (row["search"], row["frontier"]) == ("newest", False)
     empty = frontier_models("newest", tracking_uri=uri)
     assert len(empty) == 0 and list(empty.columns) == list(row)
-    assert {"newest"} == {r["search"] for r in trial_rows(space="efficientnet_b0", tracking_uri=uri, all_trials=True)}
+    assert {"newest"} == {
+        r["search"] for r in trial_rows(space="efficientnet_b0", tracking_uri=uri, all_trials=True)
+    }
     with pytest.raises(RequestError, match=r"no search 'newset' at sqlite.*there are .*newest"):
         frontier_models("newset", tracking_uri=uri)
     with pytest.raises(RequestError, match=r"no search 'planned'.*of space efficientnet_b0"):

@@ -20,7 +20,9 @@ MAKER = "import sys; from pathlib import Path; from tinynet_search.tracking.data
 def test_whoever_dies_while_it_is_made_leaves_none(tmp_path: Path) -> None:
     """A process killed in the middle of the tables; whoever comes next has a whole database, with what it publishes."""
     database = tmp_path / "mlflow.db"
-    with subprocess.Popen([sys.executable, "-c", MAKER, str(database)], stderr=subprocess.DEVNULL) as maker:
+    with subprocess.Popen(
+        [sys.executable, "-c", MAKER, str(database)], stderr=subprocess.DEVNULL
+    ) as maker:
         end = time.monotonic() + 60
         while not _tables(tmp_path):
             assert time.monotonic() < end
@@ -46,7 +48,9 @@ def _tables(folder: Path) -> int:
     for file in folder.glob(".mlflow.db.*[0-9a-f]"):
         try:
             with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as connection:
-                (count,) = connection.execute("select count(*) from sqlite_master where type = 'table'").fetchone()
+                (count,) = connection.execute(
+                    "select count(*) from sqlite_master where type = 'table'"
+                ).fetchone()
                 return count > 5
         except sqlite3.Error:
             return False
@@ -55,7 +59,10 @@ def _tables(folder: Path) -> int:
 
 def test_two_makers_at_once_make_one(tmp_path: Path) -> None:
     database = tmp_path / "deep" / "mlflow.db"
-    makers = [subprocess.Popen([sys.executable, "-c", MAKER, str(database)], stderr=subprocess.PIPE) for _ in range(2)]
+    makers = [
+        subprocess.Popen([sys.executable, "-c", MAKER, str(database)], stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
     said = [maker.communicate(timeout=120)[1] for maker in makers]
     assert [maker.returncode for maker in makers] == [0, 0], said
     assert [file.name for file in database.parent.iterdir()] == ["mlflow.db"]
@@ -64,7 +71,9 @@ def test_two_makers_at_once_make_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", [False, True])
-def test_a_mount_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: bool) -> None:
+def test_a_mount_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: bool
+) -> None:
     database, hidden = tmp_path / "mlflow.db", tmp_path / "hidden"
     hidden.write_bytes(b"ours")
     if other:

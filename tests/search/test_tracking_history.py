@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from tests.search.mlflow_window import CREATED, SQLALCHEMY, Search, Window, calm, epoch_records, wanted_points
+from tests.search.mlflow_window import (
+    CREATED,
+    SQLALCHEMY,
+    Search,
+    Window,
+    calm,
+    epoch_records,
+    wanted_points,
+)
 from tinynet_search.errors import TrackingError
 from tinynet_search.store import Candidate
 from tinynet_search.tracking import trial_rows
@@ -52,7 +60,9 @@ def set_aside(search: Search, candidate: Candidate) -> None:
 
 def runs_of(window: Window, lifecycle: int) -> int:
     mine = f"tags.`mlflow.parentRunId` = '{window.parent.info.run_id}'"
-    return len(window.client.search_runs([window.parent.info.experiment_id], mine, run_view_type=lifecycle))
+    return len(
+        window.client.search_runs([window.parent.info.experiment_id], mine, run_view_type=lifecycle)
+    )
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -106,7 +116,10 @@ def test_a_failed_trial_trained_again(storage: Path, uri: str, seen_between: boo
         search.commit(b, 1, again=1)
         publisher.sync_once()
         window = Window(uri, name)
-        assert window.runs[b.run].info.status == "RUNNING" and "reason" not in window.runs[b.run].data.tags
+        assert (
+            window.runs[b.run].info.status == "RUNNING"
+            and "reason" not in window.runs[b.run].data.tags
+        )
         assert window.points(b.run) == wanted_points(epoch_records(b, 1, again=1))
     result = search.end(b, again=1)
     publisher.conclude(search.rows([b]), None, [], None)
@@ -114,12 +127,17 @@ def test_a_failed_trial_trained_again(storage: Path, uri: str, seen_between: boo
     publisher.finish("FINISHED", LATER)
     window = Window(uri, name)
     assert window.points(b.run) == wanted_points(result["epochs"])
-    assert {run: r.data.tags["frontier"] for run, r in window.runs.items()} == {a.run: "false", b.run: "true"}
+    assert {run: r.data.tags["frontier"] for run, r in window.runs.items()} == {
+        a.run: "false",
+        b.run: "true",
+    }
     assert (window.statuses(), window.runs[a.run].info.run_id) == (["FINISHED", "FINISHED"], kept)
     assert (runs_of(window, 1), runs_of(window, 2)) == (2, 1)
 
 
-def test_a_search_published_whole_and_retried_while_mlflow_was_down(storage: Path, uri: str) -> None:
+def test_a_search_published_whole_and_retried_while_mlflow_was_down(
+    storage: Path, uri: str
+) -> None:
     """Its results have the same names again, and another content: the seal on the parent does not fit."""
     search = Search(storage, "sealed")
     a, b, _ = search.candidates
@@ -151,10 +169,15 @@ def test_a_seal_is_broken_before_the_next_trial(storage: Path, uri: str) -> None
     ended = search.end(b)
     published(search, uri)
     window = Window(uri, "broken")
-    assert (window.points(b.run), window.statuses()) == (wanted_points(ended["epochs"]), ["FINISHED", "FINISHED"])
+    assert (window.points(b.run), window.statuses()) == (
+        wanted_points(ended["epochs"]),
+        ["FINISHED", "FINISHED"],
+    )
 
 
-def test_a_trial_that_ends_between_two_looks_is_not_taken_for_sealed(storage: Path, uri: str) -> None:
+def test_a_trial_that_ends_between_two_looks_is_not_taken_for_sealed(
+    storage: Path, uri: str
+) -> None:
     """A longer search of short trials: what is finished when its candidates are first looked at is still new to MLflow."""
     search = Search(storage, "quick")
     a, b, _ = search.candidates
@@ -173,7 +196,10 @@ def test_a_trial_that_ends_between_two_looks_is_not_taken_for_sealed(storage: Pa
     second.finish("FINISHED", LATER)
     window = Window(uri, "quick")
     assert window.points(b.run) == wanted_points(result["epochs"])
-    assert {run: r.data.tags["frontier"] for run, r in window.runs.items()} == {a.run: "false", b.run: "true"}
+    assert {run: r.data.tags["frontier"] for run, r in window.runs.items()} == {
+        a.run: "false",
+        b.run: "true",
+    }
 
 
 def test_two_publishers_that_delete_each_others_doubles(storage: Path, uri: str) -> None:
@@ -185,13 +211,17 @@ def test_two_publishers_that_delete_each_others_doubles(storage: Path, uri: str)
     first.sync_once()
     doomed = Window(uri, "pair").runs[a.run].info.run_id
     first._runs.client.delete_run(doomed)  # pyright: ignore[reportOptionalMemberAccess]
-    with pytest.raises(TrackingError, match="lost 1 of this search's runs, deleted by another publisher"):
+    with pytest.raises(
+        TrackingError, match="lost 1 of this search's runs, deleted by another publisher"
+    ):
         first.finish("FINISHED", LATER)
     window = Window(uri, "pair")
     assert (window.parent.info.status, window.parent.data.tags["tinynet.whole"]) == ("FINISHED", "")
     published(search, uri)
     window = Window(uri, "pair")
-    assert {run: window.points(run) for run in window.runs} == {run: wanted_points(r["epochs"]) for run, r in results.items()}
+    assert {run: window.points(run) for run in window.runs} == {
+        run: wanted_points(r["epochs"]) for run, r in results.items()
+    }
     assert window.parent.data.tags["tinynet.whole"]
 
 
@@ -208,7 +238,11 @@ def whole(storage: Path, uri: str, name: str) -> tuple[Search, Candidate, Candid
 def on_frontier(uri: str, name: str) -> set[str]:
     """By the tags of the runs and by the frontier's file, which must agree."""
     shown = {row["run_id"] for row in trial_rows(name, tracking_uri=uri)}
-    tagged = {r.info.run_id: run for run, r in Window(uri, name).runs.items() if r.data.tags.get("frontier") == "true"}
+    tagged = {
+        r.info.run_id: run
+        for run, r in Window(uri, name).runs.items()
+        if r.data.tags.get("frontier") == "true"
+    }
     assert shown == tagged.keys()
     return set(tagged.values())
 
@@ -235,7 +269,10 @@ def test_a_double_under_a_seal_is_deleted(storage: Path, uri: str) -> None:
     window.client.create_run(run.info.experiment_id, tags=run.data.tags)
     published(search, uri, a)
     window = Window(uri, "doubled")
-    assert (window.runs[a.run].info.run_id, window.statuses()) == (run.info.run_id, ["FINISHED"] * 2)
+    assert (window.runs[a.run].info.run_id, window.statuses()) == (
+        run.info.run_id,
+        ["FINISHED"] * 2,
+    )
 
 
 def test_marks_that_a_dead_driver_left(storage: Path, uri: str) -> None:
@@ -268,9 +305,13 @@ def test_another_publishers_double_is_marked_before_it_is_sealed(storage: Path, 
 
     window = Window(uri, "swapped")
     ours = window.runs[a.run]
-    theirs = window.client.create_run(ours.info.experiment_id, tags=ours.data.tags | {"frontier": "false"})
+    theirs = window.client.create_run(
+        ours.info.experiment_id, tags=ours.data.tags | {"frontier": "false"}
+    )
     window.client.log_batch(
-        theirs.info.run_id, params=[Param("r", "1")], metrics=[Metric(k, v, 0, 0) for k, v in ours.data.metrics.items()]
+        theirs.info.run_id,
+        params=[Param("r", "1")],
+        metrics=[Metric(k, v, 0, 0) for k, v in ours.data.metrics.items()],
     )
     window.client.set_terminated(theirs.info.run_id)
     window.client.delete_run(ours.info.run_id)
@@ -286,9 +327,14 @@ class JobWindow:
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        experiments = [e.experiment_id for e in client.search_experiments(filter_string="name LIKE 'tinynet-%'")]
+        experiments = [
+            e.experiment_id
+            for e in client.search_experiments(filter_string="name LIKE 'tinynet-%'")
+        ]
         (self.run,) = client.search_runs(experiments, f"tags.`tinynet.job` = '{name}'")
-        self.points = sorted((m.step, m.timestamp) for m in client.get_metric_history(self.run.info.run_id, "top1"))
+        self.points = sorted(
+            (m.step, m.timestamp) for m in client.get_metric_history(self.run.info.run_id, "top1")
+        )
 
 
 def stamps(epochs: list[dict[str, Any]]) -> list[tuple[int, int]]:
@@ -305,7 +351,9 @@ def test_a_job_follows_its_directory_too(storage: Path, uri: str, restarted: boo
 
     def synced() -> JobWindow:
         nonlocal publisher
-        publisher = JobPublisher(search.store, [job], uri, warn=pytest.fail) if restarted else publisher
+        publisher = (
+            JobPublisher(search.store, [job], uri, warn=pytest.fail) if restarted else publisher
+        )
         publisher.sync_once()
         return JobWindow(uri, name)
 

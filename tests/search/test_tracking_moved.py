@@ -46,7 +46,9 @@ def test_a_moved_storage_goes_on(tmp_path: Path) -> None:
     publisher = search.publisher(resolve_uri(None, None, str(old)))
     publisher.conclude(search.rows([a]), FORMULA_TEXT, [], None)
     assert publisher.close(120)
-    artifacts = sorted(path.relative_to(old) for path in (old / "mlartifacts").rglob("*") if path.is_file())
+    artifacts = sorted(
+        path.relative_to(old) for path in (old / "mlartifacts").rglob("*") if path.is_file()
+    )
     assert artifacts
 
     new.parent.mkdir()
@@ -68,7 +70,9 @@ def test_a_moved_storage_goes_on(tmp_path: Path) -> None:
 
     assert not list(old.rglob("*")), list(old.rglob("*"))
     window = Window(uri, "moves")
-    assert {run: window.points(run) for run in window.runs} == {r["run"]: wanted_points(r["epochs"]) for r in (first, second)}
+    assert {run: window.points(run) for run in window.runs} == {
+        r["run"]: wanted_points(r["epochs"]) for r in (first, second)
+    }
     assert len(frontier_models("moves", storage=str(new))) == 2
     with fetched("models:/tiny-formula@champion", "formula.json", uri) as file:
         assert file.read_text() == text
@@ -76,7 +80,9 @@ def test_a_moved_storage_goes_on(tmp_path: Path) -> None:
         assert file.read_text() == FORMULA_TEXT
     inside = (new / "mlartifacts").as_uri()
     assert all(place.startswith(inside) for place in places(new / "mlflow.db"))
-    assert {path.relative_to(new) for path in (new / "mlartifacts").rglob("*") if path.is_file()} > set(artifacts)
+    assert {
+        path.relative_to(new) for path in (new / "mlartifacts").rglob("*") if path.is_file()
+    } > set(artifacts)
 
     check_what_stays(new, tmp_path)
 
@@ -96,7 +102,9 @@ def check_what_stays(storage: Path, tmp_path: Path) -> None:
     assert places(alone / "mlflow.db") == before
 
     with closing(sqlite3.connect(alone / "mlflow.db")) as connection, connection:
-        connection.execute("update experiments set artifact_location = 's3://bucket/mlartifacts/' || name where name like 'tinynet-%'")
+        connection.execute(
+            "update experiments set artifact_location = 's3://bucket/mlartifacts/' || name where name like 'tinynet-%'"
+        )
     theirs = places(alone / "mlflow.db")
     (alone / "mlartifacts").mkdir()
     follow(alone / "mlflow.db")

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from search_spaces import get_space
-from tests.search.mlflow_window import SQLALCHEMY, Search, Window, calm, free_port, wait_until, wanted_points
+from tests.search.mlflow_window import (
+    SQLALCHEMY,
+    Search,
+    Window,
+    calm,
+    free_port,
+    wait_until,
+    wanted_points,
+)
 from tests.search.servers import mlflow_server
 from tests.search.train_helpers import LABEL, JobRuns, arguments, trained
 from tinynet_search import TrackingError, frontier_models, tracking
@@ -52,21 +60,31 @@ def test_an_unreachable_server_is_named_once_and_never_in_the_way(tmp_path: Path
     assert publisher.close(20) is False
     assert time.monotonic() - started < 20
     (line,) = said
-    assert f"MLflow at http://{where} does not answer (Connection refused)" in line and "tinynet sync" in line
+    assert (
+        f"MLflow at http://{where} does not answer (Connection refused)" in line
+        and "tinynet sync" in line
+    )
     assert "secret" not in line and "\n" not in line
-    with pytest.raises(TrackingError, match=rf"^MLflow at http://{re.escape(where)} does not answer \(Connection refused\)$"):
+    with pytest.raises(
+        TrackingError,
+        match=rf"^MLflow at http://{re.escape(where)} does not answer \(Connection refused\)$",
+    ):
         frontier_models(tracking_uri=f"http://ann:secret@{where}")
     with pytest.raises(TrackingError, match=where):
         sync_search(search.store, f"http://{where}")
 
 
-def test_a_server_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_hangs_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
         said: list[str] = []
-        publisher = Search(tmp_path, "hangs").publisher(f"http://127.0.0.1:{deaf.getsockname()[1]}", said)
+        publisher = Search(tmp_path, "hangs").publisher(
+            f"http://127.0.0.1:{deaf.getsockname()[1]}", said
+        )
         publisher.start(interval=0.05)
         started = time.monotonic()
         assert publisher.close(0.5) is False
@@ -89,13 +107,27 @@ def test_sync_catches_up_on_a_real_server(tmp_path: Path, server: str) -> None:
     assert (first.search, first.runs, first.epochs) == ("caught-up", 3, 10)
     assert first.link is not None and first.link.startswith(f"{server}/#/experiments/")
     stopped = Window(server, "caught-up")
-    assert (stopped.parent.info.status, stopped.statuses()) == ("KILLED", ["FINISHED", "FINISHED", "KILLED"])
+    assert (stopped.parent.info.status, stopped.statuses()) == (
+        "KILLED",
+        ["FINISHED", "FINISHED", "KILLED"],
+    )
 
     for candidate in search.candidates[2:]:
         results[candidate.run] = search.end(candidate)
-    final = candidate_of(search.plan, get_space("efficientnet_b0").network((0.9, 0.9, 0.9), 10), kind="final", epochs=5)
+    final = candidate_of(
+        search.plan,
+        get_space("efficientnet_b0").network((0.9, 0.9, 0.9), 10),
+        kind="final",
+        epochs=5,
+    )
     results[final.run] = search.end(final)
-    row = {"run": final.run, "label": "inverse giant", "c": 0.5, "rdw": [0.9, 0.9, 0.9], "spec": final.spec.to_json()}
+    row = {
+        "run": final.run,
+        "label": "inverse giant",
+        "c": 0.5,
+        "rdw": [0.9, 0.9, 0.9],
+        "spec": final.spec.to_json(),
+    }
     search.store.write_json(FINALS, [row])
     search.store.write_json(FRONTIER, search.rows([b, c]))
     search.store.folder.write(FORMULA, published().encode())
@@ -106,13 +138,17 @@ def test_sync_catches_up_on_a_real_server(tmp_path: Path, server: str) -> None:
     again = Window(server, "caught-up")
     for window in (whole, again):
         assert (window.parent.info.status, window.statuses()) == ("FINISHED", ["FINISHED"] * 5)
-        assert {run: window.points(run) for run in window.runs} == {run: wanted_points(r["epochs"]) for run, r in results.items()}
+        assert {run: window.points(run) for run in window.runs} == {
+            run: wanted_points(r["epochs"]) for run, r in results.items()
+        }
     assert again.parent.to_dictionary() == whole.parent.to_dictionary()
     assert again.runs[final.run].data.tags["label"] == "inverse giant"
     models = frontier_models("caught-up", tracking_uri=server)
     assert sorted(models["id"]) == sorted([b.id, c.id])
     by_run = trial_rows("caught-up", tracking_uri=server, all_trials=True)
-    assert trial_rows("caught-up", tracking_uri=server) == [row for row in by_run if row["frontier"]]
+    assert trial_rows("caught-up", tracking_uri=server) == [
+        row for row in by_run if row["frontier"]
+    ]
     assert is_tabled(again.parent.data.tags)
     assert trial_rows("caught-up", tracking_uri=server) == read_with_the_table_alone(server, again)
     check_registry_over_http(server, again)
@@ -153,7 +189,9 @@ def test_a_job_and_its_weights_over_http(
     done = trained(capsys, *arguments(tmp_path, "--tracking", server))
     run = JobRuns(server).only()
     assert done["link"] == f"{server}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-    assert trained(capsys, *arguments(tmp_path, "--tracking", server)) == done | {"trained_now": False}
+    assert trained(capsys, *arguments(tmp_path, "--tracking", server)) == done | {
+        "trained_now": False
+    }
     (version,) = JobRuns(server).client.search_model_versions(f"name = '{LABEL}'")
     assert version.run_id == run.info.run_id
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
@@ -166,7 +204,9 @@ def test_a_job_and_its_weights_over_http(
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_a_server_that_comes_back_gets_everything(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_comes_back_gets_everything(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 

@@ -17,7 +17,9 @@ def test_time_without_a_node_does_not_count(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(watchdog, "waiting", lambda trials: set(trials) if waits[0] else set())
     monkeypatch.setattr(Watchdog, "_end", lambda self, trial: ended.append(clock[0]))
-    trial: Any = SimpleNamespace(trial_id="a", status="RUNNING", temporary_state=SimpleNamespace(ray_actor=object()))
+    trial: Any = SimpleNamespace(
+        trial_id="a", status="RUNNING", temporary_state=SimpleNamespace(ray_actor=object())
+    )
     dog = Watchdog("", 1800.0)
 
     def goes_by(seconds: int) -> None:

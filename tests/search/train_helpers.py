@@ -25,7 +25,19 @@ def arguments(storage: Path, *more: str, epochs: int = 2) -> list[str]:
     """Of ``tinynet train``: one small network on a few petals, the job's name ``tiny`` unless ``more`` says otherwise."""
     named = () if "--name" in more else ("--name", "tiny")
     tiny = [part for setting in SETTINGS for part in ("--set", setting)]
-    return ["train", *NETWORK, "--data", "petals", "--storage", str(storage), *named, "--epochs", str(epochs), *tiny, *more]
+    return [
+        "train",
+        *NETWORK,
+        "--data",
+        "petals",
+        "--storage",
+        str(storage),
+        *named,
+        "--epochs",
+        str(epochs),
+        *tiny,
+        *more,
+    ]
 
 
 def call(capsys: pytest.CaptureFixture[str], *asked: str) -> tuple[int, str, str]:
@@ -51,13 +63,17 @@ def refused(capsys: pytest.CaptureFixture[str], words: str, *asked: str) -> None
 RAYLESS = "import sys; sys.modules['ray'] = None; from tinynet_search.cli import main; main()"
 
 
-def stopped(asked: list[str], sent: signal.Signals, when: Callable[[], bool]) -> tuple[int, str, str]:
+def stopped(
+    asked: list[str], sent: signal.Signals, when: Callable[[], bool]
+) -> tuple[int, str, str]:
     """The command in a process of its own and without Ray, and a signal to it as soon as ``when``."""
     # A background job starts with SIGINT ignored, and so would whatever it starts.
     listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", RAYLESS, *asked]
-    with subprocess.Popen(command, env={**os.environ}, stdout=pipe, stderr=pipe, text=True, preexec_fn=listening) as process:
+    with subprocess.Popen(
+        command, env={**os.environ}, stdout=pipe, stderr=pipe, text=True, preexec_fn=listening
+    ) as process:
         deadline = time.monotonic() + 120
         while not when() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.02)
@@ -73,8 +89,13 @@ class JobRuns:
         from mlflow import MlflowClient
 
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        experiments = [e.experiment_id for e in self.client.search_experiments(filter_string=f"name = 'tinynet-{MINI}'")]
-        self.runs = self.client.search_runs(experiments, f"tags.`tinynet.kind` = '{kind}' and tags.`tinynet.job` = '{job}'")
+        experiments = [
+            e.experiment_id
+            for e in self.client.search_experiments(filter_string=f"name = 'tinynet-{MINI}'")
+        ]
+        self.runs = self.client.search_runs(
+            experiments, f"tags.`tinynet.kind` = '{kind}' and tags.`tinynet.job` = '{job}'"
+        )
 
     def only(self) -> Any:
         (run,) = self.runs

@@ -12,7 +12,10 @@ def assert_computes_what_timms_does(ours: nn.Module, name: str) -> None:
     torch.manual_seed(0)
     theirs = timm.create_model(name).eval()
     # A fresh block of timm's adds nothing: its last gain is 0.
-    state = {key: tensor + 0.1 * torch.rand_like(tensor) if tensor.ndim == 1 else tensor for key, tensor in theirs.state_dict().items()}
+    state = {
+        key: tensor + 0.1 * torch.rand_like(tensor) if tensor.ndim == 1 else tensor
+        for key, tensor in theirs.state_dict().items()
+    }
     theirs.load_state_dict(state)
     ours.eval().load_state_dict(state)
     images = torch.randn(2, 3, 64, 64)
@@ -22,7 +25,9 @@ def assert_computes_what_timms_does(ours: nn.Module, name: str) -> None:
         assert torch.equal(logits, theirs(images))
 
 
-def assert_a_backward_pass_reaches_every_parameter(space: SearchSpace, rdw: tuple[float, float, float]) -> None:
+def assert_a_backward_pass_reaches_every_parameter(
+    space: SearchSpace, rdw: tuple[float, float, float]
+) -> None:
     """With dropout and stochastic depth on."""
     torch.manual_seed(0)
     module = space.network(rdw, num_classes=5).build(drop_rate=0.2, drop_path_rate=0.1)

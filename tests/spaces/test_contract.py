@@ -18,11 +18,29 @@ from search_spaces.efficientnet import TABLES, EfficientNetSpace, Shape
 from search_spaces.testing import SpaceContract, check_space, counted, measured_peak
 
 CHECKS = [name for name in vars(SpaceContract) if name.startswith("test_")]
-CONTRACTS = {name: type(name, (SpaceContract,), {"space": get_space(name), "twists": 2}) for name in list_spaces()}
+CONTRACTS = {
+    name: type(name, (SpaceContract,), {"space": get_space(name), "twists": 2})
+    for name in list_spaces()
+}
 # What fills weights, or changes no shape and multiplies nothing: left out, a module is counted in half the time.
 IDLE: set[Any] = {
-    *(nn.init.normal_, nn.init.uniform_, nn.init.kaiming_normal_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_),
-    *(functional.batch_norm, functional.relu, functional.silu, functional.hardsigmoid, torch.sigmoid, Tensor.sigmoid),
+    *(
+        nn.init.normal_,
+        nn.init.uniform_,
+        nn.init.kaiming_normal_,
+        nn.init.kaiming_uniform_,
+        Tensor.normal_,
+        Tensor.fill_,
+        Tensor.zero_,
+    ),
+    *(
+        functional.batch_norm,
+        functional.relu,
+        functional.silu,
+        functional.hardsigmoid,
+        torch.sigmoid,
+        Tensor.sigmoid,
+    ),
 }
 
 
@@ -71,7 +89,11 @@ def test_500_random_twists(name: str) -> None:
 class _Mini(EfficientNetSpace):
     """A good space to make wrong ones of."""
 
-    ranges: Mapping[str, tuple[float, float]] = {"r": (0.52, 1.52), "d": (0.4, 1.2), "w": (0.5, 1.9)}
+    ranges: Mapping[str, tuple[float, float]] = {
+        "r": (0.52, 1.52),
+        "d": (0.4, 1.2),
+        "w": (0.5, 1.9),
+    }
 
     def __init__(self) -> None:
         super().__init__(TABLES["efficientnet_mini"])
@@ -102,7 +124,9 @@ class _NoShortcut(_Mini):
 
 class _ThinnerWhenWide(_Mini):
     def decode(self, r: Any, d: Any, w: Any) -> Shape:
-        return super().decode(r, d, np.minimum(w, 1.8 / w) if isinstance(w, np.ndarray) else min(w, 1.8 / w))
+        return super().decode(
+            r, d, np.minimum(w, 1.8 / w) if isinstance(w, np.ndarray) else min(w, 1.8 / w)
+        )
 
 
 class _OtherInArrays(_Mini):
@@ -122,28 +146,49 @@ class _Tuples(_Mini):
 
 class _NearestPixels(_Mini):
     def pixels(self, r: Any) -> Any:
-        return np.rint(self.base_resolution * r) if isinstance(r, np.ndarray) else round(self.base_resolution * r)
+        return (
+            np.rint(self.base_resolution * r)
+            if isinstance(r, np.ndarray)
+            else round(self.base_resolution * r)
+        )
 
 
 class _TakesAnything(_Mini):
     def network(self, rdw: tuple[float, float, float], num_classes: int | None = None) -> Network:
-        return super().network(rdw if all(0.01 <= value <= 64 for value in rdw) else (1.0, 1.0, 1.0), num_classes)
+        return super().network(
+            rdw if all(0.01 <= value <= 64 for value in rdw) else (1.0, 1.0, 1.0), num_classes
+        )
 
 
 class _NoDropPath(_Mini):
     def build(self, network: Network, *, drop_rate: float = 0.0, **options: Any) -> nn.Module:
-        return super().build(network, drop_rate=drop_rate, **{"path" if key == "drop_path_rate" else key: 0.0 for key in options})
+        return super().build(
+            network,
+            drop_rate=drop_rate,
+            **{"path" if key == "drop_path_rate" else key: 0.0 for key in options},
+        )
 
 
 class _FrozenStem(_Mini):
-    def build(self, network: Network, *, drop_rate: float = 0.0, drop_path_rate: float = 0.0, **options: Any) -> nn.Module:
-        module = super().build(network, drop_rate=drop_rate, drop_path_rate=drop_path_rate, **options)
+    def build(
+        self,
+        network: Network,
+        *,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        **options: Any,
+    ) -> nn.Module:
+        module = super().build(
+            network, drop_rate=drop_rate, drop_path_rate=drop_path_rate, **options
+        )
         module.get_parameter("conv_stem.weight").requires_grad_(False)
         return module
 
 
 class _OneFit(_Mini):
-    def nearest_width(self, c: float, r: float, d: float, num_classes: int | None = None) -> Network:
+    def nearest_width(
+        self, c: float, r: float, d: float, num_classes: int | None = None
+    ) -> Network:
         return self.network((r, d, 1.0), num_classes)
 
 
@@ -164,8 +209,12 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("wrong", "expected", "words"), WRONG, ids=[wrong.__name__.strip("_") for wrong, *_ in WRONG])
-def test_a_wrong_space_is_caught_by_its_check(wrong: type[_Mini], expected: set[str], words: str) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "expected", "words"), WRONG, ids=[wrong.__name__.strip("_") for wrong, *_ in WRONG]
+)
+def test_a_wrong_space_is_caught_by_its_check(
+    wrong: type[_Mini], expected: set[str], words: str
+) -> None:
     """And by no other, so that the first failure names the fault."""
     contract = type(wrong.__name__, (SpaceContract,), {"space": wrong(), "twists": 1})
     said = {check: error for check in CHECKS if (error := _breach(contract(), check))}
@@ -184,13 +233,21 @@ def _breach(contract: SpaceContract, check: str) -> str:
 def test_without_pytest() -> None:
     check_space(get_space("efficientnet_mini"), twists=1, seed=3)
     with pytest.raises(
-        AssertionError, match=r"efficientnet_mini at r, d, w = 1, 1, 1: parameters: the space says \d+, the built module has \d+"
+        AssertionError,
+        match=r"efficientnet_mini at r, d, w = 1, 1, 1: parameters: the space says \d+, the built module has \d+",
     ):
         check_space(_OneParameterMore(), twists=1)
 
 
 class _ReadsTensors(_Mini):
-    def build(self, network: Network, *, drop_rate: float = 0.0, drop_path_rate: float = 0.0, **options: Any) -> nn.Module:
+    def build(
+        self,
+        network: Network,
+        *,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        **options: Any,
+    ) -> nn.Module:
         rate = torch.linspace(0.0, drop_path_rate, 2).tolist()[-1]
         return super().build(network, drop_rate=drop_rate, drop_path_rate=rate, **options)
 

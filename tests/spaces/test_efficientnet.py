@@ -16,7 +16,9 @@ from search_spaces.networks import NETWORKS
 
 pytestmark = pytest.mark.quick
 
-ORACLES: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "oracles.json").read_text())
+ORACLES: dict[str, Any] = json.loads(
+    (Path(__file__).parents[1] / "golden" / "oracles.json").read_text()
+)
 B0 = get_space("efficientnet_b0")
 TWISTS = st.tuples(*[st.floats(0.35, 2.8)] * 3)
 
@@ -25,34 +27,58 @@ TWISTS = st.tuples(*[st.floats(0.35, 2.8)] * 3)
 def test_tinynets(name: str) -> None:
     row = ORACLES["tinynet"][name]
     network = B0.network((row["r"], row["d"], row["w"]))
-    assert (network.resolution, network.macs, network.params) == (row["hw"], row["macs"], row["params"])
+    assert (network.resolution, network.macs, network.params) == (
+        row["hw"],
+        row["macs"],
+        row["params"],
+    )
     assert network.details == {key: row[key] for key in ("stem", "channels", "repeats", "head")}
 
 
 def test_baseline() -> None:
     baseline = B0.baseline()
-    assert (baseline.macs, baseline.params, baseline.c) == (ORACLES["b0"]["macs"], ORACLES["b0"]["params"], 1.0)
+    assert (baseline.macs, baseline.params, baseline.c) == (
+        ORACLES["b0"]["macs"],
+        ORACLES["b0"]["params"],
+        1.0,
+    )
 
 
 @pytest.mark.parametrize("row", ORACLES["table1"], ids=lambda row: row["name"])
 def test_single_dimension_shrinks(row: dict[str, Any]) -> None:
     network = B0.network((row["hw"] / 224, row["d"], row["w"]))
-    assert (network.resolution, network.macs, network.params) == (row["hw"], row["macs"], row["params"])
+    assert (network.resolution, network.macs, network.params) == (
+        row["hw"],
+        row["macs"],
+        row["params"],
+    )
 
 
 @pytest.mark.parametrize("row", ORACLES["inverse_giant"], ids=lambda row: f"phi={row['phi']}")
 def test_inverse_giant(row: dict[str, Any]) -> None:
-    network = get_space("efficientnet_b0_scaled_head").network((row["hw"] / 224, row["d"], row["w"]))
-    assert (network.resolution, network.macs, network.params) == (row["hw"], row["macs"], row["params"])
+    network = get_space("efficientnet_b0_scaled_head").network(
+        (row["hw"] / 224, row["d"], row["w"])
+    )
+    assert (network.resolution, network.macs, network.params) == (
+        row["hw"],
+        row["macs"],
+        row["params"],
+    )
 
 
 @pytest.mark.parametrize("row", ORACLES["random_efficientnet_b0"], ids=lambda row: str(row["hw"]))
 def test_random_twists(row: dict[str, Any]) -> None:
     network = B0.network((row["r"], row["d"], row["w"]))
-    assert (network.resolution, network.macs, network.params) == (row["hw"], row["macs"], row["params"])
+    assert (network.resolution, network.macs, network.params) == (
+        row["hw"],
+        row["macs"],
+        row["params"],
+    )
 
 
-@pytest.mark.parametrize("space", ["efficientnet_b0", "efficientnet_mini", "efficientnet_b0_scaled_head"])
+@pytest.mark.parametrize(
+    "space", ["efficientnet_b0", "efficientnet_mini", "efficientnet_b0_scaled_head"]
+)
 @pytest.mark.parametrize("rdw", [(0.475, 0.6, 0.51), (0.36, 1.7, 0.36), (0.5, 0.35, 1.3)])
 def test_cost_is_what_the_module_does(space: str, rdw: tuple[float, float, float]) -> None:
     network = get_space(space).network(rdw, num_classes=17)
@@ -118,7 +144,9 @@ def test_pixels_come_back() -> None:
     assert all(B0.pixels(p / 224) == p for p in range(1, 700))
 
 
-@pytest.mark.parametrize("rdw", [(0, 1, 1), (1, -1, 1), (1, 1, float("nan")), (1, 1, 1e9), (float("inf"), 1, 1)])
+@pytest.mark.parametrize(
+    "rdw", [(0, 1, 1), (1, -1, 1), (1, 1, float("nan")), (1, 1, 1e9), (float("inf"), 1, 1)]
+)
 def test_absurd_multipliers_are_refused(rdw: tuple[float, float, float]) -> None:
     with pytest.raises(RequestError, match="is no multiplier"):
         B0.network(rdw)

@@ -11,9 +11,14 @@ from torch import nn
 
 from search_spaces import RequestError, get_space
 from search_spaces.measured import counted
-from tests.spaces.helpers import assert_a_backward_pass_reaches_every_parameter, assert_computes_what_timms_does
+from tests.spaces.helpers import (
+    assert_a_backward_pass_reaches_every_parameter,
+    assert_computes_what_timms_does,
+)
 
-ORACLES: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "golden" / "oracles.json").read_text())["ghost"]
+ORACLES: list[dict[str, Any]] = json.loads(
+    (Path(__file__).parents[1] / "golden" / "oracles.json").read_text()
+)["ghost"]
 NAMES = ["ghostnet_a", "ghostnet_a_hswish", "ghostnet"]
 A, TWIN, ORIGINAL = (get_space(name) for name in NAMES)
 
@@ -21,7 +26,11 @@ A, TWIN, ORIGINAL = (get_space(name) for name in NAMES)
 @pytest.mark.parametrize("row", ORACLES, ids=lambda row: row["name"])
 def test_golden(row: dict[str, Any]) -> None:
     network = A.baseline()
-    assert (network.resolution, network.macs, network.params) == (row["hw"], row["macs"], row["params"])
+    assert (network.resolution, network.macs, network.params) == (
+        row["hw"],
+        row["macs"],
+        row["params"],
+    )
 
 
 @pytest.mark.parametrize("row", ORACLES, ids=lambda row: row["name"])
@@ -38,7 +47,9 @@ def test_pooled_elements_make_up_the_papers_figure(row: dict[str, Any]) -> None:
     assert round((network.macs + sum(pooled)) / 1e6) == row["paper"][1]
 
 
-@pytest.mark.parametrize(("name", "w"), [("ghostnet_050", 0.5), ("ghostnet_100", 1.0), ("ghostnet_130", 1.3)])
+@pytest.mark.parametrize(
+    ("name", "w"), [("ghostnet_050", 0.5), ("ghostnet_100", 1.0), ("ghostnet_130", 1.3)]
+)
 def test_computes_what_timms_does(name: str, w: float) -> None:
     assert_computes_what_timms_does(ORIGINAL.network((1, 1, w)).build(), name)
 
@@ -58,15 +69,28 @@ def test_the_twin_has_hard_swish_and_costs_the_same() -> None:
     for rdw in [(1, 1, 1), (0.6, 0.7, 0.5)]:
         plain, twin = A.network(rdw), TWIN.network(rdw)
         assert plain.shape == twin.shape and plain.macs == twin.macs and plain != twin
-        assert (plain.params, plain.activations, plain.activation_bytes) == (twin.params, twin.activations, twin.activation_bytes)
+        assert (plain.params, plain.activations, plain.activation_bytes) == (
+            twin.params,
+            twin.activations,
+            twin.activation_bytes,
+        )
     assert _activations(A.network((0.2, 1, 0.2)).build()) == {nn.ReLU}
     assert _activations(TWIN.network((0.2, 1, 0.2)).build()) == {nn.Hardswish}
 
 
 def _activations(module: nn.Module) -> set[type[nn.Module]]:
     """Kinds of activation outside the squeeze-excites, which keep ReLU."""
-    inside = {part for block in module.modules() if isinstance(block, SqueezeExcite) for part in block.modules()}
-    return {type(part) for part in module.modules() if isinstance(part, nn.ReLU | nn.Hardswish) and part not in inside}
+    inside = {
+        part
+        for block in module.modules()
+        if isinstance(block, SqueezeExcite)
+        for part in block.modules()
+    }
+    return {
+        type(part)
+        for part in module.modules()
+        if isinstance(part, nn.ReLU | nn.Hardswish) and part not in inside
+    }
 
 
 def test_the_twin_takes_the_same_weights_and_computes_something_else() -> None:
@@ -87,7 +111,13 @@ def test_edges_are_counted_as_built(name: str, d: float, w: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("d", "repeats"), [(0.05, [1, 1, 1, 1, 1, 1]), (0.5, [1, 1, 2, 2, 2, 3]), (1.0, [1, 2, 3, 4, 3, 6]), (3.0, [3, 6, 9, 12, 9, 18])]
+    ("d", "repeats"),
+    [
+        (0.05, [1, 1, 1, 1, 1, 1]),
+        (0.5, [1, 1, 2, 2, 2, 3]),
+        (1.0, [1, 2, 3, 4, 3, 6]),
+        (3.0, [3, 6, 9, 12, 9, 18]),
+    ],
 )
 def test_repeats(d: float, repeats: list[int]) -> None:
     assert A.network((1, d, 1)).details["repeats"] == repeats
@@ -98,14 +128,27 @@ def test_coinciding_channels_keep_their_shortcuts(name: str) -> None:
     """The fifth stage changes the table's channels without a stride; its convolutions stay where rounding makes them equal."""
     network = get_space(name).network((0.2, 0.05, 0.02))
     assert set(network.details["channels"][3:5]) == {4}
-    blocks = [block for block in network.build().modules() if type(block).__name__ == "GhostBottleneck"]
-    assert [len(list(block.get_submodule("shortcut").children())) for block in blocks] == [0, 4, 4, 4, 4, 4]
+    blocks = [
+        block for block in network.build().modules() if type(block).__name__ == "GhostBottleneck"
+    ]
+    assert [len(list(block.get_submodule("shortcut").children())) for block in blocks] == [
+        0,
+        4,
+        4,
+        4,
+        4,
+        4,
+    ]
 
 
 def test_a_shallow_stage_keeps_its_first_rows() -> None:
     """Kernels and squeeze-excites are the table's, whatever the depth: the strided blocks of 72 and 280 channels have 5."""
     module = A.network((0.2, 0.05, 0.2)).build()
-    kernels = [getattr(part, "conv_dw").kernel_size[0] for part in module.modules() if getattr(part, "conv_dw", None) is not None]  # noqa: B009
+    kernels = [
+        getattr(part, "conv_dw").kernel_size[0]  # noqa: B009
+        for part in module.modules()
+        if getattr(part, "conv_dw", None) is not None
+    ]
     assert kernels == [3, 5, 3, 5]
     assert sum(isinstance(part, SqueezeExcite) for part in module.modules()) == 6
 

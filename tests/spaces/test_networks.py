@@ -9,12 +9,23 @@ import pytest
 
 from search_spaces import Network, get_space
 from search_spaces.networks import NETWORKS, Named, get_named
-from search_spaces.paper_tables import NAMES, TABLES, architecture, check_table, meets, off, row_of, value
+from search_spaces.paper_tables import (
+    NAMES,
+    TABLES,
+    architecture,
+    check_table,
+    meets,
+    off,
+    row_of,
+    value,
+)
 from tinynet_search.baselines import inverse_giant
 from tinynet_search.formula import TinyFormula
 from tinynet_search.spelling import spelled
 
-ORACLES: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "oracles.json").read_text())
+ORACLES: dict[str, Any] = json.loads(
+    (Path(__file__).parents[1] / "golden" / "oracles.json").read_text()
+)
 # The space of a row of each section; a section that is not here fails the test.
 SPACES: dict[str, Callable[[dict[str, Any]], str]] = {
     "tinynet": lambda row: "efficientnet_b0",
@@ -69,11 +80,18 @@ def oracles() -> Iterator[Any]:
 def test_every_exact_integer(section: str, row: dict[str, Any]) -> None:
     space = get_space(SPACES[section](row))
     size = row.get("hw", space.base_resolution)
-    network = space.network((row.get("r", size / space.base_resolution), row.get("d", 1), row.get("w", 1)))
+    network = space.network(
+        (row.get("r", size / space.base_resolution), row.get("d", 1), row.get("w", 1))
+    )
     assert (network.resolution, network.macs, network.params) == (size, row["macs"], row["params"])
     details = {key for key in DETAILS if not isinstance(row.get(key, ""), str)}
     assert {key: network.details[key] for key in details} == {key: row[key] for key in details}
-    assert {key for key in row if not key.startswith("paper")} <= GIVEN | {*DETAILS, "hw", "macs", "params"}
+    assert {key for key in row if not key.startswith("paper")} <= GIVEN | {
+        *DETAILS,
+        "hw",
+        "macs",
+        "params",
+    }
 
 
 @pytest.mark.parametrize("row", NETWORKS.values(), ids=lambda row: row.name)
@@ -97,8 +115,14 @@ def nearest(row: Named, baseline: Named) -> Network:
     r, d = predicted.r_mean, predicted.d_mean
     w = space.nearest_width(flops / space.baseline_macs(), r, d).rdw.w
     params, asked = value(row.paper_params or "0M"), space.pixels(r)
-    tried = [space.network((pixels / space.base_resolution, d, w)) for pixels in range(asked // 2, asked * 2)]
-    return min(tried, key=lambda n: (abs(n.macs - flops), abs(n.params - params), abs(n.resolution - asked)))
+    tried = [
+        space.network((pixels / space.base_resolution, d, w))
+        for pixels in range(asked // 2, asked * 2)
+    ]
+    return min(
+        tried,
+        key=lambda n: (abs(n.macs - flops), abs(n.params - params), abs(n.resolution - asked)),
+    )
 
 
 @pytest.mark.parametrize("name", FITTED)
@@ -109,7 +133,9 @@ def test_fitted_rows_follow_from_the_published_formula(name: str) -> None:
 @pytest.mark.parametrize("name", GIANTS)
 def test_peers_follow_from_efficientnets_rule(name: str) -> None:
     row, space = NETWORKS[name], get_space("resnet50")
-    assert row.network() == inverse_giant(space, value(row.paper_flops) / value(NETWORKS["resnet50"].paper_flops))
+    assert row.network() == inverse_giant(
+        space, value(row.paper_flops) / value(NETWORKS["resnet50"].paper_flops)
+    )
 
 
 def test_every_row_of_ours_has_a_rule() -> None:
@@ -132,8 +158,17 @@ def test_every_name_has_figures_and_every_figure_a_name() -> None:
 
 def test_tables_keep_their_own_figures() -> None:
     """Table 1 rounds otherwise than table 3: its figures of two networks are no counts of these at all."""
-    rows = [(name, row) for name, table in TABLES.items() for row in table.rows if row.network and row.flops]
-    missed = {(name, row.network) for name, row in rows if not meets(row.flops or "", NETWORKS[row.network or ""].network().macs)}
+    rows = [
+        (name, row)
+        for name, table in TABLES.items()
+        for row in table.rows
+        if row.network and row.flops
+    ]
+    missed = {
+        (name, row.network)
+        for name, row in rows
+        if not meets(row.flops or "", NETWORKS[row.network or ""].network().macs)
+    }
     assert missed == {("table1", "efficientnet_b-2"), ("table1", "tinynet_c")}
     assert (row_of("tinynet_c").flops, row_of("efficientnet_b-1").flops) == ("100M", "201M")
 
@@ -161,18 +196,37 @@ def test_off_is_percent_of_the_papers() -> None:
 
 def test_table7_is_our_stage_list() -> None:
     def text(figure: float | str | None) -> str:
-        return "-" if figure is None else f"{figure:g}" if isinstance(figure, float | int) else figure.replace(" ", "")
+        return (
+            "-"
+            if figure is None
+            else f"{figure:g}"
+            if isinstance(figure, float | int)
+            else figure.replace(" ", "")
+        )
 
-    rows = [" ".join(text(("-", 1)[value] if isinstance(value, bool) else value) for value in layer) for layer in architecture()]
+    rows = [
+        " ".join(text(("-", 1)[value] if isinstance(value, bool) else value) for value in layer)
+        for layer in architecture()
+    ]
     assert rows == TABLE7.strip().split("\n")
 
 
 def test_table7_is_what_is_counted() -> None:
     network, layers = get_named("ghostnet_a").network(), architecture()
-    outputs = [layer.out for layer in layers if layer.operator == "G-bneck" for _ in range(layer.repeats)]
+    outputs = [
+        layer.out for layer in layers if layer.operator == "G-bneck" for _ in range(layer.repeats)
+    ]
     details = network.details
-    assert outputs == [channels for channels, repeats in zip(details["channels"], details["repeats"], strict=True) for _ in range(repeats)]
-    assert (layers[0].out, layers[-4].out, layers[0].size) == (details["stem"], details["head"], network.resolution)
+    assert outputs == [
+        channels
+        for channels, repeats in zip(details["channels"], details["repeats"], strict=True)
+        for _ in range(repeats)
+    ]
+    assert (layers[0].out, layers[-4].out, layers[0].size) == (
+        details["stem"],
+        details["head"],
+        network.resolution,
+    )
 
 
 def test_tables_that_are_not_here() -> None:

@@ -21,9 +21,17 @@ def test_draws(name: str, sampler: str, options: dict[str, float]) -> None:
     drawn = draw(space, sampler, 60, 7, num_classes=24, **options)
     assert len({n.key for n in drawn}) == 60
     assert all(space.band[0] * 0.97 <= n.c <= space.band[1] * 1.03 for n in drawn)
-    assert all(space.ranges[k][0] <= v <= space.ranges[k][1] for n in drawn for k, v in n.rdw._asdict().items())
-    assert [n.rdw for n in draw(space, sampler, 20, 7, num_classes=24, **options)] == [n.rdw for n in drawn[:20]]
-    assert [n.rdw for n in draw(space, sampler, 20, 8, num_classes=24, **options)] != [n.rdw for n in drawn[:20]]
+    assert all(
+        space.ranges[k][0] <= v <= space.ranges[k][1]
+        for n in drawn
+        for k, v in n.rdw._asdict().items()
+    )
+    assert [n.rdw for n in draw(space, sampler, 20, 7, num_classes=24, **options)] == [
+        n.rdw for n in drawn[:20]
+    ]
+    assert [n.rdw for n in draw(space, sampler, 20, 8, num_classes=24, **options)] != [
+        n.rdw for n in drawn[:20]
+    ]
 
 
 def test_uniform_is_the_papers_population() -> None:

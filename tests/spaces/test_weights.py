@@ -33,7 +33,9 @@ def state() -> State:
 
 def outputs(module: nn.Module, pixels: int) -> Tensor:
     with torch.inference_mode():
-        return module.eval()(torch.randn(2, 3, pixels, pixels, generator=torch.Generator().manual_seed(1)))
+        return module.eval()(
+            torch.randn(2, 3, pixels, pixels, generator=torch.Generator().manual_seed(1))
+        )
 
 
 @pytest.mark.parametrize("name", ["tinynet_a", "tinynet_b", "tinynet_c", "tinynet_d", "tinynet_e"])
@@ -42,8 +44,11 @@ def test_the_built_tinynets_are_timms_own(name: str) -> None:
     network, theirs = get_named(name).network(), timm.create_model(name)
     ours = network.build()
     ours.load_state_dict(theirs.state_dict(), strict=True)
-    assert timm.models.get_pretrained_cfg(name).input_size == (3, network.resolution, network.resolution)  # pyright: ignore
-    torch.testing.assert_close(outputs(ours, network.resolution), outputs(theirs, network.resolution), rtol=0, atol=0)
+    size = timm.models.get_pretrained_cfg(name).input_size  # pyright: ignore
+    assert size == (3, network.resolution, network.resolution)
+    torch.testing.assert_close(
+        outputs(ours, network.resolution), outputs(theirs, network.resolution), rtol=0, atol=0
+    )
 
 
 WRITERS: dict[str, Callable[[State, Path], None]] = {
@@ -51,12 +56,22 @@ WRITERS: dict[str, Callable[[State, Path], None]] = {
     "plain.pt": torch.save,
     "legacy.bin": lambda state, file: torch.save(state, file, _use_new_zipfile_serialization=False),
     "plain.safetensors": save_file,
-    "no_counters.safetensors": lambda state, file: save_file({k: v for k, v in state.items() if v.is_floating_point()}, file),
+    "no_counters.safetensors": lambda state, file: save_file(
+        {k: v for k, v in state.items() if v.is_floating_point()}, file
+    ),
     "wrapped.pth": lambda state, file: torch.save({"model": state, "epoch": 3}, file),
-    "timm.pth.tar": lambda state, file: torch.save({"arch": "x", "state_dict": state, "args": argparse.Namespace(lr=0.1)}, file),
-    "averaged.pth": lambda state, file: torch.save({"state_dict": {"other": torch.ones(1)}, "state_dict_ema": state}, file),
-    "parallel.pth": lambda state, file: torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, file),
-    "compiled.pth": lambda state, file: torch.save({f"_orig_mod.module.{k}": v for k, v in state.items()}, file),
+    "timm.pth.tar": lambda state, file: torch.save(
+        {"arch": "x", "state_dict": state, "args": argparse.Namespace(lr=0.1)}, file
+    ),
+    "averaged.pth": lambda state, file: torch.save(
+        {"state_dict": {"other": torch.ones(1)}, "state_dict_ema": state}, file
+    ),
+    "parallel.pth": lambda state, file: torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in state.items()}}, file
+    ),
+    "compiled.pth": lambda state, file: torch.save(
+        {f"_orig_mod.module.{k}": v for k, v in state.items()}, file
+    ),
 }
 
 
@@ -68,11 +83,15 @@ def test_every_kind_of_file(state: State, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions_come_in_the_modules_own(state: State, tmp_path: Path, kind: torch.dtype) -> None:
+def test_other_precisions_come_in_the_modules_own(
+    state: State, tmp_path: Path, kind: torch.dtype
+) -> None:
     torch.save({key: tensor.to(kind) for key, tensor in state.items()}, tmp_path / "half.pth")
     module = MINI.build(pretrained=str(tmp_path / "half.pth"))
     assert {p.dtype for p in module.parameters()} == {torch.float32}
-    assert torch.equal(module.get_parameter("conv_stem.weight"), state["conv_stem.weight"].to(kind).float())
+    assert torch.equal(
+        module.get_parameter("conv_stem.weight"), state["conv_stem.weight"].to(kind).float()
+    )
 
 
 def test_timms_file_of_tinynet_e(tmp_path: Path) -> None:
@@ -92,31 +111,58 @@ def other(classes: int | None = None, w: float = 0.5) -> State:
 
 WRONG: dict[str, tuple[Callable[[State, Path], object], str]] = {
     "text.pth": (lambda _, file: file.write_text("weights\n"), "are damaged or no torch file"),
-    "text.safetensors": (lambda _, file: file.write_text("weights\n"), "are damaged or no safetensors file"),
+    "text.safetensors": (
+        lambda _, file: file.write_text("weights\n"),
+        "are damaged or no safetensors file",
+    ),
     "junk.pth": (lambda _, file: file.write_bytes(b"junk"), "are damaged or no torch file"),
     "magic.pth": (lambda _, file: file.write_bytes(b"PK\x03\x04"), "are damaged or no torch file"),
-    "long.pth": (lambda _, file: file.write_bytes(b"\x80\x02\x8e" + b"\x7f" * 8), "are damaged or no torch file"),
+    "long.pth": (
+        lambda _, file: file.write_bytes(b"\x80\x02\x8e" + b"\x7f" * 8),
+        "are damaged or no torch file",
+    ),
     "empty.pth": (lambda _, file: file.write_bytes(b""), "are damaged or no torch file"),
     "pickled.pth": (lambda _, file: saved(MINI.build(), file), "hold Python objects"),
     "numbers.pth": (lambda _, file: saved({"epoch": 3}, file), "hold no state dict"),
     "tensor.pth": (lambda _, file: saved(torch.zeros(2), file), "hold no state dict"),
-    "sparse.pth": (lambda state, file: saved({**state, "bn1.bias": torch.zeros(8).to_sparse()}, file), "hold no state dict"),
-    "hollow.pth": (lambda state, file: saved({**state, "bn1.bias": torch.zeros(8, device="meta")}, file), "hold no state dict"),
-    "keys.pth": (lambda state, file: saved({**state, 3: torch.zeros(1)}, file), "hold no state dict"),
+    "sparse.pth": (
+        lambda state, file: saved({**state, "bn1.bias": torch.zeros(8).to_sparse()}, file),
+        "hold no state dict",
+    ),
+    "hollow.pth": (
+        lambda state, file: saved({**state, "bn1.bias": torch.zeros(8, device="meta")}, file),
+        "hold no state dict",
+    ),
+    "keys.pth": (
+        lambda state, file: saved({**state, 3: torch.zeros(1)}, file),
+        "hold no state dict",
+    ),
     "nothing.pth": (lambda _, file: saved({}, file), "hold no state dict"),
     "folder.pth": (lambda _, file: file.mkdir(), "is a folder"),
     "missing.pth": (
         lambda state, file: saved({k: v for k, v in state.items() if k != "bn1.weight"}, file),
         "bn1.weight is missing in them",
     ),
-    "extra.pth": (lambda state, file: saved({**state, "scale": torch.zeros(1)}, file), "they have scale, which the network lacks"),
-    "int8.pth": (lambda state, file: saved({**state, "bn1.bias": torch.zeros(8, dtype=torch.int8)}, file), "bn1.bias is torch.int8"),
+    "extra.pth": (
+        lambda state, file: saved({**state, "scale": torch.zeros(1)}, file),
+        "they have scale, which the network lacks",
+    ),
+    "int8.pth": (
+        lambda state, file: saved({**state, "bn1.bias": torch.zeros(8, dtype=torch.int8)}, file),
+        "bn1.bias is torch.int8",
+    ),
     "wide.pth": (
         lambda _, file: saved(other(w=0.7), file),
         "blocks.3.0.conv_pwl.weight is (12, 32, 1, 1) in the network and (16, 32, 1, 1) in them",
     ),
-    "ten.pth": (lambda _, file: saved(other(10), file), "are for 10 classes, and the network has 24: ask for 10"),
-    "tinynet.pth": (lambda _, file: saved(timm.create_model("tinynet_e").state_dict(), file), "conv_stem.weight is (8, 3, 3, 3)"),
+    "ten.pth": (
+        lambda _, file: saved(other(10), file),
+        "are for 10 classes, and the network has 24: ask for 10",
+    ),
+    "tinynet.pth": (
+        lambda _, file: saved(timm.create_model("tinynet_e").state_dict(), file),
+        "conv_stem.weight is (8, 3, 3, 3)",
+    ),
 }
 
 
@@ -129,7 +175,9 @@ def test_one_line_and_the_module_as_it_was(state: State, tmp_path: Path, name: s
 
 @pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors", "cut.bin"])
 def test_a_truncated_file(state: State, tmp_path: Path, name: str) -> None:
-    WRITERS[name.replace("cut", "legacy" if name == "cut.bin" else "plain")](state, tmp_path / "whole")
+    WRITERS[name.replace("cut", "legacy" if name == "cut.bin" else "plain")](
+        state, tmp_path / "whole"
+    )
     data = (tmp_path / "whole").read_bytes()
     (tmp_path / name).write_bytes(data[: len(data) // 2])
     refused(tmp_path / name, "are damaged")
@@ -147,7 +195,9 @@ def test_a_truncated_file(state: State, tmp_path: Path, name: str) -> None:
         ("legacy_seresnet18.in1k", "outside the hub"),
     ],
 )
-def test_no_such_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str | Path, words: str) -> None:
+def test_no_such_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str | Path, words: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     refused(source, words)
 
@@ -222,7 +272,11 @@ print(time.time() - started)
 
 def built(tmp_path: Path, endpoint: str, *asked: str, **environment: str) -> list[str]:
     """What each ``network=source`` comes to, in a process of its own whose hub is ``endpoint``."""
-    own = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE_"))}
+    own = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("HF_", "HUGGINGFACE_"))
+    }
     env = {
         **own,
         "NO_PROXY": "127.0.0.1",
@@ -231,26 +285,55 @@ def built(tmp_path: Path, endpoint: str, *asked: str, **environment: str) -> lis
         "HF_HOME": str(tmp_path / "hub"),
         **environment,
     }
-    done = subprocess.run([sys.executable, "-W", "error", "-c", BUILD, *asked], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", BUILD, *asked],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stderr == ""
     return done.stdout.splitlines()
 
 
 def test_published_weights_come_from_the_hub_once(tmp_path: Path, hub: str) -> None:
-    for name, file in (("tinynet_e.in1k", "model.safetensors"), ("tinynet_d.in1k", "pytorch_model.bin"), ("tf_efficientnet_b0.in1k", None)):
+    for name, file in (
+        ("tinynet_e.in1k", "model.safetensors"),
+        ("tinynet_d.in1k", "pytorch_model.bin"),
+        ("tf_efficientnet_b0.in1k", None),
+    ):
         state = timm.create_model(name).state_dict()
         state["classifier.bias"].fill_(0.25)
-        torch.save(state, tmp_path / "file") if file == "pytorch_model.bin" else save_file(state, tmp_path / "file")
-        Hub.files[f"/timm/{name}/resolve/main/{file or 'model.safetensors'}"] = (tmp_path / "file").read_bytes()
-    names = [f"tinynet_e={source}" for source in ("tinynet_e.in1k", "timm/tinynet_e.in1k", "tinynet_e")]
-    lines = built(tmp_path, hub, *names, "tinynet_d=tinynet_d", "efficientnet_b0=tf_efficientnet_b0.in1k", "tinynet_a=tinynet_e.in1k")
+        torch.save(state, tmp_path / "file") if file == "pytorch_model.bin" else save_file(
+            state, tmp_path / "file"
+        )
+        Hub.files[f"/timm/{name}/resolve/main/{file or 'model.safetensors'}"] = (
+            tmp_path / "file"
+        ).read_bytes()
+    names = [
+        f"tinynet_e={source}" for source in ("tinynet_e.in1k", "timm/tinynet_e.in1k", "tinynet_e")
+    ]
+    lines = built(
+        tmp_path,
+        hub,
+        *names,
+        "tinynet_d=tinynet_d",
+        "efficientnet_b0=tf_efficientnet_b0.in1k",
+        "tinynet_a=tinynet_e.in1k",
+    )
     assert lines[:4] == ["0.2500"] * 4
     assert "another function: timm's tf_efficientnet_b0" in lines[4]
     assert "weights 'tinynet_e.in1k' are another network's" in lines[5]
     fetched = [line for line in Hub.asked if line.startswith("GET") and "tinynet_e" in line]
     assert fetched == ["GET /timm/tinynet_e.in1k/resolve/main/model.safetensors"]
     # Now from the cache alone.
-    lines = built(tmp_path, "http://127.0.0.1:9", "tinynet_e=tinynet_e", "tinynet_c=tinynet_c", HF_HUB_OFFLINE="1")
+    lines = built(
+        tmp_path,
+        "http://127.0.0.1:9",
+        "tinynet_e=tinynet_e",
+        "tinynet_c=tinynet_c",
+        HF_HUB_OFFLINE="1",
+    )
     assert lines[0] == "0.2500"
     assert "tinynet_c.in1k" in lines[1]
     assert "HF_HUB_OFFLINE is set" in lines[1]

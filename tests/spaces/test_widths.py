@@ -46,7 +46,12 @@ def test_no_budget(c: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("c", "words"), [(1e-300, "below every network"), (5e-324, "below every network"), (1e300, "the nearest has c = 3538.9937")]
+    ("c", "words"),
+    [
+        (1e-300, "below every network"),
+        (5e-324, "below every network"),
+        (1e300, "the nearest has c = 3538.9937"),
+    ],
 )
 def test_absurd_budgets(c: float, words: str) -> None:
     with pytest.raises(RequestError, match=words) as caught:
@@ -55,14 +60,28 @@ def test_absurd_budgets(c: float, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("r", "d"), [(1e-3, 1), (1, 1e-3), (100, 1), (1, 100), (math.nan, 1), (1, math.nan), (math.inf, 1), (0, 1), (1, -1)]
+    ("r", "d"),
+    [
+        (1e-3, 1),
+        (1, 1e-3),
+        (100, 1),
+        (1, 100),
+        (math.nan, 1),
+        (1, math.nan),
+        (math.inf, 1),
+        (0, 1),
+        (1, -1),
+    ],
 )
 def test_absurd_twists(r: float, d: float) -> None:
     with pytest.raises(RequestError, match="is no multiplier"):
         B0.solve_width(0.25, r, d)
 
 
-@pytest.mark.parametrize(("c", "r", "d"), [(304.0, 64, 1), (1e5, 64, 1), (0.25, 0.01, 0.01), (1e-4, 0.0101, 0.02), (1.0, 0.01, 64)])
+@pytest.mark.parametrize(
+    ("c", "r", "d"),
+    [(304.0, 64, 1), (1e5, 64, 1), (0.25, 0.01, 0.01), (1e-4, 0.0101, 0.02), (1.0, 0.01, 64)],
+)
 def test_the_nudge_keeps_within_sane_multipliers(c: float, r: float, d: float) -> None:
     """The message is about the budget, never about a resolution that nobody asked for."""
     try:
@@ -72,5 +91,8 @@ def test_the_nudge_keeps_within_sane_multipliers(c: float, r: float, d: float) -
 
 
 def test_a_gap_in_the_staircase_names_the_nearest() -> None:
-    with pytest.raises(RequestError, match=r"no width meets c = 0.150329 within 3% .*: the nearest has c = 0.1452; change r, d or c"):
+    with pytest.raises(
+        RequestError,
+        match=r"no width meets c = 0.150329 within 3% .*: the nearest has c = 0.1452; change r, d or c",
+    ):
         get_space("efficientnet_mini").solve_width(0.150329, 1.18747, 0.869612)

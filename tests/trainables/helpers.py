@@ -23,10 +23,20 @@ def tiny_spec(
     data = data or DATA
     opened = open_data(data)
     made = get_recipe("short", **settings)
-    return TrialSpec(space, 1, rdw, len(opened.class_names), asdict(made), data, opened.fingerprint, seed)
+    return TrialSpec(
+        space, 1, rdw, len(opened.class_names), asdict(made), data, opened.fingerprint, seed
+    )
 
 
 def without_times(result: dict[str, Any]) -> dict[str, Any]:
     """A result with everything taken out that may differ between two runs of the same trial."""
-    epochs = [{k: v for k, v in e.items() if k not in ("ts", "seconds", "images_per_s")} for e in result["epochs"]]
-    return {"status": result["status"], "id": result["id"], "network": result["network"], "epochs": epochs}
+    epochs = [
+        {k: v for k, v in e.items() if k not in ("ts", "seconds", "images_per_s")}
+        for e in result["epochs"]
+    ]
+    return {
+        "status": result["status"],
+        "id": result["id"],
+        "network": result["network"],
+        "epochs": epochs,
+    }

@@ -28,14 +28,28 @@ class Rank:
         return None
 
 
-def _worker(rank: int, world: int, meeting: str, spec: TrialSpec, root: str, saves: int | None, stop_at: int | None) -> None:
+def _worker(
+    rank: int,
+    world: int,
+    meeting: str,
+    spec: TrialSpec,
+    root: str,
+    saves: int | None,
+    stop_at: int | None,
+) -> None:
     torch.set_num_threads(1)
     if saves is not None and rank == 0:
         _end_after(saves)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     asked = iter(range(1000))
     try:
-        run_trial(spec, root, Rank(rank, world), Execution(checkpoint_every_steps=1), lambda: next(asked) == stop_at)
+        run_trial(
+            spec,
+            root,
+            Rank(rank, world),
+            Execution(checkpoint_every_steps=1),
+            lambda: next(asked) == stop_at,
+        )
     except Stopped:
         os._exit(7)
     dist.destroy_process_group()
@@ -55,12 +69,17 @@ def _end_after(saves: int) -> None:
     classification.save_checkpoint = save
 
 
-def on_ranks(spec: TrialSpec, world: int, root: Path, saves: int | None = None, stop_at: int | None = None) -> list[int | None]:
+def on_ranks(
+    spec: TrialSpec, world: int, root: Path, saves: int | None = None, stop_at: int | None = None
+) -> list[int | None]:
     """Exit codes of the ranks of one training; 7 is one that was asked to end, at the n-th time it looked."""
     context = multiprocessing.get_context("fork")
     root.mkdir(exist_ok=True)
     meeting = str(root / f"meeting-{saves}-{stop_at}")
-    ranks = [context.Process(target=_worker, args=(r, world, meeting, spec, str(root), saves, stop_at)) for r in range(world)]
+    ranks = [
+        context.Process(target=_worker, args=(r, world, meeting, spec, str(root), saves, stop_at))
+        for r in range(world)
+    ]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -81,12 +100,19 @@ def test_one_two_and_four_ranks_agree(tmp_path: Path, ranks: str) -> None:
     """Four micro-batches a step as 1 x 4, 2 x 2 and 4 x 1: weights and running statistics to 2e-5, top-1 the same."""
     spec = tiny_spec(epochs=2, batch=32, micro_batch=8, ranks=ranks, dropout=0.1)
     weights = {world: train(spec, world, tmp_path / str(world)) for world in (1, 2, 4)}
-    results = {world: read_result(LocalFolder(tmp_path / str(world)), spec.run) or {} for world in (1, 2, 4)}
+    results = {
+        world: read_result(LocalFolder(tmp_path / str(world)), spec.run) or {}
+        for world in (1, 2, 4)
+    }
     for world in (2, 4):
         for key, value in weights[1].items():
-            torch.testing.assert_close(weights[world][key], value, rtol=2e-4, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(
+                weights[world][key], value, rtol=2e-4, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}"
+            )
         assert results[world]["workers"] == world
-        assert results[world]["metrics"]["top1"] == pytest.approx(results[1]["metrics"]["top1"], abs=100 / 48)
+        assert results[world]["metrics"]["top1"] == pytest.approx(
+            results[1]["metrics"]["top1"], abs=100 / 48
+        )
 
 
 @pytest.mark.parametrize("saves", [2, 3])

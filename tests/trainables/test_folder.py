@@ -17,9 +17,13 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     if request.param == "local":
         return LocalFolder(tmp_path / "search")
     if request.param == "arrow":
-        return ArrowFolder(fs.LocalFileSystem(), str(tmp_path / "search"), f"file://{tmp_path}/search")
+        return ArrowFolder(
+            fs.LocalFileSystem(), str(tmp_path / "search"), f"file://{tmp_path}/search"
+        )
     # A filesystem without renames worth the name, as object stores are: the branch that puts a file whole.
-    return ArrowFolder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "search", "memory://search")
+    return ArrowFolder(
+        fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "search", "memory://search"
+    )
 
 
 def test_write_read_replace(folder: Folder) -> None:
@@ -57,7 +61,9 @@ def test_remove(folder: Folder) -> None:
     assert folder.names() == []
 
 
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "a//b", "", ".hidden", "a\x00b", "a b"])
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "/etc/x", "a//b", "", ".hidden", "a\x00b", "a b"]
+)
 def test_names_cannot_leave_the_folder(folder: Folder, name: str) -> None:
     with pytest.raises(RequestError, match="is no file name here"):
         folder.write(name, b"")
@@ -83,7 +89,9 @@ def test_one_of_many_writers_wins(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "r"]
 
 
-def test_a_failed_write_leaves_the_old_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = LocalFolder(tmp_path)
     folder.write("r", b"old")
 

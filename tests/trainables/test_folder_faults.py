@@ -15,7 +15,14 @@ from typing import Any
 import pytest
 
 from tests.trainables.helpers import tiny_spec, without_times
-from trainables.folder import ArrowFolder, Folder, LocalFolder, StorageError, TooLargeError, open_folder
+from trainables.folder import (
+    ArrowFolder,
+    Folder,
+    LocalFolder,
+    StorageError,
+    TooLargeError,
+    open_folder,
+)
 from trainables.trial import Alone, result_name, run_trial
 
 
@@ -26,7 +33,9 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
         return LocalFolder(tmp_path / "search")
     if request.param == "file":
         return open_folder(f"file://{tmp_path}/search")
-    return open_folder(request.getfixturevalue("object_storage")(f"contract-{uuid.uuid4().hex[:8]}"))
+    return open_folder(
+        request.getfixturevalue("object_storage")(f"contract-{uuid.uuid4().hex[:8]}")
+    )
 
 
 def test_the_contract(folder: Folder) -> None:
@@ -40,8 +49,16 @@ def test_the_contract(folder: Folder) -> None:
     folder.write("a/b.json", b"two")
     assert folder.write_once("r.json", b"first")
     assert not folder.write_once("r.json", b"second")
-    assert (folder.read("a/b.json"), folder.read("r.json"), folder.sub("a").read("b.json")) == (b"two", b"first", b"two")
-    assert (folder.names(), folder.names("a"), folder.exists("a/b.json")) == (["a", "r.json"], ["b.json"], True)
+    assert (folder.read("a/b.json"), folder.read("r.json"), folder.sub("a").read("b.json")) == (
+        b"two",
+        b"first",
+        b"two",
+    )
+    assert (folder.names(), folder.names("a"), folder.exists("a/b.json")) == (
+        ["a", "r.json"],
+        ["b.json"],
+        True,
+    )
     with pytest.raises(TooLargeError, match="3 bytes"):
         folder.read("a/b.json", 2)
     assert folder.read("a/b.json", 3) == b"two"
@@ -56,7 +73,11 @@ def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 kB."""
     place = tmp_path / "small"
     place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)],
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         pytest.skip(f"mounting a small file system is not permitted here: {done.stderr.strip()}")
     yield place
@@ -76,7 +97,10 @@ def test_a_full_disk(small: Path) -> None:
         with pytest.raises(StorageError) as full:
             write("trials/a/weights", b"x" * 200_000)
         assert full.value.errno == errno.ENOSPC
-        assert str(full.value) == f"{small}/search/trials/a/weights cannot be written (No space left on device)"
+        assert (
+            str(full.value)
+            == f"{small}/search/trials/a/weights cannot be written (No space left on device)"
+        )
     with pytest.raises(StorageError, match="No space left"):
         folder.write("weights", b"n" * 200_000)
     assert folder.read("weights") == b"w" * 120_000
@@ -97,7 +121,9 @@ def test_a_disk_that_turns_read_only(small: Path) -> None:
         (lambda: folder.remove("a"), "removed"),
     ]
     for call, doing in calls:
-        with pytest.raises(StorageError, match=rf"search/a\S* cannot be {doing} \(Read-only file system\)") as refused:
+        with pytest.raises(
+            StorageError, match=rf"search/a\S* cannot be {doing} \(Read-only file system\)"
+        ) as refused:
             call()
         assert refused.value.errno == errno.EROFS
     assert folder.read("a/plan.json") == b"old"
@@ -127,10 +153,18 @@ for write in (folder.write, folder.write_once):
 def test_a_file_that_may_not_grow(tmp_path: Path, scheme: str) -> None:
     """As a full disk, where nothing can be mounted: a limit of the process, reached in the middle of a file."""
     command = [sys.executable, "-c", LIMITED, f"{scheme}{tmp_path}/search"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    refused = [f"{errno.EFBIG} {scheme}{tmp_path}/search/{name} cannot be written (" for name in ("plan.json", "new.json")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    refused = [
+        f"{errno.EFBIG} {scheme}{tmp_path}/search/{name} cannot be written ("
+        for name in ("plan.json", "new.json")
+    ]
     lines = done.stdout.splitlines()
-    assert [line.startswith(start) for line, start in zip(lines, [refused[0], refused[1], "False", refused[1]], strict=True)] == [True] * 4
+    assert [
+        line.startswith(start)
+        for line, start in zip(lines, [refused[0], refused[1], "False", refused[1]], strict=True)
+    ] == [True] * 4
     assert open_folder(tmp_path / "search").names() == ["plan.json"]
     assert (tmp_path / "search" / "plan.json").read_bytes() == b"old"
     assert _hidden(tmp_path) == []
@@ -158,7 +192,11 @@ def _filled(place: Path, leave: int) -> Path:
 def room_for_a_trial(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "room"
     place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)],
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         pytest.skip(f"mounting a small file system is not permitted here: {done.stderr.strip()}")
     yield place
@@ -177,10 +215,14 @@ def test_a_trial_whose_disk_fills_up(room_for_a_trial: Path, tmp_path: Path) -> 
         if epochs == 1:
             _filled(room_for_a_trial, 40_000)
 
-    with pytest.raises(StorageError, match=r"epoch-0002/\S+ cannot be written \(No space left on device\)"):
+    with pytest.raises(
+        StorageError, match=r"epoch-0002/\S+ cannot be written \(No space left on device\)"
+    ):
         run_trial(spec, str(root), Stops(fill))
     assert not (root / result_name(spec.run)).exists()
-    assert [path.name for path in trial.iterdir() if (path / "progress.json").exists()] == ["epoch-0001"]
+    assert [path.name for path in trial.iterdir() if (path / "progress.json").exists()] == [
+        "epoch-0001"
+    ]
     ballast = room_for_a_trial / "ballast"
     ballast.unlink()
 
@@ -206,7 +248,9 @@ def test_a_trial_whose_disk_fills_up(room_for_a_trial: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("missing", [("link",), ("link", "renameat2")])
-def test_a_mount_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]) -> None:
+def test_a_mount_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]
+) -> None:
     """The system's own calls refuse as such mounts do; the rename that does not replace is the real one."""
 
     def none(*_: Any) -> None:
@@ -249,7 +293,9 @@ LocalFolder(Path(sys.argv[1])).write("weights", b"half")
 def test_what_a_killed_writer_leaves(tmp_path: Path) -> None:
     folder = LocalFolder(tmp_path)
     folder.write("weights", b"whole")
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, cwd=Path(__file__).parents[2])
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)], check=False, cwd=Path(__file__).parents[2]
+    )
     assert killed.returncode == -signal.SIGKILL
     assert len(_hidden(tmp_path)) == 1
     assert (folder.names(), folder.read("weights")) == (["weights"], b"whole")
@@ -300,7 +346,9 @@ def test_errors_keep_their_number_and_line_through_ray(tmp_path: Path) -> None:
     """Trials run in other processes: what they raise is pickled."""
     import pickle
 
-    error = StorageError(errno.ENOSPC, "cannot be written (No space left on device)", str(tmp_path / "x"))
+    error = StorageError(
+        errno.ENOSPC, "cannot be written (No space left on device)", str(tmp_path / "x")
+    )
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), again.errno) == (StorageError, str(error), errno.ENOSPC)
 
@@ -316,7 +364,9 @@ def test_modes_are_the_users(tmp_path: Path) -> None:
 def test_a_file_system_of_another_kind(tmp_path: Path) -> None:
     from pyarrow import fs
 
-    folder = ArrowFolder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "search", "memory://search")
+    folder = ArrowFolder(
+        fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "search", "memory://search"
+    )
     folder.write("a/b", b"1")
     assert folder.names("a") == ["b"]
     (tmp_path / "search" / "a" / ".b.0123abcd").write_bytes(b"left")

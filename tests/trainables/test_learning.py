@@ -15,7 +15,9 @@ from trainables.trial import Alone, TrialSpec, run_trial
 def _top1(rdw: tuple[float, float, float], root: Path) -> float:
     data = {"name": "petals", "val": 480}
     fingerprint = open_data(data).fingerprint
-    spec = TrialSpec("efficientnet_mini", 1, rdw, 24, asdict(get_recipe("short")), data, fingerprint, 0)
+    spec = TrialSpec(
+        "efficientnet_mini", 1, rdw, 24, asdict(get_recipe("short")), data, fingerprint, 0
+    )
     return run_trial(spec, str(root), Alone())["metrics"]["top1"]
 
 
@@ -26,9 +28,13 @@ def test_fine_detail_needs_pixels(tmp_path: Path) -> None:
     assert 15 <= _top1((0.41, 0.45, 0.625), tmp_path) <= 60
 
 
-@pytest.mark.parametrize(("space", "rdw"), [("resnet18", (0.15, 0.5, 0.25)), ("ghostnet_a_hswish", (0.14, 0.3, 0.4))])
+@pytest.mark.parametrize(
+    ("space", "rdw"), [("resnet18", (0.15, 0.5, 0.25)), ("ghostnet_a_hswish", (0.14, 0.3, 0.4))]
+)
 def test_every_family_trains(space: str, rdw: tuple[float, float, float], tmp_path: Path) -> None:
     """Dropout and stochastic depth on, as a recipe may ask; the loss falls."""
-    result = run_trial(tiny_spec(rdw, space=space, epochs=4, dropout=0.1, drop_path=0.1), str(tmp_path), Alone())
+    result = run_trial(
+        tiny_spec(rdw, space=space, epochs=4, dropout=0.1, drop_path=0.1), str(tmp_path), Alone()
+    )
     assert result["status"] == "finished"
     assert result["epochs"][-1]["train_loss"] < result["epochs"][0]["train_loss"]

@@ -18,17 +18,27 @@ pytestmark = pytest.mark.quick
 
 def _net() -> Any:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2)
+    )
 
 
 def _mini() -> nn.Module:
     torch.manual_seed(0)
-    return get_space("efficientnet_mini").network((0.4, 0.4, 0.5), 24).build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return (
+        get_space("efficientnet_mini")
+        .network((0.4, 0.4, 0.5), 24)
+        .build()
+        .to(memory_format=torch.channels_last)
+    )  # type: ignore[call-overload]
 
 
 def _gradients(model: nn.Module, steps: int) -> list[list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(3)
-    return [[torch.randn(p.shape, generator=generator) * 0.1 for p in model.parameters()] for _ in range(steps)]
+    return [
+        [torch.randn(p.shape, generator=generator) * 0.1 for p in model.parameters()]
+        for _ in range(steps)
+    ]
 
 
 def test_flat_buffers_are_the_model() -> None:
@@ -46,7 +56,9 @@ def test_flat_buffers_are_the_model() -> None:
         torch.testing.assert_close(b.grad, a.grad, rtol=1e-6, atol=1e-6)
     weights, vectors = flat.pieces()
     assert sum(p.numel() for p in (*weights, *vectors)) == len(flat.parameters)
-    assert sum(int((p != 0).sum()) for p in weights) == sum(int((p != 0).sum()) for p in model.parameters() if p.ndim > 1)
+    assert sum(int((p != 0).sum()) for p in weights) == sum(
+        int((p != 0).sum()) for p in model.parameters() if p.ndim > 1
+    )
     flat.gradients.zero_()
     assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
     flat.parameters.fill_(2.0)
@@ -58,7 +70,10 @@ def _theirs(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     from timm.optim.rmsprop_tf import RMSpropTF
 
     groups: Any = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {
+            "params": [p for p in model.parameters() if p.ndim > 1],
+            "weight_decay": recipe.weight_decay,
+        },
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if recipe.optimizer == "sgd":
@@ -77,12 +92,16 @@ def test_first_ten_steps_are_timms_and_torchs(name: str, fused: bool) -> None:
     for step, gradients in enumerate(_gradients(ours, 10)):
         for model in (ours, theirs):
             for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-                parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.copy_(gradient)
+                parameter.grad = (
+                    gradient.clone() if parameter.grad is None else parameter.grad.copy_(gradient)
+                )
         for optimizer in (mine, reference):
             set_lr(optimizer, lr_at(recipe, step, 1))
             optimizer.step()
         for (key, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-            torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-7, msg=lambda m, k=key, s=step: f"step {s}, {k}: {m}")
+            torch.testing.assert_close(
+                a, b, rtol=2e-6, atol=1e-7, msg=lambda m, k=key, s=step: f"step {s}, {k}: {m}"
+            )
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
@@ -92,7 +111,9 @@ def test_state_is_the_same_fused_or_not(name: str) -> None:
     models = [_mini(), _mini()]
     flats = [Flat(model) for model in models]
     forms = [flats[0], None]
-    optimizers = [make_optimizer(recipe, model, form) for model, form in zip(models, forms, strict=True)]
+    optimizers = [
+        make_optimizer(recipe, model, form) for model, form in zip(models, forms, strict=True)
+    ]
     gradients = _gradients(models[0], 3)
     for turn, gradient in enumerate(gradients):
         for model, optimizer in zip(models, optimizers, strict=True):
@@ -101,7 +122,9 @@ def test_state_is_the_same_fused_or_not(name: str) -> None:
                 parameter.grad.copy_(value)
             optimizer.step()
         if turn == 1:
-            states = [optimizer_state(o, f, m) for o, f, m in zip(optimizers, forms, models, strict=True)]
+            states = [
+                optimizer_state(o, f, m) for o, f, m in zip(optimizers, forms, models, strict=True)
+            ]
             assert states[0][0].keys() == states[1][0].keys()
             assert states[0][1] == states[1][1]
             for i in (0, 1):
@@ -163,7 +186,9 @@ def test_weight_decay_spares_vectors() -> None:
         groups = make_optimizer(get_recipe("short", weight_decay=0.1), net, flat).param_groups
         assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
         # 4 x 27 and 2 x 36 weights, each from a multiple of 16; six vectors of four and two numbers.
-        assert [sum(p.numel() for p in g["params"]) for g in groups] == ([108 + 72, 18] if flat is None else [112 + 80, 96])
+        assert [sum(p.numel() for p in g["params"]) for g in groups] == (
+            [108 + 72, 18] if flat is None else [112 + 80, 96]
+        )
 
 
 def test_rmsprop_the_tensorflow_way() -> None:
@@ -197,7 +222,14 @@ def test_compiled_training_is_the_same_to_rounding() -> None:
 
     def made() -> nn.Module:
         torch.manual_seed(0)
-        layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(8 * 36, 5)
+        layers = (
+            nn.Conv2d(3, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.SiLU(),
+            nn.Dropout(0.5),
+            nn.Flatten(),
+            nn.Linear(8 * 36, 5),
+        )
         return nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     ends = []

@@ -19,7 +19,14 @@ def test_efficientnet_learning_rates_are_timms() -> None:
 
     recipe = RECIPES["efficientnet"]
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.048)
-    scheduler = StepLRScheduler(optimizer, decay_t=2.4, decay_rate=0.97, warmup_t=3, warmup_lr_init=1e-6, warmup_prefix=False)
+    scheduler = StepLRScheduler(
+        optimizer,
+        decay_t=2.4,
+        decay_rate=0.97,
+        warmup_t=3,
+        warmup_lr_init=1e-6,
+        warmup_prefix=False,
+    )
     for epoch in range(100):
         scheduler.step(epoch)
         theirs = optimizer.param_groups[0]["lr"]
@@ -50,14 +57,18 @@ def test_golden_learning_rates_step_by_step(batch: int, scale: float) -> None:
 
 def test_golden_resnet_rates_step_by_step() -> None:
     curve = [lr_at(RECIPES["resnet"], step, STEPS) for step in range(90 * STEPS)]
-    assert curve == pytest.approx([0.4] * 30 * STEPS + [0.04] * 30 * STEPS + [0.004] * 30 * STEPS, rel=1e-12)
+    assert curve == pytest.approx(
+        [0.4] * 30 * STEPS + [0.04] * 30 * STEPS + [0.004] * 30 * STEPS, rel=1e-12
+    )
 
 
 def test_the_rate_that_is_used_is_part_of_an_id() -> None:
     """Not how it was written down: recipes from before the rule keep their ids."""
     recipe = RECIPES["efficientnet"]
     assert (recipe.peak_lr, get_recipe("short", batch=96).peak_lr) == (0.048, 2e-3)
-    before = {key: value for key, value in asdict(recipe).items() if key not in ("lr_batch", "sync_bn")}
+    before = {
+        key: value for key, value in asdict(recipe).items() if key not in ("lr_batch", "sync_bn")
+    }
     assert recipe_from(before).identity() == recipe.identity()
     assert not {"lr_batch", "sync_bn"} & recipe.identity().keys()
     assert get_recipe("efficientnet", batch=512).identity()["lr"] == 0.024
@@ -75,7 +86,14 @@ def test_randaugment_texts_are_timms(text: str) -> None:
 
 def test_resnet_steps_tenfold() -> None:
     recipe = RECIPES["resnet"]
-    assert [round(lr_at(recipe, e * STEPS, STEPS), 6) for e in (0, 29, 30, 59, 60, 89)] == [0.4, 0.4, 0.04, 0.04, 0.004, 0.004]
+    assert [round(lr_at(recipe, e * STEPS, STEPS), 6) for e in (0, 29, 30, 59, 60, 89)] == [
+        0.4,
+        0.4,
+        0.04,
+        0.04,
+        0.004,
+        0.004,
+    ]
 
 
 def test_cosine_warms_up_and_ends_near_zero() -> None:
@@ -89,8 +107,20 @@ def test_cosine_warms_up_and_ends_near_zero() -> None:
 
 def test_section_4_1() -> None:
     paper = RECIPES["efficientnet_paper"]
-    assert (paper.batch, paper.micro_batch, paper.optimizer, paper.lr, paper.weight_decay) == (1024, 128, "rmsprop_tf", 0.048, 1e-5)
-    assert (paper.bn_momentum, paper.ema_decay, paper.ema_warmup, paper.dropout, paper.epochs) == (0.01, 0.9999, False, 0.2, 100)
+    assert (paper.batch, paper.micro_batch, paper.optimizer, paper.lr, paper.weight_decay) == (
+        1024,
+        128,
+        "rmsprop_tf",
+        0.048,
+        1e-5,
+    )
+    assert (paper.bn_momentum, paper.ema_decay, paper.ema_warmup, paper.dropout, paper.epochs) == (
+        0.01,
+        0.9999,
+        False,
+        0.2,
+        100,
+    )
     assert RECIPES["efficientnet"].ema_warmup
 
 

@@ -20,8 +20,21 @@ from trainables.trial import Alone
 
 pytestmark = pytest.mark.quick
 
-SETTINGS = {"batch": 16, "micro_batch": 8, "optimizer": "rmsprop_tf", "label_smoothing": 0.1, "weight_decay": 0.01}
-WARM_UP = {"schedule": "step", "warmup_epochs": 3, "warmup_lr": 0.001, "lr": 0.004, "ema_decay": 0.9, "ema_warmup": True}
+SETTINGS = {
+    "batch": 16,
+    "micro_batch": 8,
+    "optimizer": "rmsprop_tf",
+    "label_smoothing": 0.1,
+    "weight_decay": 0.01,
+}
+WARM_UP = {
+    "schedule": "step",
+    "warmup_epochs": 3,
+    "warmup_lr": 0.001,
+    "lr": 0.004,
+    "ema_decay": 0.9,
+    "ema_warmup": True,
+}
 
 
 def test_three_steps_by_hand(tmp_path: Path) -> None:
@@ -29,28 +42,56 @@ def test_three_steps_by_hand(tmp_path: Path) -> None:
     spec = tiny_spec(**SETTINGS, **WARM_UP)
     trainer = Trainer(spec, open_data(spec.data), LocalFolder(tmp_path), Alone())
     model = copy.deepcopy(trainer.model).train()
-    groups = [{"params": [p for p in model.parameters() if (p.ndim > 1) == (k == 0)], "weight_decay": (0.01, 0)[k]} for k in (0, 1)]
+    groups = [
+        {
+            "params": [p for p in model.parameters() if (p.ndim > 1) == (k == 0)],
+            "weight_decay": (0.01, 0)[k],
+        }
+        for k in (0, 1)
+    ]
     optimizer = RMSpropTF(groups, alpha=0.9, momentum=0.9, eps=1e-3)
     average = {name: value.clone() for name, value in float_state(model).items()}
     trainer.model.train()
-    images = torch.randn(6, 8, 3, trainer.spec.network().resolution, trainer.spec.network().resolution)
+    images = torch.randn(
+        6, 8, 3, trainer.spec.network().resolution, trainer.spec.network().resolution
+    )
     labels = torch.arange(48).remainder(24).view(6, 8)
     shares = trainer._shares(0)
     rates = (0.001, 0.001, 0.001)  # all three are of the first epoch, of six steps
     for step in range(3):
-        batches = [(images[2 * step + k].contiguous(memory_format=torch.channels_last), labels[2 * step + k]) for k in (0, 1)]
+        batches = [
+            (
+                images[2 * step + k].contiguous(memory_format=torch.channels_last),
+                labels[2 * step + k],
+            )
+            for k in (0, 1)
+        ]
         loss = trainer._step(step, shares[step], iter(batches))
         expected = _by_hand(model, optimizer, batches, rates[step])
         torch.testing.assert_close(loss, expected)
         decay = min(0.9, (2 + step) / (11 + step))
-        average = {name: decay * value + (1 - decay) * float_state(model)[name] for name, value in average.items()}
+        average = {
+            name: decay * value + (1 - decay) * float_state(model)[name]
+            for name, value in average.items()
+        }
         for name, value in float_state(trainer.model).items():
-            torch.testing.assert_close(value, float_state(model)[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                value,
+                float_state(model)[name],
+                rtol=1e-4,
+                atol=1e-6,
+                msg=lambda m, n=name: f"{n}: {m}",
+            )
     for name, value in trainer.state.average.state().items():
         torch.testing.assert_close(value, average[name], rtol=1e-4, atol=1e-6)
 
 
-def _by_hand(model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Tensor, Tensor]], rate: float) -> Tensor:
+def _by_hand(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: list[tuple[Tensor, Tensor]],
+    rate: float,
+) -> Tensor:
     start = {name: buffer.clone() for name, buffer in model.named_buffers() if "running" in name}
     sums = {name: torch.zeros_like(buffer) for name, buffer in start.items()}
     total = torch.zeros(())
@@ -91,7 +132,9 @@ def test_scores_are_counted_by_hand() -> None:
     """Top-1, top-5 and cross-entropy over unequal batches; with fewer than five classes every class is among the first five."""
     logits = torch.tensor([[3.0, 1, 0, 0, 0, -1, 2], [0, 3, 1, 0, 0, -1, 2], [9, 8, 7, 6, 5, 4, 3]])
     labels = torch.tensor([0, 0, 6])
-    found = evaluate(nn.Identity(), [(logits[:2], labels[:2]), (logits[2:], labels[2:])], torch.device("cpu"))[0]
+    found = evaluate(
+        nn.Identity(), [(logits[:2], labels[:2]), (logits[2:], labels[2:])], torch.device("cpu")
+    )[0]
     assert (round(found.top1, 4), found.images) == (33.3333, 3)
     assert round(found.top5, 4) == 66.6667
     torch.testing.assert_close(found.loss, functional.cross_entropy(logits, labels).item())

@@ -70,7 +70,9 @@ def test_asked_again_and_again_it_still_ends(tmp_path: Path) -> None:
     folder = LocalFolder(tmp_path / "cut" / trial.folder)
     for at in [(0, 4), (0, 6), (1, 1), (1, 5), (2, 0), (2, 4), (2, 6)]:
         with pytest.raises(Stopped):
-            run_trial(trial, str(tmp_path / "cut"), Alone(), Execution(checkpoint_every_steps=4), After(4))
+            run_trial(
+                trial, str(tmp_path / "cut"), Alone(), Execution(checkpoint_every_steps=4), After(4)
+            )
         assert newest_checkpoint(folder, trial.run) == at
     assert without_times(run_trial(trial, str(tmp_path / "cut"), Alone())) == without_times(whole)
 
@@ -117,7 +119,9 @@ def test_the_stop_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert stop()
 
 
-def test_a_storage_that_fails_asks_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_fails_asks_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(self: LocalFolder, name: str) -> bool:
         raise OSError(5, "Input/output error")
 
@@ -159,7 +163,12 @@ def test_a_failure_from_outside(tmp_path: Path) -> None:
     assert write_failure(trial, root, "hung", "no epoch")
     assert not write_failure(trial, root, "hung", "again")
     found = run_trial(trial, root.url, Alone())
-    assert (found["status"], found["reason"], found["detail"], len(found["epochs"])) == ("failed", "hung", "no epoch", 1)
+    assert (found["status"], found["reason"], found["detail"], len(found["epochs"])) == (
+        "failed",
+        "hung",
+        "no epoch",
+        1,
+    )
     root.remove(f"results/{trial.run}.json")
     again = run_trial(trial, root.url, Alone())
     assert again["epochs"][0] == found["epochs"][0]

@@ -27,7 +27,13 @@ from trainables.watch import FAR, Diverged, LossWatch
 
 EVERY = Execution(checkpoint_every_steps=2)
 # Six steps an epoch, three of them micro-batches of the paper's kind: dropout, two micro-batches, batch-norm momentum.
-SETTINGS: dict[str, Any] = {"epochs": 3, "batch": 16, "micro_batch": 8, "dropout": 0.2, "bn_momentum": 0.01}
+SETTINGS: dict[str, Any] = {
+    "epochs": 3,
+    "batch": 16,
+    "micro_batch": 8,
+    "dropout": 0.2,
+    "bn_momentum": 0.01,
+}
 
 
 def spec(**settings: Any) -> TrialSpec:
@@ -53,7 +59,9 @@ from trainables.folder import LocalFolder
 spec = TrialSpec.from_json({trial.to_json()!r})
 run_trial(spec, {str(tmp_path / "cut")!r}, Alone(), Execution(checkpoint_every_steps=2))
 """
-    process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     reached = tmp_path / "cut" / trial.folder / "epoch-0001-step-000004" / "progress.json"
     end = time.monotonic() + 120
     while not reached.exists():
@@ -62,7 +70,9 @@ run_trial(spec, {str(tmp_path / "cut")!r}, Alone(), Execution(checkpoint_every_s
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "cut" / "results").exists()
-    assert without_times(run_trial(trial, str(tmp_path / "cut"), Alone(), EVERY)) == without_times(whole)
+    assert without_times(run_trial(trial, str(tmp_path / "cut"), Alone(), EVERY)) == without_times(
+        whole
+    )
     same_end(tmp_path / "whole", tmp_path / "cut", trial)
 
 
@@ -90,7 +100,9 @@ def saves(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("fused", ["on", "off"])
 @pytest.mark.parametrize("optimizer", ["rmsprop_tf", "sgd", "adamw"])
-def test_broken_off_at_every_checkpoint(tmp_path: Path, saves: list[int], optimizer: str, fused: Any) -> None:
+def test_broken_off_at_every_checkpoint(
+    tmp_path: Path, saves: list[int], optimizer: str, fused: Any
+) -> None:
     """Stopped and taken up again after each of nine checkpoints, mid-epoch ones among them: the same bits."""
     trial, execution = spec(optimizer=optimizer), Execution(checkpoint_every_steps=2, fused=fused)
     whole = run_trial(trial, str(tmp_path / "whole"), Alone(), execution)
@@ -100,11 +112,15 @@ def test_broken_off_at_every_checkpoint(tmp_path: Path, saves: list[int], optimi
         with pytest.raises(Stop):
             run_trial(trial, str(tmp_path / "cut"), Alone(), execution)
         stops += 1
-    assert without_times(run_trial(trial, str(tmp_path / "cut"), Alone(), execution)) == without_times(whole)
+    assert without_times(
+        run_trial(trial, str(tmp_path / "cut"), Alone(), execution)
+    ) == without_times(whole)
     same_end(tmp_path / "whole", tmp_path / "cut", trial)
 
 
-def test_a_damaged_mid_epoch_checkpoint(tmp_path: Path, saves: list[int], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_mid_epoch_checkpoint(
+    tmp_path: Path, saves: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
     """The one before is taken, and it is said; the end is the same."""
     trial = spec()
     run_trial(trial, str(tmp_path / "whole"), Alone(), EVERY)
@@ -112,7 +128,10 @@ def test_a_damaged_mid_epoch_checkpoint(tmp_path: Path, saves: list[int], caplog
     with pytest.raises(Stop):
         run_trial(trial, str(tmp_path / "cut"), Alone(), EVERY)
     folder = tmp_path / "cut" / trial.folder
-    assert sorted(p.name for p in folder.iterdir()) == ["epoch-0001-step-000002", "epoch-0001-step-000004"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "epoch-0001-step-000002",
+        "epoch-0001-step-000004",
+    ]
     weights = folder / "epoch-0001-step-000004" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with caplog.at_level(logging.WARNING, "tinynet"):
@@ -121,7 +140,9 @@ def test_a_damaged_mid_epoch_checkpoint(tmp_path: Path, saves: list[int], caplog
     same_end(tmp_path / "whole", tmp_path / "cut", trial)
 
 
-def test_a_checkpoint_of_another_version_is_passed_over(tmp_path: Path, saves: list[int], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_checkpoint_of_another_version_is_passed_over(
+    tmp_path: Path, saves: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
     trial = spec(epochs=1)
     saves[0] = 1
     with pytest.raises(Stop):
@@ -150,7 +171,9 @@ def test_a_loss_that_is_finite_and_far_off_has_diverged(tmp_path: Path) -> None:
 def test_weights_that_diverge_in_the_last_step(tmp_path: Path) -> None:
     """Losses are taken before an update: what the last one did shows in the weights, and is no result."""
     for lr in (1e4, 1e30):
-        trial = tiny_spec(epochs=1, batch=96, micro_batch=96, optimizer="sgd", lr=lr, warmup_epochs=0)
+        trial = tiny_spec(
+            epochs=1, batch=96, micro_batch=96, optimizer="sgd", lr=lr, warmup_epochs=0
+        )
         result = run_trial(trial, str(tmp_path / str(lr)), Alone())
         assert (result["status"], result["reason"], result["epochs"]) == ("failed", "diverged", [])
         assert list((tmp_path / str(lr)).glob("trials/*/*")) == []
@@ -191,9 +214,18 @@ print(json.dumps(run_trial(spec, sys.argv[2], Alone())))
 def test_out_of_memory_names_what_fits(tmp_path: Path) -> None:
     """A process that may take 600 MB more: a micro-batch of 768 does not fit, and the result names one that was tried and does."""
     data = {"name": "petals", "train": 768, "val": 48}
-    big, small = tiny_spec((2.0, 0.3, 0.5), data=data, epochs=1, batch=768, micro_batch=768), tiny_spec(epochs=1)
+    big, small = (
+        tiny_spec((2.0, 0.3, 0.5), data=data, epochs=1, batch=768, micro_batch=768),
+        tiny_spec(epochs=1),
+    )
     done = subprocess.run(
-        [sys.executable, "-c", OUT_OF_MEMORY, json.dumps([big.to_json(), small.to_json()]), str(tmp_path)],
+        [
+            sys.executable,
+            "-c",
+            OUT_OF_MEMORY,
+            json.dumps([big.to_json(), small.to_json()]),
+            str(tmp_path),
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -223,7 +255,9 @@ def test_every_switch_trains(tmp_path: Path) -> None:
         result = run_trial(spec(epochs=2), str(tmp_path / name), Alone(), execution)
         assert result["execution"] == asdict(execution)
         far = 0.05 if name == "bf16" else 1e-3
-        assert result["epochs"][0]["train_loss"] == pytest.approx(plain["epochs"][0]["train_loss"], rel=far)
+        assert result["epochs"][0]["train_loss"] == pytest.approx(
+            plain["epochs"][0]["train_loss"], rel=far
+        )
 
 
 def test_auto_is_decided_by_device_and_length() -> None:
@@ -231,11 +265,19 @@ def test_auto_is_decided_by_device_and_length() -> None:
     assert not Execution().on(cpu, 10**6).compile
     assert Execution(compile="on").on(cpu).compile
     chosen = Execution().on(cpu)
-    assert (chosen.bf16, chosen.channels_last, chosen.fused, chosen.pinned) == (False, True, True, False)
+    assert (chosen.bf16, chosen.channels_last, chosen.fused, chosen.pinned) == (
+        False,
+        True,
+        True,
+        False,
+    )
 
 
 def test_synchronised_batch_norm_needs_a_gpu(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     result = run_trial(spec(sync_bn=True), str(tmp_path), Alone())
-    assert (result["reason"], result["detail"]) == ("recipe", "sync_bn: synchronised batch norm exists on GPUs only")
+    assert (result["reason"], result["detail"]) == (
+        "recipe",
+        "sync_bn: synchronised batch norm exists on GPUs only",
+    )

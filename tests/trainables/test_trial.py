@@ -41,7 +41,10 @@ def test_result(tmp_path: Path) -> None:
     assert result["metrics"] == result["epochs"][-1]
     assert result["metrics"]["top1"] == result["metrics"]["top1_ema"]
     assert read_result(LocalFolder(tmp_path), spec.run) == json.loads(json.dumps(result))
-    assert sorted(p.name for p in (tmp_path / spec.folder).iterdir()) == ["config.json", "weights.safetensors"]
+    assert sorted(p.name for p in (tmp_path / spec.folder).iterdir()) == [
+        "config.json",
+        "weights.safetensors",
+    ]
     assert run_trial(spec, str(tmp_path), Alone()) == json.loads(json.dumps(result))
 
 
@@ -71,7 +74,9 @@ def test_resume_is_exact(tmp_path: Path, optimizer: str) -> None:
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
-def test_newest_two_checkpoints_and_a_damaged_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_newest_two_checkpoints_and_a_damaged_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     spec = tiny_spec(epochs=4)
     whole = run_trial(spec, str(tmp_path / "whole"), Alone())
     with pytest.raises(Stopped):
@@ -116,7 +121,9 @@ def test_failures_of_the_trial_are_results(tmp_path: Path, monkeypatch: pytest.M
         assert (result["status"], result["reason"]) == ("failed", reason)
 
 
-def test_storage_that_fails_is_not_the_trials_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_that_fails_is_not_the_trials_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -134,7 +141,9 @@ def test_storage_that_fails_is_not_the_trials_fault(tmp_path: Path, monkeypatch:
         torch.AcceleratorError("CUDA error: device-side assert triggered"),
     ],
 )
-def test_what_a_machine_did_is_not_the_trials_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_what_a_machine_did_is_not_the_trials_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def broken(*_: Any) -> None:
         raise error
 
@@ -165,7 +174,12 @@ def test_changed_data_is_refused(tmp_path: Path) -> None:
 def test_id_is_what_decides_the_result() -> None:
     spec = tiny_spec()
     same = [tiny_spec(epochs=9), tiny_spec((0.401, 0.4, 0.5))]
-    other = [tiny_spec(seed=1), tiny_spec((0.5, 0.4, 0.5)), tiny_spec(lr=0.5), tiny_spec(data={**DATA, "seed": 1})]
+    other = [
+        tiny_spec(seed=1),
+        tiny_spec((0.5, 0.4, 0.5)),
+        tiny_spec(lr=0.5),
+        tiny_spec(data={**DATA, "seed": 1}),
+    ]
     assert {s.id for s in same} == {spec.id}
     assert same[0].run != spec.run
     assert len({s.id for s in (*other, spec)}) == 5

@@ -12,10 +12,19 @@ from tinynet_search.commands.app import SPACES, AsJson, Tracking, app, millions
 
 @app.command()
 def baselines(
-    budgets: Annotated[list[float], typer.Argument(metavar="C...", help="FLOPs as a fraction of the baseline's, in (0, 1].")],
-    space: Annotated[str | None, typer.Option(help=f"{SPACES} The formula's own where none is given.")] = None,
-    formula: Annotated[str, typer.Option(help="The formula beside the rules, as tinynet suggest takes it.")] = "published",
-    classes: Annotated[int | None, typer.Option(help="Classes; the space's own where none is given.")] = None,
+    budgets: Annotated[
+        list[float],
+        typer.Argument(metavar="C...", help="FLOPs as a fraction of the baseline's, in (0, 1]."),
+    ],
+    space: Annotated[
+        str | None, typer.Option(help=f"{SPACES} The formula's own where none is given.")
+    ] = None,
+    formula: Annotated[
+        str, typer.Option(help="The formula beside the rules, as tinynet suggest takes it.")
+    ] = "published",
+    classes: Annotated[
+        int | None, typer.Option(help="Classes; the space's own where none is given.")
+    ] = None,
     tracking: Tracking = None,
     as_json: AsJson = False,
 ) -> None:
@@ -49,15 +58,36 @@ def baselines(
     # What holds for every row of the formula is said once.
     said = [row.note for _, row in rows if row.rule == "tiny formula" and row.network]
     groups = groupby(rows, lambda pair: pair[0])
-    print(table(head, apart([[_cells(c, row, "" if row.note in said else row.note or "") for c, row in group] for _, group in groups])))
+    print(
+        table(
+            head,
+            apart(
+                [
+                    [_cells(c, row, "" if row.note in said else row.note or "") for c, row in group]
+                    for _, group in groups
+                ]
+            ),
+        )
+    )
     for note in dict.fromkeys(note for note in said if note):
         print(f"tiny formula: {note}", file=sys.stderr)
 
 
 def _figures(space: Any, c: float, row: Any) -> dict[str, Any]:
     names = ("resolution", "macs", "c", "params", "activation_bytes")
-    own = {**row.network.rdw._asdict(), **{name: getattr(row.network, name) for name in names}} if row.network else {}
-    return {"budget": c, "rule": row.rule, "space": space.name, **dict.fromkeys(("r", "d", "w", *names)), **own, "note": row.note}
+    own = (
+        {**row.network.rdw._asdict(), **{name: getattr(row.network, name) for name in names}}
+        if row.network
+        else {}
+    )
+    return {
+        "budget": c,
+        "rule": row.rule,
+        "space": space.name,
+        **dict.fromkeys(("r", "d", "w", *names)),
+        **own,
+        "note": row.note,
+    }
 
 
 def _cells(c: float, row: Any, note: str) -> tuple[str, ...]:
@@ -67,5 +97,10 @@ def _cells(c: float, row: Any, note: str) -> tuple[str, ...]:
     from tinynet_search.spelling import spelled
 
     twist = (*spelled(network), str(network.resolution))
-    costs = (millions(network.macs), f"{network.c:.4f}", millions(network.params, 2), f"{millions(network.activation_bytes, 2)}B")
+    costs = (
+        millions(network.macs),
+        f"{network.c:.4f}",
+        millions(network.params, 2),
+        f"{millions(network.activation_bytes, 2)}B",
+    )
     return (row.rule, f"{c:g}", *twist, *costs, note)

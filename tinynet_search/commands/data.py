@@ -25,13 +25,34 @@ app.add_typer(data_app, name="data")
 
 @data_app.command()
 def imagenet100(
-    imagenet: Annotated[Path, typer.Option(help="ImageNet: a train/ and val/ tree, its tar files, Kaggle's, or Parquet shards.")],
-    out: Annotated[Path, typer.Option(help="Folder of the subset; a run that was stopped goes on there.")],
-    seed: Annotated[int | None, typer.Option(min=0, help="Decides the classes and images, whatever form ImageNet has (0).")] = None,
-    classes: Annotated[Path | None, typer.Option(help="A published class list, one class a line, in place of random ones.")] = None,
-    files: Annotated[Path | None, typer.Option("--list", help="A files.csv: exactly its files, every SHA-256 checked.")] = None,
-    num_classes: Annotated[int | None, typer.Option(min=2, help=f"Random classes ({NUM_CLASSES}).")] = None,
-    images_per_class: Annotated[int | None, typer.Option(min=1, help=f"Random training images of each ({IMAGES_PER_CLASS}).")] = None,
+    imagenet: Annotated[
+        Path,
+        typer.Option(
+            help="ImageNet: a train/ and val/ tree, its tar files, Kaggle's, or Parquet shards."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the subset; a run that was stopped goes on there.")
+    ],
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Decides the classes and images, whatever form ImageNet has (0)."),
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="A published class list, one class a line, in place of random ones."),
+    ] = None,
+    files: Annotated[
+        Path | None,
+        typer.Option("--list", help="A files.csv: exactly its files, every SHA-256 checked."),
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=2, help=f"Random classes ({NUM_CLASSES}).")
+    ] = None,
+    images_per_class: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Random training images of each ({IMAGES_PER_CLASS})."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Images copied at once.")] = 8,
     as_json: AsJson = False,
 ) -> None:
@@ -40,14 +61,22 @@ def imagenet100(
     100 random classes, 500 random training images of each, and all their validation images, as a train/ and val/ tree.
     """
     if files and (classes or (seed, num_classes, images_per_class) != (None, None, None)):
-        raise RequestError("--list says which images: give no --seed, --classes, --num-classes or --images-per-class with it")
+        raise RequestError(
+            "--list says which images: give no --seed, --classes, --num-classes or --images-per-class with it"
+        )
     if classes and num_classes:
         raise RequestError("--classes says how many: give no --num-classes with it")
     from tinynet_search import __version__
     from trainables.data.subset import build
 
     name, source = _opened(imagenet)
-    selection = _selection(source, seed or 0, classes or num_classes or NUM_CLASSES, images_per_class or IMAGES_PER_CLASS, files)
+    selection = _selection(
+        source,
+        seed or 0,
+        classes or num_classes or NUM_CLASSES,
+        images_per_class or IMAGES_PER_CLASS,
+        files,
+    )
     about = {"source": name, "version": __version__}
     with _Progress(out) as progress:
         try:
@@ -55,7 +84,9 @@ def imagenet100(
         except OSError as error:
             print(f"tinynet: {error}: the same command goes on from here", file=sys.stderr)
             raise typer.Exit(1) from error
-    follow = f"tinynet data pack --data {shlex.quote(str(out))} --out {shlex.quote(f'{out}-packed')}"
+    follow = (
+        f"tinynet data pack --data {shlex.quote(str(out))} --out {shlex.quote(f'{out}-packed')}"
+    )
     document = {**done.record, "written": done.written, "kept": done.kept, "next": follow}
     print(json.dumps(document, indent=1) if as_json else _text(out, document))
 
@@ -69,23 +100,40 @@ def _opened(path: Path) -> tuple[str, "EncodedData"]:
     settings = detected(str(path))
     data = None if settings["name"] == "packed" else open_data(settings)
     if not isinstance(data, EncodedData):
-        raise RequestError(f"{str(path)!r} is a packed set, whose images are not the original files: give ImageNet itself")
+        raise RequestError(
+            f"{str(path)!r} is a packed set, whose images are not the original files: give ImageNet itself"
+        )
     return settings["name"], data
 
 
-def _selection(data: "EncodedData", seed: int, classes: Path | int, images_per_class: int, files: Path | None) -> "Selection":
+def _selection(
+    data: "EncodedData", seed: int, classes: Path | int, images_per_class: int, files: Path | None
+) -> "Selection":
     from trainables.data.selection import class_list, draw, listed
 
     if files:
         return listed(data, files)
-    return draw(data, seed, images_per_class, classes if isinstance(classes, int) else class_list(classes, data.class_names))
+    return draw(
+        data,
+        seed,
+        images_per_class,
+        classes if isinstance(classes, int) else class_list(classes, data.class_names),
+    )
 
 
 def _text(out: Path, done: dict[str, Any]) -> str:
     seed = f"seed {done['seed']}"
-    how = {"seed": seed, "classes": f"classes as given, {seed}", "list": "as listed"}[done["drawn_from"]]
-    images = f"{done['train']} training and {done['val']} validation images of {done['classes']} classes"
-    did = f"{done['written']} images written, {done['kept']} were there" if done["written"] else "already complete, nothing changed"
+    how = {"seed": seed, "classes": f"classes as given, {seed}", "list": "as listed"}[
+        done["drawn_from"]
+    ]
+    images = (
+        f"{done['train']} training and {done['val']} validation images of {done['classes']} classes"
+    )
+    did = (
+        f"{done['written']} images written, {done['kept']} were there"
+        if done["written"]
+        else "already complete, nothing changed"
+    )
     return "\n".join(
         [
             f"{out}: {images}, {_amount(done['bytes'])} ({how})",
@@ -116,13 +164,20 @@ class _Progress:
 
     def begin(self, images: int, size: int, kept: int) -> None:
         there = f"; {kept} are there" if kept else ""
-        print(f"copying {images} images, about {_amount(size)}, to {self._out}{there}", file=sys.stderr)
+        print(
+            f"copying {images} images, about {_amount(size)}, to {self._out}{there}",
+            file=sys.stderr,
+        )
         self._images = images
         if sys.stderr.isatty():
             from rich import progress
             from rich.console import Console
 
-            columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn())
+            columns = (
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TimeRemainingColumn(),
+            )
             self._bar = progress.Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.add_task("", total=images)
             self._bar.start()

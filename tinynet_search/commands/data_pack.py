@@ -25,21 +25,51 @@ EVERY_SECONDS = 10
 
 @data_app.command()
 def pack(
-    data: Annotated[str, typer.Option(metavar="DIR", help="Where the images are: a tree of folders, tar files, or Parquet shards.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The packed set's folder: new, empty, or of a packing to go on with.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR",
+            help="Where the images are: a tree of folders, tar files, or Parquet shards.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="The packed set's folder: new, empty, or of a packing to go on with.",
+        ),
+    ],
     space: Annotated[str, typer.Option(help=SPACES)] = "efficientnet_b0",
     largest_r: Annotated[
         float | None,
-        typer.Option(help=f"Largest r of the search ({LARGEST_R}): evaluation at so many pixels enlarges nothing that packing shrank."),
+        typer.Option(
+            help=f"Largest r of the search ({LARGEST_R}): evaluation at so many pixels enlarges nothing that packing shrank."
+        ),
     ] = None,
-    pixels: Annotated[int | None, typer.Option(help="The same as a resolution in pixels, in place of --space and --largest-r.")] = None,
-    short_side: Annotated[int | None, typer.Option(help="The same as the short side that is kept: pixels / .875.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; one a core where none is given.")] = None,
+    pixels: Annotated[
+        int | None,
+        typer.Option(
+            help="The same as a resolution in pixels, in place of --space and --largest-r."
+        ),
+    ] = None,
+    short_side: Annotated[
+        int | None, typer.Option(help="The same as the short side that is kept: pixels / .875.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; one a core where none is given.")
+    ] = None,
     on_error: Annotated[
-        str, typer.Option(help="What an image that cannot be read does: fail (in the end, with a list of them), or skip.")
+        str,
+        typer.Option(
+            help="What an image that cannot be read does: fail (in the end, with a list of them), or skip."
+        ),
     ] = "fail",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before starting; only a terminal is asked.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost; write nothing.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask before starting; only a terminal is asked.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it will cost; write nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Decode an image set once, and keep it as raw pixels for fast reading.
@@ -61,14 +91,21 @@ def pack(
         raise RequestError(f"--on-error {on_error!r} is neither fail nor skip")
     source = open_data(detected(data))
     if not isinstance(source, EncodedData):
-        raise RequestError(f"the images in {data!r} are not encoded: a packed set is not packed again")
+        raise RequestError(
+            f"the images in {data!r} are not encoded: a packed set is not packed again"
+        )
     packing = Packing(source, out.expanduser(), short)
     missing = packing.todo(on_error)
     costs = cost(packing, missing)
     plan = _plan_text(packing, costs, len(missing))
     if dry_run:
         check_room(costs, str(out))
-        document = {"short_side": short, "train": source.train_size, "val": source.val_size, **costs._asdict()}
+        document = {
+            "short_side": short,
+            "train": source.train_size,
+            "val": source.val_size,
+            **costs._asdict(),
+        }
         print(json.dumps(document, indent=1) if as_json else plan)
         return
     _say(plan)
@@ -77,12 +114,18 @@ def pack(
         typer.confirm("Start?", abort=True, err=True)
     started, before = time.monotonic(), packing.record()
     try:
-        record = packing.run(count, on_error, _Progress(sum(task.stop - task.first for task in missing)).add)
+        record = packing.run(
+            count, on_error, _Progress(sum(task.stop - task.first for task in missing)).add
+        )
     except PackingError as error:
         said = " ".join(str(error).split())
         _say(f"tinynet: {said}")
         if as_json and isinstance(error, UnreadableImagesError):
-            print(json.dumps({"error": said, "unreadable": error.images, "file": str(error.file)}, indent=1))
+            print(
+                json.dumps(
+                    {"error": said, "unreadable": error.images, "file": str(error.file)}, indent=1
+                )
+            )
         raise typer.Exit(1) from None
     seconds = None if not missing and record == before else time.monotonic() - started
     print(json.dumps(record, indent=1) if as_json else _text(record, out, seconds))
@@ -92,12 +135,22 @@ def _short_side(space: str, largest_r: float | None, pixels: int | None, short: 
     from search_spaces import get_space
     from trainables.data.packed import short_side
 
-    given = [name for name, value in (("--largest-r", largest_r), ("--pixels", pixels), ("--short-side", short)) if value is not None]
+    given = [
+        name
+        for name, value in (
+            ("--largest-r", largest_r),
+            ("--pixels", pixels),
+            ("--short-side", short),
+        )
+        if value is not None
+    ]
     if len(given) > 1:
         raise RequestError(f"{' and '.join(given)} say the same thing: give one of them")
     r = LARGEST_R if largest_r is None else largest_r
     if not 0 < r < math.inf:
-        raise RequestError(f"--largest-r {r:g} is no ratio: give a number above 0, such as {LARGEST_R}")
+        raise RequestError(
+            f"--largest-r {r:g} is no ratio: give a number above 0, such as {LARGEST_R}"
+        )
     if short is not None:
         wanted, said = short, f"--short-side {short}"
     elif pixels is not None:
@@ -110,13 +163,19 @@ def _short_side(space: str, largest_r: float | None, pixels: int | None, short: 
         if LEAST_SIDE <= found <= LARGEST_SIDE:
             return found
         said += f" (a short side of {found} pixels)" if short is None else ""
-    raise RequestError(f"{said} is out of range: a short side must have {LEAST_SIDE} to {LARGEST_SIDE} pixels")
+    raise RequestError(
+        f"{said} is out of range: a short side must have {LEAST_SIDE} to {LARGEST_SIDE} pixels"
+    )
 
 
 def _plan_text(packing: "Packing", costs: "Cost", missing: int) -> str:
     about = "" if costs.exact else "about "
     shards = len(list(packing.settings.tasks()))
-    left = f"; {shards - missing} of {shards} shards are there, {_size(costs.missing)} to go" if missing < shards else ""
+    left = (
+        f"; {shards - missing} of {shards} shards are there, {_size(costs.missing)} to go"
+        if missing < shards
+        else ""
+    )
     largest = int(packing.short_side * 0.875)
     return (
         f"{packing.data.train_size} training and {packing.data.val_size} validation images, short side {packing.short_side} "
@@ -128,9 +187,15 @@ def _text(record: dict[str, Any], out: Path, seconds: float | None) -> str:
     """What was done; ``seconds`` is None where nothing had to be."""
     counts, skipped = record["counts"], record["skipped"]
     images = f"{counts['train']} training and {counts['val']} validation images, {_size(record['bytes'])}"
-    lines = [f"already packed, nothing changed: {images}: {out}" if seconds is None else f"packed {images}, in {seconds:.1f} s: {out}"]
+    lines = [
+        f"already packed, nothing changed: {images}: {out}"
+        if seconds is None
+        else f"packed {images}, in {seconds:.1f} s: {out}"
+    ]
     if skipped:
-        lines.append(f"skipped {len(skipped)} that cannot be read: {', '.join(skipped[:3])}{', ...' if len(skipped) > 3 else ''}")
+        lines.append(
+            f"skipped {len(skipped)} that cannot be read: {', '.join(skipped[:3])}{', ...' if len(skipped) > 3 else ''}"
+        )
     return "\n".join([*lines, f"fingerprint {record['fingerprint']}"])
 
 
@@ -146,7 +211,9 @@ class _Progress:
         now = time.monotonic()
         if now - self._said >= EVERY_SECONDS:
             self._said = now
-            _say(f"{self._done} of {self._total} images, {self._done / (now - self._started):.0f} images/s")
+            _say(
+                f"{self._done} of {self._total} images, {self._done / (now - self._started):.0f} images/s"
+            )
 
 
 def _size(value: float) -> str:

@@ -14,20 +14,48 @@ from tinynet_search.commands.app import SPACES, AsJson, app, millions
 @app.command()
 def export(
     network: Annotated[
-        str, typer.Argument(metavar="NETWORK", help="A name of tinynet networks, r,d,w, or the folder of a trial or an export.")
+        str,
+        typer.Argument(
+            metavar="NETWORK",
+            help="A name of tinynet networks, r,d,w, or the folder of a trial or an export.",
+        ),
     ],
     form: Annotated[str, typer.Option("--format", help="onnx, pt2 (torch.export) or safetensors.")],
-    out: Annotated[Path, typer.Option(help="Folder of the files and their config.json; more formats of the same weights may join them.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of the files and their config.json; more formats of the same weights may join them."
+        ),
+    ],
     weights: Annotated[
-        str | None, typer.Option(help="A .safetensors or .pth file, or timm's name such as tinynet_e.in1k; a folder brings its own.")
+        str | None,
+        typer.Option(
+            help="A .safetensors or .pth file, or timm's name such as tinynet_e.in1k; a folder brings its own."
+        ),
     ] = None,
     space: Annotated[str | None, typer.Option(help=f"Of r,d,w. {SPACES}")] = None,
-    classes: Annotated[int | None, typer.Option(help="Classes, where not the space's own number.")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="With onnx: an int8 file too, and what it costs in accuracy.")] = False,
-    data: Annotated[str | None, typer.Option(help="Images for --int8: petals; a trial brings its own.")] = None,
-    data_path: Annotated[str | None, typer.Option(help="Images for --int8: a folder of images of any known kind, packed ones too.")] = None,
-    calibration: Annotated[int, typer.Option(min=1, help="Training images that --int8 measures ranges on.")] = 128,
-    images: Annotated[int, typer.Option(min=1, help="Validation images that --int8 is evaluated on, at most.")] = 1000,
+    classes: Annotated[
+        int | None, typer.Option(help="Classes, where not the space's own number.")
+    ] = None,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="With onnx: an int8 file too, and what it costs in accuracy."),
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Images for --int8: petals; a trial brings its own.")
+    ] = None,
+    data_path: Annotated[
+        str | None,
+        typer.Option(
+            help="Images for --int8: a folder of images of any known kind, packed ones too."
+        ),
+    ] = None,
+    calibration: Annotated[
+        int, typer.Option(min=1, help="Training images that --int8 measures ranges on.")
+    ] = 128,
+    images: Annotated[
+        int, typer.Option(min=1, help="Validation images that --int8 is evaluated on, at most.")
+    ] = 1000,
     as_json: AsJson = False,
 ) -> None:
     """ONNX, pt2 (torch.export) or safetensors of a network.
@@ -41,7 +69,11 @@ def export(
 
     settings = None if data is None and data_path is None else _settings(data, data_path)
     try:
-        done = export_network(Request(network, form, out, weights, space, classes, int8, settings, calibration, images))
+        done = export_network(
+            Request(
+                network, form, out, weights, space, classes, int8, settings, calibration, images
+            )
+        )
     except ExportError as error:
         print(f"tinynet: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
@@ -64,12 +96,21 @@ def _text(done: dict[str, Any]) -> str:
 
     figures = done["network"]
     size = f"{figures['resolution']} px, {millions(figures['macs'])} FLOPs, {millions(figures['params'], 2)} params"
-    lines = [f"{done['name']}: {size}, {done['num_classes']} classes; weights from {done['weights']['from']}"]
+    lines = [
+        f"{done['name']}: {size}, {done['num_classes']} classes; weights from {done['weights']['from']}"
+    ]
     rows = []
     for name in done["written"]:
         file = done["files"][name]
         off = file if "largest_difference" in file else file["compared_with_float32"]
-        rows.append((name, f"{file['bytes'] / 1e6:.2f} MB", f"{off['largest_difference']:.3g}", f"{off['largest_output']:.3g}"))
+        rows.append(
+            (
+                name,
+                f"{file['bytes'] / 1e6:.2f} MB",
+                f"{off['largest_difference']:.3g}",
+                f"{off['largest_output']:.3g}",
+            )
+        )
     lines.append(table((done["folder"], "size", "largest difference", "largest output"), rows))
     if done["int8"]:
         lines.append(_int8_text(done["int8"]))
@@ -79,8 +120,14 @@ def _text(done: dict[str, Any]) -> str:
 def _int8_text(cost: dict[str, Any]) -> str:
     from tinynet_search.tables import table
 
-    rows = [(name, f"{cost['top1'][name]:.2f} %", f"{cost['images_per_s'][name]:.0f}") for name in ("float32", "int8")]
+    rows = [
+        (name, f"{cost['top1'][name]:.2f} %", f"{cost['images_per_s'][name]:.0f}")
+        for name in ("float32", "int8")
+    ]
     same = f"int8 {cost['top1_change']:+.2f} points; same class on {cost['agreement']:.2f} % of {cost['images']} images"
     return "\n".join(
-        [table(("in ONNX Runtime", "top-1", "images/s"), rows), f"{same}; logits differ by {cost['mean_difference']:.3g} on average"]
+        [
+            table(("in ONNX Runtime", "top-1", "images/s"), rows),
+            f"{same}; logits differ by {cost['mean_difference']:.3g} on average",
+        ]
     )

@@ -30,16 +30,36 @@ from tinynet_search.tables import duration, table
 if TYPE_CHECKING:
     from tinynet_search.training.request import Request
 
-Address = Annotated[str | None, typer.Option(help="The cluster's dashboard, http://HEAD:8265; else RAY_API_SERVER_ADDRESS.")]
-WorkingDir = Annotated[str | None, typer.Option(metavar="DIR", help="A folder with modules of your own, sent with the job.")]
-Wheel = Annotated[str | None, typer.Option(metavar="FILE", help="A wheel of tinynet-search, for a cluster that has none or another.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="The cluster's dashboard, http://HEAD:8265; else RAY_API_SERVER_ADDRESS."),
+]
+WorkingDir = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="A folder with modules of your own, sent with the job."),
+]
+Wheel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="A wheel of tinynet-search, for a cluster that has none or another."
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Submit without asking.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Return once the job is queued.")]
-Gpu = Annotated[str | None, typer.Option(help="Estimate the time for a GPU of this name, without the short training: a100, h100, ...")]
-Name = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or the name of a search: its newest job.")]
+Gpu = Annotated[
+    str | None,
+    typer.Option(
+        help="Estimate the time for a GPU of this name, without the short training: a100, h100, ..."
+    ),
+]
+Name = Annotated[
+    str, typer.Argument(metavar="JOB", help="A job's id, or the name of a search: its newest job.")
+]
 
-jobs = typer.Typer(no_args_is_help=True, help="Searches and trainings that were submitted to a cluster.")
+jobs = typer.Typer(
+    no_args_is_help=True, help="Searches and trainings that were submitted to a cluster."
+)
 app.add_typer(jobs, name="jobs")
 
 
@@ -52,13 +72,17 @@ def check(
     storage: Storage = None,
     tracking: Tracking = None,
     gpu: Gpu = None,
-    no_plan: Annotated[bool, typer.Option("--no-plan", help="Without candidates and cost: for a single training.")] = False,
+    no_plan: Annotated[
+        bool, typer.Option("--no-plan", help="Without candidates and cost: for a single training.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """See whether a search can run here: data, storage, MLflow, nodes, room for a trial. Trains nothing."""
     from tinynet_search.check import check_search
 
-    found = check_search(configured(config, preset, settings, trials, storage), tracking, gpu, plan=not no_plan).to_json()
+    found = check_search(
+        configured(config, preset, settings, trials, storage), tracking, gpu, plan=not no_plan
+    ).to_json()
     print(json.dumps(found) if as_json else _findings_text(found))
     if found["problems"]:
         _say(*(f"tinynet: {problem}" for problem in found["problems"]))
@@ -68,7 +92,10 @@ def check(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit(
     context: typer.Context,
-    config: Annotated[Path | None, typer.Argument(help="A TOML configuration, or train and what tinynet train takes.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="A TOML configuration, or train and what tinynet train takes."),
+    ] = None,
     preset: Preset = None,
     settings: Settings = None,
     trials: Trials = None,
@@ -105,17 +132,33 @@ def submit(
         done = submit_train(_training(arguments, settings, storage, tracking), address, **shipping)
         if done.findings and done.findings["notes"]:
             _say(*done.findings["notes"])
-    elif unknown := [argument for argument in (str(config or ""), *context.args) if argument.startswith("-")] or context.args:
+    elif (
+        unknown := [
+            argument for argument in (str(config or ""), *context.args) if argument.startswith("-")
+        ]
+        or context.args
+    ):
         raise RequestError(f"tinynet submit knows no {unknown[0]!r}: see tinynet submit --help")
     else:
-        loaded = configured(config, preset, settings, trials, storage, chosen(epochs, trial_timeout, continue_, anew))
+        loaded = configured(
+            config,
+            preset,
+            settings,
+            trials,
+            storage,
+            chosen(epochs, trial_timeout, continue_, anew),
+        )
         _agreeable(yes)
         agree: Callable[[dict[str, Any]], bool] = lambda found: _asked(found, yes)  # noqa: E731
-        done = submit_search(loaded, address, tracking=tracking, retry=retry or (), gpu=gpu, agree=agree, **shipping)
+        done = submit_search(
+            loaded, address, tracking=tracking, retry=retry or (), gpu=gpu, agree=agree, **shipping
+        )
     if as_json:
         print(json.dumps(vars(done)), flush=True)
     else:
-        _say(f"job {done.id} at {done.address}: tinynet jobs logs {done.id} follows it, tinynet jobs stop {done.id} ends it")
+        _say(
+            f"job {done.id} at {done.address}: tinynet jobs logs {done.id} follows it, tinynet jobs stop {done.id} ends it"
+        )
     if not no_wait:
         _follow(done.id, done.address, sys.stderr if as_json else sys.stdout)
 
@@ -129,7 +172,11 @@ def list_(address: Address = None, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(found, indent=1))
     else:
-        print(table(("job", "kind", "status", "started", "for", "storage"), [_row(job) for job in found]))
+        print(
+            table(
+                ("job", "kind", "status", "started", "for", "storage"), [_row(job) for job in found]
+            )
+        )
 
 
 @jobs.command()
@@ -143,8 +190,18 @@ def status(job: Name, address: Address = None, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps({**found, "last": last[0] if last else None}, indent=1))
         return
-    lines = [("job", found["id"]), ("kind", found["kind"]), ("status", found["status"]), ("started", _at(found["started"]))]
-    lines += [("for", _for(found)), ("storage", found["storage"]), ("MLflow", found["tracking"]), ("says", last[0] if last else "")]
+    lines = [
+        ("job", found["id"]),
+        ("kind", found["kind"]),
+        ("status", found["status"]),
+        ("started", _at(found["started"])),
+    ]
+    lines += [
+        ("for", _for(found)),
+        ("storage", found["storage"]),
+        ("MLflow", found["tracking"]),
+        ("says", last[0] if last else ""),
+    ]
     lines += [("message", found["message"])] if found["status"] == "FAILED" else []
     print("\n".join(f"{label:<8} {text}" for label, text in lines if text))
 
@@ -198,11 +255,15 @@ def _follow(job: str, address: str | None, where: TextIO | None = None) -> None:
     if found["status"] != "SUCCEEDED":
         code = found["exit_code"] or 1
         why = f": {found['message']}" if found["exit_code"] is None else ""
-        _say(f"tinynet: job {found['id']} {found['status'].lower()}{why}: tinynet jobs resume {found['id']} takes it up")
+        _say(
+            f"tinynet: job {found['id']} {found['status'].lower()}{why}: tinynet jobs resume {found['id']} takes it up"
+        )
         raise typer.Exit(code)
 
 
-def _training(arguments: list[str], settings: list[str] | None, storage: str | None, tracking: str | None) -> "Request":
+def _training(
+    arguments: list[str], settings: list[str] | None, storage: str | None, tracking: str | None
+) -> "Request":
     """The request behind ``train``, by that command's own options; those that both have were taken by ``submit``."""
     from tinynet_search.commands.train import requested
 
@@ -210,7 +271,9 @@ def _training(arguments: list[str], settings: list[str] | None, storage: str | N
     with group.commands["train"].make_context("tinynet submit train", list(arguments)) as parsed:
         given = dict(parsed.params)
     if given.pop("eval_only") or given.pop("weights") is not None:
-        raise RequestError("tinynet submit train trains: --eval-only and --weights are for tinynet train")
+        raise RequestError(
+            "tinynet submit train trains: --eval-only and --weights are for tinynet train"
+        )
     del given["as_json"]
     given |= {"settings": settings or (), "storage": storage, "tracking": tracking}
     config = given.pop("config")
@@ -230,14 +293,20 @@ def _asked(found: Mapping[str, Any], yes: bool) -> bool:
 def _findings_text(found: Mapping[str, Any]) -> str:
     """What a cluster saw, as people read it."""
     versions = found["versions"]
-    rows = [(node["name"], *_has(node), "driver" if node["driver"] else "") for node in found["nodes"]]
-    lines = [f"tinynet-search {versions.get('tinynet-search')}, Ray {versions.get('ray')}, Python {versions['python']}"]
+    rows = [
+        (node["name"], *_has(node), "driver" if node["driver"] else "") for node in found["nodes"]
+    ]
+    lines = [
+        f"tinynet-search {versions.get('tinynet-search')}, Ray {versions.get('ray')}, Python {versions['python']}"
+    ]
     lines += ["", table(("node", "CPUs", "GPUs", ""), rows)] if rows else []
     lines += ["", f"storage  {found['storage']}", f"MLflow   {found['tracking']}"]
     if plan := found["plan"]:
         from tinynet_search.report import cost_lines, plan_lines
 
-        adaptive = [f"{plan['trials']} candidates are drawn while the search runs, each from the results before it"]
+        adaptive = [
+            f"{plan['trials']} candidates are drawn while the search runs, each from the results before it"
+        ]
         lines += ["", *plan_lines(plan), *(adaptive if plan["adaptive"] else cost_lines(plan))]
         lines.append(found["why"] or f"{found['at_once']} trials at once")
     if estimate := found["estimate"]:
@@ -252,7 +321,14 @@ def _has(node: Mapping[str, Any]) -> list[str]:
 
 
 def _row(job: Mapping[str, Any]) -> tuple[str, ...]:
-    return (job["id"], job["kind"], job["status"].lower(), _at(job["started"]), _for(job), job["storage"])
+    return (
+        job["id"],
+        job["kind"],
+        job["status"].lower(),
+        _at(job["started"]),
+        _for(job),
+        job["storage"],
+    )
 
 
 def _at(seconds: float | None) -> str:

@@ -17,17 +17,38 @@ if TYPE_CHECKING:
     from tinynet_search.config import Config
     from tinynet_search.search import Outcome
 
-ConfigFile = Annotated[Path | None, typer.Argument(help="A TOML configuration.", show_default=False)]
+ConfigFile = Annotated[
+    Path | None, typer.Argument(help="A TOML configuration.", show_default=False)
+]
 Preset = Annotated[str | None, typer.Option(help="A shipped configuration: demo or imagenet100.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; comes last. May be repeated.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value; comes last. May be repeated.")
+]
 Trials = Annotated[int | None, typer.Option(help="How many trials in all: search.trials.")]
-Storage = Annotated[str | None, typer.Option(help="Folder or URL of all searches: storage.path (./searches).")]
-Epochs = Annotated[int | None, typer.Option(help="Epochs a trial: recipe.epochs; with --continue those of the frontier.")]
-TrialTimeout = Annotated[str | None, typer.Option(help="A trial without an epoch for so long has failed: 600, 30m, 6h.")]
-Retry = Annotated[list[str] | None, typer.Option(help="Train failed trials again: failed, or a reason. May be repeated.")]
-Continue = Annotated[str | None, typer.Option("--continue", help="frontier: train its models on, to --epochs.")]
-Anew = Annotated[bool, typer.Option("--anew", help="With --continue: from the start, where a schedule cannot go on.")]
-SearchName = Annotated[str | None, typer.Option("--search", help="Name of the search; the newest where none is given.")]
+Storage = Annotated[
+    str | None, typer.Option(help="Folder or URL of all searches: storage.path (./searches).")
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option(help="Epochs a trial: recipe.epochs; with --continue those of the frontier."),
+]
+TrialTimeout = Annotated[
+    str | None, typer.Option(help="A trial without an epoch for so long has failed: 600, 30m, 6h.")
+]
+Retry = Annotated[
+    list[str] | None,
+    typer.Option(help="Train failed trials again: failed, or a reason. May be repeated."),
+]
+Continue = Annotated[
+    str | None, typer.Option("--continue", help="frontier: train its models on, to --epochs.")
+]
+Anew = Annotated[
+    bool,
+    typer.Option("--anew", help="With --continue: from the start, where a schedule cannot go on."),
+]
+SearchName = Annotated[
+    str | None, typer.Option("--search", help="Name of the search; the newest where none is given.")
+]
 
 
 @app.command()
@@ -43,14 +64,21 @@ def search(
     retry: Retry = None,
     continue_: Continue = None,
     anew: Anew = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the candidates and what they will cost; run and write nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show the candidates and what they will cost; run and write nothing."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a search, or take it up where it was left.
 
     Plan, trials, frontier, formula, final networks. Ctrl-C once lets every training commit a checkpoint.
     """
-    loaded = configured(config, preset, settings, trials, storage, chosen(epochs, trial_timeout, continue_, anew))
+    loaded = configured(
+        config, preset, settings, trials, storage, chosen(epochs, trial_timeout, continue_, anew)
+    )
     from tinynet_search import report
 
     if dry_run and retry:
@@ -88,7 +116,9 @@ def configured(
     return load_config(config, preset=preset, settings=[*(settings or []), *extra])
 
 
-def chosen(epochs: int | None, trial_timeout: str | None, part: str | None, anew: bool) -> dict[str, Any]:
+def chosen(
+    epochs: int | None, trial_timeout: str | None, part: str | None, anew: bool
+) -> dict[str, Any]:
     """The settings that --epochs, --trial-timeout, --continue and --anew stand for."""
     return {"run.trial_timeout": seconds(trial_timeout), **_epochs(epochs, part, anew)}
 
@@ -101,7 +131,9 @@ def _epochs(epochs: int | None, part: str | None, anew: bool) -> dict[str, Any]:
     if part != "frontier":
         raise RequestError(f"--continue {part!r}: give frontier, whose models can be trained on")
     if epochs is None:
-        raise RequestError("--continue frontier needs --epochs: how many its models are to have in all")
+        raise RequestError(
+            "--continue frontier needs --epochs: how many its models are to have in all"
+        )
     return {"search.frontier_epochs": epochs, "search.anew": anew or None}
 
 
@@ -112,8 +144,13 @@ def _unfinished(outcome: "Outcome") -> None:
     if outcome.stopped:
         say(f"tinynet: the search stopped early: {outcome.stopped}")
     if outcome.lost:
-        why = next((outcome.lost_why[c.run] for c in outcome.lost if outcome.lost_why.get(c.run)), "their processes were lost too often")
-        say(f"tinynet: {len(outcome.lost)} trials have no result ({one_line(why)}): run the same command again")
+        why = next(
+            (outcome.lost_why[c.run] for c in outcome.lost if outcome.lost_why.get(c.run)),
+            "their processes were lost too often",
+        )
+        say(
+            f"tinynet: {len(outcome.lost)} trials have no result ({one_line(why)}): run the same command again"
+        )
     if outcome.stopped or outcome.lost:
         raise typer.Exit(1)
 
@@ -123,7 +160,9 @@ def frontier(
     search_name: SearchName = None,
     storage: Annotated[str, typer.Option(help="Folder of all searches.")] = "searches",
     tracking: Tracking = None,
-    all_trials: Annotated[bool, typer.Option("--all", help="Every trial, not the frontier alone.")] = False,
+    all_trials: Annotated[
+        bool, typer.Option("--all", help="Every trial, not the frontier alone.")
+    ] = False,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
 ) -> None:
@@ -148,7 +187,10 @@ def sync(
     search_name: SearchName = None,
     storage: Annotated[str, typer.Option(help="Folder of all searches.")] = "searches",
     tracking: Tracking = None,
-    space: Annotated[str | None, typer.Option(help="module:attribute, where the search or job is of your own space.")] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(help="module:attribute, where the search or job is of your own space."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring MLflow up to date with a search, or a training job.
@@ -168,4 +210,7 @@ def sync(
     else:
         for name, done in reports.items():
             sent = f"{done.runs} runs, {done.epochs} epochs at {address(uri)}"
-            print(f"{name}: " + (f"held by {done.held}, whose publisher sends what is new" if done.held else sent))
+            print(
+                f"{name}: "
+                + (f"held by {done.held}, whose publisher sends what is new" if done.held else sent)
+            )

@@ -20,19 +20,36 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "b": 3}
 @app.command()
 def suggest(
     budgets: Annotated[
-        list[float] | None, typer.Argument(metavar="[C...]", help="FLOPs as a fraction of the baseline's, in (0, 1].")
+        list[float] | None,
+        typer.Argument(metavar="[C...]", help="FLOPs as a fraction of the baseline's, in (0, 1]."),
     ] = None,
     params: Annotated[str | None, typer.Option(metavar="N", help="Most parameters.")] = None,
     activation_bytes: Annotated[
         str | None,
-        typer.Option(metavar="N", help="Most peak memory of feature maps, float32 at batch 1; for 8 bits give four times the bytes."),
+        typer.Option(
+            metavar="N",
+            help="Most peak memory of feature maps, float32 at batch 1; for 8 bits give four times the bytes.",
+        ),
     ] = None,
-    macs: Annotated[str | None, typer.Option(metavar="N", help="Most FLOPs (multiply-adds).")] = None,
-    space: Annotated[str | None, typer.Option(help=f"{SPACES} The formula's own where none is given.")] = None,
-    classes: Annotated[int | None, typer.Option(help="Classes; the formula's or the space's own where none is given.")] = None,
-    formula: Annotated[str, typer.Option(help="published, a formula.json, or models:/tiny-formula@champion.")] = "published",
-    form: Annotated[str, typer.Option(help="default, or paper (equations 2-4 to the letter).")] = "default",
-    extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Answer outside the formula's data too.")] = False,
+    macs: Annotated[
+        str | None, typer.Option(metavar="N", help="Most FLOPs (multiply-adds).")
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option(help=f"{SPACES} The formula's own where none is given.")
+    ] = None,
+    classes: Annotated[
+        int | None,
+        typer.Option(help="Classes; the formula's or the space's own where none is given."),
+    ] = None,
+    formula: Annotated[
+        str, typer.Option(help="published, a formula.json, or models:/tiny-formula@champion.")
+    ] = "published",
+    form: Annotated[
+        str, typer.Option(help="default, or paper (equations 2-4 to the letter).")
+    ] = "default",
+    extrapolate: Annotated[
+        bool, typer.Option("--extrapolate", help="Answer outside the formula's data too.")
+    ] = False,
     tracking: Tracking = None,
     as_json: AsJson = False,
 ) -> None:
@@ -48,14 +65,32 @@ def suggest(
     limits = {name: _number(name, text) for name, text in given.items() if text is not None}
     asked: list[dict[str, Any]] = [checked_request({"c": c, **limits}) for c in budgets or [None]]
     fitted = TinyFormula.load(formula, tracking_uri=tracking)
-    found = [fitted.suggest(**request, space=space, num_classes=classes, form=form, extrapolate=extrapolate) for request in asked]
+    found = [
+        fitted.suggest(
+            **request, space=space, num_classes=classes, form=form, extrapolate=extrapolate
+        )
+        for request in asked
+    ]
     if as_json:
         print(json.dumps([s.to_dict() for s in found], indent=1))
         return
     from tinynet_search.spelling import spelled
     from tinynet_search.tables import table
 
-    head = ("budget", "r", "d", "w", "pixels", "FLOPs", "c", "params", "memory", "± r", "± d", *(["binds"] if limits else []))
+    head = (
+        "budget",
+        "r",
+        "d",
+        "w",
+        "pixels",
+        "FLOPs",
+        "c",
+        "params",
+        "memory",
+        "± r",
+        "± d",
+        *(["binds"] if limits else []),
+    )
     rows = [
         (
             f"{s.budget:.4g}",
@@ -85,4 +120,6 @@ def _number(name: str, text: str) -> float:
         return float(digits) * (1024 if binary else 1000) ** _POWERS[prefix.lower()]
     except ValueError:
         such = "1.5e6, 1.5MB or 512KiB" if memory else "2e6, 1.5M or 4.1B"
-        raise RequestError(f"--{name.replace('_', '-')} {text!r} is no number: give one such as {such}") from None
+        raise RequestError(
+            f"--{name.replace('_', '-')} {text!r} is no number: give one such as {such}"
+        ) from None

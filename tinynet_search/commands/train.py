@@ -19,22 +19,46 @@ if TYPE_CHECKING:
 @app.command()
 def train(
     network: Annotated[
-        str | None, typer.Argument(metavar="NETWORK", help="A name of tinynet networks; none with --rdw or --c.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="NETWORK",
+            help="A name of tinynet networks; none with --rdw or --c.",
+            show_default=False,
+        ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Argument(metavar="CONFIG", help="A TOML configuration, as a search's.", show_default=False)
+        Path | None,
+        typer.Argument(
+            metavar="CONFIG", help="A TOML configuration, as a search's.", show_default=False
+        ),
     ] = None,
     rdw: Annotated[str | None, typer.Option(metavar="R,D,W", help="A twist of --space.")] = None,
-    c: Annotated[float | None, typer.Option(metavar="C", help="A budget: the formula's network for this fraction of the FLOPs.")] = None,
+    c: Annotated[
+        float | None,
+        typer.Option(
+            metavar="C", help="A budget: the formula's network for this fraction of the FLOPs."
+        ),
+    ] = None,
     space: Annotated[str | None, typer.Option(help=f"Of --rdw and --c. {SPACES}")] = None,
-    formula: Annotated[str | None, typer.Option(help="Of --c: published, a formula.json, or models:/tiny-formula@champion.")] = None,
-    extrapolate: Annotated[bool, typer.Option("--extrapolate", help="With --c: outside the formula's data too.")] = False,
+    formula: Annotated[
+        str | None,
+        typer.Option(help="Of --c: published, a formula.json, or models:/tiny-formula@champion."),
+    ] = None,
+    extrapolate: Annotated[
+        bool, typer.Option("--extrapolate", help="With --c: outside the formula's data too.")
+    ] = False,
     data: Annotated[
-        str | None, typer.Option(metavar="PATH", help="A folder of images of any known kind, or petals, the built-in set.")
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="A folder of images of any known kind, or petals, the built-in set.",
+        ),
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="efficientnet, resnet, short, ...; by default what suits the network, and short on petals."),
+        typer.Option(
+            help="efficientnet, resnet, short, ...; by default what suits the network, and short on petals."
+        ),
     ] = None,
     epochs: Annotated[
         int | None,
@@ -43,12 +67,27 @@ def train(
             "Another number is another result of the job: a step schedule goes on from a shorter one, a cosine one starts anew."
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation: search.seed (0).")] = None,
-    name: Annotated[str | None, typer.Option(help="Of the job; by default the network's and the data's.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; comes last. May be repeated.")] = None,
-    storage: Annotated[str | None, typer.Option(help="Folder or URL of all jobs and searches: storage.path (./searches).")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of weights, order and augmentation: search.seed (0).")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the job; by default the network's and the data's.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="section.key=value; comes last. May be repeated."),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Folder or URL of all jobs and searches: storage.path (./searches)."),
+    ] = None,
     tracking: Tracking = None,
-    eval_only: Annotated[bool, typer.Option("--eval-only", help="Train nothing: evaluate --weights on the validation images.")] = False,
+    eval_only: Annotated[
+        bool,
+        typer.Option(
+            "--eval-only", help="Train nothing: evaluate --weights on the validation images."
+        ),
+    ] = False,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -117,7 +156,9 @@ def _train(request: "Request", *, as_json: bool) -> None:
         _say(f"tinynet: job {job.name} has no result ({why}): run the same command again")
         raise typer.Exit(1)
     if result["status"] != "finished":
-        _say(f"tinynet: job {job.name} failed: {result['reason']}: {result['detail']}; {advice(outcome.job, outcome.store, result)}")
+        _say(
+            f"tinynet: job {job.name} failed: {result['reason']}: {result['detail']}; {advice(outcome.job, outcome.store, result)}"
+        )
         raise typer.Exit(1)
 
 
@@ -127,14 +168,31 @@ def _text(outcome: "Outcome", result: Mapping[str, Any]) -> str:
 
     job, metrics = outcome.job, result["metrics"]
     seconds = sum(epoch["seconds"] for epoch in result["epochs"])
-    head = ("network", "pixels", "FLOPs", "params", "epochs", "top-1 %", "top-5 %", "loss", "trained in")
+    head = (
+        "network",
+        "pixels",
+        "FLOPs",
+        "params",
+        "epochs",
+        "top-1 %",
+        "top-5 %",
+        "loss",
+        "trained in",
+    )
     row = (
         *_network(job.network, result["network"]),
         str(len(result["epochs"])),
-        *(f"{metrics[key]:.{digits}f}" if key in metrics else "" for key, digits in (("top1", 2), ("top5", 2), ("val_loss", 4))),
+        *(
+            f"{metrics[key]:.{digits}f}" if key in metrics else ""
+            for key, digits in (("top1", 2), ("top5", 2), ("val_loss", 4))
+        ),
         duration(seconds),
     )
-    places = [("weights", outcome.store.at(job.spec.folder)), ("MLflow", outcome.tracking), ("", outcome.link or "")]
+    places = [
+        ("weights", outcome.store.at(job.spec.folder)),
+        ("MLflow", outcome.tracking),
+        ("", outcome.link or ""),
+    ]
     if outcome.tracking.startswith("sqlite:"):
         places.append(("opened by", mlflow_server(outcome.tracking)))
     lines = [f"{label:<9}  {place}" for label, place in places if place]
@@ -152,9 +210,35 @@ def _evaluate(request: "Request", weights: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(figures, indent=1))
     else:
-        head = ("network", "pixels", "FLOPs", "params", "images", "top-1 %", "top-5 %", "loss", "images/s")
-        scores = (f"{figures['top1']:.2f}", f"{figures['top5']:.2f}", f"{figures['loss']:.4f}", f"{figures['images_per_s']:,.0f}")
-        print(table(head, [(*_network(evaluation.label, figures["network"]), str(figures["images"]), *scores)]))
+        head = (
+            "network",
+            "pixels",
+            "FLOPs",
+            "params",
+            "images",
+            "top-1 %",
+            "top-5 %",
+            "loss",
+            "images/s",
+        )
+        scores = (
+            f"{figures['top1']:.2f}",
+            f"{figures['top5']:.2f}",
+            f"{figures['loss']:.4f}",
+            f"{figures['images_per_s']:,.0f}",
+        )
+        print(
+            table(
+                head,
+                [
+                    (
+                        *_network(evaluation.label, figures["network"]),
+                        str(figures["images"]),
+                        *scores,
+                    )
+                ],
+            )
+        )
         if figures["checkpoint"]:
             print(f"\nof {figures['checkpoint']}, its {figures['set']} weights")
     if uri is not None:
@@ -164,7 +248,12 @@ def _evaluate(request: "Request", weights: str, *, as_json: bool) -> None:
 
 
 def _network(label: str, figures: Mapping[str, Any]) -> tuple[str, ...]:
-    return label, str(figures["resolution"]), millions(figures["macs"]), millions(figures["params"], 2)
+    return (
+        label,
+        str(figures["resolution"]),
+        millions(figures["macs"]),
+        millions(figures["params"], 2),
+    )
 
 
 def _say(message: str) -> None:

@@ -55,14 +55,20 @@ def export_network(request: Request) -> dict[str, Any]:
     if request.int8 and request.format != "onnx":
         raise RequestError(f"--int8 goes with --format onnx, not {request.format}")
     if request.data is not None and not request.int8:
-        raise RequestError("--data and --data-path go with --int8: they are what it calibrates with")
+        raise RequestError(
+            "--data and --data-path go with --int8: they are what it calibrates with"
+        )
     subject = find_subject(request.network, request.space, request.classes)
     source = _weights(subject, request.weights)
     recipe = evaluation_recipe(subject, request.data)
     preprocessing = preprocessing_of(subject, source, recipe, request.data)
     module = subject.network.build().eval().requires_grad_(False)
     load_weights(module, source)
-    images = open_images(subject, request.data, recipe, preprocessing, request.calibration) if request.int8 else None
+    images = (
+        open_images(subject, request.data, recipe, preprocessing, request.calibration)
+        if request.int8
+        else None
+    )
     identity, config = _config(subject, source, module, preprocessing)
     with export_folder(request.out, identity) as folder:
         files, measured = _write(folder, subject, module, request, images)
@@ -71,7 +77,11 @@ def export_network(request: Request) -> dict[str, Any]:
 
 
 def _write(
-    folder: ExportFolder, subject: Subject, module: nn.Module, request: Request, images: Images | None
+    folder: ExportFolder,
+    subject: Subject,
+    module: nn.Module,
+    request: Request,
+    images: Images | None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
     """(files by name, what quantisation costs or None)"""
     name = FORMATS[request.format].file.format(name=subject.name)
@@ -99,7 +109,9 @@ def _weights(subject: Subject, asked: str | None) -> Source:
     raise RequestError(f"{subject.name} has no weights here: give --weights FILE{hint}")
 
 
-def _config(subject: Subject, source: Source, module: nn.Module, preprocessing: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _config(
+    subject: Subject, source: Source, module: nn.Module, preprocessing: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what decides which network and weights are meant, the whole of config.json but its files)"""
     network = subject.network
     identity = {
@@ -113,7 +125,9 @@ def _config(subject: Subject, source: Source, module: nn.Module, preprocessing: 
     identity = json.loads(json.dumps(identity))
     own = source.path == subject.weights
     # No path of this machine goes into a file that travels.
-    origin = f"timm/{source.label}" if source.published else subject.origin if own else source.path.name
+    origin = (
+        f"timm/{source.label}" if source.published else subject.origin if own else source.path.name
+    )
     pixels = network.resolution
     config = {
         "name": subject.name,
@@ -130,5 +144,9 @@ def _config(subject: Subject, source: Source, module: nn.Module, preprocessing: 
 
 def _travels(trained: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of the training, without the folders of the machine that its images lay on."""
-    data = {key: value for key, value in dict(trained.get("data") or {}).items() if key not in ("path", "cache")}
+    data = {
+        key: value
+        for key, value in dict(trained.get("data") or {}).items()
+        if key not in ("path", "cache")
+    }
     return {**trained, **({"data": data} if "data" in trained else {})}

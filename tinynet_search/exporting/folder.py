@@ -36,9 +36,13 @@ class ExportFolder:
     def check_free(self, name: str) -> None:
         """Raises RequestError where a file is there that no export wrote."""
         if name not in self.files and (self.path / name).exists():
-            raise RequestError(f"{str(self.path / name)!r} is there, and no export wrote it: choose another --out")
+            raise RequestError(
+                f"{str(self.path / name)!r} is there, and no export wrote it: choose another --out"
+            )
 
-    def publish(self, config: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    def publish(
+        self, config: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Any]:
         """Put finished files in place, then the configuration that lists them with those of earlier exports."""
         for name in files:
             os.replace(self.scratch / name, self.path / name)
@@ -64,7 +68,9 @@ def export_folder(path: Path, network: Mapping[str, Any]) -> Iterator[ExportFold
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path) as scratch:
             yield ExportFolder(path, Path(scratch), earlier)
     except OSError as error:
-        raise RequestError(f"{str(path)!r} cannot be written ({error.strerror or error}): choose another --out") from error
+        raise RequestError(
+            f"{str(path)!r} cannot be written ({error.strerror or error}): choose another --out"
+        ) from error
     finally:
         if made:
             with contextlib.suppress(OSError):
@@ -80,7 +86,9 @@ def _earlier(path: Path, network: Mapping[str, Any]) -> Mapping[str, Mapping[str
         return {}
     try:
         found = parsed(read_file(file, SMALL))
-        ours = found.get("schema") == SCHEMA and all(isinstance(each, dict) for each in found["files"].values())
+        ours = found.get("schema") == SCHEMA and all(
+            isinstance(each, dict) for each in found["files"].values()
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         ours, found = False, {}
     if not ours:
@@ -93,7 +101,9 @@ def _earlier(path: Path, network: Mapping[str, Any]) -> Mapping[str, Mapping[str
     return found["files"]
 
 
-def load_exported(folder: str | Path, *, space: str | None = None) -> tuple[Network, "torch.nn.Module"]:
+def load_exported(
+    folder: str | Path, *, space: str | None = None
+) -> tuple[Network, "torch.nn.Module"]:
     """Rebuild what ``tinynet export --format safetensors`` (or a trial) left: the network and its module in evaluation mode.
 
     Args:
@@ -104,5 +114,7 @@ def load_exported(folder: str | Path, *, space: str | None = None) -> tuple[Netw
     """
     subject = read_subject(Path(folder), space)
     if subject.weights is None:
-        raise RequestError(f"{str(folder)!r} holds no {WEIGHTS}: export the network with --format safetensors")
+        raise RequestError(
+            f"{str(folder)!r} holds no {WEIGHTS}: export the network with --format safetensors"
+        )
     return subject.network, subject.network.build(pretrained=subject.weights).eval()

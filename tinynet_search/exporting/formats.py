@@ -70,7 +70,9 @@ def attempted(kind: str) -> Iterator[None]:
     except (OSError, ImportError, RequestError):
         raise
     except Exception as error:
-        raise ExportError(f"this network cannot be written as {kind}: {type(error).__name__}: {one_line(error)}") from error
+        raise ExportError(
+            f"this network cannot be written as {kind}: {type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
 def write_checked(kind: str, module: nn.Module, network: Network, path: Path) -> dict[str, Any]:
@@ -88,7 +90,9 @@ def write_checked(kind: str, module: nn.Module, network: Network, path: Path) ->
         form.write(module, network, path)
         difference, largest = compared(module, network, form.run(network, path))
     if not math.isfinite(largest):
-        raise ExportError(f"the network's outputs are not finite: its weights hold NaN or infinity, or are far too large ({largest:g})")
+        raise ExportError(
+            f"the network's outputs are not finite: its weights hold NaN or infinity, or are far too large ({largest:g})"
+        )
     if not difference <= form.tolerance * largest:
         raise ExportError(
             f"the {kind} file disagrees with torch by {difference:.3g} where the largest output is {largest:.3g} "
@@ -102,7 +106,9 @@ def write_checked(kind: str, module: nn.Module, network: Network, path: Path) ->
     }
 
 
-def compared(module: nn.Module, network: Network, run: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+def compared(
+    module: nn.Module, network: Network, run: Callable[[Tensor], Tensor]
+) -> tuple[float, float]:
     """(largest difference, largest output) of torch and a file over random images."""
     generator = torch.Generator().manual_seed(0)
     difference, largest = 0.0, 0.0
@@ -120,7 +126,10 @@ def compared(module: nn.Module, network: Network, run: Callable[[Tensor], Tensor
 
 def described(kind: str, packages: tuple[str, ...], path: Path) -> dict[str, Any]:
     """A file's format, bytes, digest, and the versions that wrote it."""
-    versions = {package: importlib.metadata.version(package) for package in ("tinynet-search", "torch", "timm", *packages)}
+    versions = {
+        package: importlib.metadata.version(package)
+        for package in ("tinynet-search", "torch", "timm", *packages)
+    }
     return {
         "format": kind,
         "bytes": path.stat().st_size,
@@ -145,7 +154,12 @@ def without_traces(model: Any) -> Any:
     for node in model.graph.node:
         del node.metadata_props[:]
         node.ClearField("doc_string")
-    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+    for value in (
+        *model.graph.value_info,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.initializer,
+    ):
         del value.metadata_props[:]
     return model
 
@@ -177,7 +191,9 @@ def _run_onnx(network: Network, path: Path) -> Callable[[Tensor], Tensor]:
 
 def _write_pt2(module: nn.Module, network: Network, path: Path) -> None:
     with torch.no_grad():
-        program = torch.export.export(module, (_example(network),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+        program = torch.export.export(
+            module, (_example(network),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+        )
     # Neither source paths of this machine nor the example, which would be most of a small network's file.
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
@@ -199,7 +215,9 @@ def weights_bytes(module: nn.Module) -> bytes:
     """Every parameter and buffer as safetensors, with the names that timm gives them."""
     from safetensors.torch import save
 
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()})
+    return save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    )
 
 
 def _run_safetensors(network: Network, path: Path) -> Callable[[Tensor], Tensor]:
@@ -213,7 +231,11 @@ def _example(network: Network) -> Tensor:
 
 
 FORMATS: Mapping[str, Format] = {
-    "onnx": Format("{name}.onnx", 1e-4, ("onnx", "onnxruntime", "onnxscript"), _write_onnx, _run_onnx),
+    "onnx": Format(
+        "{name}.onnx", 1e-4, ("onnx", "onnxruntime", "onnxscript"), _write_onnx, _run_onnx
+    ),
     "pt2": Format("{name}.pt2", 1e-4, (), _write_pt2, _run_pt2),
-    "safetensors": Format("weights.safetensors", 0.0, ("safetensors",), _write_safetensors, _run_safetensors),
+    "safetensors": Format(
+        "weights.safetensors", 0.0, ("safetensors",), _write_safetensors, _run_safetensors
+    ),
 }

@@ -39,7 +39,11 @@ class Images:
 
 
 def open_images(
-    subject: Subject, settings: Mapping[str, Any] | None, recipe: Recipe, preprocessing: Mapping[str, Any], calibration: int
+    subject: Subject,
+    settings: Mapping[str, Any] | None,
+    recipe: Recipe,
+    preprocessing: Mapping[str, Any],
+    calibration: int,
 ) -> Images:
     """The images of the settings, or else of the trial that trained the network.
 
@@ -48,22 +52,34 @@ def open_images(
     """
     settings = settings or (subject.trained or {}).get("data")
     if not settings or (settings.get("name") == "imagefolder" and "path" not in settings):
-        raise RequestError("--int8 needs images to calibrate with: give --data petals, or --data-path with a folder of train/ and val/")
+        raise RequestError(
+            "--int8 needs images to calibrate with: give --data petals, or --data-path with a folder of train/ and val/"
+        )
     data = open_data(settings)
     network = subject.network
     if len(data.class_names) != network.num_classes:
-        raise RequestError(f"the data has {len(data.class_names)} classes and the network {network.num_classes}: give data of its classes")
-    batches = [images for images, _ in _images(data.swapped(), calibration, network, recipe, preprocessing)]
+        raise RequestError(
+            f"the data has {len(data.class_names)} classes and the network {network.num_classes}: give data of its classes"
+        )
+    batches = [
+        images for images, _ in _images(data.swapped(), calibration, network, recipe, preprocessing)
+    ]
     return Images(network, recipe, preprocessing, data, np.concatenate(batches))
 
 
 def evaluation_recipe(subject: Subject, settings: Mapping[str, Any] | None) -> Recipe:
     """The recipe whose evaluation the network is used with: its trial's, or what suits the data."""
     trained = (subject.trained or {}).get("recipe")
-    return recipe_from(trained) if trained else get_recipe(RECIPES.get((settings or {}).get("name", ""), RECIPES["imagefolder"]))
+    return (
+        recipe_from(trained)
+        if trained
+        else get_recipe(RECIPES.get((settings or {}).get("name", ""), RECIPES["imagefolder"]))
+    )
 
 
-def preprocessing_of(subject: Subject, source: Source, recipe: Recipe, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+def preprocessing_of(
+    subject: Subject, source: Source, recipe: Recipe, settings: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """How an image becomes the network's input.
 
     Published weights keep the normalisation and the crop that timm names, a trial's have the project's. Of other weights
@@ -80,10 +96,21 @@ def preprocessing_of(subject: Subject, source: Source, recipe: Recipe, settings:
     steps = (
         {"resize": [pixels, pixels], "interpolation": "bilinear", "antialias": True}
         if squashed
-        else {"resize_short_side": int(pixels / ratio), "interpolation": "bicubic", "antialias": True, "centre_crop": pixels}
+        else {
+            "resize_short_side": int(pixels / ratio),
+            "interpolation": "bicubic",
+            "antialias": True,
+            "centre_crop": pixels,
+        }
     )
     known = source.published is not None or source.path == subject.weights
-    values = {"crop_ratio": ratio, "scale": "0 to 1", "mean": list(mean), "std": list(std), "size": pixels}
+    values = {
+        "crop_ratio": ratio,
+        "scale": "0 to 1",
+        "mean": list(mean),
+        "std": list(std),
+        "size": pixels,
+    }
     return {"colour": "RGB", **steps, **values, "assumed": not known}
 
 
@@ -93,7 +120,9 @@ def _images(
     """Batches of validation images, spread evenly: an ImageFolder lists its classes one after another."""
     count = min(count, data.val_size)
     chosen = np.arange(count) * data.val_size // count
-    for images, labels in validation_batches(data, chosen, network, recipe, preprocessing, torch.device("cpu")):
+    for images, labels in validation_batches(
+        data, chosen, network, recipe, preprocessing, torch.device("cpu")
+    ):
         yield np.ascontiguousarray(images.numpy()), labels.numpy()
 
 
@@ -113,13 +142,18 @@ def validation_batches(
     Raises:
         RequestError: an image cannot be read.
     """
-    loader = data.loader(network.resolution, replace(recipe, eval_ratio=preprocessing["crop_ratio"]), device, reading)
+    loader = data.loader(
+        network.resolution, replace(recipe, eval_ratio=preprocessing["crop_ratio"]), device, reading
+    )
     mean, std, own_mean, own_std = (
-        torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD, preprocessing["mean"], preprocessing["std"])
+        torch.tensor(values, device=device).view(3, 1, 1)
+        for values in (MEAN, STD, preprocessing["mean"], preprocessing["std"])
     )
     same = torch.equal(mean, own_mean) and torch.equal(std, own_std)
     try:
-        for images, labels in loader.val([chosen[start : start + at_once] for start in range(0, len(chosen), at_once)]):
+        for images, labels in loader.val(
+            [chosen[start : start + at_once] for start in range(0, len(chosen), at_once)]
+        ):
             yield images if same else (images * std + mean - own_mean) / own_std, labels
     except (UnreadableImageError, OSError) as error:
         raise RequestError(f"the data cannot be read: {error}") from error

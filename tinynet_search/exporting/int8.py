@@ -25,7 +25,13 @@ PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 def write_int8(float_file: Path, path: Path, calibration: np.ndarray) -> dict[str, Any]:
     """Quantise an ONNX file with the ranges that activations take on the calibration images."""
     import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quant_pre_process, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quant_pre_process,
+        quantize_static,
+    )
 
     prepared = path.with_suffix(".prepared")
     with attempted("int8 ONNX"):
@@ -45,7 +51,11 @@ def write_int8(float_file: Path, path: Path, calibration: np.ndarray) -> dict[st
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)
     prepared.unlink()
-    quantised = {"weights": "int8, per channel", "activations": "uint8", "calibration_images": len(calibration)}
+    quantised = {
+        "weights": "int8, per channel",
+        "activations": "uint8",
+        "calibration_images": len(calibration),
+    }
     return described("onnx", PACKAGES, path) | {"quantised": quantised}
 
 
@@ -56,7 +66,12 @@ def _reader(calibration: np.ndarray) -> Any:
         """Batches of the images, then None."""
 
         def __init__(self) -> None:
-            self._batches = iter([calibration[start : start + AT_ONCE] for start in range(0, len(calibration), AT_ONCE)])
+            self._batches = iter(
+                [
+                    calibration[start : start + AT_ONCE]
+                    for start in range(0, len(calibration), AT_ONCE)
+                ]
+            )
 
         def get_next(self) -> dict[str, np.ndarray] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
             batch = next(self._batches, None)
@@ -79,7 +94,10 @@ def compare(float_file: Path, int8_file: Path, images: Images, count: int) -> di
             seconds[name] += taken
     right = np.concatenate(labels)
     exact, rounded = (np.concatenate(outputs[name]) for name in ("float32", "int8"))
-    top1 = {name: 100 * float((np.concatenate(outputs[name]).argmax(1) == right).mean()) for name in runs}
+    top1 = {
+        name: 100 * float((np.concatenate(outputs[name]).argmax(1) == right).mean())
+        for name in runs
+    }
     return {
         "data": images.data.fingerprint,
         "images": len(right),

@@ -63,22 +63,30 @@ def find_subject(text: str, space: str | None = None, classes: int | None = None
         return Subject(text, row.space, network.space.network(network.rdw, classes))
     if path.is_dir() or path.suffix == ".json":
         if classes is not None:
-            raise RequestError(f"--classes goes with a name or r,d,w: {text!r} says itself how many it has")
+            raise RequestError(
+                f"--classes goes with a name or r,d,w: {text!r} says itself how many it has"
+            )
         return read_subject(path, space)
     if "," in text:
         return _twist(text, space, classes)
     if "/" in text or text.startswith("."):
-        raise RequestError(f"no folder {text!r}: give a network's name, r,d,w with --space, or the folder of a trial or an export")
+        raise RequestError(
+            f"no folder {text!r}: give a network's name, r,d,w with --space, or the folder of a trial or an export"
+        )
     raise unknown("network", text, NETWORKS)
 
 
 def _twist(text: str, space: str | None, classes: int | None) -> Subject:
     if space is None:
-        raise RequestError(f"{text} is a twist of what? give --space, for example --space efficientnet_b0")
+        raise RequestError(
+            f"{text} is a twist of what? give --space, for example --space efficientnet_b0"
+        )
     try:
         r, d, w = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise RequestError(f"{text!r} is no r,d,w: give three numbers such as 0.86,1.2,1.0") from error
+        raise RequestError(
+            f"{text!r} is no r,d,w: give three numbers such as 0.86,1.2,1.0"
+        ) from error
     network = get_space(space).network((r, d, w), classes)
     return Subject(re.sub(r"[^\w.-]", "_", f"{space}-r{r:g}-d{d:g}-w{w:g}"), space, network)
 
@@ -94,31 +102,59 @@ def read_subject(path: Path, space: str | None = None) -> Subject:
         found = parsed(read_file(file, SMALL))
         r, d, w = (float(value) for value in found["rdw"])
         own = str(found["space"])
-        version, classes, figures = int(found["space_version"]), int(found["num_classes"]), dict(found["network"])
-        trained = {key: found[key] for key in TRAINED if key in found} or dict(found.get("trained") or {})
+        version, classes, figures = (
+            int(found["space_version"]),
+            int(found["num_classes"]),
+            dict(found["network"]),
+        )
+        trained = {key: found[key] for key in TRAINED if key in found} or dict(
+            found.get("trained") or {}
+        )
         trained |= {key: dict(trained[key]) for key in ("recipe", "data") if key in trained}
-        preprocessing = _preprocessing(found["preprocessing"]) if found.get("preprocessing") else None
-        origin = str(found["weights"]["from"]) if "weights" in found else f"trial {file.parent.resolve().name}"
+        preprocessing = (
+            _preprocessing(found["preprocessing"]) if found.get("preprocessing") else None
+        )
+        origin = (
+            str(found["weights"]["from"])
+            if "weights" in found
+            else f"trial {file.parent.resolve().name}"
+        )
         digest = dict(dict(found.get("files") or {}).get(WEIGHTS) or {}).get("sha256")
         if "recipe" in trained:
             recipe_from(trained["recipe"])
     except OSError as error:
-        raise RequestError(f"{str(file)!r} {error.strerror}: give the folder of a trial or an export") from error
+        raise RequestError(
+            f"{str(file)!r} {error.strerror}: give the folder of a trial or an export"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RequestError(f"{str(file)!r} is no configuration of a trial or an export, or damaged ({one_line(error, 80)})") from error
+        raise RequestError(
+            f"{str(file)!r} is no configuration of a trial or an export, or damaged ({one_line(error, 80)})"
+        ) from error
     _check_space(file, own, space)
     network = get_space(own).network((r, d, w), classes)
     if network.space.version != version:
-        raise RequestError(f"{str(file)!r} is of version {version} of {own}, which meant other networks: here is {network.space.version}")
+        raise RequestError(
+            f"{str(file)!r} is of version {version} of {own}, which meant other networks: here is {network.space.version}"
+        )
     if (network.macs, network.resolution) != (figures.get("macs"), figures.get("resolution")):
-        raise RequestError(f"{str(file)!r} is damaged: its figures are not those of its own r, d, w and classes")
+        raise RequestError(
+            f"{str(file)!r} is damaged: its figures are not those of its own r, d, w and classes"
+        )
     weights = file.parent / WEIGHTS
     if digest and weights.is_file() and digest_of(weights) != digest:
-        raise RequestError(f"{str(weights)!r} is not the file that {CONFIG} lists: it is damaged, or another's")
-    named = found.get("name") or _job_network(file.parent, space) or f"{own}-{file.parent.resolve().name}"
+        raise RequestError(
+            f"{str(weights)!r} is not the file that {CONFIG} lists: it is damaged, or another's"
+        )
+    named = (
+        found.get("name")
+        or _job_network(file.parent, space)
+        or f"{own}-{file.parent.resolve().name}"
+    )
     # The name becomes a file's: nothing in it may lead elsewhere.
     name = re.sub(r"[^\w.-]", "_", str(named))[:100]
-    return Subject(name, own, network, weights if weights.is_file() else None, origin, trained, preprocessing)
+    return Subject(
+        name, own, network, weights if weights.is_file() else None, origin, trained, preprocessing
+    )
 
 
 def digest_of(file: Path) -> str:
@@ -130,7 +166,11 @@ def digest_of(file: Path) -> str:
 def _preprocessing(found: Mapping[str, Any]) -> dict[str, Any]:
     """Raises ValueError, KeyError or TypeError where images could not be prepared so."""
     mean, std = ([float(value) for value in found[key]] for key in ("mean", "std"))
-    sound = len(mean) == len(std) == 3 and all(1e-6 <= value <= 1e6 for value in std) and all(abs(value) <= 1e6 for value in mean)
+    sound = (
+        len(mean) == len(std) == 3
+        and all(1e-6 <= value <= 1e6 for value in std)
+        and all(abs(value) <= 1e6 for value in mean)
+    )
     if not sound or not 0.1 <= float(found["crop_ratio"]) <= 1:
         raise ValueError("its preprocessing is none")
     return dict(found)
@@ -149,6 +189,10 @@ def _job_network(trial: Path, space: str | None) -> str | None:
 def _check_space(file: Path, own: str, space: str | None) -> None:
     """A module's name in a file would be code to run: the user says it again."""
     if space is not None and space != own:
-        raise RequestError(f"--space is {space!r}, and {str(file)!r} is a network of {own!r}: leave --space out or give that one")
+        raise RequestError(
+            f"--space is {space!r}, and {str(file)!r} is a network of {own!r}: leave --space out or give that one"
+        )
     if ":" in own and space is None:
-        raise RequestError(f"{str(file)!r} is of {own!r}, which would be code to run: say --space {own} if it is yours")
+        raise RequestError(
+            f"{str(file)!r} is of {own!r}, which would be code to run: say --space {own} if it is yours"
+        )

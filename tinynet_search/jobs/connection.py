@@ -59,10 +59,16 @@ def connect(address: str | None) -> "JobSubmissionClient":
                 client = Client(url, headers=_headers(), verify=_certificates())
             theirs = client._do_request("GET", "/api/version").json()["ray_version"]
         except (KeyError, TypeError) as error:
-            raise RequestError(f"the cluster at {url} does not answer as a Ray dashboard (it tells no version)") from error
+            raise RequestError(
+                f"the cluster at {url} does not answer as a Ray dashboard (it tells no version)"
+            ) from error
     if theirs != ray.__version__:
-        mend = f"pip install 'ray[default]=={theirs}' here, or bring the cluster to {ray.__version__}"
-        raise RequestError(f"the cluster at {url} runs Ray {theirs}, this machine {ray.__version__}: {mend}")
+        mend = (
+            f"pip install 'ray[default]=={theirs}' here, or bring the cluster to {ray.__version__}"
+        )
+        raise RequestError(
+            f"the cluster at {url} runs Ray {theirs}, this machine {ray.__version__}: {mend}"
+        )
     return client
 
 
@@ -94,20 +100,32 @@ def reaching(url: str) -> Iterator[None]:
     except AuthenticationError as error:
         raise RequestError(_unauthorized(url)) from error
     except requests.exceptions.InvalidHeader as error:
-        raise RequestError(f"the token for the cluster at {url} is none: it must be one line of printable characters") from error
+        raise RequestError(
+            f"the token for the cluster at {url} is none: it must be one line of printable characters"
+        ) from error
     except (requests.exceptions.RequestException, OSError) as error:
-        raise RequestError(f"the cluster at {url} does not answer as a Ray dashboard ({_cause(error)})") from error
+        raise RequestError(
+            f"the cluster at {url} does not answer as a Ray dashboard ({_cause(error)})"
+        ) from error
     except (RuntimeError, ValueError) as error:
         if "404" in str(error) and "Version check" in str(error):
-            raise RequestError(f"the cluster at {url} does not answer as a Ray dashboard (404)") from error
+            raise RequestError(
+                f"the cluster at {url} does not answer as a Ray dashboard (404)"
+            ) from error
         raise JobError(f"the cluster at {url} refused: {_told(error)}") from error
 
 
 def _address(given: str | None) -> str:
-    named = {"--address": given, VARIABLE: os.environ.get(VARIABLE), CLUSTER: _web(os.environ.get(CLUSTER))}
+    named = {
+        "--address": given,
+        VARIABLE: os.environ.get(VARIABLE),
+        CLUSTER: _web(os.environ.get(CLUSTER)),
+    }
     where, url = next(((where, url) for where, url in named.items() if url), (None, None))
     if url is None:
-        raise RequestError(f"no cluster to submit to: give --address http://HEAD:8265, or set {VARIABLE}")
+        raise RequestError(
+            f"no cluster to submit to: give --address http://HEAD:8265, or set {VARIABLE}"
+        )
     try:
         parts = urlsplit(url)
         sound = parts.scheme in PORTS and parts.hostname and parts.port != 0
@@ -115,9 +133,13 @@ def _address(given: str | None) -> str:
         parts, sound = None, False
     if parts is None or not sound:
         shown = one_line(url.rpartition("@")[2], 100)
-        raise RequestError(f"{where} {shown!r} is no address of a Ray dashboard: give http://HEAD:8265 (not the port of Ray itself, 6379)")
+        raise RequestError(
+            f"{where} {shown!r} is no address of a Ray dashboard: give http://HEAD:8265 (not the port of Ray itself, 6379)"
+        )
     if "@" in parts.netloc:
-        raise RequestError(f"{where} carries credentials: leave them out; a token comes from {TOKEN} or {TOKEN_FILE}")
+        raise RequestError(
+            f"{where} carries credentials: leave them out; a token comes from {TOKEN} or {TOKEN_FILE}"
+        )
     return url.rstrip("/")
 
 
@@ -128,10 +150,14 @@ def _web(address: str | None) -> str | None:
 def _probe(url: str) -> None:
     parts = urlsplit(url)
     try:
-        socket.create_connection((parts.hostname or "", parts.port or PORTS[parts.scheme]), timeout=PATIENCE).close()
+        socket.create_connection(
+            (parts.hostname or "", parts.port or PORTS[parts.scheme]), timeout=PATIENCE
+        ).close()
     except OSError as error:
         reason = error.strerror or str(error)
-        raise RequestError(f"no cluster answers at {url} ({reason}): give the head's dashboard, http://HEAD:8265") from error
+        raise RequestError(
+            f"no cluster answers at {url} ({reason}): give the head's dashboard, http://HEAD:8265"
+        ) from error
 
 
 def require_client() -> None:
@@ -139,7 +165,9 @@ def require_client() -> None:
     from importlib.util import find_spec
 
     if not all(find_spec(module) for module in ("ray", "requests", "aiohttp")):
-        raise RequestError("this needs Ray's job client, which is not installed: pip install 'tinynet-search[submit]'")
+        raise RequestError(
+            "this needs Ray's job client, which is not installed: pip install 'tinynet-search[submit]'"
+        )
 
 
 def _headers() -> dict[str, str]:
@@ -173,7 +201,9 @@ def find_token() -> str | None:
 def _sound(token: str, where: str) -> str:
     """The token; errors never repeat it."""
     if not (token.isascii() and token.isprintable()):
-        raise RequestError(f"the token in {where} is none: it must be one line of printable characters")
+        raise RequestError(
+            f"the token in {where} is none: it must be one line of printable characters"
+        )
     return token
 
 

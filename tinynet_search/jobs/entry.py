@@ -28,10 +28,16 @@ def request(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
     try:
         wanted = json.loads(json.loads(environment[VARIABLE])["metadata"][REQUEST])
         arguments, name = wanted["arguments"], wanted["name"]
-        if not (isinstance(name, str) and isinstance(arguments, list) and all(isinstance(argument, str) for argument in arguments)):
+        if not (
+            isinstance(name, str)
+            and isinstance(arguments, list)
+            and all(isinstance(argument, str) for argument in arguments)
+        ):
             raise ValueError
     except (KeyError, ValueError, TypeError):
-        raise RequestError("this is no job of tinynet submit: python -m tinynet_search.jobs is started by Ray alone") from None
+        raise RequestError(
+            "this is no job of tinynet submit: python -m tinynet_search.jobs is started by Ray alone"
+        ) from None
     return wanted
 
 
@@ -46,7 +52,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tinynet-job-") as scratch:
         file = Path(scratch) / f"{wanted['name']}.json"
         file.write_text(json.dumps(wanted.get("config", {})), encoding="utf-8")
-        sys.argv[1:] = [str(file) if argument == CONFIG else argument for argument in wanted["arguments"]]
+        sys.argv[1:] = [
+            str(file) if argument == CONFIG else argument for argument in wanted["arguments"]
+        ]
         command()
 
 

@@ -43,7 +43,9 @@ def runtime_env(working_dir: str | None, wheel: str | None) -> Iterator[dict[str
 def _folder(path: str) -> str:
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
-        raise RequestError(f"--working-dir {one_line(path)!r} is no folder: give the one that holds your module")
+        raise RequestError(
+            f"--working-dir {one_line(path)!r} is no folder: give the one that holds your module"
+        )
     size = _size(folder)
     if size > LARGEST:
         much = f"{size / 2**20:.0f} MiB, and {LARGEST / 2**20:.0f} can be sent"
@@ -66,7 +68,12 @@ def _size(folder: Path) -> int:
             size += 0 if path.is_dir() else path.stat().st_size
 
     left = packaging._get_excludes(folder, ray_constants.get_runtime_env_default_excludes())
-    packaging._dir_travel(folder, [left], add, include_gitignore=os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE) != "1")
+    packaging._dir_travel(
+        folder,
+        [left],
+        add,
+        include_gitignore=os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE) != "1",
+    )
     return size
 
 
@@ -79,7 +86,9 @@ def _unpacked(path: str, scratch: Path) -> list[str]:
             if ours:
                 archive.extractall(scratch)
     except (OSError, zipfile.BadZipFile) as error:
-        raise RequestError(f"--wheel {one_line(path)!r} cannot be read ({one_line(error)}): {MAKE}") from error
+        raise RequestError(
+            f"--wheel {one_line(path)!r} cannot be read ({one_line(error)}): {MAKE}"
+        ) from error
     if not ours:
         raise RequestError(f"--wheel {one_line(path)!r} is no wheel of tinynet-search: {MAKE}")
     return sorted(str(folder) for folder in scratch.iterdir())

@@ -64,8 +64,18 @@ class Order:
 
     def metadata(self, shipped: Collection[str]) -> dict[str, str]:
         """As Ray keeps it with the job: every value a text."""
-        request = {"name": self.name, "arguments": list(self.arguments), "config": dict(self.values)}
-        about = {KIND: self.kind, NAME: self.name, STORAGE: self.storage, TRACKING: self.tracking, VERSION: __version__}
+        request = {
+            "name": self.name,
+            "arguments": list(self.arguments),
+            "config": dict(self.values),
+        }
+        about = {
+            KIND: self.kind,
+            NAME: self.name,
+            STORAGE: self.storage,
+            TRACKING: self.tracking,
+            VERSION: __version__,
+        }
         return {**about, SHIPPED: ",".join(shipped), REQUEST: json.dumps(request)}
 
 
@@ -113,7 +123,9 @@ def submit_search(
         JobError: the cluster refused the job, or ``agree`` did not.
     """
     order = order_search(config, tracking, retry)
-    return submit(order, address, working_dir=working_dir, wheel=wheel, gpu=gpu, check=check, agree=agree)
+    return submit(
+        order, address, working_dir=working_dir, wheel=wheel, gpu=gpu, check=check, agree=agree
+    )
 
 
 def submit_train(request: "Request", address: str | None = None, **options: Any) -> Submitted:
@@ -137,7 +149,14 @@ def order_search(config: Config, tracking: str | None, retry: Collection[str] = 
     _refuse_here(config.storage.path, str((config.data.model_extra or {}).get("path") or "/"))
     uri = _tracking(values, tracking)
     again = tuple(argument for reason in retry for argument in ("--retry", reason))
-    return Order("search", str(config.search.name), ("search", CONFIG, *_named(uri), *again), values, config.url, uri or "")
+    return Order(
+        "search",
+        str(config.search.name),
+        ("search", CONFIG, *_named(uri), *again),
+        values,
+        config.url,
+        uri or "",
+    )
 
 
 def order_train(request: "Request") -> Order:
@@ -149,20 +168,46 @@ def order_train(request: "Request") -> Order:
     data = request.data or str(values.get("data", {}).get("path") or "petals")
     storage = str(values.get("storage", {}).get("path", "searches"))
     _refuse_here(storage, "/" if data == "petals" else data)
-    if request.formula is not None and (request.formula.endswith(".json") or Path(request.formula).exists()):
+    if request.formula is not None and (
+        request.formula.endswith(".json") or Path(request.formula).exists()
+    ):
         better = "give the twist by --rdw and --space, or a formula of the registry"
-        raise RequestError(f"--formula {one_line(request.formula)!r} is a file of this machine: {better}")
+        raise RequestError(
+            f"--formula {one_line(request.formula)!r} is a file of this machine: {better}"
+        )
     uri = _tracking(values, request.tracking)
     # As a trial on one of its nodes, with its GPU if it has any, and not in the job's own process on the head.
     values["run"] = {**values.get("run", {}), "address": "auto"}
     if not values.setdefault("scaling", {}).keys() & {"auto", "gpus", "workers"}:
         values["scaling"] = {**values["scaling"], "auto": True}
-    seen = {**values, "data": values.get("data") or ({"name": "petals"} if data == "petals" else {"name": "imagefolder", "path": data})}
+    seen = {
+        **values,
+        "data": values.get("data")
+        or ({"name": "petals"} if data == "petals" else {"name": "imagefolder", "path": data}),
+    }
     config = settled(seen, Chooser(request).space, request)
-    options = {key: getattr(request, key) for key in ("rdw", "c", "space", "formula", "extrapolate", "data", "name")}
-    flags = [part for key, value in options.items() if value not in (None, False) for part in _flag(key, value)]
-    name = request.name or request.network or (f"c{request.c:g}" if request.c is not None else f"rdw-{request.rdw}")
-    arguments = ("train", *([request.network] if request.network else []), CONFIG, *flags, *_named(uri))
+    options = {
+        key: getattr(request, key)
+        for key in ("rdw", "c", "space", "formula", "extrapolate", "data", "name")
+    }
+    flags = [
+        part
+        for key, value in options.items()
+        if value not in (None, False)
+        for part in _flag(key, value)
+    ]
+    name = (
+        request.name
+        or request.network
+        or (f"c{request.c:g}" if request.c is not None else f"rdw-{request.rdw}")
+    )
+    arguments = (
+        "train",
+        *([request.network] if request.network else []),
+        CONFIG,
+        *flags,
+        *_named(uri),
+    )
     looked = config.model_copy(update={"run": config.run.model_copy(update={"address": None})})
     as_seen = looked.model_dump(mode="json", exclude_none=True, exclude_unset=True)
     return Order("train", _plain(name), arguments, values, storage, uri or "", as_seen)
@@ -181,8 +226,14 @@ def _refuse_here(storage: str, data: str) -> None:
     refuse_credentials(storage)
     for what, path in (("storage.path", storage), ("data.path", data)):
         if "://" not in path and not Path(path).is_absolute():
-            better = "/shared/searches, s3://bucket/searches" if what == "storage.path" else "/data/imagenet100-packed"
-            raise RequestError(f"{what} {path!r} means a folder of this machine: give the place as the cluster's nodes see it ({better})")
+            better = (
+                "/shared/searches, s3://bucket/searches"
+                if what == "storage.path"
+                else "/data/imagenet100-packed"
+            )
+            raise RequestError(
+                f"{what} {path!r} means a folder of this machine: give the place as the cluster's nodes see it ({better})"
+            )
 
 
 def _tracking(values: dict[str, Any], explicit: str | None) -> str | None:
@@ -195,7 +246,9 @@ def _tracking(values: dict[str, Any], explicit: str | None) -> str | None:
     from tinynet_search.tracking.connection import address
 
     section = values.pop("tracking", None) or {}
-    named = [uri for uri in (explicit, os.environ.get("MLFLOW_TRACKING_URI"), section.get("uri")) if uri]
+    named = [
+        uri for uri in (explicit, os.environ.get("MLFLOW_TRACKING_URI"), section.get("uri")) if uri
+    ]
     for uri in named:
         try:
             refuse_credentials(uri)
@@ -203,8 +256,12 @@ def _tracking(values: dict[str, Any], explicit: str | None) -> str | None:
         except RequestError:
             secret = True
         if secret:
-            where = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the cluster's environment"
-            raise RequestError(f"tracking {one_line(address(uri))} has credentials, which a job's record would show: put them into {where}")
+            where = (
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the cluster's environment"
+            )
+            raise RequestError(
+                f"tracking {one_line(address(uri))} has credentials, which a job's record would show: put them into {where}"
+            )
     return resolve_uri(named[0], None, "/") if named else None
 
 
@@ -245,7 +302,9 @@ def _submitted(
     _refuse_running(client, order)
     findings = look(client, order, env, gpu) if check else None
     if findings is not None and findings["problems"]:
-        raise RequestError(f"the cluster at {url} cannot run {order.kind} {order.name}: {'; '.join(findings['problems'])}")
+        raise RequestError(
+            f"the cluster at {url} cannot run {order.kind} {order.name}: {'; '.join(findings['problems'])}"
+        )
     if agree is not None and findings is not None and not agree(findings):
         raise JobError("nothing was submitted")
     return Submitted(_queue(client, order, env, shipped), url, order.name, findings)
@@ -266,17 +325,27 @@ def _refuse_running(client: "JobSubmissionClient", order: Order) -> None:
         same = wanted.items() <= job.metadata.items()
         if same and not job.status.is_terminal():
             how = f"tinynet jobs logs {job.submission_id} follows it, tinynet jobs stop {job.submission_id} ends it"
-            raise RequestError(f"{order.kind} {order.name} is {job.status.lower()} already as job {job.submission_id}: {how}")
+            raise RequestError(
+                f"{order.kind} {order.name} is {job.status.lower()} already as job {job.submission_id}: {how}"
+            )
 
 
-def _queue(client: "JobSubmissionClient", order: Order, env: Mapping[str, Any], shipped: Collection[str]) -> str:
+def _queue(
+    client: "JobSubmissionClient", order: Order, env: Mapping[str, Any], shipped: Collection[str]
+) -> str:
     """Under the next number of this name; somebody else may take it at the same moment."""
-    taken = [re.fullmatch(rf"{re.escape(order.name)}-(\d+)", job.submission_id or "") for job in client.list_jobs()]
+    taken = [
+        re.fullmatch(rf"{re.escape(order.name)}-(\d+)", job.submission_id or "")
+        for job in client.list_jobs()
+    ]
     number = max((int(match[1]) for match in taken if match), default=0)
     for attempt in range(1, TRIES + 1):
         try:
             return client.submit_job(
-                entrypoint=ENTRY, submission_id=f"{order.name}-{number + attempt}", runtime_env=dict(env), metadata=order.metadata(shipped)
+                entrypoint=ENTRY,
+                submission_id=f"{order.name}-{number + attempt}",
+                runtime_env=dict(env),
+                metadata=order.metadata(shipped),
             )
         except RuntimeError as error:
             if "already exists" not in str(error):
@@ -284,18 +353,31 @@ def _queue(client: "JobSubmissionClient", order: Order, env: Mapping[str, Any], 
     raise JobError(f"no number is free for {order.name} after {number + TRIES}")
 
 
-def look(client: "JobSubmissionClient", order: Order, env: Mapping[str, Any], gpu: str | None = None) -> dict[str, Any]:
+def look(
+    client: "JobSubmissionClient", order: Order, env: Mapping[str, Any], gpu: str | None = None
+) -> dict[str, Any]:
     """What the cluster sees of a search or a training, by a short job there that is deleted again.
 
     Raises:
         RequestError: the cluster has no tinynet-search, or another version; JobError: the look itself failed.
     """
-    options = [*_named(order.tracking), *(("--gpu", gpu) if gpu else ()), *(("--no-plan",) if order.kind == "train" else ())]
+    options = [
+        *_named(order.tracking),
+        *(("--gpu", gpu) if gpu else ()),
+        *(("--no-plan",) if order.kind == "train" else ()),
+    ]
     values = order.values if order.seen is None else order.seen
-    asking = replace(order, kind="check", arguments=("check", CONFIG, *options, "--json"), values=values)
+    asking = replace(
+        order, kind="check", arguments=("check", CONFIG, *options, "--json"), values=values
+    )
     entrypoint = f'python -c "{PROBE}" && {ENTRY}'
     name = f"{order.name}-check-{uuid.uuid4().hex[:8]}"
-    job = client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=dict(env), metadata=asking.metadata(()))
+    job = client.submit_job(
+        entrypoint=entrypoint,
+        submission_id=name,
+        runtime_env=dict(env),
+        metadata=asking.metadata(()),
+    )
     try:
         _ended(client, job, CHECK_TIMEOUT)
         logs = client.get_job_logs(job)
@@ -307,8 +389,12 @@ def look(client: "JobSubmissionClient", order: Order, env: Mapping[str, Any], gp
             return findings
         info = client.get_job_info(job)
         if info.driver_exit_code == 2:
-            raise RequestError(f"the cluster at {client.get_address()}: {_last(logs).removeprefix('tinynet: ')}")
-        raise JobError(f"the look at the cluster failed: {_last(logs) or one_line(info.message or info.status)}")
+            raise RequestError(
+                f"the cluster at {client.get_address()}: {_last(logs).removeprefix('tinynet: ')}"
+            )
+        raise JobError(
+            f"the look at the cluster failed: {_last(logs) or one_line(info.message or info.status)}"
+        )
     finally:
         _forget(client, job)
 
@@ -336,7 +422,9 @@ def _other_python(probe: Mapping[str, Any] | None) -> list[str]:
     theirs, ours = str((probe or {}).get("python", "")), platform.python_version()
     if not theirs or theirs.split(".")[:2] == ours.split(".")[:2]:
         return []
-    return [f"the cluster runs Python {theirs}, this machine {ours}: modules that you send must run on both"]
+    return [
+        f"the cluster runs Python {theirs}, this machine {ours}: modules that you send must run on both"
+    ]
 
 
 def _document(logs: str, prefix: str) -> dict[str, Any] | None:
@@ -356,12 +444,18 @@ def _refuse_version(probe: Mapping[str, Any] | None, url: str) -> None:
         return
     theirs = probe.get("tinynet-search")
     if theirs is None:
-        raise RequestError(f"the cluster at {url} has no tinynet-search: put {__version__} on its image, or send it with --wheel FILE")
+        raise RequestError(
+            f"the cluster at {url} has no tinynet-search: put {__version__} on its image, or send it with --wheel FILE"
+        )
     if theirs != __version__:
         mend = "bring one to the other's version, or send this one with --wheel FILE"
-        raise RequestError(f"the cluster at {url} has tinynet-search {theirs}, this machine {__version__}: {mend}")
+        raise RequestError(
+            f"the cluster at {url} has tinynet-search {theirs}, this machine {__version__}: {mend}"
+        )
 
 
 def _last(logs: str) -> str:
-    lines: Sequence[str] = [line for line in logs.splitlines() if line.strip() and not line.startswith("tinynet-probe ")]
+    lines: Sequence[str] = [
+        line for line in logs.splitlines() if line.strip() and not line.startswith("tinynet-probe ")
+    ]
     return one_line(lines[-1]) if lines else ""

@@ -10,7 +10,19 @@ from tinynet_search.errors import JobError, one_line
 from tinynet_search.jobs.connection import connect, reaching
 from tinynet_search.jobs.entry import REQUEST
 from tinynet_search.jobs.shipment import STOP_SECONDS
-from tinynet_search.jobs.submission import KIND, NAME, POLL, SHIPPED, STORAGE, TRACKING, VERSION, Order, Submitted, ours, submit
+from tinynet_search.jobs.submission import (
+    KIND,
+    NAME,
+    POLL,
+    SHIPPED,
+    STORAGE,
+    TRACKING,
+    VERSION,
+    Order,
+    Submitted,
+    ours,
+    submit,
+)
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -79,27 +91,41 @@ class Jobs:
             end = time.monotonic() + STOP_SECONDS + 30
             while not (found := self._client.get_job_info(job.submission_id)).status.is_terminal():
                 if time.monotonic() > end:
-                    raise JobError(f"job {job.submission_id} was asked to end and has not: tinynet jobs status {job.submission_id}")
+                    raise JobError(
+                        f"job {job.submission_id} was asked to end and has not: tinynet jobs status {job.submission_id}"
+                    )
                 time.sleep(POLL)
         return described(found)
 
-    def resume(self, name: str, *, working_dir: str | None = None, wheel: str | None = None) -> Submitted:
+    def resume(
+        self, name: str, *, working_dir: str | None = None, wheel: str | None = None
+    ) -> Submitted:
         """The same again under a new id: what has a result is skipped, what has a checkpoint goes on."""
         job = self._found(name)
         if not job.status.is_terminal():
-            raise RequestError(f"job {job.submission_id} is {job.status.lower()}: there is nothing to resume")
+            raise RequestError(
+                f"job {job.submission_id} is {job.status.lower()}: there is nothing to resume"
+            )
         given = {"working_dir": working_dir, "wheel": wheel}
-        lacking = [flag for flag in job.metadata.get(SHIPPED, "").split(",") if flag and not given[flag]]
+        lacking = [
+            flag for flag in job.metadata.get(SHIPPED, "").split(",") if flag and not given[flag]
+        ]
         if lacking:
             flags = " and ".join(f"--{flag.replace('_', '-')}" for flag in lacking)
-            raise RequestError(f"job {job.submission_id} was sent with {flags}, which the cluster does not keep: give it again")
-        return submit(_order(job.metadata), self.address, working_dir=working_dir, wheel=wheel, check=False)
+            raise RequestError(
+                f"job {job.submission_id} was sent with {flags}, which the cluster does not keep: give it again"
+            )
+        return submit(
+            _order(job.metadata), self.address, working_dir=working_dir, wheel=wheel, check=False
+        )
 
     def _found(self, name: str, *, alone: bool = False) -> Any:
         """A job by its id, or the newest of a name; ``alone``: not where others of that name run too."""
         with reaching(self.address):
             jobs = ours(self._client)
-        matching = [job for job in jobs if job.submission_id == name] or [job for job in jobs if job.metadata.get(NAME) == name]
+        matching = [job for job in jobs if job.submission_id == name] or [
+            job for job in jobs if job.metadata.get(NAME) == name
+        ]
         if not matching:
             known = (
                 ", ".join(job.submission_id for job in jobs[-5:])
@@ -108,15 +134,26 @@ class Jobs:
             raise RequestError(f"no job {one_line(name, 80)!r} at {self.address}: {known}")
         running = [job.submission_id for job in matching if not job.status.is_terminal()]
         if alone and len(running) > 1:
-            raise RequestError(f"several jobs of the name {one_line(name, 80)!r} run: {', '.join(running)}: give one of these")
-        return next((job for job in reversed(matching) if alone and job.submission_id in running), matching[-1])
+            raise RequestError(
+                f"several jobs of the name {one_line(name, 80)!r} run: {', '.join(running)}: give one of these"
+            )
+        return next(
+            (job for job in reversed(matching) if alone and job.submission_id in running),
+            matching[-1],
+        )
 
 
 def described(job: Any) -> dict[str, Any]:
     """A job as ``tinynet jobs --json`` prints it; times are seconds since 1970."""
     metadata = job.metadata
-    times = {key: value / 1000 if value else None for key, value in (("started", job.start_time), ("ended", job.end_time))}
-    about = {key: metadata.get(name, "") for key, name in (("storage", STORAGE), ("tracking", TRACKING), ("version", VERSION))}
+    times = {
+        key: value / 1000 if value else None
+        for key, value in (("started", job.start_time), ("ended", job.end_time))
+    }
+    about = {
+        key: metadata.get(name, "")
+        for key, name in (("storage", STORAGE), ("tracking", TRACKING), ("version", VERSION))
+    }
     status = str(getattr(job.status, "value", job.status))
     ended = {"exit_code": job.driver_exit_code, "message": one_line(job.message or "")}
     return {
@@ -133,10 +170,17 @@ def described(job: Any) -> dict[str, Any]:
 def _order(metadata: Mapping[str, str]) -> Order:
     request = json.loads(metadata[REQUEST])
     values, arguments = request["config"], _without(request["arguments"], "--retry")
-    return Order(metadata[KIND], metadata[NAME], arguments, values, metadata[STORAGE], metadata[TRACKING])
+    return Order(
+        metadata[KIND], metadata[NAME], arguments, values, metadata[STORAGE], metadata[TRACKING]
+    )
 
 
 def _without(arguments: list[str], option: str) -> tuple[str, ...]:
     """The arguments without an option and its values: failed trials were set aside when the job was first sent."""
-    taken = {index + step for index, argument in enumerate(arguments) if argument == option for step in (0, 1)}
+    taken = {
+        index + step
+        for index, argument in enumerate(arguments)
+        if argument == option
+        for step in (0, 1)
+    }
     return tuple(argument for index, argument in enumerate(arguments) if index not in taken)

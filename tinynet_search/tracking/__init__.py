@@ -10,7 +10,16 @@ from urllib.parse import quote
 from search_spaces.errors import RequestError
 from tinynet_search.errors import one_line
 from tinynet_search.tracking.connection import address, database_file, reaching, resolve_uri
-from tinynet_search.tracking.projection import FRONTIER_TAG, ID, KEY, KIND, PARENT, RANK_TAG, SEARCH, experiment_name
+from tinynet_search.tracking.projection import (
+    FRONTIER_TAG,
+    ID,
+    KEY,
+    KIND,
+    PARENT,
+    RANK_TAG,
+    SEARCH,
+    experiment_name,
+)
 from tinynet_search.tracking.reading import Found, Reader, read
 from tinynet_search.tracking.sync import SyncReport, stored, sync_search, sync_stored
 from tinynet_search.tracking.table import FLOATS, INTS, TABLE, is_tabled, tabled
@@ -18,11 +27,31 @@ from tinynet_search.tracking.table import FLOATS, INTS, TABLE, is_tabled, tabled
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["SyncReport", "frontier_models", "resolve_uri", "stored", "sync_search", "sync_stored", "trial_rows"]
+__all__ = [
+    "SyncReport",
+    "frontier_models",
+    "resolve_uri",
+    "stored",
+    "sync_search",
+    "sync_stored",
+    "trial_rows",
+]
 
 # Of a figure: beyond it floats skip whole numbers.
 LARGEST = 2.0**53
-_COLUMNS = ["search", "id", "run_id", "r", "d", "w", "resolution", "c", "macs", "params", "activation_bytes"]
+_COLUMNS = [
+    "search",
+    "id",
+    "run_id",
+    "r",
+    "d",
+    "w",
+    "resolution",
+    "c",
+    "macs",
+    "params",
+    "activation_bytes",
+]
 _COLUMNS += ["top1", "top1_raw", "top1_ema", "frontier", "pareto_rank", "status", "name"]
 
 
@@ -53,7 +82,9 @@ def frontier_models(
     """
     import pandas as pd
 
-    rows = trial_rows(search, space=space, tracking_uri=tracking_uri, storage=storage, all_trials=all_trials)
+    rows = trial_rows(
+        search, space=space, tracking_uri=tracking_uri, storage=storage, all_trials=all_trials
+    )
     kinds = dict.fromkeys(INTS, "int64") | dict.fromkeys(FLOATS, "float64") | {"frontier": "bool"}
     # Not every trial has a rank, nor every older one a memory.
     kinds |= dict.fromkeys(("pareto_rank", "activation_bytes"), "Int64")
@@ -73,22 +104,32 @@ def trial_rows(
     with reaching(uri):
         _require_database(uri)
         runs = read(uri, partial(_trials, uri=uri, search=search, space=space, every=all_trials))
-    return sorted((_row(run) for run in runs if _has_figures(run)), key=lambda row: (row["c"], str(row["id"])))
+    return sorted(
+        (_row(run) for run in runs if _has_figures(run)), key=lambda row: (row["c"], str(row["id"]))
+    )
 
 
-def _trials(reader: Reader, uri: str, search: str | None, space: str | None, every: bool) -> list[Found]:
+def _trials(
+    reader: Reader, uri: str, search: str | None, space: str | None, every: bool
+) -> list[Found]:
     parent = _find_search(reader, uri, search, space)
     if not every and is_tabled(parent.tags):
         models = tabled(reader.text(parent.run_id, TABLE), parent.tags)
         if models is not None:
             return models
     wanted = f"tags.`{PARENT}` = '{parent.run_id}' and tags.`{KIND}` = 'trial'"
-    return reader.runs([parent.experiment_id], wanted if every else f"{wanted} and tags.{FRONTIER_TAG} = 'true'")
+    return reader.runs(
+        [parent.experiment_id], wanted if every else f"{wanted} and tags.{FRONTIER_TAG} = 'true'"
+    )
 
 
 def _find_search(reader: Reader, uri: str, search: str | None, space: str | None) -> Found:
     """A search's parent run: the newest of the name (or key), or the newest of all."""
-    ids = [number for number, name in reader.experiments() if space is None or name == experiment_name(space)]
+    ids = [
+        number
+        for number, name in reader.experiments()
+        if space is None or name == experiment_name(space)
+    ]
     parents = reader.runs(ids, f"tags.`{KIND}` = 'search'") if ids else []
     where = f"{address(uri)}{f' of space {space}' if space else ''}"
     if not parents:
@@ -109,7 +150,10 @@ def _row(run: Found) -> dict[str, Any]:
     tags, counts = run.tags, {name: _number(run, name) for name in INTS}
     rank = tags.get(RANK_TAG, "")
     row = {
-        **{name: None if value is None else one_line(value) for name, value in (("search", tags.get(SEARCH)), ("id", tags.get(ID)))},
+        **{
+            name: None if value is None else one_line(value)
+            for name, value in (("search", tags.get(SEARCH)), ("id", tags.get(ID)))
+        },
         "run_id": one_line(run.run_id),
         **{name: _number(run, name) for name in FLOATS},
         **{name: None if value is None else int(value) for name, value in counts.items()},
@@ -134,6 +178,8 @@ def _require_database(uri: str) -> None:
         return
     if path.is_file():
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
-            if database.execute("select 1 from sqlite_master where name = 'experiments'").fetchone():
+            if database.execute(
+                "select 1 from sqlite_master where name = 'experiments'"
+            ).fetchone():
                 return
     raise RequestError(f"no searches at {address(uri)}: run tinynet search first")

@@ -14,7 +14,14 @@ from typing import Generic, TypeVar
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import TrackingError, one_line
-from tinynet_search.tracking.connection import MANNERS, RefusedError, address, last_answer, preload, reaching
+from tinynet_search.tracking.connection import (
+    MANNERS,
+    RefusedError,
+    address,
+    last_answer,
+    preload,
+    reaching,
+)
 from tinynet_search.tracking.runs import Runs
 
 LONGEST_WAIT = 60.0
@@ -83,7 +90,9 @@ class Background(ABC, Generic[Kind]):
         with contextlib.suppress(ImportError):
             preload(self._uri)
         self._live = True
-        self._thread = threading.Thread(target=self._loop, args=(interval,), name="tinynet-publisher", daemon=True)
+        self._thread = threading.Thread(
+            target=self._loop, args=(interval,), name="tinynet-publisher", daemon=True
+        )
         self._thread.start()
 
     def only_while(self, held: Callable[[], bool]) -> None:
@@ -115,14 +124,21 @@ class Background(ABC, Generic[Kind]):
             self.start()
         assert self._thread is not None
         begun = time.monotonic()
-        while self._thread.is_alive() and (left := self._left(begun, timeout, last_answer(self._thread.ident))) > 0:
+        while (
+            self._thread.is_alive()
+            and (left := self._left(begun, timeout, last_answer(self._thread.ident))) > 0
+        ):
             self._thread.join(min(left, 1.0))
         self.abandoned = True
         return self._all_sent
 
     def _left(self, begun: float, timeout: float | None, heard: float) -> float:
         """Seconds that ``close`` may still wait."""
-        until = min(max(begun, heard) + SILENCE, begun + LONGEST_CLOSE) if timeout is None else begun + timeout
+        until = (
+            min(max(begun, heard) + SILENCE, begun + LONGEST_CLOSE)
+            if timeout is None
+            else begun + timeout
+        )
         return until - time.monotonic()
 
     def _loop(self, interval: float) -> None:
@@ -130,7 +146,9 @@ class Background(ABC, Generic[Kind]):
         while not self._stop.is_set():
             if not self._held():
                 return
-            wait = interval if self._attempt(self.sync_once) else min(2 * max(wait, 1.0), LONGEST_WAIT)
+            wait = (
+                interval if self._attempt(self.sync_once) else min(2 * max(wait, 1.0), LONGEST_WAIT)
+            )
             self._tried.set()
             self._stop.wait(wait)
         if self._held():
@@ -142,7 +160,9 @@ class Background(ABC, Generic[Kind]):
         try:
             self.sync_once()
         except Exception:
-            if self._runs is not None and not self.abandoned:  # it answers, so at least nothing is left running
+            if (
+                self._runs is not None and not self.abandoned
+            ):  # it answers, so at least nothing is left running
                 with contextlib.suppress(TrackingError):
                     self.finish(self._status, end)
             raise
@@ -161,12 +181,22 @@ class Background(ABC, Generic[Kind]):
                 self._runs.unsettled = True
             if isinstance(error, RefusedError):
                 self._runs = None
-            said = str(error) if isinstance(error, (TrackingError, RequestError)) else one_line(repr(error))
-            self.fault = said if address(self._uri) in said else f"publishing to MLflow at {address(self._uri)}: {said}"
+            said = (
+                str(error)
+                if isinstance(error, (TrackingError, RequestError))
+                else one_line(repr(error))
+            )
+            self.fault = (
+                said
+                if address(self._uri) in said
+                else f"publishing to MLflow at {address(self._uri)}: {said}"
+            )
             if not self._warned:
                 self._warned = True
                 with contextlib.suppress(Exception):
-                    self._warn(f"{self.fault}; the {self._what} goes on, and tinynet sync sends what is missing")
+                    self._warn(
+                        f"{self.fault}; the {self._what} goes on, and tinynet sync sends what is missing"
+                    )
             return False
         finally:
             self.busy_seconds += time.perf_counter() - started

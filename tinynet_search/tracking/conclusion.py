@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinynet_search.tracking.connection import is_served
-from tinynet_search.tracking.models import CHAMPION, DIGEST, REGISTERED, allowed_alias, digest_of, ensure_model, only_version
+from tinynet_search.tracking.models import (
+    CHAMPION,
+    DIGEST,
+    REGISTERED,
+    allowed_alias,
+    digest_of,
+    ensure_model,
+    only_version,
+)
 from tinynet_search.tracking.projection import FRONTIER_TAG, KEY, LABEL_TAG, RANK_TAG, SEARCH
 from tinynet_search.tracking.searches import MARKED, SearchRuns, run_of
 
@@ -46,7 +54,11 @@ def marks_of(conclusion: Conclusion) -> str:
 
 
 def _ranks(conclusion: Conclusion) -> dict[str, int] | None:
-    return None if conclusion.frontier is None else {row["run"]: row["pareto_rank"] for row in conclusion.frontier}
+    return (
+        None
+        if conclusion.frontier is None
+        else {row["run"]: row["pareto_rank"] for row in conclusion.frontier}
+    )
 
 
 def _labels(conclusion: Conclusion) -> dict[str, str]:
@@ -81,7 +93,10 @@ def _write_artifacts(runs: SearchRuns, conclusion: Conclusion) -> None:
     """Files on the parent run; a tag with the content's digest tells which are there."""
     texts = {"formula.json": conclusion.formula_json, "report.md": conclusion.report}
     if conclusion.frontier is not None:
-        texts |= {"frontier.json": json.dumps(list(conclusion.frontier), indent=1) + "\n", "frontier.csv": _csv(conclusion.frontier)}
+        texts |= {
+            "frontier.json": json.dumps(list(conclusion.frontier), indent=1) + "\n",
+            "frontier.csv": _csv(conclusion.frontier),
+        }
     for name, text in texts.items():
         if text is not None and runs.tags.get(f"{DIGEST}.{name}") != digest_of(text):
             runs.client.log_text(runs.parent_id, text, name)
@@ -105,7 +120,9 @@ def _register(runs: SearchRuns, formula: str) -> None:
         return
     tags = {KEY: runs.key, SEARCH: runs.plan["search"], DIGEST: digest}
     ensure_model(runs.client, MODEL, "r(c) and d(c) of the tiny formula: formula.json")
-    version = only_version(runs.client, MODEL, runs.key, digest) or _new_version(runs, formula, tags)
+    version = only_version(runs.client, MODEL, runs.key, digest) or _new_version(
+        runs, formula, tags
+    )
     for alias in {CHAMPION, runs.plan["search"]}:
         if allowed_alias(alias):
             runs.client.set_registered_model_alias(MODEL, alias, version)
@@ -120,7 +137,14 @@ def _new_version(runs: SearchRuns, formula: str, tags: dict[str, str]) -> str:
     client.finalize_logged_model(model.model_id, "READY")
     # Without a server, MLflow would look models:/ up at its global address, which is not ours.
     source = f"models:/{model.model_id}" if is_served(runs.uri) else model.artifact_location
-    client.create_model_version(MODEL, source, run_id=runs.parent_id, tags=tags, model_id=model.model_id, await_creation_for=0)
+    client.create_model_version(
+        MODEL,
+        source,
+        run_id=runs.parent_id,
+        tags=tags,
+        model_id=model.model_id,
+        await_creation_for=0,
+    )
     version = only_version(client, MODEL, runs.key, tags[DIGEST])
     assert version is not None
     return version
@@ -128,10 +152,15 @@ def _new_version(runs: SearchRuns, formula: str, tags: dict[str, str]) -> str:
 
 def _logged_model(runs: SearchRuns, tags: dict[str, str]) -> "LoggedModel":
     """The formula's logged model, one of those that lost answers left, the others deleted."""
-    client, wanted = runs.client, f"tags.`{KEY}` = '{tags[KEY]}' and tags.`{DIGEST}` = '{tags[DIGEST]}'"
+    client, wanted = (
+        runs.client,
+        f"tags.`{KEY}` = '{tags[KEY]}' and tags.`{DIGEST}` = '{tags[DIGEST]}'",
+    )
     found = client.search_logged_models([runs.experiment_id], wanted)
     if not found:
-        client.create_logged_model(runs.experiment_id, MODEL, source_run_id=runs.parent_id, tags=tags, model_type=MODEL)
+        client.create_logged_model(
+            runs.experiment_id, MODEL, source_run_id=runs.parent_id, tags=tags, model_type=MODEL
+        )
         found = client.search_logged_models([runs.experiment_id], wanted)
     kept, *losers = sorted(found, key=lambda model: model.model_id)
     for model in losers:

@@ -33,7 +33,17 @@ PAGE = 250
 # Runs that one question may find: ten times the largest search.
 MOST_RUNS = 100_000
 # What MLflow opens, a database with its driver behind a plus; file: it knows and refuses in its own words.
-SCHEMES = ("http", "https", "sqlite", "mysql", "postgresql", "mssql", "databricks", "databricks-uc", "file")
+SCHEMES = (
+    "http",
+    "https",
+    "sqlite",
+    "mysql",
+    "postgresql",
+    "mssql",
+    "databricks",
+    "databricks-uc",
+    "file",
+)
 # What MLflow calls a fault of its own, and its client whatever became of a request on its way.
 _FAULTS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 # When MLflow last answered a thread, by the monotonic clock.
@@ -54,18 +64,24 @@ def resolve_uri(explicit: str | None, config: str | None, storage: str) -> str:
     uri = explicit or os.environ.get("MLFLOW_TRACKING_URI") or config
     if uri:
         if "://" not in uri and not uri.startswith("databricks"):
-            raise RequestError(f"tracking {one_line(uri)!r} is no address: give http://host:port or sqlite:////path/to/mlflow.db")
+            raise RequestError(
+                f"tracking {one_line(uri)!r} is no address: give http://host:port or sqlite:////path/to/mlflow.db"
+            )
         try:
             scheme = urlsplit(uri).scheme
         except ValueError as error:
             raise RequestError(f"tracking {one_line(uri)!r} is no address ({error})") from error
         if scheme.partition("+")[0] not in SCHEMES and not uri.startswith("databricks"):
             known = "give http://host:port, sqlite:////path/to/mlflow.db or another database's"
-            raise RequestError(f"tracking {one_line(address(uri))!r} is no address that MLflow knows: {known}")
+            raise RequestError(
+                f"tracking {one_line(address(uri))!r} is no address that MLflow knows: {known}"
+            )
         return uri
     if "://" in storage:
         shown = one_line(address(storage))
-        raise RequestError(f"storage {shown!r} is remote: name an MLflow server by --tracking, MLFLOW_TRACKING_URI or [tracking] uri")
+        raise RequestError(
+            f"storage {shown!r} is remote: name an MLflow server by --tracking, MLFLOW_TRACKING_URI or [tracking] uri"
+        )
     return f"sqlite:///{Path(storage).expanduser().absolute() / 'mlflow.db'}"
 
 
@@ -79,7 +95,11 @@ def address(uri: str) -> str:
 
 def database_file(uri: str) -> Path | None:
     """The file of an SQLite URI; None for every other."""
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute() if uri.startswith("sqlite:///") else None
+    return (
+        Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
+        if uri.startswith("sqlite:///")
+        else None
+    )
 
 
 def is_served(uri: str) -> bool:
@@ -101,7 +121,9 @@ def connect(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient
 
     if not is_served(uri) and find_spec("sqlalchemy") is None:
-        raise TrackingError(f"MLflow at {address(uri)} is a database and needs all of MLflow: pip install 'tinynet-search[search]'")
+        raise TrackingError(
+            f"MLflow at {address(uri)} is a database and needs all of MLflow: pip install 'tinynet-search[search]'"
+        )
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     if database := database_file(uri):
@@ -117,7 +139,9 @@ def _require_room(database: Path, uri: str) -> None:
     while not place.exists():
         place = place.parent
     if not database.exists() and not os.access(place, os.W_OK):
-        raise TrackingError(f"MLflow at {address(uri)} cannot be used: {place} cannot be written; name another place by --tracking")
+        raise TrackingError(
+            f"MLflow at {address(uri)} cannot be used: {place} cannot be written; name another place by --tracking"
+        )
 
 
 class _Heard:
@@ -159,7 +183,11 @@ def reaching(uri: str) -> Iterator[None]:
             homes = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
             if not isinstance(error, OSError) and not homes & _FOREIGN:
                 raise
-            kind = TrackingError if getattr(error, "error_code", _FAULTS[0]) in _FAULTS else RefusedError
+            kind = (
+                TrackingError
+                if getattr(error, "error_code", _FAULTS[0]) in _FAULTS
+                else RefusedError
+            )
             raise kind(f"MLflow at {address(uri)} {_reason(error, uri)}") from error
 
 
@@ -172,7 +200,13 @@ def search_runs(client: "MlflowClient", experiments: list[str], wanted: str) -> 
     found: list[Run] = []
     token = None
     while True:
-        page = client.search_runs(experiments, wanted, max_results=PAGE, order_by=["attributes.start_time DESC"], page_token=token)
+        page = client.search_runs(
+            experiments,
+            wanted,
+            max_results=PAGE,
+            order_by=["attributes.start_time DESC"],
+            page_token=token,
+        )
         found += page
         token = page.token
         if not token or not page:
@@ -183,7 +217,9 @@ def search_runs(client: "MlflowClient", experiments: list[str], wanted: str) -> 
 def refuse_endless(found: int) -> None:
     """Raises RequestError where answers go on and on."""
     if found > MOST_RUNS:
-        raise RequestError(f"MLflow tells of more than {MOST_RUNS:,} runs: name one search, or begin another experiment")
+        raise RequestError(
+            f"MLflow tells of more than {MOST_RUNS:,} runs: name one search, or begin another experiment"
+        )
 
 
 @contextmanager
@@ -223,7 +259,11 @@ def _reason(error: BaseException, uri: str) -> str:
     while cause is not None and cause not in causes:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
-    if any(kind.__name__ in ("ConnectionError", "Timeout") for cause in causes for kind in type(cause).__mro__):
+    if any(
+        kind.__name__ in ("ConnectionError", "Timeout")
+        for cause in causes
+        for kind in type(cause).__mro__
+    ):
         found = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text) or re.search(r"timed out", text)
         return f"does not answer ({found[found.lastindex or 0].strip() if found else type(causes[-1]).__name__})"
     return f"cannot be used: {text[:300]}"

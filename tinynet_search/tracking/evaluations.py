@@ -23,15 +23,37 @@ def log_evaluation(uri: str, evaluation: Evaluation) -> str:
     figures, now = evaluation.figures, int(time.time() * 1000)
     key = f"evaluation/{evaluation.digest}"
     network = {name: figures["network"][name] for name in FIGURES}
-    scores = {"top1": figures["top1"], "top5": figures["top5"], "val_loss": figures["loss"], "images_per_s": figures["images_per_s"]}
-    params = {"network": evaluation.label, "weights": figures["weights"], "data": figures["data"]["fingerprint"], **network}
+    scores = {
+        "top1": figures["top1"],
+        "top5": figures["top5"],
+        "val_loss": figures["loss"],
+        "images_per_s": figures["images_per_s"],
+    }
+    params = {
+        "network": evaluation.label,
+        "weights": figures["weights"],
+        "data": figures["data"]["fingerprint"],
+        **network,
+    }
     with reaching(uri):
         runs = TaggedRuns(uri, evaluation.space, f"evaluation of {evaluation.label}", KEY, key)
         start = now - int(1000 * figures["seconds"])
         tags = {KEY: key, KIND: "evaluation", "mlflow.source.name": "tinynet train"}
         run = runs.one(Wanted(f"evaluation · {evaluation.label}", start, tags))
         if not run.ended:
-            points = [Point(name, float(value), now, 0) for name, value in (network | scores).items()]
-            runs.log(run, points, flat_params({**params, "images": figures["images"], "preprocessing": figures["preprocessing"]}))
+            points = [
+                Point(name, float(value), now, 0) for name, value in (network | scores).items()
+            ]
+            runs.log(
+                run,
+                points,
+                flat_params(
+                    {
+                        **params,
+                        "images": figures["images"],
+                        "preprocessing": figures["preprocessing"],
+                    }
+                ),
+            )
             runs.end(run, "FINISHED", now)
         return page_of(uri, runs.experiment_id, run.run_id)

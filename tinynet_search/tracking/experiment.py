@@ -37,5 +37,7 @@ def experiment_of(client: "MlflowClient", uri: str, space: str) -> "Experiment":
         found = client.get_experiment_by_name(name)
     if found is None or found.lifecycle_stage != "active":
         where = f"experiment {name} at {address(uri)}"
-        raise TrackingError(f"{where} is deleted: restore it (mlflow experiments restore), or name another server")
+        raise TrackingError(
+            f"{where} is deleted: restore it (mlflow experiments restore), or name another server"
+        )
     return found

@@ -96,17 +96,32 @@ class Feed:
     def differs(self, runs: Runs, child: Child, news: News) -> bool:
         """Whether the run tells of another training than storage: epochs that were done again, a trial trained anew."""
         if child.ended:
-            return not news.result or (child.status, child.end) != (STATUS[news.result["status"]], ended_ms(news.result))
+            return not news.result or (child.status, child.end) != (
+                STATUS[news.result["status"]],
+                ended_ms(news.result),
+            )
         sent = self._sent.get(child.run_id)
         if sent is None:
             history = runs.client.get_metric_history(child.run_id, TELLTALE) if child.params else []
-            sent = self._sent[child.run_id] = _Sent({point.step: point.timestamp for point in history})
+            sent = self._sent[child.run_id] = _Sent(
+                {point.step: point.timestamp for point in history}
+            )
             if len(sent.stamps) < len(history):
                 return True
         stamps = _stamps(news.epochs)
-        return any(stamps.get(epoch, None if news.result else ts) != ts for epoch, ts in sent.stamps.items())
+        return any(
+            stamps.get(epoch, None if news.result else ts) != ts
+            for epoch, ts in sent.stamps.items()
+        )
 
-    def tell(self, runs: Runs, child: Child, sheet: Sheet, news: News, tags: Mapping[str, str] | None = None) -> None:
+    def tell(
+        self,
+        runs: Runs,
+        child: Child,
+        sheet: Sheet,
+        news: News,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
         """Send what the run does not know yet. New epochs after the first call reopen a run that had ended: it has gone on."""
         sent = self._sent.setdefault(child.run_id, _Sent())
         points = [point for point in sheet.curves if point.step > sent.epochs]

@@ -32,7 +32,12 @@ from tinynet_search.tracking.view import page_of
 from tinynet_search.tracking.weights import deliver
 from tinynet_search.training.job import Job
 
-JOB_TAG, JOB_KEY, NETWORK, DATA = "tinynet.job", "tinynet.job_key", "tinynet.network", "tinynet.data"
+JOB_TAG, JOB_KEY, NETWORK, DATA = (
+    "tinynet.job",
+    "tinynet.job_key",
+    "tinynet.network",
+    "tinynet.data",
+)
 
 
 def job_key(job: Job) -> str:
@@ -53,14 +58,19 @@ def counted(epochs: int) -> str:
 def result_params(result: Mapping[str, Any]) -> dict[str, str]:
     """What a training was computed on, as far as its result knows."""
     execution = result.get("execution") or {}
-    known = {key: execution.get(key) for key in ("device", "precision")} | {"workers": result.get("workers")}
+    known = {key: execution.get(key) for key in ("device", "precision")} | {
+        "workers": result.get("workers")
+    }
     return flat_params({key: value for key, value in known.items() if value is not None})
 
 
 def job_sheet(job: Job, epochs: Sequence[Mapping[str, Any]]) -> Sheet:
     candidate, spec = job.candidate, job.spec
     total = spec.recipe["epochs"]
-    left = [Point("eta_s", round(seconds_left(epochs[:n], total), 1), int(epochs[n - 1]["ts"]), n) for n in range(1, len(epochs) + 1)]
+    left = [
+        Point("eta_s", round(seconds_left(epochs[:n], total), 1), int(epochs[n - 1]["ts"]), n)
+        for n in range(1, len(epochs) + 1)
+    ]
     tags = {
         KEY: f"{job_key(job)}/{spec.run}",
         KIND: "train",
@@ -73,11 +83,34 @@ def job_sheet(job: Job, epochs: Sequence[Mapping[str, Any]]) -> Sheet:
         "mlflow.source.name": "tinynet train",
         "mlflow.source.type": "LOCAL",
     }
-    recipe = {f"recipe.{key}": value for key, value in spec.recipe.items() if key not in ("name", "epochs")}
-    data = {"fingerprint": spec.data_fingerprint, "train": job.train, "val": job.val, "classes": spec.num_classes}
-    own = flat_params({"network": job.network, "space": spec.space, "data": data, "peak_lr": job.recipe.peak_lr, **recipe})
+    recipe = {
+        f"recipe.{key}": value
+        for key, value in spec.recipe.items()
+        if key not in ("name", "epochs")
+    }
+    data = {
+        "fingerprint": spec.data_fingerprint,
+        "train": job.train,
+        "val": job.val,
+        "classes": spec.num_classes,
+    }
+    own = flat_params(
+        {
+            "network": job.network,
+            "space": spec.space,
+            "data": data,
+            "peak_lr": job.recipe.peak_lr,
+            **recipe,
+        }
+    )
     figures = figure_points(candidate, 1000 * job.created)
-    return Sheet(f"{job.name} · {counted(total)}", tags, trial_params(candidate) | own, figures, [*epoch_points(epochs), *left])
+    return Sheet(
+        f"{job.name} · {counted(total)}",
+        tags,
+        trial_params(candidate) | own,
+        figures,
+        [*epoch_points(epochs), *left],
+    )
 
 
 class JobPublisher(Background[TaggedRuns]):
@@ -87,7 +120,9 @@ class JobPublisher(Background[TaggedRuns]):
         at: the job at each number of epochs.
     """
 
-    def __init__(self, store: SearchStore, at: Sequence[Job], uri: str, *, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, store: SearchStore, at: Sequence[Job], uri: str, *, warn: Callable[[str], None]
+    ) -> None:
         super().__init__(uri, "training", warn)
         self._store, self.at = store, at
         self._feed, self._reader = Feed(), Reader(store)
@@ -102,7 +137,11 @@ class JobPublisher(Background[TaggedRuns]):
             runs = self._connected()
             if runs.unsettled:
                 runs.settle()
-        waiting = {job.candidate.run: job.candidate for job in self.at if job.candidate.run not in self._done}
+        waiting = {
+            job.candidate.run: job.candidate
+            for job in self.at
+            if job.candidate.run not in self._done
+        }
         faults: list[Exception] = []
         found = {news.candidate.run: news for news in self._reader.news(waiting, faults)}
         if faults:
@@ -112,7 +151,11 @@ class JobPublisher(Background[TaggedRuns]):
                 news = found.get(job.candidate.run)
                 if news is None and self._live and job.candidate.run in waiting:
                     child = runs.children.get(f"{job_key(job)}/{job.spec.run}")
-                    news = News(job.candidate, [], None) if child is None or child.status not in UNFINISHED else None
+                    news = (
+                        News(job.candidate, [], None)
+                        if child is None or child.status not in UNFINISHED
+                        else None
+                    )
                 if news:
                     self._publish(runs, job, news)
 
@@ -140,14 +183,26 @@ class JobPublisher(Background[TaggedRuns]):
 
     def _end(self, runs: TaggedRuns, child: Child, job: Job, result: Mapping[str, Any]) -> None:
         if result["status"] == "finished":
-            tags = {KEY: child.key, JOB_TAG: job.name, "data": job.spec.data_fingerprint, "run_id": child.run_id}
-            tags |= {"top1": f"{result['metrics']['top1']:.4f}", "epochs": str(job.spec.recipe["epochs"])}
+            tags = {
+                KEY: child.key,
+                JOB_TAG: job.name,
+                "data": job.spec.data_fingerprint,
+                "run_id": child.run_id,
+            }
+            tags |= {
+                "top1": f"{result['metrics']['top1']:.4f}",
+                "epochs": str(job.spec.recipe["epochs"]),
+            }
             deliver(runs, child, self._store.folder.sub(job.spec.folder), plain(job.network), tags)
         runs.log(child, params=result_params(result))
         self._feed.end(runs, child, result)
 
     def _begun(self, news: News) -> int:
-        return begun_ms(news.epochs, news.result) if news.epochs or news.result else int(time.time() * 1000)
+        return (
+            begun_ms(news.epochs, news.result)
+            if news.epochs or news.result
+            else int(time.time() * 1000)
+        )
 
 
 def _note(job: Job) -> str:

@@ -40,4 +40,6 @@ def only_version(client: "MlflowClient", name: str, key: str, digest: str) -> st
 
 def allowed_alias(alias: str) -> bool:
     """MLflow keeps v1, v2, ... and latest for itself."""
-    return bool(re.fullmatch(r"[\w-]{1,255}", alias, re.ASCII)) and not re.fullmatch(r"v\d+|latest", alias, re.IGNORECASE)
+    return bool(re.fullmatch(r"[\w-]{1,255}", alias, re.ASCII)) and not re.fullmatch(
+        r"v\d+|latest", alias, re.IGNORECASE
+    )

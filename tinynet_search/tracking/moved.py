@@ -38,10 +38,20 @@ def _prefix(database: Path) -> str:
 def _left(database: Path) -> list[str]:
     """Prefixes of places that experiments name and that were left."""
     with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as connection:
-        rows = connection.execute("select name, artifact_location from experiments where name like 'tinynet-%'").fetchall()
-    recorded = {place.removesuffix(name) for name, place in rows if place and place.endswith(f"/{ARTIFACTS}/{name}")}
+        rows = connection.execute(
+            "select name, artifact_location from experiments where name like 'tinynet-%'"
+        ).fetchall()
+    recorded = {
+        place.removesuffix(name)
+        for name, place in rows
+        if place and place.endswith(f"/{ARTIFACTS}/{name}")
+    }
     here = database.parent / ARTIFACTS
-    return sorted(old for old in recorded if old.startswith("file:///") and old != _prefix(database) and not _is_still(old, here))
+    return sorted(
+        old
+        for old in recorded
+        if old.startswith("file:///") and old != _prefix(database) and not _is_still(old, here)
+    )
 
 
 def _is_still(old: str, here: Path) -> bool:
@@ -50,7 +60,10 @@ def _is_still(old: str, here: Path) -> bool:
 
 
 def _rewrite(connection: sqlite3.Connection, old: str, new: str) -> None:
-    there = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+    there = {
+        name
+        for (name,) in connection.execute("select name from sqlite_master where type = 'table'")
+    }
     for table, column in _RECORDS:
         if table in there:
             change = f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?"

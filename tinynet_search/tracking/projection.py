@@ -18,7 +18,11 @@ FRONTIER_TAG, RANK_TAG, LABEL_TAG = "frontier", "pareto_rank", "label"
 
 # An epoch record's keys by the metric they become; what an older record lacks is left out.
 EPOCH_METRICS = {
-    **{f"{name}{which}": f"{name}{which}" for name in ("top1", "top5", "val_loss") for which in ("", "_raw", "_ema")},
+    **{
+        f"{name}{which}": f"{name}{which}"
+        for name in ("top1", "top5", "val_loss")
+        for which in ("", "_raw", "_ema")
+    },
     "train_loss": "train_loss",
     "lr": "lr",
     "images_per_s": "images_per_s",
@@ -52,7 +56,9 @@ def search_key(plan: Mapping[str, Any]) -> str:
         plan["data"]["fingerprint"],
         plan.get("created"),
     ]
-    return f"{plain(plan['search'])}/{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:10]}"
+    return (
+        f"{plain(plan['search'])}/{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:10]}"
+    )
 
 
 def created_ms(plan: Mapping[str, Any]) -> int:
@@ -72,12 +78,16 @@ def search_tags(plan: Mapping[str, Any]) -> dict[str, str]:
 
 def search_params(plan: Mapping[str, Any]) -> dict[str, str]:
     """The plan, flattened: ``recipe.lr``, ``space.band``, ..."""
-    return flat_params({key: value for key, value in plan.items() if key not in ("schema", "search")})
+    return flat_params(
+        {key: value for key, value in plan.items() if key not in ("schema", "search")}
+    )
 
 
 def flat_params(values: Mapping[str, Any]) -> dict[str, str]:
     """Nested values as params with dotted names."""
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in _flat(values)}
+    return {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in _flat(values)
+    }
 
 
 def trial_name(candidate: Candidate) -> str:
@@ -102,7 +112,11 @@ def trial_key(plan: Mapping[str, Any], run: str) -> str:
 
 
 def trial_params(candidate: Candidate) -> dict[str, str]:
-    settings = {"epochs": candidate.spec.recipe["epochs"], "recipe": candidate.spec.recipe["name"], "seed": candidate.spec.seed}
+    settings = {
+        "epochs": candidate.spec.recipe["epochs"],
+        "recipe": candidate.spec.recipe["name"],
+        "seed": candidate.spec.seed,
+    }
     return {key: str(value) for key, value in (_figures(candidate) | settings).items()}
 
 
@@ -125,7 +139,11 @@ def result_points(result: Mapping[str, Any]) -> list[Point]:
     if last is None:
         return []
     final = [(f"final_{name}", metrics.get(name)) for name in ("top1", "top5")]
-    return [Point(name, float(value), int(last["ts"]), last["epoch"]) for name, value in final if _finite(value)]
+    return [
+        Point(name, float(value), int(last["ts"]), last["epoch"])
+        for name, value in final
+        if _finite(value)
+    ]
 
 
 def result_tags(result: Mapping[str, Any]) -> dict[str, str]:

@@ -56,7 +56,9 @@ class Publisher(Background[SearchRuns]):
         experiment_id, run_id: of the search in MLflow, once reached.
     """
 
-    def __init__(self, store: SearchStore, plan: Mapping[str, Any], uri: str, *, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, store: SearchStore, plan: Mapping[str, Any], uri: str, *, warn: Callable[[str], None]
+    ) -> None:
         super().__init__(uri, "search", warn)
         self._store, self._plan = store, plan
         self._lock = threading.Lock()
@@ -103,7 +105,11 @@ class Publisher(Background[SearchRuns]):
         with reaching(self._uri):
             runs = self._connected()
         conclusion = self._conclusion
-        if conclusion is not None and not runs.listed and runs.tags.get(MARKED) != marks_of(conclusion):
+        if (
+            conclusion is not None
+            and not runs.listed
+            and runs.tags.get(MARKED) != marks_of(conclusion)
+        ):
             with reaching(self._uri):
                 runs.list_all()
             self._recount(runs)
@@ -129,16 +135,25 @@ class Publisher(Background[SearchRuns]):
         with reaching(self._uri):
             runs.finish(status, end)
         if gone:
-            raise TrackingError(f"MLflow at {address(self._uri)} lost {len(gone)} of this search's runs, deleted by another publisher")
+            raise TrackingError(
+                f"MLflow at {address(self._uri)} lost {len(gone)} of this search's runs, deleted by another publisher"
+            )
         return len({run_of(key) for key in runs.children} | runs.sealed)
 
     def _seal(self, runs: SearchRuns) -> set[str]:
         """Where everything was sent, look once more at all that is there, and say so; the runs that somebody deleted meanwhile."""
         finished, conclusion = self._store.finished(), self._conclusion
-        if finished & self._waiting.keys() or conclusion is not self._concluded or not _whole(runs, finished):
+        if (
+            finished & self._waiting.keys()
+            or conclusion is not self._concluded
+            or not _whole(runs, finished)
+        ):
             return set()
         with reaching(self._uri):
-            seal = {SEAL: self._digest(finished), MARKED: marks_of(conclusion) if conclusion else runs.tags.get(MARKED, "")}
+            seal = {
+                SEAL: self._digest(finished),
+                MARKED: marks_of(conclusion) if conclusion else runs.tags.get(MARKED, ""),
+            }
             if seal.items() <= runs.tags.items():
                 return set()
             runs.list_all()
@@ -168,7 +183,9 @@ class Publisher(Background[SearchRuns]):
         """What is still to be sent, of all runs there are."""
         ended = {run_of(key) for key, child in runs.children.items() if child.ended}
         self._complete = {run: digest for run, digest in self._complete.items() if run in ended}
-        self._waiting = {run: candidate for run, candidate in self._watched.items() if run not in self._complete}
+        self._waiting = {
+            run: candidate for run, candidate in self._watched.items() if run not in self._complete
+        }
 
     def _look(self) -> None:
         """Take up what is watched since; of sealed results nothing is left to send."""
@@ -176,8 +193,12 @@ class Publisher(Background[SearchRuns]):
         with self._lock:
             new, self._new = self._new, {}
         self._watched |= new
-        self._waiting |= {run: candidate for run, candidate in new.items() if run not in self._complete}
-        for run in self._runs.sealed & self._waiting.keys() - {run_of(key) for key in self._runs.children}:
+        self._waiting |= {
+            run: candidate for run, candidate in new.items() if run not in self._complete
+        }
+        for run in self._runs.sealed & self._waiting.keys() - {
+            run_of(key) for key in self._runs.children
+        }:
             del self._waiting[run]
 
     def _publish(self, runs: SearchRuns, part: Sequence[News], faults: list[Exception]) -> None:
@@ -190,7 +211,11 @@ class Publisher(Background[SearchRuns]):
                 if child and self._feed.differs(runs, child, news):
                     self._feed.forget(child)
                     runs.discard(child)
-            missing = [news for news in part if trial_key(self._plan, news.candidate.run) not in runs.children]
+            missing = [
+                news
+                for news in part
+                if trial_key(self._plan, news.candidate.run) not in runs.children
+            ]
             if missing:
                 self._concluded = None  # their labels and frontier tags are still to come
                 runs.ensure(self._wanted(runs, news) for news in missing)
@@ -211,14 +236,22 @@ class Publisher(Background[SearchRuns]):
         """The frontier's, all or none."""
         found: list[Found] = []
         for row in frontier:
-            candidate, child = self._watched.get(row["run"]), runs.children.get(trial_key(self._plan, row["run"]))
+            candidate, child = (
+                self._watched.get(row["run"]),
+                runs.children.get(trial_key(self._plan, row["run"])),
+            )
             try:
                 result = self._store.result(row["run"])
             except RequestError:
                 return []
             if candidate is None or child is None or result is None:
                 return []
-            tags = {SEARCH: self._plan["search"], ID: candidate.id, FRONTIER_TAG: "true", RANK_TAG: str(row["pareto_rank"])}
+            tags = {
+                SEARCH: self._plan["search"],
+                ID: candidate.id,
+                FRONTIER_TAG: "true",
+                RANK_TAG: str(row["pareto_rank"]),
+            }
             found.append(model_of(candidate, result, child.run_id, runs.experiment_id, tags))
         return found
 
@@ -236,7 +269,9 @@ class Publisher(Background[SearchRuns]):
         sheet = Sheet(trial_name(candidate), {}, trial_params(candidate), figures, curves)
         tags = result_tags(result) if result else {}
         if result and candidate.spec.kind != "final" and FRONTIER_TAG not in child.tags:
-            tags[FRONTIER_TAG] = "false"  # so that the conclusion need not mark those that are not on it
+            tags[FRONTIER_TAG] = (
+                "false"  # so that the conclusion need not mark those that are not on it
+            )
         self._feed.tell(runs, child, sheet, news, tags)
         if result:
             self._feed.end(runs, child, result)
@@ -261,7 +296,9 @@ class Publisher(Background[SearchRuns]):
 
 def _whole(runs: SearchRuns, finished: set[str]) -> bool:
     """Whether every result has its run, and no run goes on."""
-    return {run_of(key) for key in runs.children} | runs.sealed == finished and all(child.ended for child in runs.children.values())
+    return {run_of(key) for key in runs.children} | runs.sealed == finished and all(
+        child.ended for child in runs.children.values()
+    )
 
 
 def _batches(news: Iterator[News]) -> Iterator[list[News]]:

@@ -52,7 +52,9 @@ class Child:
         info, tags = run.info, run.data.tags
         remembered = {key: tags[key] for key in _REMEMBERED if key in tags}
         params = set() if info.status in ENDED else set(run.data.params)
-        return cls(info.run_id, tags.get(KEY, info.run_id), info.status, info.end_time, remembered, params)
+        return cls(
+            info.run_id, tags.get(KEY, info.run_id), info.status, info.end_time, remembered, params
+        )
 
     @property
     def ended(self) -> bool:
@@ -119,15 +121,28 @@ class Runs(ABC):
         self._doubtful.discard(child.key)
 
     def log(
-        self, child: Child, points: Sequence[Point] = (), params: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
+        self,
+        child: Child,
+        points: Sequence[Point] = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         """Send points, params that are not there yet (they cannot be changed), then tags."""
-        self.log_run(child.run_id, points, {key: value for key, value in (params or {}).items() if key not in child.params}, tags)
+        self.log_run(
+            child.run_id,
+            points,
+            {key: value for key, value in (params or {}).items() if key not in child.params},
+            tags,
+        )
         child.params |= set(params or ())
         child.tags |= {key: value for key, value in (tags or {}).items() if key in _REMEMBERED}
 
     def log_run(
-        self, run_id: str, points: Sequence[Point] = (), params: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
+        self,
+        run_id: str,
+        points: Sequence[Point] = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         """Send to any run, in as few calls as MLflow takes."""
         from mlflow.entities import Metric, Param, RunTag
@@ -171,7 +186,9 @@ class Runs(ABC):
                 self.end(child, "KILLED", end)
 
     def _created(self, run: Wanted) -> "Run":
-        return self.client.create_run(self.experiment_id, start_time=run.start, tags=dict(run.tags), run_name=run.name)
+        return self.client.create_run(
+            self.experiment_id, start_time=run.start, tags=dict(run.tags), run_name=run.name
+        )
 
     def _found(self, wanted: str) -> "list[Run]":
         return search_runs(self.client, [self.experiment_id], wanted)
@@ -190,7 +207,10 @@ class Runs(ABC):
 
     def _only(self, runs: "list[Run]") -> "Run":
         """The run to keep: one that has ended, else one that holds something, else the smallest id."""
-        kept, *losers = sorted(runs, key=lambda run: (run.info.status not in ENDED, not run.data.params, run.info.run_id))
+        kept, *losers = sorted(
+            runs,
+            key=lambda run: (run.info.status not in ENDED, not run.data.params, run.info.run_id),
+        )
         self._delete(losers)
         return kept
 

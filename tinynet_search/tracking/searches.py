@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from tinynet_search.errors import TrackingError
 from tinynet_search.tracking.connection import address
-from tinynet_search.tracking.projection import KEY, PARENT, created_ms, search_key, search_params, search_tags
+from tinynet_search.tracking.projection import (
+    KEY,
+    PARENT,
+    created_ms,
+    search_key,
+    search_params,
+    search_tags,
+)
 from tinynet_search.tracking.runs import Child, Runs, Wanted
 
 if TYPE_CHECKING:
@@ -27,7 +34,9 @@ class SearchRuns(Runs):
         tags: the parent's.
     """
 
-    def __init__(self, uri: str, plan: Mapping[str, Any], results: Callable[[], tuple[set[str], str]]) -> None:
+    def __init__(
+        self, uri: str, plan: Mapping[str, Any], results: Callable[[], tuple[set[str], str]]
+    ) -> None:
         """``results`` tells which there are in the search directory and their digest; asked where the parent is sealed."""
         self.plan, self.key = plan, search_key(plan)
         self._results = results
@@ -103,7 +112,11 @@ class SearchRuns(Runs):
             raise TrackingError(f"MLflow at {address(self.uri)} lost a run of {self.what}")
         self._known = self._only(found)
         self.tags = dict(self.parent.data.tags)
-        new = {key: value for key, value in search_params(self.plan).items() if key not in self.parent.data.params}
+        new = {
+            key: value
+            for key, value in search_params(self.plan).items()
+            if key not in self.parent.data.params
+        }
         stale = {key: value for key, value in tags.items() if self.tags.get(key) != value}
         if new or stale:
             self.log_run(self.parent_id, params=new, tags=stale)

@@ -45,10 +45,16 @@ def stored(storage: str) -> list[str]:
         RequestError: there are none.
     """
     folder = open_folder(storage)
-    ours = [name for name in folder.names() if re.fullmatch(NAME, name)]  # a folder of another name is somebody else's
-    names = [name for name in ours if folder.exists(f"{name}/{PLAN}") or folder.exists(f"{name}/{JOB}")]
+    ours = [
+        name for name in folder.names() if re.fullmatch(NAME, name)
+    ]  # a folder of another name is somebody else's
+    names = [
+        name for name in ours if folder.exists(f"{name}/{PLAN}") or folder.exists(f"{name}/{JOB}")
+    ]
     if not names:
-        raise RequestError(f"no searches and no jobs at {folder.url}: run tinynet search first, or tinynet train, or give --storage")
+        raise RequestError(
+            f"no searches and no jobs at {folder.url}: run tinynet search first, or tinynet train, or give --storage"
+        )
     return names
 
 
@@ -106,12 +112,19 @@ def sync_search(store: SearchStore, uri: str, space: str | None = None) -> SyncR
     drawn = candidates_of(plan, store)
     finals = final_candidates(store, space)
     budgets = sorted({epochs for epochs in there.values() if epochs <= MOST_EPOCHS})
-    trials = [candidate for epochs in budgets for candidate in candidates_of(plan, store, epochs) if candidate.run in there]
+    trials = [
+        candidate
+        for epochs in budgets
+        for candidate in candidates_of(plan, store, epochs)
+        if candidate.run in there
+    ]
     publisher = Publisher(store, plan, uri, warn=lambda line: None)
     publisher.watch([*trials, *finals])
     publisher.conclude(store.frontier_rows(), _formula_text(store), store.final_rows(), None)
     publisher.sync_once()
-    whole = {c.id for c in drawn} <= {c.id for c in trials if c.run in ended} and {c.run for c in [*trials, *finals]} <= ended
+    whole = {c.id for c in drawn} <= {c.id for c in trials if c.run in ended} and {
+        c.run for c in [*trials, *finals]
+    } <= ended
     results = store.summaries(ended).values()
     end = max((ended_ms(result) for result in results), default=int(time.time() * 1000))
     runs = publisher.finish("FINISHED" if whole else "KILLED", end)
@@ -127,4 +140,6 @@ def _formula_text(store: SearchStore) -> str | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise RequestError(f"{store.at(FORMULA)} is damaged ({one_line(error, 200)}): remove it, it is made anew") from error
+        raise RequestError(
+            f"{store.at(FORMULA)} is damaged ({one_line(error, 200)}): remove it, it is made anew"
+        ) from error

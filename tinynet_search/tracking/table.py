@@ -18,14 +18,28 @@ from trainables.documents import parsed
 
 TABLE, TABLED = "models.json", "tinynet.models"
 # Metrics that are columns.
-INTS, FLOATS = ("resolution", "macs", "params", "activation_bytes"), ("r", "d", "w", "c", "top1", "top1_raw", "top1_ema")
+INTS, FLOATS = (
+    ("resolution", "macs", "params", "activation_bytes"),
+    ("r", "d", "w", "c", "top1", "top1_raw", "top1_ema"),
+)
 
 
-def model_of(candidate: Candidate, result: Mapping[str, Any], run_id: str, experiment_id: str, tags: Mapping[str, str]) -> Found:
+def model_of(
+    candidate: Candidate,
+    result: Mapping[str, Any],
+    run_id: str,
+    experiment_id: str,
+    tags: Mapping[str, str],
+) -> Found:
     """A trial as a query of its run would find it."""
-    last = {point.key: point.value for point in (*figure_points(candidate, 0), *epoch_points(result["epochs"]))}
+    last = {
+        point.key: point.value
+        for point in (*figure_points(candidate, 0), *epoch_points(result["epochs"]))
+    }
     shown = {name: last[name] for name in (*INTS, *FLOATS) if name in last}
-    return Found(run_id, trial_name(candidate), STATUS[result["status"]], experiment_id, shown, tags)
+    return Found(
+        run_id, trial_name(candidate), STATUS[result["status"]], experiment_id, shown, tags
+    )
 
 
 def document(seal: Mapping[str, str], models: Iterable[Found]) -> tuple[str, str]:
@@ -43,7 +57,9 @@ def write_table(runs: SearchRuns, seal: Mapping[str, str], models: Iterable[Foun
 
 def is_tabled(tags: Mapping[str, str]) -> bool:
     """Whether a parent of these tags has the table of what it is sealed with."""
-    return bool(tags.get(SEAL) and tags.get(MARKED)) and tags.get(TABLED, "").rpartition(" ")[0] == _of(tags)
+    return bool(tags.get(SEAL) and tags.get(MARKED)) and tags.get(TABLED, "").rpartition(" ")[
+        0
+    ] == _of(tags)
 
 
 def _of(seal: Mapping[str, str]) -> str:
@@ -64,4 +80,11 @@ def tabled(text: str | None, tags: Mapping[str, str]) -> list[Found] | None:
 def _found(row: Mapping[str, Any]) -> Found:
     metrics = {str(key): float(value) for key, value in row["metrics"].items()}
     tags = {str(key): str(value) for key, value in row["tags"].items()}
-    return Found(str(row["run_id"]), str(row["name"]), str(row["status"]), str(row["experiment_id"]), metrics, tags)
+    return Found(
+        str(row["run_id"]),
+        str(row["name"]),
+        str(row["status"]),
+        str(row["experiment_id"]),
+        metrics,
+        tags,
+    )

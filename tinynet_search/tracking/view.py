@@ -19,7 +19,20 @@ SHARED = "mlflow.sharedViewState."
 LONGEST_TAG = 5000
 LOCAL = "http://127.0.0.1:5000"
 COLUMNS = (
-    *(f"metrics.`{name}`" for name in ("final_top1", "c", "macs", "params", "activation_bytes", "resolution", "r", "d", "w")),
+    *(
+        f"metrics.`{name}`"
+        for name in (
+            "final_top1",
+            "c",
+            "macs",
+            "params",
+            "activation_bytes",
+            "resolution",
+            "r",
+            "d",
+            "w",
+        )
+    ),
     *(f"tags.`{name}`" for name in ("frontier", "pareto_rank")),
 )
 
@@ -45,7 +58,9 @@ def add_view(runs: SearchRuns) -> str | None:
 def link_of(uri: str, experiment_id: str, view: str | None) -> str:
     """The search's page on a server; for a database, on a server that is started on it with its usual port."""
     shared = f"&viewStateShareKey={quote(view)}" if view else ""
-    return f"{_server(uri)}/#/experiments/{experiment_id}/runs?workflowType=machine_learning{shared}"
+    return (
+        f"{_server(uri)}/#/experiments/{experiment_id}/runs?workflowType=machine_learning{shared}"
+    )
 
 
 def page_of(uri: str, experiment_id: str, run_id: str) -> str:
@@ -60,9 +75,25 @@ def _server(uri: str) -> str:
 def _state(parent_id: str) -> dict[str, Any]:
     section = {"uuid": "tinynet", "name": "Search", "display": True, "isReordered": False}
     charts = (
-        {"type": "SCATTER", "xaxis": _axis("macs"), "yaxis": _axis("final_top1"), "runsCountToCompare": 1000},
-        {"type": "LINE", "metricKey": "top1", "selectedMetricKeys": ["top1"], "runsCountToCompare": 20, "xAxisKey": "step"},
-        {"type": "PARALLEL", "selectedParams": [], "selectedMetrics": ["r", "d", "w", "c", "final_top1"], "showAllRuns": True},
+        {
+            "type": "SCATTER",
+            "xaxis": _axis("macs"),
+            "yaxis": _axis("final_top1"),
+            "runsCountToCompare": 1000,
+        },
+        {
+            "type": "LINE",
+            "metricKey": "top1",
+            "selectedMetricKeys": ["top1"],
+            "runsCountToCompare": 20,
+            "xAxisKey": "step",
+        },
+        {
+            "type": "PARALLEL",
+            "selectedParams": [],
+            "selectedMetrics": ["r", "d", "w", "c", "final_top1"],
+            "showAllRuns": True,
+        },
     )
     return {
         "searchFilter": f"tags.`{PARENT}` = '{parent_id}' and tags.`{KIND}` = 'trial'",
@@ -71,7 +102,10 @@ def _state(parent_id: str) -> dict[str, Any]:
         "selectedColumns": list(COLUMNS),
         "runsHiddenMode": "SHOWALL",
         "compareRunSections": [section],
-        "compareRunCharts": [{"uuid": f"tinynet-{i}", "metricSectionId": "tinynet", "deleted": False, **c} for i, c in enumerate(charts)],
+        "compareRunCharts": [
+            {"uuid": f"tinynet-{i}", "metricSectionId": "tinynet", "deleted": False, **c}
+            for i, c in enumerate(charts)
+        ],
     }
 
 

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from search_spaces.errors import RequestError
 from search_spaces.weights import LARGEST
 from tinynet_search.errors import one_line
-from tinynet_search.tracking.models import CHAMPION, DIGEST, REGISTERED, digest_of, ensure_model, only_version
+from tinynet_search.tracking.models import (
+    CHAMPION,
+    DIGEST,
+    REGISTERED,
+    digest_of,
+    ensure_model,
+    only_version,
+)
 from tinynet_search.tracking.projection import KEY
 from tinynet_search.tracking.runs import Child, Runs
 from trainables.documents import SMALL, parsed
@@ -41,11 +48,16 @@ def deliver(runs: Runs, child: Child, folder: Folder, model: str, tags: Mapping[
     """
     client, run_id = runs.client, child.run_id
     try:
-        files = {WEIGHTS_FILE: folder.read(WEIGHTS_FILE, LARGEST), CONFIG_FILE: _travelling(folder.read(CONFIG_FILE, SMALL), model)}
+        files = {
+            WEIGHTS_FILE: folder.read(WEIGHTS_FILE, LARGEST),
+            CONFIG_FILE: _travelling(folder.read(CONFIG_FILE, SMALL), model),
+        }
     except FileNotFoundError:
         return  # someone has made room: the result counts without its weights
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RequestError(f"{folder.url}: its weights or their {CONFIG_FILE} are damaged ({one_line(error, 100)}): remove them") from error
+        raise RequestError(
+            f"{folder.url}: its weights or their {CONFIG_FILE} are damaged ({one_line(error, 100)}): remove them"
+        ) from error
     run = client.get_run(run_id)
     digest = digest_of(files[WEIGHTS_FILE] + files[CONFIG_FILE])
     if run.data.tags.get(SENT) != digest:
@@ -58,7 +70,9 @@ def deliver(runs: Runs, child: Child, folder: Folder, model: str, tags: Mapping[
     if version is None:
         ensure_model(client, model, f"Weights of {model}: {WEIGHTS_FILE} and {CONFIG_FILE}")
         source = f"{run.info.artifact_uri}/{PLACE}"
-        client.create_model_version(model, source, run_id=run_id, tags={**tags, DIGEST: digest}, await_creation_for=0)
+        client.create_model_version(
+            model, source, run_id=run_id, tags={**tags, DIGEST: digest}, await_creation_for=0
+        )
         version = only_version(client, model, tags[KEY], digest)
     _crown(client, model, tags["data"])
     client.set_tag(run_id, REGISTERED, f"{model}/{version}")
@@ -67,7 +81,11 @@ def deliver(runs: Runs, child: Child, folder: Folder, model: str, tags: Mapping[
 def _crown(client: "MlflowClient", model: str, data: str) -> None:
     versions = client.search_model_versions(f"name = '{model}' and tags.`data` = '{data}'")
     # Anybody may tag a version: what is no percentage is passed over.
-    scored = [version for version in versions if re.fullmatch(r"\d{1,3}(\.\d{1,9})?", version.tags.get("top1", ""), re.ASCII)]
+    scored = [
+        version
+        for version in versions
+        if re.fullmatch(r"\d{1,3}(\.\d{1,9})?", version.tags.get("top1", ""), re.ASCII)
+    ]
     best = max(scored, key=lambda version: (float(version.tags["top1"]), -int(version.version)))
     client.set_registered_model_alias(model, CHAMPION, best.version)
 

@@ -39,7 +39,11 @@ def of_job(folder: Path, space: str | None = None) -> Path:
     finished = [run for run, result in store.results(at).items() if result["status"] == "finished"]
     if finished:
         return folder / at[max(finished, key=lambda run: at[run].recipe.epochs)].spec.folder
-    written = [(file.stat().st_mtime_ns, file.parent.parent) for run in at for file in (folder / "trials" / run).glob(f"*/{PROGRESS}")]
+    written = [
+        (file.stat().st_mtime_ns, file.parent.parent)
+        for run in at
+        for file in (folder / "trials" / run).glob(f"*/{PROGRESS}")
+    ]
     if not written:
         raise RequestError(f"job {str(folder)!r} has no result and no checkpoint: train it first")
     return max(written)[1]
@@ -57,7 +61,9 @@ def checkpoint_subject(folder: Path, space: str | None = None) -> Subject:
         place = open_folder(folder)
         newest = newest_checkpoint(place, folder.resolve().name) if checkpoints(place) else (0, 0)
         if not any(newest):
-            raise RequestError(f"{str(folder)!r} holds no weights: give the folder of a job, a trial, an export or a checkpoint")
+            raise RequestError(
+                f"{str(folder)!r} holds no weights: give the folder of a job, a trial, an export or a checkpoint"
+            )
         folder = folder / checkpoint_name(*newest)
     job = job_around(folder.parent, space)
     try:
@@ -66,14 +72,32 @@ def checkpoint_subject(folder: Path, space: str | None = None) -> Subject:
         if digest_of(folder / WEIGHTS) != progress["files"][WEIGHTS]:
             raise ValueError(f"{WEIGHTS} is not what was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"checkpoint {str(folder)!r} is damaged ({one_line(error, 100)}): give another") from error
+        raise RequestError(
+            f"checkpoint {str(folder)!r} is damaged ({one_line(error, 100)}): give another"
+        ) from error
     if job is None:
-        raise RequestError(f"no {JOB} around {str(folder)!r} says which network it is of: give a checkpoint in its job's folder")
+        raise RequestError(
+            f"no {JOB} around {str(folder)!r} says which network it is of: give a checkpoint in its job's folder"
+        )
     if not 1 <= epochs <= MOST_EPOCHS:
-        raise RequestError(f"checkpoint {str(folder)!r} is damaged (of {epochs} epochs): give another")
+        raise RequestError(
+            f"checkpoint {str(folder)!r} is damaged (of {epochs} epochs): give another"
+        )
     spec = job.with_epochs(epochs).spec
-    trained = {"recipe": spec.recipe, "data": spec.data, "data_fingerprint": spec.data_fingerprint, "seed": spec.seed}
-    return Subject(job.network, spec.space, spec.network(), folder / WEIGHTS, f"checkpoint {folder.name}", trained)
+    trained = {
+        "recipe": spec.recipe,
+        "data": spec.data,
+        "data_fingerprint": spec.data_fingerprint,
+        "seed": spec.seed,
+    }
+    return Subject(
+        job.network,
+        spec.space,
+        spec.network(),
+        folder / WEIGHTS,
+        f"checkpoint {folder.name}",
+        trained,
+    )
 
 
 def checkpoint_of(source: Source) -> str | None:
@@ -94,7 +118,11 @@ def plain_weights(source: Source, ranks: str) -> Iterator[Source]:
         return
     from safetensors.torch import save_file
 
-    chosen = {name.removeprefix(f"{ranks}."): value for name, value in read_weights(source).items() if name.startswith(f"{ranks}.")}
+    chosen = {
+        name.removeprefix(f"{ranks}."): value
+        for name, value in read_weights(source).items()
+        if name.startswith(f"{ranks}.")
+    }
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / WEIGHTS
         save_file(chosen, file)

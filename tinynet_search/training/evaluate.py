@@ -17,7 +17,13 @@ from tinynet_search.config import Config
 from tinynet_search.errors import require
 from tinynet_search.exporting.subject import CONFIG, Subject, digest_of, read_subject
 from tinynet_search.store import JOB
-from tinynet_search.training.checkpoints import checkpoint_of, checkpoint_subject, job_around, of_job, plain_weights
+from tinynet_search.training.checkpoints import (
+    checkpoint_of,
+    checkpoint_subject,
+    job_around,
+    of_job,
+    plain_weights,
+)
 from tinynet_search.training.request import Chooser, Request, read_request, settled
 from tinynet_search.training.run import pixels_warning, take_machine
 from trainables.data import ImageData, Reading, open_data
@@ -54,7 +60,9 @@ def evaluate_weights(request: Request, weights: str, say: Callable[[str], None])
     """
     require("torch", "timm", "safetensors")
     if not weights.strip():
-        raise RequestError(f"--weights {weights!r} names nothing: give a file, timm's name, or a folder")
+        raise RequestError(
+            f"--weights {weights!r} names nothing: give a file, timm's name, or a folder"
+        )
     folder = Path(weights).expanduser()
     if (folder / JOB).is_file():
         folder = of_job(folder, request.space)
@@ -66,15 +74,21 @@ def evaluate_weights(request: Request, weights: str, say: Callable[[str], None])
     values = read_request(request)
     if not values.get("data"):
         values["data"] = _own_data(subject)
-    config = settled(values, chooser.space if chooser else subject.space if subject else "", request)
+    config = settled(
+        values, chooser.space if chooser else subject.space if subject else "", request
+    )
     data = open_data(config.data_settings())
     classes = len(data.class_names)
-    chosen = chooser.network(subject.network.num_classes if subject else classes) if chooser else None
+    chosen = (
+        chooser.network(subject.network.num_classes if subject else classes) if chooser else None
+    )
     if subject is None:
         assert chosen is not None
         subject = Subject(chosen.label, chosen.space, chosen.network)
     elif chosen is not None and chosen.network != subject.network:
-        raise RequestError(f"weights {weights!r} are of {subject.name}, not of {chosen.label}: leave the network out")
+        raise RequestError(
+            f"weights {weights!r} are of {subject.name}, not of {chosen.label}: leave the network out"
+        )
     if subject.network.num_classes != classes:
         raise _other_classes(weights, subject.network.num_classes, classes)
     source = Source(subject.weights, weights) if subject.weights else locate(weights)
@@ -83,7 +97,9 @@ def evaluate_weights(request: Request, weights: str, say: Callable[[str], None])
     return _evaluated(subject, source, config, data, say)
 
 
-def _evaluated(subject: Subject, source: Source, config: Config, data: ImageData, say: Callable[[str], None]) -> Evaluation:
+def _evaluated(
+    subject: Subject, source: Source, config: Config, data: ImageData, say: Callable[[str], None]
+) -> Evaluation:
     import torch
 
     from tinynet_search.exporting.images import preprocessing_of, validation_batches
@@ -103,7 +119,9 @@ def _evaluated(subject: Subject, source: Source, config: Config, data: ImageData
         digest = digest_of(plain.path)
         _load(module, plain)
     if source.published is None and subject.weights is None:
-        say(f"weights {source.label!r} say nothing of how their images were prepared: taken as the recipe {recipe.name} does")
+        say(
+            f"weights {source.label!r} say nothing of how their images were prepared: taken as the recipe {recipe.name} does"
+        )
     warning = pixels_warning(data, subject.network)
     if warning:
         say(f"warning: {warning}")
@@ -113,7 +131,16 @@ def _evaluated(subject: Subject, source: Source, config: Config, data: ImageData
     every = np.arange(data.val_size)
     started = time.perf_counter()
     with torch.inference_mode():
-        batches = validation_batches(data, every, subject.network, recipe, preprocessing, device, reading=reading, at_once=at_once)
+        batches = validation_batches(
+            data,
+            every,
+            subject.network,
+            recipe,
+            preprocessing,
+            device,
+            reading=reading,
+            at_once=at_once,
+        )
         (scores,) = evaluate(module, batches, device, bf16=chosen.bf16)
     seconds = time.perf_counter() - started
     return _described(
@@ -137,8 +164,17 @@ def _evaluated(subject: Subject, source: Source, config: Config, data: ImageData
 
 def _described(subject: Subject, measured: dict[str, Any]) -> Evaluation:
     r, d, w = subject.network.rdw
-    network = {"name": subject.name, "space": subject.space, "r": r, "d": d, "w": w, **describe(subject.network)}
-    decides = [measured[key] for key in ("weights_sha256", "preprocessing", "precision")] + [measured["data"]["fingerprint"]]
+    network = {
+        "name": subject.name,
+        "space": subject.space,
+        "r": r,
+        "d": d,
+        "w": w,
+        **describe(subject.network),
+    }
+    decides = [measured[key] for key in ("weights_sha256", "preprocessing", "precision")] + [
+        measured["data"]["fingerprint"]
+    ]
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     return Evaluation(subject.space, subject.name, {"network": network, **measured}, digest)
 
@@ -153,13 +189,17 @@ def _network_of(weights: str) -> str:
 
     path = Path(weights).expanduser()
     if path.is_file():
-        raise RequestError(f"which network are these weights of? give its name, --rdw or --c beside {weights!r}")
+        raise RequestError(
+            f"which network are these weights of? give its name, --rdw or --c beside {weights!r}"
+        )
     if path.suffix in SUFFIXES or "/" in weights.removeprefix("timm/"):
         locate(weights)  # there is no such file, and it says so
     found = find_published(weights).architecture
     name = TIMM.get(found, found)
     if name not in NETWORKS:
-        raise RequestError(f"weights {weights!r} are of timm's {found}, which is none of tinynet networks: give weights of one that is")
+        raise RequestError(
+            f"weights {weights!r} are of timm's {found}, which is none of tinynet networks: give weights of one that is"
+        )
     return name
 
 
@@ -167,7 +207,9 @@ def _of_folder(folder: Path, request: Request) -> Subject:
     if (folder / CONFIG).is_file():
         subject = read_subject(folder, request.space)
         if subject.weights is None:
-            raise RequestError(f"{str(folder)!r} has a {CONFIG} and no weights: give the folder of a finished trial, or a weights file")
+            raise RequestError(
+                f"{str(folder)!r} has a {CONFIG} and no weights: give the folder of a finished trial, or a weights file"
+            )
         job = job_around(folder, request.space)
         return replace(subject, name=job.network) if job else subject
     return checkpoint_subject(folder, request.space)
@@ -178,14 +220,20 @@ def _own_data(subject: Subject | None) -> dict[str, Any]:
     settings = dict((subject.trained or {}).get("data") or {}) if subject else {}
     settings.pop("cache", None)  # a folder to write to is no file's to name
     if not settings or (settings.get("name") != "petals" and "path" not in settings):
-        raise RequestError("nothing to evaluate on: give --data petals, or --data with a folder of images")
+        raise RequestError(
+            "nothing to evaluate on: give --data petals, or --data with a folder of images"
+        )
     return settings
 
 
 def _recipe(subject: Subject, config: Config) -> Recipe:
     from tinynet_search.exporting.images import evaluation_recipe
 
-    return evaluation_recipe(subject, None) if (subject.trained or {}).get("recipe") else config.get_recipe()
+    return (
+        evaluation_recipe(subject, None)
+        if (subject.trained or {}).get("recipe")
+        else config.get_recipe()
+    )
 
 
 def _names_one(request: Request) -> bool:
@@ -197,9 +245,13 @@ def _load(module: Any, source: Source) -> None:
     try:
         load_weights(module, source)
     except RequestError as error:
-        said, mark, _ = str(error).partition(": ask for ")  # advice for whoever chooses the classes, which here the data does
+        said, mark, _ = str(error).partition(
+            ": ask for "
+        )  # advice for whoever chooses the classes, which here the data does
         raise RequestError(f"{said}: give data of as many classes") if mark else error from None
 
 
 def _other_classes(weights: str, theirs: int, ours: int) -> RequestError:
-    return RequestError(f"weights {weights!r} are for {theirs} classes, and the data has {ours}: give data of as many classes")
+    return RequestError(
+        f"weights {weights!r} are for {theirs} classes, and the data has {ours}: give data of as many classes"
+    )

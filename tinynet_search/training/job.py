@@ -50,7 +50,12 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         images = {"train": self.train, "val": self.val}
         figures = describe(self.spec.network())
-        head = {"schema": SCHEMA, "job": self.name, "network": self.network, "created": self.created}
+        head = {
+            "schema": SCHEMA,
+            "job": self.name,
+            "network": self.network,
+            "created": self.created,
+        }
         return {**head, "figures": figures, "images": images, "trial": self.spec.to_json()}
 
     @classmethod
@@ -68,10 +73,19 @@ class Job:
         spec, images = TrialSpec.from_json(values["trial"]), values["images"]
         if foreign := foreign_space(spec.space, space):
             raise ValueError(foreign)
-        job = cls(values["job"], values["network"], spec, images["train"], images["val"], values["created"])
+        job = cls(
+            values["job"],
+            values["network"],
+            spec,
+            images["train"],
+            images["val"],
+            values["created"],
+        )
         network = spec.network()
         if (network.space.version, network.macs) != (spec.space_version, values["figures"]["macs"]):
-            raise ValueError(f"its network is of version {spec.space_version} of {spec.space}, or not the one of its own r, d, w")
+            raise ValueError(
+                f"its network is of version {spec.space_version} of {spec.space}, or not the one of its own r, d, w"
+            )
         return job
 
 
@@ -88,7 +102,9 @@ def read_job(store: SearchStore, space: str | None = None) -> Job | None:
         return Job.from_json(found, space)
     except ValueError as error:
         said = " ".join(str(error).split())[:400]
-        raise RequestError(f"job {store.at(JOB)} is damaged ({said}): restore it, or train under another --name") from error
+        raise RequestError(
+            f"job {store.at(JOB)} is damaged ({said}): restore it, or train under another --name"
+        ) from error
 
 
 def agreed_job(store: SearchStore, asked: Job) -> Job:
@@ -121,16 +137,26 @@ def found_job(store: SearchStore, asked: Job) -> Job | None:
     if changed and not (store.folder.names("trials") or store.folder.names("results")):
         return None
     if changed:
-        label = {"recipe.lr": "recipe.lr (scaled to the batch)"} if {there.recipe.lr_batch, asked.recipe.lr_batch} != {None} else {}
-        shown = "; ".join(f"{label.get(key, key)} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed)
-        raise RequestError(f"job {store.url} is another training: {shown}; give another --name, or what it was started with")
+        label = (
+            {"recipe.lr": "recipe.lr (scaled to the batch)"}
+            if {there.recipe.lr_batch, asked.recipe.lr_batch} != {None}
+            else {}
+        )
+        shown = "; ".join(
+            f"{label.get(key, key)} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed
+        )
+        raise RequestError(
+            f"job {store.url} is another training: {shown}; give another --name, or what it was started with"
+        )
     return replace(there, spec=asked.spec)
 
 
 def ended_or_begun(store: SearchStore, job: Job) -> list[Job]:
     """The job at each number of epochs of which there is a result or a checkpoint."""
     runs = store.budgets()
-    jobs = [job.with_epochs(epochs) for epochs in sorted(set(runs.values())) if epochs <= MOST_EPOCHS]
+    jobs = [
+        job.with_epochs(epochs) for epochs in sorted(set(runs.values())) if epochs <= MOST_EPOCHS
+    ]
     return [each for each in jobs if each.spec.run in runs]
 
 

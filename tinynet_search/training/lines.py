@@ -17,7 +17,9 @@ class EpochLines:
 
     rank, world_size = 0, 1
 
-    def __init__(self, before: Sequence[Mapping[str, Any]], total: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, before: Sequence[Mapping[str, Any]], total: int, say: Callable[[str], None]
+    ) -> None:
         self._records, self._total, self._say = list(before), total, say
 
     def report(self, metrics: Mapping[str, Any]) -> None:
@@ -31,6 +33,10 @@ class EpochLines:
             f"top-1 {record['top1_raw']:.2f} % raw, {record['top1_ema']:.2f} % EMA",
             *([f"top-5 {record['top5']:.2f} %"] if "top5" in record else []),
             f"{record['images_per_s']:,.0f} images/s",
-            *([f"{duration(seconds_left(self._records, self._total))} left"] if record["epoch"] < self._total else []),
+            *(
+                [f"{duration(seconds_left(self._records, self._total))} left"]
+                if record["epoch"] < self._total
+                else []
+            ),
         ]
         return "  ".join(parts)

@@ -29,7 +29,9 @@ class _Watch(Callback):
         """Tune saves its callbacks; there is nothing here to save."""
         return {}
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         if "train_loss" in result:
             self._lines.report(result)
 

@@ -51,10 +51,16 @@ class Request:
     def __post_init__(self) -> None:
         for option, value in (("data", self.data), ("name", self.name)):
             if value is not None and not value.strip():
-                raise RequestError(f"--{option} {value!r} names nothing: leave it out, or give it a value")
-        if self.name is not None and not re.fullmatch(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}", self.name):
+                raise RequestError(
+                    f"--{option} {value!r} names nothing: leave it out, or give it a value"
+                )
+        if self.name is not None and not re.fullmatch(
+            rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}", self.name
+        ):
             plain = f"at most {LONGEST_NAME} letters, digits and . _ -, the first a letter, a digit or _"
-            raise RequestError(f"--name {one_line(self.name, 80)!r} is no name for a job: give {plain}")
+            raise RequestError(
+                f"--name {one_line(self.name, 80)!r} is no name for a job: give {plain}"
+            )
 
 
 class Chosen(NamedTuple):
@@ -74,14 +80,23 @@ def make_job(request: Request) -> tuple[Config, Job]:
     chooser = Chooser(request)
     values = read_request(request)
     if not values.get("data"):
-        raise RequestError("nothing to train on: give --data petals, --data with a folder of images, or [data] in a configuration")
+        raise RequestError(
+            "nothing to train on: give --data petals, --data with a folder of images, or [data] in a configuration"
+        )
     config = settled(values, chooser.space, request)
     data = opened_data(config.data_settings())
     chosen = chooser.network(len(data.class_names))
     name = request.name or _job_name(chosen.label, config.data_settings())
     config = settled(values, chooser.space, request, name=name, classes=len(data.class_names))
     check_batch(data, config.get_recipe())
-    return config, Job(name, chosen.label, _spec(config, chosen, data), data.train_size, data.val_size, int(time.time()))
+    return config, Job(
+        name,
+        chosen.label,
+        _spec(config, chosen, data),
+        data.train_size,
+        data.val_size,
+        int(time.time()),
+    )
 
 
 def _spec(config: Config, chosen: Chosen, data: ImageData) -> TrialSpec:
@@ -106,16 +121,28 @@ class Chooser:
         given = [each for each in (request.network, request.rdw, request.c) if each is not None]
         if len(given) != 1:
             found = "no network to train" if not given else "more than one network to train"
-            raise RequestError(f"{found}: give a name of tinynet networks, --rdw R,D,W with --space, or --c C, and only one of them")
+            raise RequestError(
+                f"{found}: give a name of tinynet networks, --rdw R,D,W with --space, or --c C, and only one of them"
+            )
         if request.network is not None and request.space is not None:
             raise RequestError(f"--space goes with --rdw and --c: {request.network!r} has its own")
         if request.rdw is not None and request.space is None:
-            raise RequestError(f"--rdw {request.rdw} is a twist of what? give --space, for example --space efficientnet_b0")
+            raise RequestError(
+                f"--rdw {request.rdw} is a twist of what? give --space, for example --space efficientnet_b0"
+            )
         if request.c is None and (request.formula is not None or request.extrapolate):
             raise RequestError("--formula and --extrapolate go with --c")
         self._request = request
-        self._formula = TinyFormula.load(request.formula or "published", tracking_uri=request.tracking) if request.c is not None else None
-        self._space = request.space or (self._formula.get_space(None).name if self._formula else get_named(request.network or "").space)
+        self._formula = (
+            TinyFormula.load(request.formula or "published", tracking_uri=request.tracking)
+            if request.c is not None
+            else None
+        )
+        self._space = request.space or (
+            self._formula.get_space(None).name
+            if self._formula
+            else get_named(request.network or "").space
+        )
 
     @property
     def space(self) -> str:
@@ -126,11 +153,17 @@ class Chooser:
         request, space = self._request, get_space(self._space)
         if self._formula is not None:
             assert request.c is not None
-            found = self._formula.suggest(request.c, space=request.space, num_classes=classes, extrapolate=request.extrapolate)
+            found = self._formula.suggest(
+                request.c, space=request.space, num_classes=classes, extrapolate=request.extrapolate
+            )
             return Chosen(_plain(f"{self._space}-c{request.c:g}"), self._space, found.network)
         if request.rdw is not None:
             r, d, w = rdw = _multipliers(request.rdw)
-            return Chosen(_plain(f"{self._space}-r{r:g}-d{d:g}-w{w:g}"), self._space, space.network(rdw, classes))
+            return Chosen(
+                _plain(f"{self._space}-r{r:g}-d{d:g}-w{w:g}"),
+                self._space,
+                space.network(rdw, classes),
+            )
         row = get_named(request.network or "")
         return Chosen(row.name, self._space, space.network(row.network().rdw, classes))
 
@@ -140,7 +173,12 @@ def read_request(request: Request) -> dict[str, Any]:
     values = read_values(request.config)
     if request.data is not None:
         values["data"] = data_settings(request.data)
-    flags = {"recipe.name": request.recipe, "recipe.epochs": request.epochs, "search.seed": request.seed, "storage.path": request.storage}
+    flags = {
+        "recipe.name": request.recipe,
+        "recipe.epochs": request.epochs,
+        "search.seed": request.seed,
+        "storage.path": request.storage,
+    }
     named = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     values = with_settings(values, [*named, *request.settings])
     scaling, run = values.get("scaling"), values.get("run", {})
@@ -158,12 +196,22 @@ def data_settings(data: str) -> dict[str, Any]:
     return dict(detected(data))
 
 
-def settled(values: Mapping[str, Any], space: str, request: Request, *, name: str = "job", classes: int | None = None) -> Config:
+def settled(
+    values: Mapping[str, Any],
+    space: str,
+    request: Request,
+    *,
+    name: str = "job",
+    classes: int | None = None,
+) -> Config:
     """The checked configuration, with what follows from the space and the data where nobody said otherwise.
 
     ``[space]`` gives way to the network, and of ``[search]`` the seed alone counts.
     """
-    whole = {key: dict(section) if isinstance(section, Mapping) else section for key, section in values.items()}
+    whole = {
+        key: dict(section) if isinstance(section, Mapping) else section
+        for key, section in values.items()
+    }
     data = whole.setdefault("data", {})
     whole["space"] = {"name": space}
     search, recipe = whole.setdefault("search", {}), whole.setdefault("recipe", {})
@@ -190,7 +238,9 @@ def _multipliers(text: str) -> tuple[float, float, float]:
     try:
         r, d, w = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise RequestError(f"--rdw {text!r} is no r,d,w: give three numbers such as 0.86,1.2,1.0") from error
+        raise RequestError(
+            f"--rdw {text!r} is no r,d,w: give three numbers such as 0.86,1.2,1.0"
+        ) from error
     return r, d, w
 
 

@@ -19,7 +19,14 @@ from tinynet_search.tracking.connection import address, resolve_uri
 from tinynet_search.tracking.jobs import counted
 from tinynet_search.training.job import Job, agreed_job, ended_or_begun, found_job
 from tinynet_search.training.lines import EpochLines
-from trainables.trial import PROGRESS, checkpoints, opened_data, position, result_name, shorter_budgets
+from trainables.trial import (
+    PROGRESS,
+    checkpoints,
+    opened_data,
+    position,
+    result_name,
+    shorter_budgets,
+)
 
 # Seconds: how long a training waits for MLflow's first answer.
 PATIENCE = 20.0
@@ -65,7 +72,9 @@ class Outcome:
     stopped: str | None = None
 
 
-def run_job(config: Config, asked: Job, *, tracking: str | None, say: Callable[[str], None]) -> Outcome:
+def run_job(
+    config: Config, asked: Job, *, tracking: str | None, say: Callable[[str], None]
+) -> Outcome:
     """Train a job to its end, or take it up where it was left; MLflow follows where it can.
 
     Args:
@@ -84,15 +93,26 @@ def run_job(config: Config, asked: Job, *, tracking: str | None, say: Callable[[
     found = found_job(store, asked)
     candidate = asked.candidate
     new = found is None or store.result(candidate.run) is None
-    warning = pixels_warning(opened_data(asked.spec.data, asked.spec.data_fingerprint), asked.spec.network())
+    warning = pixels_warning(
+        opened_data(asked.spec.data, asked.spec.data_fingerprint), asked.spec.network()
+    )
     # What is refused leaves nothing behind: the machine comes before the job is written.
-    with stoppable(say) as stopping, contextlib.ExitStack() as driving, contextlib.ExitStack() as held:
+    with (
+        stoppable(say) as stopping,
+        contextlib.ExitStack() as driving,
+        contextlib.ExitStack() as held,
+    ):
         lease = None
         if new:
-            begin = held.enter_context(_cluster(config, asked, say) if on_ray else _machine(config, candidate))
+            begin = held.enter_context(
+                _cluster(config, asked, say) if on_ray else _machine(config, candidate)
+            )
             lease = driving.enter_context(Lease(store.folder, f"job {store.url}", "train"))
             lease.when_lost(lambda: stopping.ask("another process has taken this job over"))
-            train, job = partial(begin, Drive(config, store.url, candidate, lease, stopping)), agreed_job(store, asked)
+            train, job = (
+                partial(begin, Drive(config, store.url, candidate, lease, stopping)),
+                agreed_job(store, asked),
+            )
         else:
             train, job = None, found or asked
         publisher = JobPublisher(store, [job], uri, warn=say if new else lambda line: None)
@@ -115,26 +135,47 @@ def run_job(config: Config, asked: Job, *, tracking: str | None, say: Callable[[
         fault = None if new else publisher.fault
         missing = fault or f"MLflow at {address(uri)} has not everything yet"
         say(f"{missing}: the same command, or tinynet sync --search {job.name}, catches up")
-    return Outcome(job, store, store.result(candidate.run), new, address(uri), publisher.link, warning, stopping.why)
+    return Outcome(
+        job,
+        store,
+        store.result(candidate.run),
+        new,
+        address(uri),
+        publisher.link,
+        warning,
+        stopping.why,
+    )
 
 
 def pixels_warning(data: Any, network: Network) -> str | None:
     """One line where packed data were made for fewer pixels than the network wants."""
-    return too_large({"data": {"largest_pixels": getattr(data, "largest_pixels", None)}}, [network.resolution])
+    return too_large(
+        {"data": {"largest_pixels": getattr(data, "largest_pixels", None)}}, [network.resolution]
+    )
 
 
 def _lines(store: SearchStore, job: Job, say: Callable[[str], None]) -> EpochLines:
     """Say what is going to be trained, and where it goes on."""
     network, recipe = job.spec.network(), job.recipe
     size = f"{network.resolution} px, {network.macs / 1e6:.1f}M FLOPs, {network.params / 1e6:.2f}M params"
-    images = f"{job.train} training and {job.val} validation images of {network.num_classes} classes"
+    images = (
+        f"{job.train} training and {job.val} validation images of {network.num_classes} classes"
+    )
     say(f"{job.network}: {size}; recipe {recipe.name}, {counted(recipe.epochs)}; {images}")
     done, at = store.progress(job.spec.run), _left_at(store, job)
     say(f"{store.url}" + (f": goes on after {at}" if at else ""))
     others = [] if at else _finished(store, job)
     if others:
-        own = "epochs are a training of their own" if recipe.epochs > 1 else "epoch is a training of its own"
-        stays = f"the result for {others[0]} stays" if len(others) == 1 else f"the results for {', '.join(map(str, others))} stay"
+        own = (
+            "epochs are a training of their own"
+            if recipe.epochs > 1
+            else "epoch is a training of its own"
+        )
+        stays = (
+            f"the result for {others[0]} stays"
+            if len(others) == 1
+            else f"the results for {', '.join(map(str, others))} stay"
+        )
         say(f"{recipe.epochs} {own}, from the start; {stays}")
     return EpochLines(done, recipe.epochs, say)
 
@@ -148,14 +189,18 @@ def _left_at(store: SearchStore, job: Job) -> str | None:
             if folder.exists(f"{name}/{PROGRESS}"):
                 epoch, step = position(name)
                 at = f"epoch {epoch}, step {step}" if step else f"epoch {epoch}"
-                return at if run == spec.run else f"{at} of the training for {run.rpartition('-e')[2]}"
+                return (
+                    at if run == spec.run else f"{at} of the training for {run.rpartition('-e')[2]}"
+                )
     return None
 
 
 def _finished(store: SearchStore, job: Job) -> list[int]:
     """The numbers of epochs of which there is a finished result."""
     at = {each.spec.run: each.recipe.epochs for each in ended_or_begun(store, job)}
-    return sorted(at[run] for run, result in store.results(at).items() if result["status"] == "finished")
+    return sorted(
+        at[run] for run, result in store.results(at).items() if result["status"] == "finished"
+    )
 
 
 @contextlib.contextmanager
@@ -171,7 +216,9 @@ def _cluster(config: Config, job: Job, say: Callable[[str], None]) -> Iterator[T
 def _machine(config: Config, candidate: Candidate) -> Iterator[Train]:
     if config.scaling.auto:
         refuse_sync_bn(config)
-    loaders = take_machine(config.scaling, candidate.network["macs"] * candidate.spec.recipe["micro_batch"])
+    loaders = take_machine(
+        config.scaling, candidate.network["macs"] * candidate.spec.recipe["micro_batch"]
+    )
     yield partial(train_here, loaders=loaders)
 
 
@@ -184,7 +231,9 @@ def train_here(drive: Drive, lines: EpochLines, *, loaders: int) -> None:
     execution = Execution(**drive.config.execution.model_dump(), loader_workers=loaders)
     stopping = drive.stopping
     with _failure_unsaid(), stopping.gently(lambda: None), contextlib.suppress(Stopped):
-        run_trial(drive.candidate.spec, drive.root, lines, execution, lambda: stopping.why is not None)
+        run_trial(
+            drive.candidate.spec, drive.root, lines, execution, lambda: stopping.why is not None
+        )
 
 
 def take_machine(scaling: ScalingSection, macs: float) -> int:
@@ -205,7 +254,9 @@ def take_machine(scaling: ScalingSection, macs: float) -> int:
     import torch
 
     if scaling.gpus and not torch.cuda.is_available():
-        raise RequestError(f"scaling.gpus = {scaling.gpus:g}, and torch finds no GPU here: leave it out, or train on a machine with one")
+        raise RequestError(
+            f"scaling.gpus = {scaling.gpus:g}, and torch finds no GPU here: leave it out, or train on a machine with one"
+        )
     if "cpus" in named or macs < THREADED_FROM:
         torch.set_num_threads(max(1, int(scaling.cpus)))
     if "loader_workers" in named or not torch.cuda.is_available():
@@ -244,20 +295,36 @@ def summary(outcome: Outcome) -> dict[str, Any]:
     """The outcome as one JSON document."""
     job, result = outcome.job, outcome.result or {}
     r, d, w = job.spec.rdw
-    known: Mapping[str, Any] = {key: result.get(key) for key in ("status", "reason", "detail", "metrics", "workers", "host")}
+    known: Mapping[str, Any] = {
+        key: result.get(key) for key in ("status", "reason", "detail", "metrics", "workers", "host")
+    }
     return {
         "job": job.name,
         "directory": outcome.store.url,
-        "network": {"name": job.network, "space": job.spec.space, "r": r, "d": d, "w": w, **job.candidate.network},
+        "network": {
+            "name": job.network,
+            "space": job.spec.space,
+            "r": r,
+            "d": d,
+            "w": w,
+            **job.candidate.network,
+        },
         "recipe": dict(job.spec.recipe),
-        "data": {"settings": dict(job.spec.data), "fingerprint": job.spec.data_fingerprint, "train": job.train, "val": job.val},
+        "data": {
+            "settings": dict(job.spec.data),
+            "fingerprint": job.spec.data_fingerprint,
+            "train": job.train,
+            "val": job.val,
+        },
         "seed": job.spec.seed,
         "run": job.spec.run,
         **known,
         "epochs": len(result.get("epochs", [])),
         "training_seconds": round(sum(epoch["seconds"] for epoch in result.get("epochs", [])), 1),
         "trained_now": outcome.trained,
-        "weights": outcome.store.at(job.spec.folder) if result.get("status") == "finished" else None,
+        "weights": outcome.store.at(job.spec.folder)
+        if result.get("status") == "finished"
+        else None,
         "warning": outcome.warning,
         "tracking": outcome.tracking,
         "link": outcome.link,

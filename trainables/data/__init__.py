@@ -73,7 +73,13 @@ class ImageData(Protocol):
     val_size: int
     fingerprint: str
 
-    def loader(self, resolution: int, recipe: "Recipe", device: "torch.device", reading: Reading = IN_PROCESS) -> Loader: ...
+    def loader(
+        self,
+        resolution: int,
+        recipe: "Recipe",
+        device: "torch.device",
+        reading: Reading = IN_PROCESS,
+    ) -> Loader: ...
 
     def swapped(self) -> "ImageData":
         """The same set with its training images in the place of the others: for whoever wants them as evaluation sees them."""
@@ -82,7 +88,11 @@ class ImageData(Protocol):
 
 def absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with their folders absolute: trials run elsewhere than where the search was asked for."""
-    folders = {key: str(Path(settings[key]).expanduser().absolute()) for key in ("path", "cache") if isinstance(settings.get(key), str)}
+    folders = {
+        key: str(Path(settings[key]).expanduser().absolute())
+        for key in ("path", "cache")
+        if isinstance(settings.get(key), str)
+    }
     return {**settings, **folders}
 
 

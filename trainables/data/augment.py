@@ -44,7 +44,9 @@ def draw(recipe: Recipe, sizes: np.ndarray, seed: int) -> Draws:
     rng = np.random.default_rng(seed)
     boxes = crop_boxes(sizes, rng)
     flip = rng.random(len(sizes)) < recipe.hflip
-    return Draws(boxes, flip, draw_jitter(len(sizes), recipe.jitter, rng) if recipe.jitter else None)
+    return Draws(
+        boxes, flip, draw_jitter(len(sizes), recipe.jitter, rng) if recipe.jitter else None
+    )
 
 
 def crop_boxes(sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -56,7 +58,10 @@ def crop_boxes(sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     aspect = np.exp(low + (high - low) * dice[1])
     heights, widths = np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
     fits = (heights > 0) & (widths > 0) & (heights <= height) & (widths <= width)
-    tops, lefts = np.floor(dice[2] * (height - heights + 1)), np.floor(dice[3] * (width - widths + 1))
+    tops, lefts = (
+        np.floor(dice[2] * (height - heights + 1)),
+        np.floor(dice[3] * (width - widths + 1)),
+    )
     tried = np.stack((tops, lefts, heights, widths), -1)[np.arange(n), fits.argmax(1)]
     return np.where(fits.any(1)[:, None], tried, _central(sizes)).astype(np.int64)
 
@@ -89,7 +94,9 @@ def jitter_(images: Tensor, jitter: Jitter) -> Tensor:
     away = 1 - torch.from_numpy(jitter.factors).to(device, torch.float32)
     own, mean = (order == SATURATION).float(), (order == CONTRAST).float()
     for step in range(3):
-        grey = (flat[:, 0] * GREY[0]).add_(flat[:, 1], alpha=GREY[1]).add_(flat[:, 2], alpha=GREY[2])
+        grey = (
+            (flat[:, 0] * GREY[0]).add_(flat[:, 1], alpha=GREY[1]).add_(flat[:, 2], alpha=GREY[2])
+        )
         other = mean[:, step] * grey.mean(1)
         grey.mul_(own[:, step, None]).add_(other[:, None])
         flat.lerp_(grey[:, None], away[:, step, None, None]).clamp_(0, 255)

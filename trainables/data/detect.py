@@ -9,9 +9,7 @@ from trainables.data.imagenet import KAGGLE_TREE, TRAIN_TAR, VAL_TAR
 from trainables.data.packed import AGAIN, SETTINGS, WHOLE
 from trainables.data.parquet import shards
 
-LOOKED_FOR = (
-    f"{WHOLE}, train-*.parquet, train/ and val/ with a folder a class in each, {TRAIN_TAR} with {VAL_TAR} and {DEVKIT}, or {KAGGLE_TREE}/"
-)
+LOOKED_FOR = f"{WHOLE}, train-*.parquet, train/ and val/ with a folder a class in each, {TRAIN_TAR} with {VAL_TAR} and {DEVKIT}, or {KAGGLE_TREE}/"
 
 
 def detected(path: str) -> dict[str, str]:
@@ -24,7 +22,9 @@ def detected(path: str) -> dict[str, str]:
     if root.is_file():
         raise RequestError(f"data {str(root)!r} is a file: give a folder with {LOOKED_FOR}")
     if not root.is_dir():
-        raise RequestError(f"data folder {str(root)!r} does not exist: give a folder with {LOOKED_FOR}")
+        raise RequestError(
+            f"data folder {str(root)!r} does not exist: give a folder with {LOOKED_FOR}"
+        )
     return {"name": _kind(root), "path": path}
 
 

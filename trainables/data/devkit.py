@@ -32,27 +32,46 @@ def validation_truth(root: Path) -> Truth | None:
     Raises:
         RequestError: what is there cannot be read.
     """
-    sources: list[tuple[Path, Callable[[Path], dict[str, str]]]] = [(root / KAGGLE, _kaggle), (root / DEVKIT, _packed_kit)]
+    sources: list[tuple[Path, Callable[[Path], dict[str, str]]]] = [
+        (root / KAGGLE, _kaggle),
+        (root / DEVKIT, _packed_kit),
+    ]
     sources += [(root / folder / TRUTH, _unpacked_kit) for folder in UNPACKED]
     for place, read in sources:
         if place.is_file():
             try:
                 return Truth(read(place), place)
-            except (OSError, KeyError, ValueError, EOFError, tarfile.TarError, NotImplementedError) as error:
+            except (
+                OSError,
+                KeyError,
+                ValueError,
+                EOFError,
+                tarfile.TarError,
+                NotImplementedError,
+            ) as error:
                 if isinstance(error, RequestError):
                     raise
-                raise RequestError(f"{str(place)!r} cannot be read ({error}): fetch it again") from error
+                raise RequestError(
+                    f"{str(place)!r} cannot be read ({error}): fetch it again"
+                ) from error
     return None
 
 
 def _kaggle(table: Path) -> dict[str, str]:
     with table.open(newline="", encoding="utf-8-sig") as file:
-        return {row["ImageId"]: row["PredictionString"].split(maxsplit=1)[0] for row in csv.DictReader(file)}
+        return {
+            row["ImageId"]: row["PredictionString"].split(maxsplit=1)[0]
+            for row in csv.DictReader(file)
+        }
 
 
 def _packed_kit(kit: Path) -> dict[str, str]:
     with tarfile.open(kit) as tar:
-        found = {Path(member.name).name: member for member in tar if Path(member.name).name in (TRUTH, META) and member.isfile()}
+        found = {
+            Path(member.name).name: member
+            for member in tar
+            if Path(member.name).name in (TRUTH, META) and member.isfile()
+        }
         truth, meta = (tar.extractfile(found[name]) for name in (TRUTH, META))
         assert truth is not None and meta is not None  # both are plain files
         return _truth(truth.read().decode(), meta.read())

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 # Pillow's modes of more than 8 bits a colour, which it would cut off to white.
-DEEP = {"I;16": "16 bits a pixel", "I;16B": "16 bits a pixel", "I": "32 bits a pixel", "F": "floating-point pixels"}
+DEEP = {
+    "I;16": "16 bits a pixel",
+    "I;16B": "16 bits a pixel",
+    "I": "32 bits a pixel",
+    "F": "floating-point pixels",
+}
 
 
 class UnreadableImageError(RuntimeError):
@@ -51,7 +56,9 @@ class Part:
         try:
             data = self.read(index)
         except FileNotFoundError as error:
-            raise UnreadableImageError(f"image {self.place(index)!r} cannot be read: {error}") from error
+            raise UnreadableImageError(
+                f"image {self.place(index)!r} cannot be read: {error}"
+            ) from error
         return decoded(data, self.place(index))
 
 
@@ -78,12 +85,20 @@ def decoded(data: bytes, place: str) -> Any:
 class EncodedData(ImageData):
     """Images that are decoded one at a time, when they are wanted."""
 
-    def __init__(self, class_names: Sequence[str], train: Part, val: Part, fingerprint: str) -> None:
+    def __init__(
+        self, class_names: Sequence[str], train: Part, val: Part, fingerprint: str
+    ) -> None:
         self.class_names, self.fingerprint = class_names, fingerprint
         self.train, self.val = train, val
         self.train_size, self.val_size = len(train.labels), len(val.labels)
 
-    def loader(self, resolution: int, recipe: "Recipe", device: "torch.device", reading: Reading = IN_PROCESS) -> Loader:
+    def loader(
+        self,
+        resolution: int,
+        recipe: "Recipe",
+        device: "torch.device",
+        reading: Reading = IN_PROCESS,
+    ) -> Loader:
         from trainables.data.per_image import PerImageLoader, Split
 
         train, val = (Split(part.image, part.labels) for part in (self.train, self.val))

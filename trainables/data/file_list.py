@@ -43,7 +43,9 @@ def to_csv(rows: Iterable[Row], *, head: bool = True) -> str:
     """The rows sorted by split, class and file, so that the same files make the same text."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([HEAD] * head + sorted(rows, key=lambda row: (row.split, row.folder, row.file.split("/"))))
+    writer.writerows(
+        [HEAD] * head + sorted(rows, key=lambda row: (row.split, row.folder, row.file.split("/")))
+    )
     return text.getvalue()
 
 
@@ -59,8 +61,14 @@ def from_csv(file: Path) -> list[Row]:
         raise RequestError(f"list {str(file)!r} cannot be read: {error}") from error
     rows = [_row(line) for line in lines[1:]]
     if not lines or tuple(lines[0]) != HEAD or not rows or None in rows:
-        wrong = "1" if not lines or tuple(lines[0]) != HEAD else str(rows.index(None) + 2 if None in rows else 2)
-        raise RequestError(f"{str(file)!r} is no list of files (line {wrong}): it must have the columns {','.join(HEAD)}")
+        wrong = (
+            "1"
+            if not lines or tuple(lines[0]) != HEAD
+            else str(rows.index(None) + 2 if None in rows else 2)
+        )
+        raise RequestError(
+            f"{str(file)!r} is no list of files (line {wrong}): it must have the columns {','.join(HEAD)}"
+        )
     return [row for row in rows if row]
 
 
@@ -71,6 +79,11 @@ def whole_rows(text: str) -> list[Row]:
 
 
 def _row(line: list[str]) -> Row | None:
-    if len(line) != len(HEAD) or line[0] not in SPLITS or not line[3].isdecimal() or not _SHA256.fullmatch(line[4]):
+    if (
+        len(line) != len(HEAD)
+        or line[0] not in SPLITS
+        or not line[3].isdecimal()
+        or not _SHA256.fullmatch(line[4])
+    ):
         return None
     return Row(line[0], line[1], line[2], int(line[3]), line[4])

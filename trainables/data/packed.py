@@ -58,11 +58,18 @@ class Shard:
             missing = isinstance(error, FileNotFoundError)
             name = Path(str(error.filename)).name if missing else self.index.name
             raise DamagedShardError(f"{name} is {'missing' if missing else 'no index'}") from error
-        if data.ndim != 2 or data.shape[1] != 4 or data.dtype != np.int32 or (digest and digest != digest_of(data)):
+        if (
+            data.ndim != 2
+            or data.shape[1] != 4
+            or data.dtype != np.int32
+            or (digest and digest != digest_of(data))
+        ):
             raise DamagedShardError(f"{self.index.name} was changed")
         needed = int(bytes_of(data).sum())
         if size != needed:
-            raise DamagedShardError(f"{self.pixels.name} has {size} bytes where its index says {needed}")
+            raise DamagedShardError(
+                f"{self.pixels.name} has {size} bytes where its index says {needed}"
+            )
         return data
 
 
@@ -86,7 +93,11 @@ def short_side(pixels: int) -> int:
 def kept_size(width: int, height: int, short: int) -> tuple[int, int]:
     """Width and height with a short side of ``short``; a smaller image keeps its own."""
     now = min(width, height)
-    return (width, height) if now <= short else (max(1, round(width * short / now)), max(1, round(height * short / now)))
+    return (
+        (width, height)
+        if now <= short
+        else (max(1, round(width * short / now)), max(1, round(height * short / now)))
+    )
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,13 @@ class PackedData(ImageData):
         if [self.train_size, self.val_size] != [record["counts"][part] for part in PARTS]:
             raise RequestError(f"packed data {str(root)!r}: {WHOLE} was changed: {AGAIN}")
 
-    def loader(self, resolution: int, recipe: "Recipe", device: "torch.device", reading: Reading = IN_PROCESS) -> Loader:
+    def loader(
+        self,
+        resolution: int,
+        recipe: "Recipe",
+        device: "torch.device",
+        reading: Reading = IN_PROCESS,
+    ) -> Loader:
         from trainables.data.packed_loader import PackedLoader, per_image
 
         if recipe.randaugment:
@@ -146,17 +163,23 @@ class PackedData(ImageData):
 
 def _record(root: Path) -> dict[str, Any]:
     if not root.is_dir():
-        raise RequestError(f"packed data {str(root)!r} does not exist: make it with tinynet data pack --data DIR --out {root}")
+        raise RequestError(
+            f"packed data {str(root)!r} does not exist: make it with tinynet data pack --data DIR --out {root}"
+        )
     try:
         record = json.loads((root / WHOLE).read_text())
     except FileNotFoundError:
         if (root / SETTINGS).exists():
             raise RequestError(f"packed data {str(root)!r} is not finished: {AGAIN}") from None
-        raise RequestError(f"{str(root)!r} is no packed set: make one with tinynet data pack --data DIR --out ANOTHER") from None
+        raise RequestError(
+            f"{str(root)!r} is no packed set: make one with tinynet data pack --data DIR --out ANOTHER"
+        ) from None
     except ValueError:
         raise RequestError(f"packed data {str(root)!r}: {WHOLE} is damaged: {AGAIN}") from None
     if record.get("version") != VERSION:
-        raise RequestError(f"packed data {str(root)!r} was packed by another version of this program: pack it again, into a new folder")
+        raise RequestError(
+            f"packed data {str(root)!r} was packed by another version of this program: pack it again, into a new folder"
+        )
     return record
 
 

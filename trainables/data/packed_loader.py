@@ -54,7 +54,12 @@ class PackedLoader:
         reading: Reading = IN_PROCESS,
         resample: Resample = "auto",
     ) -> None:
-        self._pixels, self._recipe, self._device, self._reading = resolution, recipe, device, reading
+        self._pixels, self._recipe, self._device, self._reading = (
+            resolution,
+            recipe,
+            device,
+            reading,
+        )
         self._matmul = resample == "matmul" or (resample == "auto" and device.type != "cpu")
         self._parts = {"train": Regions(train), "val": Regions(val)}
 
@@ -68,21 +73,31 @@ class PackedLoader:
 
     def _drawn(self, regions: "Regions", batch: MicroBatch) -> Plan:
         if self._recipe.augment == "shift":
-            return self._centred(regions, batch.indices, self._pixels)._replace(mode="bilinear", shift=batch.seed)
+            return self._centred(regions, batch.indices, self._pixels)._replace(
+                mode="bilinear", shift=batch.seed
+            )
         draws = draw(self._recipe, regions.part.sizes[batch.indices], batch.seed)
-        return Plan(batch.indices, crops(draws.boxes, self._pixels), draws.flip, jitter=draws.jitter)
+        return Plan(
+            batch.indices, crops(draws.boxes, self._pixels), draws.flip, jitter=draws.jitter
+        )
 
     def _centred(self, regions: "Regions", indices: np.ndarray, short: int) -> Plan:
         windows = centres(regions.part.sizes[indices], short, self._pixels)
         return Plan(indices, windows, np.zeros(len(indices), bool))
 
-    def _run(self, regions: "Regions", batches: Sequence[T], plan: Callable[[T], Plan]) -> Iterator[Batch]:
+    def _run(
+        self, regions: "Regions", batches: Sequence[T], plan: Callable[[T], Plan]
+    ) -> Iterator[Batch]:
         """On a CPU all work is the threads'; for a GPU they gather regions, and the rest is done where the batch is wanted."""
         if not self._matmul:
-            yield from prefetched(lambda batch: self._in_host(regions, plan(batch)), batches, self._reading.workers)
+            yield from prefetched(
+                lambda batch: self._in_host(regions, plan(batch)), batches, self._reading.workers
+            )
             return
         pinned = self._reading.pinned and self._device.type == "cuda"
-        for planned, canvases in prefetched(lambda batch: _gathered(regions, plan(batch), pinned), batches, self._reading.workers):
+        for planned, canvases in prefetched(
+            lambda batch: _gathered(regions, plan(batch), pinned), batches, self._reading.workers
+        ):
             with torch.autocast(self._device.type, enabled=False):
                 batch = self._on_device(regions, planned, canvases)
             yield batch
@@ -97,7 +112,9 @@ class PackedLoader:
             images = scratch[: stop - start]
             for k in range(start, stop):
                 region = regions.view(plan.indices[k], plan.windows.regions[k])
-                small = native(region, plan.windows.scaled[k], plan.windows.offsets[k], pixels, plan.mode)
+                small = native(
+                    region, plan.windows.scaled[k], plan.windows.offsets[k], pixels, plan.mode
+                )
                 images[k - start].copy_(small.flip(-1) if plan.flip[k] else small)
             self._finish(out[start:stop], images, plan, slice(start, stop))
         return self._labelled(out, regions, plan)
@@ -109,7 +126,13 @@ class PackedLoader:
         for canvas in canvases:
             part = slice(start, start + len(canvas))
             windows = Windows(*(a[part] for a in plan.windows))
-            images = batched(canvas.to(self._device, non_blocking=True), windows, plan.flip[part], self._pixels, plan.mode)
+            images = batched(
+                canvas.to(self._device, non_blocking=True),
+                windows,
+                plan.flip[part],
+                self._pixels,
+                plan.mode,
+            )
             if plan.shift is None:
                 self._finish(out[part], images, plan, part)
             else:
@@ -127,7 +150,9 @@ class PackedLoader:
         normalise_into(out, images)
 
     def _labelled(self, images: Tensor, regions: "Regions", plan: Plan) -> Batch:
-        return images, torch.from_numpy(regions.part.labels[plan.indices]).to(self._device, non_blocking=True)
+        return images, torch.from_numpy(regions.part.labels[plan.indices]).to(
+            self._device, non_blocking=True
+        )
 
 
 class Regions:
@@ -145,7 +170,9 @@ class Regions:
         top, left, height, width = region.tolist()
         line = 3 * int(self.part.sizes[index, 1])
         start = int(self.part.starts[index]) + top * line + 3 * left
-        return self._flat[self.part.shards[index]].as_strided((3, height, width), (1, line, 3), start)
+        return self._flat[self.part.shards[index]].as_strided(
+            (3, height, width), (1, line, 3), start
+        )
 
 
 def _gathered(regions: Regions, plan: Plan, pinned: bool) -> tuple[Plan, list[Tensor]]:
@@ -154,7 +181,9 @@ def _gathered(regions: Regions, plan: Plan, pinned: bool) -> tuple[Plan, list[Te
     n, step = len(plan.indices), max(1, CANVAS_BYTES // (height * width * 3))
     canvases = []
     for start in range(0, n, step):
-        canvas = torch.empty((min(step, n - start), height, width, 3), dtype=torch.uint8, pin_memory=pinned)
+        canvas = torch.empty(
+            (min(step, n - start), height, width, 3), dtype=torch.uint8, pin_memory=pinned
+        )
         for k, one in enumerate(canvas, start):
             region = regions.view(plan.indices[k], plan.windows.regions[k]).permute(1, 2, 0)
             one[: region.shape[0], : region.shape[1]].copy_(region)
@@ -179,7 +208,14 @@ def prefetched(make: Callable[[T], R], items: Sequence[T], workers: int) -> Iter
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def per_image(train: PackedPart, val: PackedPart, resolution: int, recipe: Recipe, device: torch.device, reading: Reading) -> Loader:
+def per_image(
+    train: PackedPart,
+    val: PackedPart,
+    resolution: int,
+    recipe: Recipe,
+    device: torch.device,
+    reading: Reading,
+) -> Loader:
     """The general loader over the store, for augmentations that work on PIL images."""
     from PIL import Image
 

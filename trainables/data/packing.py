@@ -31,7 +31,14 @@ from trainables.data.packed import (
     kept_size,
 )
 from trainables.data.packing_files import alone, write_file
-from trainables.data.packing_workers import Done, Job, PackingError, Task, UnreadableImagesError, written
+from trainables.data.packing_workers import (
+    Done,
+    Job,
+    PackingError,
+    Task,
+    UnreadableImagesError,
+    written,
+)
 
 # Small shards divide the work evenly and lose little when it stops; few files, since a reader keeps each one open.
 LEAST_SHARD, MOST_SHARDS = 512, 400
@@ -85,12 +92,22 @@ class Packing:
         mended = self._check_settings()
         whole = self.record()
         if on_error == "fail" and (skipped := whole.get("skipped")):
-            said = f"was packed without {len(skipped)} images that cannot be read ({skipped[0]}, ...)"
-            raise RequestError(f"{str(self.root)!r} {said}: give --on-error skip to keep it so, or pack into a new folder")
+            said = (
+                f"was packed without {len(skipped)} images that cannot be read ({skipped[0]}, ...)"
+            )
+            raise RequestError(
+                f"{str(self.root)!r} {said}: give --on-error skip to keep it so, or pack into a new folder"
+            )
         known = whole.get("shards", {})
-        return [task for task in self.settings.tasks() if not self._kept(task, known, on_error == "skip" and not mended)]
+        return [
+            task
+            for task in self.settings.tasks()
+            if not self._kept(task, known, on_error == "skip" and not mended)
+        ]
 
-    def run(self, workers: int, on_error: OnError, report: Callable[[Done], None] = lambda done: None) -> dict[str, Any]:
+    def run(
+        self, workers: int, on_error: OnError, report: Callable[[Done], None] = lambda done: None
+    ) -> dict[str, Any]:
         """Write what is missing, then ``packed.json``, and return what it says.
 
         Raises:
@@ -100,7 +117,9 @@ class Packing:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RequestError(f"folder {str(self.root)!r} cannot be made ({error.strerror}): give another --out") from error
+            raise RequestError(
+                f"folder {str(self.root)!r} cannot be made ({error.strerror}): give another --out"
+            ) from error
         with alone(self.root):
             todo = self.todo(on_error)
             if todo:
@@ -127,21 +146,30 @@ class Packing:
 
     def _refusal(self, unreadable: dict[str, str]) -> UnreadableImagesError:
         """Note what cannot be read, for people and for the packing that goes on, and say it."""
-        file, lines = self.root / UNREADABLE, [" ".join(f"{name} ({why})".split()) for name, why in sorted(unreadable.items())]
-        write_file(file, "".join(f"{line}\n" for line in lines).encode())
-        sizes = ((f"{split}/{name}", size) for split, part in self.parts.items() for name, size in zip(part.names, part.sizes, strict=True))
-        self._write_settings({name: int(size) for name, size in sizes if name in unreadable})
-        few = ", ".join(lines[:3]) + (f", ... (all in {file})" if len(lines) > 3 else f" (also in {file})")
-        what = f"{len(lines)} images cannot be read" if len(lines) > 1 else "1 image cannot be read"
-        said = (
-            f"{what}: {few}: give --on-error skip to pack without, or mend them and run the same command again (the rest is packed already)"
+        file, lines = (
+            self.root / UNREADABLE,
+            [" ".join(f"{name} ({why})".split()) for name, why in sorted(unreadable.items())],
         )
+        write_file(file, "".join(f"{line}\n" for line in lines).encode())
+        sizes = (
+            (f"{split}/{name}", size)
+            for split, part in self.parts.items()
+            for name, size in zip(part.names, part.sizes, strict=True)
+        )
+        self._write_settings({name: int(size) for name, size in sizes if name in unreadable})
+        few = ", ".join(lines[:3]) + (
+            f", ... (all in {file})" if len(lines) > 3 else f" (also in {file})"
+        )
+        what = f"{len(lines)} images cannot be read" if len(lines) > 1 else "1 image cannot be read"
+        said = f"{what}: {few}: give --on-error skip to pack without, or mend them and run the same command again (the rest is packed already)"
         return UnreadableImagesError(said, lines, file)
 
     def _write_settings(self, unreadable: dict[str, int]) -> None:
         """Beside the settings the bytes of each image that could not be read, where there are such."""
         noted = {"unreadable": unreadable} if unreadable else {}
-        write_file(self.root / SETTINGS, json.dumps(asdict(self.settings) | noted, indent=1).encode())
+        write_file(
+            self.root / SETTINGS, json.dumps(asdict(self.settings) | noted, indent=1).encode()
+        )
 
     def _mended(self, found: dict[str, Any]) -> bool:
         """Whether nothing changed in the source but images that could not be read: with their old sizes it is the one there."""
@@ -152,11 +180,20 @@ class Packing:
             for split, part in self.parts.items():
                 sizes: list[int] = part.sizes.tolist()
                 named = zip(part.names, sizes, strict=True)
-                content.append([(PurePosixPath(name), old.get(f"{split}/{name}", size)) for name, size in named])
+                content.append(
+                    [
+                        (PurePosixPath(name), old.get(f"{split}/{name}", size))
+                        for name, size in named
+                    ]
+                )
             return fingerprint(self.settings.source.rpartition("-")[0], content)
 
         # Sets whose fingerprint is made otherwise (Parquet) tell nothing.
-        return bool(before) and source({}) == self.settings.source and source(before) == found.get("source")
+        return (
+            bool(before)
+            and source({}) == self.settings.source
+            and source(before) == found.get("source")
+        )
 
     def _check_settings(self) -> bool:
         """Whether the packing there is one of these images before some of them were mended."""
@@ -165,8 +202,12 @@ class Packing:
         except NotADirectoryError:
             raise RequestError(f"{str(self.root)!r} is a file: give --out a folder") from None
         except FileNotFoundError:
-            if self.root.is_dir() and any(not entry.name.startswith(".") for entry in self.root.iterdir()):
-                raise RequestError(f"folder {str(self.root)!r} holds other files: give --out a new or an empty folder") from None
+            if self.root.is_dir() and any(
+                not entry.name.startswith(".") for entry in self.root.iterdir()
+            ):
+                raise RequestError(
+                    f"folder {str(self.root)!r} holds other files: give --out a new or an empty folder"
+                ) from None
             return False
         except ValueError:
             found = {}
@@ -174,23 +215,35 @@ class Packing:
         mended = found.get("source") != self.settings.source and self._mended(found)
         for key, value in asdict(self.settings).items():
             if found.get(key) != value and not (key == "source" and mended):
-                what = {"source": "the images are others (names or sizes)", "short_side": "the short side is another"}.get(
-                    key, f"{key} differs"
-                )
+                what = {
+                    "source": "the images are others (names or sizes)",
+                    "short_side": "the short side is another",
+                }.get(key, f"{key} differs")
                 said = f"{what}: {found.get(key)} there, {value} now"
-                raise RequestError(f"{str(self.root)!r} holds a packing in which {said}: pack into a new folder, or delete this one")
+                raise RequestError(
+                    f"{str(self.root)!r} holds a packing in which {said}: pack into a new folder, or delete this one"
+                )
         return mended
 
     def _kept(self, task: Task, known: dict[str, Sequence[str]], gaps: bool) -> bool:
         digests = known.get(task.part, ())
         try:
-            index = Shard.at(self.root, task.part, task.number).read(digests[task.number] if task.number < len(digests) else None)
+            index = Shard.at(self.root, task.part, task.number).read(
+                digests[task.number] if task.number < len(digests) else None
+            )
         except DamagedShardError:
             return False
         return len(index) == task.stop - task.first and (gaps or bool(index[:, HEIGHT].all()))
 
     def _finish(self) -> dict[str, Any]:
-        indexes = {part: [Shard.at(self.root, part, t.number).read() for t in self.settings.tasks() if t.part == part] for part in PARTS}
+        indexes = {
+            part: [
+                Shard.at(self.root, part, t.number).read()
+                for t in self.settings.tasks()
+                if t.part == part
+            ]
+            for part in PARTS
+        }
         skipped, counts = [], {}
         for part, found in indexes.items():
             rows = np.concatenate(found)
@@ -207,7 +260,9 @@ class Packing:
             "counts": counts,
             "bytes": int(sum(bytes_of(rows).sum() for found in indexes.values() for rows in found)),
             "skipped": skipped,
-            "shards": {part: [digest_of(rows) for rows in found] for part, found in indexes.items()},
+            "shards": {
+                part: [digest_of(rows) for rows in found] for part, found in indexes.items()
+            },
         }
         write_file(self.root / WHOLE, json.dumps(record, indent=1).encode())
         return record
@@ -247,7 +302,9 @@ def check_room(costs: Cost, place: str) -> None:
     needed = costs.missing * (1 if costs.exact else 1.05)
     if needed > costs.free:
         gigabytes = f"needs {needed / 1e9:.3g} GB and {costs.free / 1e9:.3g} GB are free"
-        raise RequestError(f"no room: packing into {place!r} {gigabytes}: free some, give another --out, or a smaller --largest-r")
+        raise RequestError(
+            f"no room: packing into {place!r} {gigabytes}: free some, give another --out, or a smaller --largest-r"
+        )
 
 
 def _bytes(part: Part, index: int, short: int) -> int:

@@ -22,7 +22,9 @@ def alone(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RequestError(f"another packing is at work in {str(root)!r}: wait for its end") from None
+            raise RequestError(
+                f"another packing is at work in {str(root)!r}: wait for its end"
+            ) from None
         for left in root.glob("*.partial"):
             left.unlink()
         yield

@@ -48,25 +48,43 @@ class ParquetData(EncodedData):
             two classes, classes that differ.
     """
 
-    def __init__(self, path: str, train: str = "train", val: str = "val", image: str = "image", label: str = "label") -> None:
+    def __init__(
+        self,
+        path: str,
+        train: str = "train",
+        val: str = "val",
+        image: str = "image",
+        label: str = "label",
+    ) -> None:
         root = Path(path).expanduser()
         if not root.is_dir():
-            raise RequestError(f"data folder {str(root)!r} does not exist: give the folder that holds {train}-*.parquet")
+            raise RequestError(
+                f"data folder {str(root)!r} does not exist: give the folder that holds {train}-*.parquet"
+            )
         splits = [listed(_complete(root, split), image, label) for split in (train, val)]
         stems = [[_stem(path) for path in split.paths] for split in splits]
         names, numbers = _classes(root, splits, stems)
         used = [{names[i] for i in np.unique(labels)} for labels in numbers]
         if len(names) < 2:
-            raise RequestError(f"the shards in {str(root)!r} have {len(names)} class: two classes or more are needed")
+            raise RequestError(
+                f"the shards in {str(root)!r} have {len(names)} class: two classes or more are needed"
+            )
         check_classes(used[0], used[1], f"{train} and {val} of {str(root)!r}")
-        parts = [_part(split, found, names, labels) for split, found, labels in zip(splits, stems, numbers, strict=True)]
+        parts = [
+            _part(split, found, names, labels)
+            for split, found, labels in zip(splits, stems, numbers, strict=True)
+        ]
         super().__init__(names, parts[0], parts[1], _fingerprint(parts, splits))
 
 
 def shards(root: Path, split: str) -> list[Path]:
     """A split's files, sorted; none where there are none."""
     others = {"val": ["val", "validation"]}.get(split, [split])
-    patterns = [pattern for name in others for pattern in (f"{name}-*.parquet", f"{name}.parquet", f"{name}/*.parquet")]
+    patterns = [
+        pattern
+        for name in others
+        for pattern in (f"{name}-*.parquet", f"{name}.parquet", f"{name}/*.parquet")
+    ]
     found = ((folder, pattern) for folder in (root, root / "data") for pattern in patterns)
     return next((files for folder, pattern in found if (files := sorted(folder.glob(pattern)))), [])
 
@@ -75,13 +93,17 @@ def _complete(root: Path, split: str) -> list[Path]:
     """A split's shards, if all that their names speak of are there."""
     files = shards(root, split)
     if not files:
-        raise RequestError(f"no {split}-*.parquet in {str(root)!r} or its data/: give the folder that holds the shards")
+        raise RequestError(
+            f"no {split}-*.parquet in {str(root)!r} or its data/: give the folder that holds the shards"
+        )
     numbered = [match for file in files if (match := NUMBERED.search(file.name))]
     for total in {int(match[2]) for match in numbered}:
         there = {int(match[1]) for match in numbered if int(match[2]) == total}
         missing = sorted(set(range(total)) - there)
         if missing:
-            raise RequestError(f"{len(missing)} of {total} {split} shards are not in {str(files[0].parent)!r} (number {missing[0]} first)")
+            raise RequestError(
+                f"{len(missing)} of {total} {split} shards are not in {str(files[0].parent)!r} (number {missing[0]} first)"
+            )
     return files
 
 
@@ -94,10 +116,14 @@ def _stem(path: str | None) -> tuple[str, str | None]:
     return name.name, match and match[1]
 
 
-def _classes(root: Path, splits: Sequence[Shards], stems: list[list[tuple[str, str | None]]]) -> tuple[list[str], list[np.ndarray]]:
+def _classes(
+    root: Path, splits: Sequence[Shards], stems: list[list[tuple[str, str | None]]]
+) -> tuple[list[str], list[np.ndarray]]:
     """Class names, and the class of every image of each split, int64 (n,)."""
     if len({type(split.labels[0]) for split in splits}) > 1:
-        raise RequestError(f"labels of the shards in {str(root)!r} are numbers in one split and text in the other: make them alike")
+        raise RequestError(
+            f"labels of the shards in {str(root)!r} are numbers in one split and text in the other: make them alike"
+        )
     rows = [np.array(split.labels) for split in splits]
     distinct = sorted({label for labels in rows for label in np.unique(labels).tolist()})
     wnids = _wnids(rows, stems)
@@ -109,31 +135,55 @@ def _classes(root: Path, splits: Sequence[Shards], stems: list[list[tuple[str, s
         names, number = given, {label: label for label in distinct}
         if not 0 <= distinct[0] <= distinct[-1] < len(given):
             wrong = distinct[0] if distinct[0] < 0 else distinct[-1]
-            raise RequestError(f"label {wrong} in {str(root)!r} is none of its {len(given)} classes: are these labelled images?")
+            raise RequestError(
+                f"label {wrong} in {str(root)!r} is none of its {len(given)} classes: are these labelled images?"
+            )
     else:
-        names, number = [str(label) for label in distinct], {label: i for i, label in enumerate(distinct)}
-    return names, [np.array([number[label] for label in labels.tolist()], dtype=np.int64) for labels in rows]
+        names, number = (
+            [str(label) for label in distinct],
+            {label: i for i, label in enumerate(distinct)},
+        )
+    return names, [
+        np.array([number[label] for label in labels.tolist()], dtype=np.int64) for labels in rows
+    ]
 
 
-def _wnids(rows: list[np.ndarray], stems: list[list[tuple[str, str | None]]]) -> dict[int | str, str]:
+def _wnids(
+    rows: list[np.ndarray], stems: list[list[tuple[str, str | None]]]
+) -> dict[int | str, str]:
     """The wnid of each label that has one; none where a label has several, or two labels the same."""
-    pairs = {pair for labels, found in zip(rows, stems, strict=True) for pair in zip(labels.tolist(), (w for _, w in found), strict=True)}
+    pairs = {
+        pair
+        for labels, found in zip(rows, stems, strict=True)
+        for pair in zip(labels.tolist(), (w for _, w in found), strict=True)
+    }
     known = [(label, wnid) for label, wnid in pairs if wnid]
     alone = len({label for label, _ in known}) == len({wnid for _, wnid in known}) == len(known)
     return dict(known) if alone else {}
 
 
-def _part(split: Shards, stems: list[tuple[str, str | None]], classes: list[str], labels: np.ndarray) -> ParquetPart:
+def _part(
+    split: Shards, stems: list[tuple[str, str | None]], classes: list[str], labels: np.ndarray
+) -> ParquetPart:
     files = [name for name, _ in stems]
     folders = [classes[label].replace("/", "_") for label in labels]
     names = [f"{folder}/{file}" for folder, file in zip(folders, files, strict=True)]
     if not all(files) or len(set(names)) < len(names):
         names = [f"{folder}/{row:08d}{split.suffix}" for row, folder in enumerate(folders)]
-    rows = np.array(sorted(range(len(names)), key=lambda row: names[row].split("/")), dtype=np.int64)
+    rows = np.array(
+        sorted(range(len(names)), key=lambda row: names[row].split("/")), dtype=np.int64
+    )
     reader = RowGroups(split, rows)
     groups = np.searchsorted(split.starts, rows, "right") - 1
     sorted_names = [names[row] for row in rows]
-    return ParquetPart(sorted_names, labels[rows], split.mean_bytes[groups], reader.read, reader.place, np.argsort(rows))
+    return ParquetPart(
+        sorted_names,
+        labels[rows],
+        split.mean_bytes[groups],
+        reader.read,
+        reader.place,
+        np.argsort(rows),
+    )
 
 
 def _fingerprint(parts: Sequence[Part], splits: Sequence[Shards]) -> str:
@@ -141,7 +191,11 @@ def _fingerprint(parts: Sequence[Part], splits: Sequence[Shards]) -> str:
 
     digest = hashlib.sha256()
     for part, split in zip(parts, splits, strict=True):
-        digest.update("".join(f"{name} {label}\n" for name, label in zip(part.names, part.labels, strict=True)).encode())
+        digest.update(
+            "".join(
+                f"{name} {label}\n" for name, label in zip(part.names, part.labels, strict=True)
+            ).encode()
+        )
         groups = zip(np.diff(split.starts), split.compressed, strict=True)
         digest.update("".join(f"{rows} {size}\n" for rows, size in groups).encode() + b"--\n")
     return f"parquet-{digest.hexdigest()[:16]}"

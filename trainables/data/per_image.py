@@ -28,14 +28,25 @@ def train_transform(recipe: Recipe, resolution: int) -> v2.Compose:
     """The recipe's augmentation of one PIL image to a normalised float tensor (3, resolution, resolution)."""
     if recipe.augment == "paper":
         steps: list[Any] = [
-            v2.RandomResizedCrop(resolution, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation=BICUBIC, antialias=True),
+            v2.RandomResizedCrop(
+                resolution,
+                scale=(0.08, 1.0),
+                ratio=(3 / 4, 4 / 3),
+                interpolation=BICUBIC,
+                antialias=True,
+            ),
             v2.RandomHorizontalFlip(recipe.hflip),
         ]
         if recipe.randaugment:
             from timm.data.auto_augment import rand_augment_transform
 
             fill = tuple(round(255 * m) for m in MEAN)
-            steps.append(rand_augment_transform(recipe.randaugment, {"translate_const": int(resolution * 0.45), "img_mean": fill}))
+            steps.append(
+                rand_augment_transform(
+                    recipe.randaugment,
+                    {"translate_const": int(resolution * 0.45), "img_mean": fill},
+                )
+            )
         if recipe.jitter:
             steps.append(v2.ColorJitter(recipe.jitter, recipe.jitter, recipe.jitter))
     else:
@@ -52,7 +63,13 @@ def train_transform(recipe: Recipe, resolution: int) -> v2.Compose:
 def val_transform(recipe: Recipe, resolution: int) -> v2.Compose:
     """Short side to pixels / eval_ratio, bicubic, then the centre (section 4.1's evaluation)."""
     short = int(resolution / recipe.eval_ratio)
-    return v2.Compose([v2.Resize(short, interpolation=BICUBIC, antialias=True), v2.CenterCrop(resolution), *_to_tensor()])
+    return v2.Compose(
+        [
+            v2.Resize(short, interpolation=BICUBIC, antialias=True),
+            v2.CenterCrop(resolution),
+            *_to_tensor(),
+        ]
+    )
 
 
 def _to_tensor() -> list[Any]:
@@ -77,10 +94,23 @@ class _Images(Dataset[tuple[Tensor, int]]):
 class PerImageLoader:
     """The general loader: any image source, the paper's transforms."""
 
-    def __init__(self, train: Split, val: Split, resolution: int, recipe: Recipe, device: torch.device, reading: Reading) -> None:
+    def __init__(
+        self,
+        train: Split,
+        val: Split,
+        resolution: int,
+        recipe: Recipe,
+        device: torch.device,
+        reading: Reading,
+    ) -> None:
         self._device = device
         context = "fork" if reading.workers else None
-        load = partial(DataLoader, num_workers=reading.workers, pin_memory=reading.pinned, multiprocessing_context=context)
+        load = partial(
+            DataLoader,
+            num_workers=reading.workers,
+            pin_memory=reading.pinned,
+            multiprocessing_context=context,
+        )
         self._train_loader = partial(load, _Images(train, train_transform(recipe, resolution)))
         self._val_loader = partial(load, _Images(val, val_transform(recipe, resolution)))
 
@@ -89,9 +119,13 @@ class PerImageLoader:
         yield from self._moved(self._train_loader(batch_sampler=items))
 
     def val(self, batches: Sequence[np.ndarray]) -> Iterator[Batch]:
-        yield from self._moved(self._val_loader(batch_sampler=[[(int(i), int(i)) for i in b] for b in batches]))
+        yield from self._moved(
+            self._val_loader(batch_sampler=[[(int(i), int(i)) for i in b] for b in batches])
+        )
 
     def _moved(self, loader: Any) -> Iterator[Batch]:
         for images, labels in loader:
-            images = images.to(self._device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            images = images.to(self._device, non_blocking=True).contiguous(
+                memory_format=torch.channels_last
+            )
             yield images, labels.to(self._device, non_blocking=True)

@@ -61,7 +61,9 @@ def fingerprint(seed: int = 0, train: int = 2880, val: int = 960) -> str:
     return f"petals-v{VERSION}-seed{seed}-{train}-{val}"
 
 
-def load(cache: str | os.PathLike[str] | None = None, *, seed: int = 0, train: int = 2880, val: int = 960) -> PetalsArrays:
+def load(
+    cache: str | os.PathLike[str] | None = None, *, seed: int = 0, train: int = 2880, val: int = 960
+) -> PetalsArrays:
     """Return both splits, memory-mapped read-only from `cache`; they are drawn on first use.
 
     `cache` defaults to $TINYNET_CACHE, else $XDG_CACHE_HOME/tinynet-search, else ~/.cache/tinynet-search. Any number of
@@ -72,7 +74,9 @@ def load(cache: str | os.PathLike[str] | None = None, *, seed: int = 0, train: i
     for _ in range(_TRIES):
         if (arrays := _open(folder, train, val)) is not None:
             return arrays
-        _publish(folder, PetalsArrays(*make_split("train", train, seed), *make_split("val", val, seed)))
+        _publish(
+            folder, PetalsArrays(*make_split("train", train, seed), *make_split("val", val, seed))
+        )
     raise OSError(f"the image cache {folder} cannot be read back after it was written")
 
 
@@ -136,18 +140,26 @@ def _background(x: Floats, y: Floats, dice: Floats) -> Floats:
     return first[:, None, None, :] + ramp[..., None] * (second - first)[:, None, None, :]
 
 
-def _object(x: Floats, y: Floats, dice: Floats, outline: NDArray[np.intp]) -> tuple[Floats, Floats, Floats]:
+def _object(
+    x: Floats, y: Floats, dice: Floats, outline: NDArray[np.intp]
+) -> tuple[Floats, Floats, Floats]:
     """Return the object's soft mask and its own tilted coordinates in pixels, each (n, 64, 64)."""
     half = _column(_between(dice[:, 0], 0.7, 1.0)) * dice.dtype.type(NATIVE / 2 - 1)
     room = dice.dtype.type(NATIVE / 2) - half
-    left, up = x - room * _column(_between(dice[:, 1], -1, 1)), y - room * _column(_between(dice[:, 2], -1, 1))
+    left, up = (
+        x - room * _column(_between(dice[:, 1], -1, 1)),
+        y - room * _column(_between(dice[:, 2], -1, 1)),
+    )
     tilt = _column(_between(dice[:, 3], -_TILT, _TILT))
     u, v = left * np.cos(tilt) + up * np.sin(tilt), left * np.sin(tilt) * -1 + up * np.cos(tilt)
     square = u * u + v * v + dice.dtype.type(1e-3)
     # cos(4 angle) as a polynomial; the disc has the petals' mean radius so that area alone does not tell them apart
     cos4 = 1 - 8 * (u * v / square) ** 2
     petals = _column((outline == 1).astype(dice.dtype))
-    reach = half * (dice.dtype.type(0.72) + petals * (dice.dtype.type(_LOBE) * cos4 - dice.dtype.type(_LOBE - 0.28)))
+    reach = half * (
+        dice.dtype.type(0.72)
+        + petals * (dice.dtype.type(_LOBE) * cos4 - dice.dtype.type(_LOBE - 0.28))
+    )
     return _inside(reach - np.sqrt(square)), u, v
 
 
@@ -156,7 +168,10 @@ def _fill(u: Floats, v: Floats, dice: Floats, fill: NDArray[np.intp]) -> Floats:
     wave = dice.dtype.type(2 * math.pi) / _column(_between(dice[:, 0], *_PERIOD))
     across = np.sin(u * wave + _column(dice[:, 1]) * dice.dtype.type(2 * math.pi))
     down = np.sin(v * wave + _column(dice[:, 2]) * dice.dtype.type(2 * math.pi))
-    stripes, checks = _column((fill == 1).astype(dice.dtype)), _column((fill == 2).astype(dice.dtype))
+    stripes, checks = (
+        _column((fill == 1).astype(dice.dtype)),
+        _column((fill == 2).astype(dice.dtype)),
+    )
     pattern = stripes * across + checks * across * down * dice.dtype.type(1.5)
     return dice.dtype.type(0.65) + dice.dtype.type(0.35) * np.clip(2 * pattern, -1, 1)
 
@@ -195,8 +210,16 @@ def _open(folder: Path, train: int, val: int) -> PetalsArrays | None:
     except (OSError, ValueError, EOFError):
         return None
     frame = (NATIVE, NATIVE, 3)
-    wanted = (((train, *frame), np.uint8), ((train,), np.int64), ((val, *frame), np.uint8), ((val,), np.int64))
-    good = all(a.shape == shape and a.dtype == kind for a, (shape, kind) in zip(arrays, wanted, strict=True))
+    wanted = (
+        ((train, *frame), np.uint8),
+        ((train,), np.int64),
+        ((val, *frame), np.uint8),
+        ((val,), np.int64),
+    )
+    good = all(
+        a.shape == shape and a.dtype == kind
+        for a, (shape, kind) in zip(arrays, wanted, strict=True)
+    )
     return arrays if good else None
 
 

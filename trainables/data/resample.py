@@ -39,12 +39,20 @@ def crops(boxes: np.ndarray, pixels: int) -> Windows:
 def centres(sizes: np.ndarray, short: int, pixels: int) -> Windows:
     """The central square of images of ``sizes``, int64 (n, 2), whose short side is scaled to ``short`` >= ``pixels``."""
     # torchvision's rounding: Resize cuts the long side, CenterCrop rounds the corner to even.
-    scaled = np.where(sizes == sizes.min(1, keepdims=True), short, np.floor(short * sizes / sizes.min(1, keepdims=True)))
+    scaled = np.where(
+        sizes == sizes.min(1, keepdims=True),
+        short,
+        np.floor(short * sizes / sizes.min(1, keepdims=True)),
+    )
     regions = np.concatenate((np.zeros_like(sizes), sizes), 1)
-    return Windows(regions, scaled.astype(np.int64), np.rint((scaled - pixels) / 2).astype(np.int64))
+    return Windows(
+        regions, scaled.astype(np.int64), np.rint((scaled - pixels) / 2).astype(np.int64)
+    )
 
 
-def native(region: Tensor, scaled: np.ndarray, offset: np.ndarray, pixels: int, mode: Mode) -> Tensor:
+def native(
+    region: Tensor, scaled: np.ndarray, offset: np.ndarray, pixels: int, mode: Mode
+) -> Tensor:
     """uint8 (3, pixels, pixels) of one uint8 region (3, h, w), which is fastest as a view of interleaved colours."""
     height, width = int(scaled[0]), int(scaled[1])
     whole = functional.interpolate(region[None], (height, width), mode=mode, antialias=True)[0]
@@ -62,16 +70,23 @@ def batched(canvas: Tensor, windows: Windows, flip: np.ndarray, pixels: int, mod
     """
     n, height, width, _ = canvas.shape
     device = canvas.device
-    sizes, scaled, offsets = (torch.from_numpy(np.asarray(a, np.float32)).to(device) for a in (windows.regions[:, 2:], *windows[1:]))
+    sizes, scaled, offsets = (
+        torch.from_numpy(np.asarray(a, np.float32)).to(device)
+        for a in (windows.regions[:, 2:], *windows[1:])
+    )
     down = weights(sizes[:, 0], scaled[:, 0], offsets[:, 0], pixels, height, mode)
     across = weights(sizes[:, 1], scaled[:, 1], offsets[:, 1], pixels, width, mode)
     across = torch.where(torch.from_numpy(flip).to(device)[:, None, None], across.flip(1), across)
     rows = torch.bmm(down, canvas.view(n, height, width * 3).float()).view(n, pixels, width, 3)
     planes = rows.permute(0, 3, 1, 2).reshape(n, 3 * pixels, width)
-    return torch.bmm(planes, across.transpose(1, 2)).view(n, 3, pixels, pixels).round_().clamp_(0, 255)
+    return (
+        torch.bmm(planes, across.transpose(1, 2)).view(n, 3, pixels, pixels).round_().clamp_(0, 255)
+    )
 
 
-def weights(size: Tensor, scaled: Tensor, offset: Tensor, pixels: int, extent: int, mode: Mode) -> Tensor:
+def weights(
+    size: Tensor, scaled: Tensor, offset: Tensor, pixels: int, extent: int, mode: Mode
+) -> Tensor:
     """The share of each source pixel in each target pixel, float32 (n, pixels, extent); rows sum to 1.
 
     Pillow's and torch's antialiased filter: it widens with the scale, and what lies outside the region has no share.

@@ -16,7 +16,14 @@ from search_spaces.errors import RequestError
 
 # Row groups in memory at a time, in each process.
 KEPT = 2
-SUFFIXES = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"RIFF", ".webp"), (b"BM", ".bmp"), (b"II*", ".tif"), (b"MM\0*", ".tif"))
+SUFFIXES = (
+    (b"\xff\xd8", ".jpg"),
+    (b"\x89PNG", ".png"),
+    (b"RIFF", ".webp"),
+    (b"BM", ".bmp"),
+    (b"II*", ".tif"),
+    (b"MM\0*", ".tif"),
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,16 @@ def listed(files: Sequence[Path], image: str, label: str) -> Shards:
     import pyarrow as pa
     from pyarrow import parquet
 
-    groups, rows, sizes, compressed, paths, labels, column, names = [], [], [], [], [], [], image, None
+    groups, rows, sizes, compressed, paths, labels, column, names = (
+        [],
+        [],
+        [],
+        [],
+        [],
+        [],
+        image,
+        None,
+    )
     for number, file in enumerate(files):
         try:
             with parquet.ParquetFile(file) as shard:
@@ -74,15 +90,25 @@ def listed(files: Sequence[Path], image: str, label: str) -> Shards:
                     sizes.append(chunk.total_uncompressed_size // max(about.num_rows, 1))
                     compressed.append(chunk.total_compressed_size)
         except (pa.ArrowException, OSError) as error:
-            raise RequestError(f"{str(file)!r} is no Parquet file, or a damaged one: fetch it again ({error})") from error
+            raise RequestError(
+                f"{str(file)!r} is no Parquet file, or a damaged one: fetch it again ({error})"
+            ) from error
         if table[label].null_count:
-            raise RequestError(f"{table[label].null_count} rows of {str(file)!r} have no {label}: every image needs one")
+            raise RequestError(
+                f"{table[label].null_count} rows of {str(file)!r} have no {label}: every image needs one"
+            )
         labels += table[label].to_pylist()
-        paths += [value and value["path"] for value in table[image].to_pylist()] if path else [None] * len(table)
+        paths += (
+            [value and value["path"] for value in table[image].to_pylist()]
+            if path
+            else [None] * len(table)
+        )
     if not labels:
         raise RequestError(f"{str(files[0])!r} and the shards beside it hold no images")
     starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
-    return Shards(files, groups, starts, column, _int64(sizes), _int64(compressed), paths, labels, names)
+    return Shards(
+        files, groups, starts, column, _int64(sizes), _int64(compressed), paths, labels, names
+    )
 
 
 def _int64(values: Sequence[int]) -> np.ndarray:
@@ -95,16 +121,24 @@ def _columns(file: Path, schema: Any, image: str, label: str) -> tuple[str, list
 
     for setting, name in (("image", image), ("label", label)):
         if name not in schema.names:
-            raise RequestError(f"{str(file)!r} has no column {name!r}: set data.{setting} to one of {', '.join(schema.names)}")
+            raise RequestError(
+                f"{str(file)!r} has no column {name!r}: set data.{setting} to one of {', '.join(schema.names)}"
+            )
     kind = schema.field(label).type
-    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise RequestError(f"column {label!r} of {str(file)!r} is {kind}, no class number or name: set data.label to another")
+    if not (
+        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    ):
+        raise RequestError(
+            f"column {label!r} of {str(file)!r} is {kind}, no class number or name: set data.label to another"
+        )
     kind = schema.field(image).type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return image, []
     fields = [field.name for field in kind] if pa.types.is_struct(kind) else []
     if "bytes" not in fields:
-        raise RequestError(f"column {image!r} of {str(file)!r} is {kind}, no encoded images: set data.image to another")
+        raise RequestError(
+            f"column {image!r} of {str(file)!r} is {kind}, no encoded images: set data.image to another"
+        )
     return f"{image}.bytes", [f"{image}.path"] if "path" in fields else []
 
 
@@ -119,7 +153,12 @@ class RowGroups:
     """Encoded images by number; picklable, with the last row groups of each process in memory."""
 
     def __init__(self, shards: Shards, rows: np.ndarray) -> None:
-        self._files, self._groups, self._starts, self._column = shards.files, shards.groups, shards.starts, shards.column
+        self._files, self._groups, self._starts, self._column = (
+            shards.files,
+            shards.groups,
+            shards.starts,
+            shards.column,
+        )
         self._rows = rows
         self._mine: tuple[int, threading.Lock, OrderedDict[int, Any]] | None = None
 
@@ -164,6 +203,10 @@ class RowGroups:
         file, inner = self._groups[group]
         try:
             with parquet.ParquetFile(self._files[file]) as shard:
-                return shard.read_row_group(inner, columns=[self._column], use_threads=False).column(0)
+                return shard.read_row_group(
+                    inner, columns=[self._column], use_threads=False
+                ).column(0)
         except pa.ArrowException as error:
-            raise OSError(errno.EIO, f"damaged row group {inner}: {error}", str(self._files[file])) from error
+            raise OSError(
+                errno.EIO, f"damaged row group {inner}: {error}", str(self._files[file])
+            ) from error

@@ -37,7 +37,9 @@ class Selection:
     expected: Mapping[tuple[str, str], Row] = field(default_factory=dict)
 
 
-def draw(data: EncodedData, seed: int, images_per_class: int, classes: int | Sequence[str]) -> Selection:
+def draw(
+    data: EncodedData, seed: int, images_per_class: int, classes: int | Sequence[str]
+) -> Selection:
     """So many random classes, or those given, so many random training images of each, and all their validation images.
 
     It depends on the seed and the sorted names alone. The images of a class do not depend on the other classes.
@@ -48,7 +50,9 @@ def draw(data: EncodedData, seed: int, images_per_class: int, classes: int | Seq
     there = sorted(data.class_names)
     if isinstance(classes, int):
         if classes > len(there):
-            raise RequestError(f"there are {len(there)} classes and {classes} are wanted: pass --num-classes {len(there)} or fewer")
+            raise RequestError(
+                f"there are {len(there)} classes and {classes} are wanted: pass --num-classes {len(there)} or fewer"
+            )
         names = [there[i] for i in _lowest([VERSION, seed, 0], len(there), classes)]
     else:
         names = sorted(classes)
@@ -57,11 +61,22 @@ def draw(data: EncodedData, seed: int, images_per_class: int, classes: int | Seq
     counts = {name: len(members[number[name]]) for name in names}
     least = min(names, key=lambda name: counts[name])
     if counts[least] < images_per_class:
-        few = f"class {least!r} has {counts[least]} training images and {images_per_class} are wanted"
-        raise RequestError(f"{few}: pass --images-per-class {counts[least]} or fewer, or --classes with others")
-    train = [members[number[name]][_lowest(_key(seed, name), counts[name], images_per_class)] for name in names]
+        few = (
+            f"class {least!r} has {counts[least]} training images and {images_per_class} are wanted"
+        )
+        raise RequestError(
+            f"{few}: pass --images-per-class {counts[least]} or fewer, or --classes with others"
+        )
+    train = [
+        members[number[name]][_lowest(_key(seed, name), counts[name], images_per_class)]
+        for name in names
+    ]
     val = np.flatnonzero(np.isin(data.val.labels, [number[name] for name in names]))
-    drawn = {"drawn_from": "seed" if isinstance(classes, int) else "classes", "seed": seed, "images_per_class": images_per_class}
+    drawn = {
+        "drawn_from": "seed" if isinstance(classes, int) else "classes",
+        "seed": seed,
+        "images_per_class": images_per_class,
+    }
     return Selection(drawn, names, {"train": np.sort(np.concatenate(train)), "val": val})
 
 
@@ -71,7 +86,9 @@ def _key(seed: int, name: str) -> list[int]:
 
 def _lowest(key: list[int], n: int, count: int) -> np.ndarray:
     # PCG64 by name: numpy may one day give default_rng another generator, and never changes this one's numbers.
-    return np.sort(np.argsort(np.random.Generator(np.random.PCG64(key)).random(n), kind="stable")[:count])
+    return np.sort(
+        np.argsort(np.random.Generator(np.random.PCG64(key)).random(n), kind="stable")[:count]
+    )
 
 
 def _by_class(part: Part, classes: int) -> list[np.ndarray]:
@@ -87,17 +104,30 @@ def class_list(file: Path, known: Sequence[str]) -> list[str]:
         RequestError: the file cannot be read, names no class, or classes that are not there.
     """
     try:
-        lines = [line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [
+            line.partition("#")[0].strip()
+            for line in file.read_text(encoding="utf-8-sig").splitlines()
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"class list {str(file)!r} cannot be read: {error}") from error
     among = set(known)
-    names = list(dict.fromkeys(line if line in among else line.replace(",", " ").split()[0] for line in lines if line.strip(", ")))
+    names = list(
+        dict.fromkeys(
+            line if line in among else line.replace(",", " ").split()[0]
+            for line in lines
+            if line.strip(", ")
+        )
+    )
     if len(names) < 2:
-        raise RequestError(f"class list {str(file)!r} names {len(names)} class: give two or more, one a line")
+        raise RequestError(
+            f"class list {str(file)!r} names {len(names)} class: give two or more, one a line"
+        )
     strange = [name for name in names if name not in among]
     if strange:
         some = ", ".join(map(repr, strange[:5])) + (", ..." if len(strange) > 5 else "")
-        raise RequestError(f"{len(strange)} of {len(names)} classes of {str(file)!r} are not in the images: {some}")
+        raise RequestError(
+            f"{len(strange)} of {len(names)} classes of {str(file)!r} are not in the images: {some}"
+        )
     return names
 
 
@@ -114,7 +144,14 @@ def listed(data: EncodedData, file: Path) -> Selection:
         wanted = [row.name for row in rows if row.split == split]
         missing = [name for name in wanted if name not in index]
         if missing:
-            raise RequestError(f"{len(missing)} {split} images of {str(file)!r} are not there ({missing[0]!r} first): another ImageNet?")
+            raise RequestError(
+                f"{len(missing)} {split} images of {str(file)!r} are not there ({missing[0]!r} first): another ImageNet?"
+            )
         chosen[split] = np.sort(np.array([index[name] for name in wanted], dtype=np.int64))
     drawn = {"drawn_from": "list", "seed": None, "images_per_class": None}
-    return Selection(drawn, sorted({row.folder for row in rows}), chosen, {(row.split, row.name): row for row in rows})
+    return Selection(
+        drawn,
+        sorted({row.folder for row in rows}),
+        chosen,
+        {(row.split, row.name): row for row in rows},
+    )

@@ -60,7 +60,14 @@ class _Image:
         return f"{self.split}/{self.name}"
 
 
-def build(data: EncodedData, selection: Selection, out: Path, about: dict[str, Any], workers: int, progress: Progress) -> Built:
+def build(
+    data: EncodedData,
+    selection: Selection,
+    out: Path,
+    about: dict[str, Any],
+    workers: int,
+    progress: Progress,
+) -> Built:
     """Make ``out`` the selection: ``train/<class>/<file>``, ``val/<class>/<file>``, bytes unchanged, and the three lists.
 
     ``about`` joins the record. Nothing is written where nothing is missing.
@@ -77,10 +84,14 @@ def build(data: EncodedData, selection: Selection, out: Path, about: dict[str, A
     known = from_csv(out / FILES) if finished else whole_rows(_text(out / BUILDING / FILES))
     if finished:
         expected = {row.path: row for row in known} | expected
-    kept = {row.path: row for row in known if row.path in images and _size(out / row.path) == row.bytes}
+    kept = {
+        row.path: row for row in known if row.path in images and _size(out / row.path) == row.bytes
+    }
     todo = [image for path, image in images.items() if path not in kept]
     if finished and not todo:
-        shutil.rmtree(out / BUILDING, ignore_errors=True)  # of a run that was stopped at its last step
+        shutil.rmtree(
+            out / BUILDING, ignore_errors=True
+        )  # of a run that was stopped at its last step
         return Built(finished, 0, len(kept))
     size = sum(int(image.part.sizes[image.index]) for image in todo)
     _check_room(out, size, len(todo))
@@ -106,35 +117,63 @@ def _images(data: EncodedData, selection: Selection) -> Iterator[_Image]:
             name = part.names[index]
             steps = name.split("/")
             if len(steps) < 2 or {"", ".", ".."} & set(steps) or not name.isprintable():
-                raise RequestError(f"image {name!r} of the source has no name that can be a file below its class: rename it")
+                raise RequestError(
+                    f"image {name!r} of the source has no name that can be a file below its class: rename it"
+                )
             yield _Image(split, name, part, index)
 
 
 def _request(selection: Selection, paths: list[str]) -> dict[str, Any]:
-    counts = {"classes": len(selection.classes), **{split: len(selection.chosen[split]) for split in SPLITS}}
+    counts = {
+        "classes": len(selection.classes),
+        **{split: len(selection.chosen[split]) for split in SPLITS},
+    }
     names = hashlib.sha256("\n".join(sorted(paths)).encode()).hexdigest()
     return {**selection.drawn, **counts, "names_sha256": names}
 
 
 def _check(out: Path, request: dict[str, Any], images: dict[str, _Image]) -> dict[str, Any] | None:
     """The record of a finished set; refuses a folder that holds anything else than a part of what was asked for."""
-    if not out.exists() or (out.is_dir() and not set(os.listdir(out)) - {BUILDING} and not (out / BUILDING / RECORD).exists()):
+    if not out.exists() or (
+        out.is_dir()
+        and not set(os.listdir(out)) - {BUILDING}
+        and not (out / BUILDING / RECORD).exists()
+    ):
         return None
     finished = (out / RECORD).is_file()
     try:
-        there = json.loads((out / RECORD if finished else out / BUILDING / RECORD).read_text(encoding="utf-8"))
+        there = json.loads(
+            (out / RECORD if finished else out / BUILDING / RECORD).read_text(encoding="utf-8")
+        )
     except (OSError, ValueError) as error:
-        raise RequestError(f"{str(out)!r} holds other files: give --out an empty folder or a new one") from error
+        raise RequestError(
+            f"{str(out)!r} holds other files: give --out an empty folder or a new one"
+        ) from error
     for key, wanted in request.items():
         if there.get(key) != wanted:
-            differ = "images of other names" if key == "names_sha256" else f"{key} {there.get(key)}, not {wanted}"
-            raise RequestError(f"{str(out)!r} holds another set ({differ}): give another --out, or what it was made with")
-    found = ((Path(folder) / file).relative_to(out) for split in SPLITS for folder, _, files in os.walk(out / split) for file in files)
+            differ = (
+                "images of other names"
+                if key == "names_sha256"
+                else f"{key} {there.get(key)}, not {wanted}"
+            )
+            raise RequestError(
+                f"{str(out)!r} holds another set ({differ}): give another --out, or what it was made with"
+            )
+    found = (
+        (Path(folder) / file).relative_to(out)
+        for split in SPLITS
+        for folder, _, files in os.walk(out / split)
+        for file in files
+    )
     strange = sorted(path.as_posix() for path in found if path.as_posix() not in images)
     if strange:
-        raise RequestError(f"{len(strange)} of the files in {str(out)!r} are not of the set ({strange[0]!r} first): remove them")
+        raise RequestError(
+            f"{len(strange)} of the files in {str(out)!r} are not of the set ({strange[0]!r} first): remove them"
+        )
     if finished and hashlib.sha256((out / FILES).read_bytes()).hexdigest() != there["files_sha256"]:
-        raise RequestError(f"{str(out / FILES)!r} was changed since it was written: put it back, or give another --out")
+        raise RequestError(
+            f"{str(out / FILES)!r} was changed since it was written: put it back, or give another --out"
+        )
     return there if finished else None
 
 
@@ -143,7 +182,9 @@ def _check_room(out: Path, size: int, count: int) -> None:
     need, free = size + count * BLOCK, shutil.disk_usage(there).free
     if need > free:
         wanted = f"{count} images need about {need / 1e9:.2f} GB"
-        raise RequestError(f"{wanted} and the disk of {str(out)!r} has {free / 1e9:.2f} GB free: make room or give another --out")
+        raise RequestError(
+            f"{wanted} and the disk of {str(out)!r} has {free / 1e9:.2f} GB free: make room or give another --out"
+        )
 
 
 @contextlib.contextmanager
@@ -153,18 +194,24 @@ def _underway(out: Path, request: dict[str, Any]) -> Iterator[Path]:
     try:
         building.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise RequestError(f"{str(out)!r} cannot be made ({error.strerror}): give another --out") from error
+        raise RequestError(
+            f"{str(out)!r} cannot be made ({error.strerror}): give another --out"
+        ) from error
     with (building / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RequestError(f"another run is writing {str(out)!r}: wait for it, or stop it") from error
+            raise RequestError(
+                f"another run is writing {str(out)!r}: wait for it, or stop it"
+            ) from error
         _write(building / RECORD, json.dumps(request))
         yield building
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _copies(todo: list[_Image], out: Path, building: Path, expected: dict[str, Row], workers: int) -> Generator[Row]:
+def _copies(
+    todo: list[_Image], out: Path, building: Path, expected: dict[str, Row], workers: int
+) -> Generator[Row]:
     """Copy with threads (it is reading, hashing and writing, none of which holds the interpreter), in order."""
     lock = threading.Lock()
 
@@ -184,7 +231,10 @@ def _copies(todo: list[_Image], out: Path, building: Path, expected: dict[str, R
             journal.flush()
         return row
 
-    with (building / FILES).open("a", encoding="utf-8") as journal, ThreadPoolExecutor(workers) as pool:
+    with (
+        (building / FILES).open("a", encoding="utf-8") as journal,
+        ThreadPoolExecutor(workers) as pool,
+    ):
         copies = pool.map(copy, todo)
         try:
             yield from copies
@@ -192,7 +242,9 @@ def _copies(todo: list[_Image], out: Path, building: Path, expected: dict[str, R
             pool.shutdown(cancel_futures=True)
 
 
-def _finish(out: Path, selection: Selection, about: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
+def _finish(
+    out: Path, selection: Selection, about: dict[str, Any], rows: list[Row]
+) -> dict[str, Any]:
     listing = to_csv(rows)
     digest = hashlib.sha256(listing.encode()).hexdigest()
     how = {} if selection.drawn["drawn_from"] == "list" else {"drawing": DRAWING}

@@ -70,7 +70,9 @@ def _walk(handle: int, tar: Path, within: Member) -> Iterator[Member]:
 class TarRanges:
     """Ranges of one file's bytes by number; picklable, each process opens the file for itself."""
 
-    def __init__(self, tar: Path, names: Sequence[str], offsets: np.ndarray, sizes: np.ndarray) -> None:
+    def __init__(
+        self, tar: Path, names: Sequence[str], offsets: np.ndarray, sizes: np.ndarray
+    ) -> None:
         self._tar, self._names, self._offsets, self._sizes = tar, names, offsets, sizes
         self._lock = threading.Lock()
         self._handle: int | None = None
@@ -87,7 +89,9 @@ class TarRanges:
         while left:
             chunk = os.pread(self._opened(), left, at)
             if not chunk:
-                raise OSError(f"{self.place(index)} ends early: the file is shorter than when it was opened")
+                raise OSError(
+                    f"{self.place(index)} ends early: the file is shorter than when it was opened"
+                )
             chunks.append(chunk)
             at, left = at + len(chunk), left - len(chunk)
         return b"".join(chunks)

@@ -21,7 +21,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-ACTORS = {"trial process": "ray::ImplicitFunc", "Train worker": "ray::RayTrainWorker", "Train controller": "ray::TrainController"}
+ACTORS = {
+    "trial process": "ray::ImplicitFunc",
+    "Train worker": "ray::RayTrainWorker",
+    "Train controller": "ray::TrainController",
+}
 # As it is before any of it is watched.
 _rename = os.rename
 VICTIMS = (*ACTORS, "driver", "node", "cluster", "cluster and driver")
@@ -48,7 +52,9 @@ def victims(victim: str, order: dict[str, Any], me: int) -> list[int]:
 
 
 def children(parents: list[int]) -> list[int]:
-    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if parent(pid) in parents]
+    return [
+        pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if parent(pid) in parents
+    ]
 
 
 def parent(pid: int) -> int:
@@ -89,7 +95,11 @@ def _taken(path: Path, *moments: str) -> dict[str, Any] | None:
         order = json.loads(armed.read_text())
     except (FileNotFoundError, ValueError):
         return None
-    if order["moment"] not in moments or order["by"] != _role() or not fnmatch.fnmatch(str(path), order["file"]):
+    if (
+        order["moment"] not in moments
+        or order["by"] != _role()
+        or not fnmatch.fnmatch(str(path), order["file"])
+    ):
         return None
     try:
         _rename(armed, mine)
@@ -171,7 +181,11 @@ def _patch_folder(module: ModuleType) -> None:
         _obey(_taken(self.path / name, "read"), self.path / name)
         return read(self, name, *arguments, **options)
 
-    local.write, local.write_once, local.read = watched(local.write), watched(local.write_once), reading
+    local.write, local.write_once, local.read = (
+        watched(local.write),
+        watched(local.write_once),
+        reading,
+    )
 
 
 def _patch_training(module: ModuleType) -> None:
