@@ -23,7 +23,7 @@ from search_spaces.networks import get_named
 from search_spaces.samplers import SAMPLERS, draw
 from search_spaces.space import FLOAT32_BYTES
 from search_spaces.testing import measured_peak
-from tinynet_search.formula import TinyFormula
+from tinynet_search.formula.tiny_formula import TinyFormula
 
 B0 = get_space("efficientnet_b0")
 SPACES = (B0, get_space("resnet50"), get_space("ghostnet_a"))

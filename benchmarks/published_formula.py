@@ -1,4 +1,4 @@
-"""Regenerate the shipped formula: ``python benchmarks/published_formula.py`` writes tinynet_search/formulas/published.json.
+"""Regenerate the shipped formula: ``python benchmarks/published_formula.py`` writes tinynet_search/formula/published.json.
 
 Takes seconds. The paper's own twenty frontier models were never published, so the formula passes through the five networks
 its authors released. Five points cannot decide a length scale: the likelihood would rather miss TinyNet-C's resolution by a
@@ -8,10 +8,10 @@ tenth. The bounds below hold the default form where r(c) and d(c) reproduce all 
 from pathlib import Path
 
 from search_spaces import get_space
-from tinynet_search.formula import TinyFormula, fit_formula
-from tinynet_search.gaussian import Bounds
+from tinynet_search.formula.gaussian_process import Bounds
+from tinynet_search.formula.tiny_formula import TinyFormula, fit_formula
 
-TARGET = Path(__file__).resolve().parent.parent / "tinynet_search" / "formulas" / "published.json"
+TARGET = Path(__file__).resolve().parent.parent / "tinynet_search" / "formula" / "published.json"
 
 # c (as the paper names it), r, d of TinyNet-A to E.
 POINTS = (

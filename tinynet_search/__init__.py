@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from search_spaces import RDW, RequestError, get_space, list_spaces
     from tinynet_search.config import load_config
     from tinynet_search.errors import TrackingError
-    from tinynet_search.formula import TinyFormula, suggest_rdw
+    from tinynet_search.formula.suggestion import Suggestion
+    from tinynet_search.formula.tiny_formula import TinyFormula, suggest_rdw
     from tinynet_search.search import run_search
-    from tinynet_search.suggestion import Suggestion
     from tinynet_search.tracking import frontier_models
 
 __version__ = "0.1.0"
@@ -34,15 +34,15 @@ __all__ = [
 _HOMES = {
     "RDW": "search_spaces",
     "RequestError": "search_spaces",
-    "Suggestion": "tinynet_search.suggestion",
-    "TinyFormula": "tinynet_search.formula",
+    "Suggestion": "tinynet_search.formula.suggestion",
+    "TinyFormula": "tinynet_search.formula.tiny_formula",
     "TrackingError": "tinynet_search.errors",
     "frontier_models": "tinynet_search.tracking",
     "get_space": "search_spaces",
     "list_spaces": "search_spaces",
     "load_config": "tinynet_search.config",
     "run_search": "tinynet_search.search",
-    "suggest_rdw": "tinynet_search.formula",
+    "suggest_rdw": "tinynet_search.formula.tiny_formula",
 }
 
 

@@ -18,8 +18,8 @@ from search_spaces import RequestError, SearchSpace, get_space
 from search_spaces.errors import unknown
 from search_spaces.samplers import ADAPTIVE, SAMPLERS
 from search_spaces.space import SANE
-from tinynet_search.baselines import RULES
 from tinynet_search.errors import one_line
+from tinynet_search.formula.baselines import RULES
 from tinynet_search.tables import seconds
 from trainables.data import absolute
 from trainables.documents import parsed

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search_spaces import Network, RequestError, SearchSpace, get_space
-from tinynet_search.baselines import baseline
 from tinynet_search.continuing import with_longest
-from tinynet_search.formula import TinyFormula, fit_formula
-from tinynet_search.frontier import TrialPoint, select_frontier, spearman
+from tinynet_search.formula.baselines import baseline
+from tinynet_search.formula.frontier import TrialPoint, select_frontier, spearman
+from tinynet_search.formula.tiny_formula import TinyFormula, fit_formula
 from tinynet_search.plan import candidate_of
 from tinynet_search.store import FINALS, FORMULA, FRONTIER, Candidate, SearchStore
 

@@ -12,8 +12,8 @@ from typing import Any
 from search_spaces import RequestError
 from search_spaces.samplers import ADAPTIVE
 from tinynet_search.config import Config
-from tinynet_search.formula import TinyFormula
-from tinynet_search.frontier import TrialPoint, spearman
+from tinynet_search.formula.frontier import TrialPoint, spearman
+from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.outcome import TINY
 from tinynet_search.plan import (
     CHECKPOINT_BYTES_PER_PARAM,

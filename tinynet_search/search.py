@@ -17,7 +17,7 @@ from tinynet_search.config import Config
 from tinynet_search.continuing import RETRIED, continued, set_aside
 from tinynet_search.errors import require
 from tinynet_search.failures import Tally
-from tinynet_search.formula import TinyFormula
+from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.lease import Lease, read_lease
 from tinynet_search.outcome import prepare, write_finals, write_formula, write_frontier
 from tinynet_search.plan import agreed_plan, candidates_of, grow, too_large, training_macs

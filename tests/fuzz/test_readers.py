@@ -19,7 +19,7 @@ from tests.search.helpers import TINY, tiny_config
 from tinynet_search.config import load_config, validate
 from tinynet_search.errors import TrackingError
 from tinynet_search.exporting.subject import find_subject
-from tinynet_search.formula import TinyFormula, suggest_rdw
+from tinynet_search.formula.tiny_formula import TinyFormula, suggest_rdw
 from tinynet_search.lease import Holder, read_lease
 from tinynet_search.plan import agreed_plan, candidates_of, final_candidates, grow, too_large
 from tinynet_search.store import SearchStore
@@ -124,7 +124,7 @@ class Place:
         self.store.folder.write("lease/000001.json", holder.to_json())
         shutil.copy(
             Path(sys.modules[TinyFormula.__module__].__file__ or "").parent
-            / "formulas"
+            / "formula"
             / "published.json",
             storage / "formula.json",
         )

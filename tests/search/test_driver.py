@@ -16,7 +16,7 @@ from search_spaces import RequestError
 from tests.data.test_imagefolder import make_tree
 from tests.search.helpers import results, tiny_arguments, tiny_config
 from tests.trainables.helpers import without_times
-from tinynet_search.formula import TinyFormula
+from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.lease import live_holder
 from tinynet_search.search import run_search
 from trainables.folder import LocalFolder

@@ -14,7 +14,7 @@ from tinynet_search.cli import run
 from tinynet_search.config import load_config
 from tinynet_search.continuing import set_aside
 from tinynet_search.failures import Tally
-from tinynet_search.formula import TinyFormula
+from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.search import run_search
 from tinynet_search.store import SearchStore
 

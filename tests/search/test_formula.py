@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from search_spaces import RequestError, get_space
 from tinynet_search import TinyFormula, TrackingError
-from tinynet_search.formula import fit_formula
-from tinynet_search.formula_io import MAX_BYTES
+from tinynet_search.formula.files import MAX_BYTES
+from tinynet_search.formula.tiny_formula import fit_formula
 
 pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = ROOT / "tinynet_search" / "formulas" / "published.json"
+SHIPPED = ROOT / "tinynet_search" / "formula" / "published.json"
 B0 = get_space("efficientnet_b0")
 
 

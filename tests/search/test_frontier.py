@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from search_spaces import RequestError
-from tinynet_search.frontier import (
+from tinynet_search.formula.frontier import (
     FrontierModel,
     TrialPoint,
     pareto_ranks,
@@ -166,7 +166,7 @@ def test_leaves_warnings_and_global_randomness_alone() -> None:
 
 def test_same_choice_in_another_process() -> None:
     program = (
-        "from tinynet_search.frontier import TrialPoint as T, select_frontier as s\n"
+        "from tinynet_search.formula.frontier import TrialPoint as T, select_frontier as s\n"
         "print([m.id for m in s([T(str(i), (1, 1, 1), 1 + i, 50 + i + 5 * (i * 37 % 7), 'finished') for i in range(90)])])"
     )
     run = [

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from search_spaces import Network, RequestError, get_space, list_spaces
 from tinynet_search import Suggestion, TinyFormula, suggest_rdw
 from tinynet_search.cli import run
-from tinynet_search.curve import Curve, grid
-from tinynet_search.limits import LIMITS
+from tinynet_search.formula.budget import LIMITS
+from tinynet_search.formula.curve import Curve, grid
 
 pytestmark = pytest.mark.quick
 
@@ -31,7 +31,9 @@ FINER = 9e-4
 
 def curve(name: str, extrapolate: bool = False) -> Curve:
     space = get_space(name)
-    return Curve(PUBLISHED, "default", space, space.num_classes, 0.03, extrapolate)
+    assert PUBLISHED.range
+    about = (PUBLISHED.predict, PUBLISHED.range, PUBLISHED.source)
+    return Curve(*about, space, space.num_classes, 0.03, extrapolate)
 
 
 def solved(formula: Curve, c: float) -> Network | None:

@@ -16,10 +16,10 @@ from search_spaces import RequestError
 from tests.search.helpers import tiny_arguments, tiny_config
 from tests.search.mlflow_window import Window, wait_until, wanted_points
 from tests.trainables.helpers import without_times
-from tinynet_search import formula_io
 from tinynet_search.cli import run
 from tinynet_search.cluster import _keep_secrets
-from tinynet_search.formula import TinyFormula
+from tinynet_search.formula import files as formula_io
+from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.plan import agreed_plan, candidates_of, grow
 from tinynet_search.search import run_search
 from tinynet_search.store import FORMULA, SearchStore

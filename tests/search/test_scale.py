@@ -12,11 +12,11 @@ import pytest
 from benchmarks.simulated import simulated_result, simulated_trial
 from search_spaces import RequestError, get_space
 from tests.search.helpers import tiny_config
-from tinynet_search import gaussian
-from tinynet_search.formula import TinyFormula, fit_formula
-from tinynet_search.gaussian import BOUNDS, Kernel, Posterior, fit_kernel
+from tinynet_search.formula import gaussian_process as gaussian
+from tinynet_search.formula.gaussian_process import BOUNDS, Kernel, Posterior, fit_kernel
+from tinynet_search.formula.low_rank import MANY, Basis, Likelihood, nodes_for
+from tinynet_search.formula.tiny_formula import TinyFormula, fit_formula
 from tinynet_search.plan import agreed_plan, candidates_of, grow
-from tinynet_search.smooth import MANY, Basis, Likelihood, nodes_for
 from tinynet_search.store import Candidate, SearchStore
 from trainables.trial import describe, result_name
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from search_spaces import RDW, RequestError, SearchSpace, get_space, list_spaces
 from search_spaces.efficientnet import TABLES, EfficientNetSpace
 from tinynet_search import Suggestion, TinyFormula, suggest_rdw
-from tinynet_search.formula import fit_formula
-from tinynet_search.spelling import spelled
+from tinynet_search.formula.digits import spelled
+from tinynet_search.formula.tiny_formula import fit_formula
 
 B0 = get_space("efficientnet_b0")
 C0 = 385_814_752

@@ -23,8 +23,8 @@ from tests.search.servers import mlflow_server
 from tests.search.train_helpers import LABEL, JobRuns, arguments, trained
 from tinynet_search import TrackingError, frontier_models, tracking
 from tinynet_search.exporting import load_exported
-from tinynet_search.formula import TinyFormula
-from tinynet_search.formula_io import read_text
+from tinynet_search.formula.files import read_text
+from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.plan import candidate_of
 from tinynet_search.store import FINALS, FORMULA, FRONTIER
 from tinynet_search.tracking import trial_rows

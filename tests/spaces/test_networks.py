@@ -19,9 +19,9 @@ from search_spaces.paper_tables import (
     row_of,
     value,
 )
-from tinynet_search.baselines import inverse_giant
-from tinynet_search.formula import TinyFormula
-from tinynet_search.spelling import spelled
+from tinynet_search.formula.baselines import inverse_giant
+from tinynet_search.formula.digits import spelled
+from tinynet_search.formula.tiny_formula import TinyFormula
 
 ORACLES: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "golden" / "oracles.json").read_text()

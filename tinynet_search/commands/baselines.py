@@ -33,9 +33,9 @@ def baselines(
     The inverse giant formula, tuned to the budget and as it stands, and r, d or w shrunk alone (Table 1).
     """
     from search_spaces import RequestError
-    from tinynet_search.baselines import Baseline
-    from tinynet_search.baselines import baselines as ruled
-    from tinynet_search.formula import TinyFormula
+    from tinynet_search.formula.baselines import Baseline
+    from tinynet_search.formula.baselines import baselines as ruled
+    from tinynet_search.formula.tiny_formula import TinyFormula
 
     fitted = TinyFormula.load(formula, tracking_uri=tracking)
     target = fitted.get_space(space)
@@ -94,7 +94,7 @@ def _cells(c: float, row: Any, note: str) -> tuple[str, ...]:
     network = row.network
     if network is None:
         return (row.rule, f"{c:g}", *[""] * 8, note)
-    from tinynet_search.spelling import spelled
+    from tinynet_search.formula.digits import spelled
 
     twist = (*spelled(network), str(network.resolution))
     costs = (

@@ -21,7 +21,7 @@ from search_spaces.paper_tables import (
     value,
 )
 from tinynet_search.commands.app import AsJson, app, millions
-from tinynet_search.spelling import spelled
+from tinynet_search.formula.digits import spelled
 from tinynet_search.tables import apart, table
 
 NONE = "-"

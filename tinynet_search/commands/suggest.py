@@ -58,8 +58,8 @@ def suggest(
     C is met within 3 % either way; --macs, --params and --activation-bytes are never exceeded. After the number N of a
     limit K, M and G are powers of 1000 (B too, of parameters and FLOPs); of memory Ki, Mi and Gi are powers of 1024.
     """
-    from tinynet_search.formula import TinyFormula
-    from tinynet_search.limits import checked_request
+    from tinynet_search.formula.budget import checked_request
+    from tinynet_search.formula.tiny_formula import TinyFormula
 
     given = {"macs": macs, "params": params, "activation_bytes": activation_bytes}
     limits = {name: _number(name, text) for name, text in given.items() if text is not None}
@@ -74,7 +74,7 @@ def suggest(
     if as_json:
         print(json.dumps([s.to_dict() for s in found], indent=1))
         return
-    from tinynet_search.spelling import spelled
+    from tinynet_search.formula.digits import spelled
     from tinynet_search.tables import table
 
     head = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import one_line
-from tinynet_search.formula_io import MAX_BYTES, parse
+from tinynet_search.formula.files import MAX_BYTES, parse
 from tinynet_search.lease import Lease, live_holder
 from tinynet_search.schema import NAME
 from tinynet_search.store import FORMULA, JOB, PLAN, SearchStore

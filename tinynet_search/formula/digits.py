@@ -34,15 +34,15 @@ def spelled(network: Network) -> tuple[str, str, str]:
             SANE[0] <= float(text) and network.space.network(twist, network.num_classes) == network
         )
 
-    r, d = (
-        next(
-            (text for text in _texts(getattr(exact, axis)) if same(axis, text)),
-            repr(getattr(exact, axis)),
-        )
-        for axis in "rd"
-    )
+    def shortest(axis: str) -> str:
+        value = getattr(exact, axis)
+        for text in _texts(value):
+            if same(axis, text):
+                return text
+        return repr(value)
+
     w = f"{exact.w:g}"
-    return r, d, w if same("w", w) else repr(exact.w)
+    return shortest("r"), shortest("d"), w if same("w", w) else repr(exact.w)
 
 
 def _texts(value: float) -> Iterator[str]:

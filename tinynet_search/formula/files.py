@@ -20,7 +20,7 @@ COST = (1e-6, 100.0)
 VARIANCE = (0.0, 1e6)
 SCALE = (1e-6, 1e6)
 
-_PUBLISHED = Path(__file__).parent / "formulas" / "published.json"
+_PUBLISHED = Path(__file__).parent / "published.json"
 
 
 class DamagedError(ValueError):

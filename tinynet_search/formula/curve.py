@@ -1,8 +1,9 @@
 """A formula on one space: r and d at each c, the network there, and the figures of thousands of networks at once."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +11,7 @@ from numpy.typing import NDArray
 from search_spaces import Network, RequestError, SearchSpace
 from search_spaces.space import FLOAT32_BYTES, MAX_NUDGE, SANE
 from tinynet_search.errors import one_line
-
-if TYPE_CHECKING:
-    from tinynet_search.formula import TinyFormula
-    from tinynet_search.suggestion import Prediction
+from tinynet_search.formula.gaussian_process import Prediction
 
 Array = NDArray[np.float64]
 # Equally long arrays: c, macs, params and activation_bytes; all but c are NaN where there is no network.
@@ -30,47 +28,43 @@ class Curve:
     """The networks of a formula on a space.
 
     Attributes:
-        formula, form: where r(c) and d(c) come from.
+        predict: r(c) and d(c) of an array of c, (len(c),), or of one number.
+        span: lowest and highest c of the points that they were fitted to.
+        label: names their source in messages.
         space, num_classes, tol: what the widths are solved on, and how near to c.
         extrapolate: go on outside the formula's range, with r and d of its nearest end.
     """
 
-    formula: "TinyFormula"
-    form: str
+    predict: Callable[[Any], Prediction]
+    span: tuple[float, float]
+    label: str
     space: SearchSpace
     num_classes: int
     tol: float
     extrapolate: bool
 
-    @property
-    def range(self) -> tuple[float, float]:
-        """Lowest and highest c of the formula's points."""
-        return self.formula.points[0][0], self.formula.points[-1][0]
-
     def outside(self, c: float) -> bool:
         """Whether c is extrapolated."""
-        return not self.range[0] - 1e-9 <= c <= self.range[1] + 1e-9
+        return not self.span[0] - 1e-9 <= c <= self.span[1] + 1e-9
 
     def require(self, c: float) -> None:
         """Refuse a c that nobody allowed to extrapolate to."""
-        low, high = self.range
+        low, high = self.span
         if self.outside(c) and not self.extrapolate:
             raise RequestError(
-                f"c = {c:g} is outside the range {low:g} to {high:g} of formula {one_line(self.formula.source)}: "
+                f"c = {c:g} is outside the range {low:g} to {high:g} of formula {one_line(self.label)}: "
                 "ask within it, or pass extrapolate=True (--extrapolate) to keep r and d of its nearest end"
             )
 
-    def predicted(self, c: float) -> "Prediction":
+    def predicted(self, c: float) -> Prediction:
         """Equation 4 at c, or at the nearest end of the range; the standard deviations are those at c."""
-        low, high = self.range
-        at_c = self.formula.predict(c, self.form)
-        return self.formula.predict(min(max(c, low), high), self.form)._replace(
-            r_std=at_c.r_std, d_std=at_c.d_std
-        )
+        low, high = self.span
+        at_c = self.predict(c)
+        return self.predict(min(max(c, low), high))._replace(r_std=at_c.r_std, d_std=at_c.d_std)
 
     def twist(self, c: Array) -> tuple[Array, Array]:
         """r and d at each c, (len(c),): the formula's means, clipped to the space's ranges."""
-        inside, ranges = self.formula.predict(np.clip(c, *self.range), self.form), self.space.ranges
+        inside, ranges = self.predict(np.clip(c, *self.span)), self.space.ranges
         return np.clip(inside.r_mean, *ranges["r"]), np.clip(inside.d_mean, *ranges["d"])
 
     def network(self, c: float) -> Network:
@@ -87,29 +81,9 @@ class Curve:
             self.refuse_small(c)
             raise
 
-    def note(self, c: float, predicted: "Prediction") -> str | None:
-        """What the reader of a network at c should know besides."""
-        formula, space, notes = self.formula, self.space, []
-        if space.name != formula.space:
-            notes.append(
-                f"{space.name} has no formula of its own here: r(c) and d(c) were fitted on {one_line(formula.space)}"
-            )
-        elif space.version != formula.space_version:
-            notes.append(
-                f"fitted on version {formula.space_version} of {space.name}, built on version {space.version}"
-            )
-        if self.outside(c):
-            notes.append(
-                f"outside the formula's range {self.range[0]:g} to {self.range[1]:g}: r and d are those of its nearest end"
-            )
-        means = ((predicted.r_mean, "r"), (predicted.d_mean, "d"))
-        if any(np.clip(mean, *space.ranges[name]) != mean for mean, name in means):
-            notes.append("r or d clipped to the space's range")
-        return "; ".join(notes) or None
-
     def ends(self) -> tuple[float, float]:
         """Smallest and largest c to look at; extrapolation starts at the least that ``solve_width`` could answer."""
-        low, high = self.range
+        low, high = self.span
         if not self.extrapolate:
             return low, min(high, 1.0)
         r, d = (float(values[0]) for values in self.twist(np.array([low])))
@@ -122,7 +96,7 @@ class Curve:
         """Say the smallest c that the formula has a network for, where c is below it."""
         there = present(self.figures(grid(*self.ends())))["c"]
         if there.size and c < there[0]:
-            where = f"formula {one_line(self.formula.source)} on {self.space.name}"
+            where = f"formula {one_line(self.label)} on {self.space.name}"
             raise RequestError(
                 f"c = {c:g} is below every network of {where}: the smallest is at c = {there[0]:g}; raise c"
             )

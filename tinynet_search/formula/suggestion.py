@@ -3,23 +3,15 @@
 import html
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from search_spaces import Network
-from tinynet_search.limits import amount
-from tinynet_search.spelling import spelled
+from tinynet_search.formula.budget import amount
+from tinynet_search.formula.digits import spelled
+from tinynet_search.formula.gaussian_process import Prediction
 
 if TYPE_CHECKING:
     import torch
-
-
-class Prediction(NamedTuple):
-    """The formula's resolution and depth multipliers at some c: means and standard deviations, floats or (len(c),) arrays."""
-
-    r_mean: Any
-    r_std: Any
-    d_mean: Any
-    d_std: Any
 
 
 @dataclass(frozen=True)

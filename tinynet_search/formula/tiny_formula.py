@@ -7,6 +7,7 @@ away from the data and may dip between points. ``default`` is the same regressio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import numpy as np
 
 from search_spaces import RequestError, SearchSpace, get_space, list_spaces
 from search_spaces.errors import unknown
-from tinynet_search.curve import Curve
 from tinynet_search.errors import one_line
-from tinynet_search.formula_io import (
+from tinynet_search.formula.budget import checked_request
+from tinynet_search.formula.curve import Curve
+from tinynet_search.formula.digits import tidy
+from tinynet_search.formula.files import (
     FORMS,
     MIN_POINTS,
     SCHEMA,
@@ -25,11 +28,17 @@ from tinynet_search.formula_io import (
     parse,
     read_text,
 )
-from tinynet_search.gaussian import Bounds, Kernel, Posterior, fit_forms, posterior
-from tinynet_search.limits import checked_request, largest
-from tinynet_search.smooth import SmoothPosterior
-from tinynet_search.spelling import tidy
-from tinynet_search.suggestion import Prediction, Suggestion
+from tinynet_search.formula.gaussian_process import (
+    Bounds,
+    Kernel,
+    Posterior,
+    Prediction,
+    fit_forms,
+    posterior,
+)
+from tinynet_search.formula.limits import largest
+from tinynet_search.formula.low_rank import SmoothPosterior
+from tinynet_search.formula.suggestion import Suggestion
 
 __all__ = ["Prediction", "Suggestion", "TinyFormula", "fit_formula", "suggest_rdw"]
 
@@ -177,8 +186,9 @@ class TinyFormula:
         self._require_usable()
         target = self.get_space(space)
         curve = Curve(
-            self,
-            form,
+            partial(self.predict, form=form),
+            (self.points[0][0], self.points[-1][0]),
+            self.source,
             target,
             self.classes(target) if num_classes is None else num_classes,
             tol,
@@ -187,17 +197,11 @@ class TinyFormula:
         alone = asked.keys() == {"c"}
         budget, binding = (asked["c"], ()) if alone else largest(curve, asked)
         network, predicted = tidy(curve.network(budget)), curve.predicted(budget)
-        note, limits = curve.note(budget, predicted), {} if alone else asked
+        notes, limits = self._notes(curve, budget, predicted), {} if alone else asked
         if limits and not binding:
-            note = "; ".join(
-                filter(
-                    None,
-                    (
-                        note,
-                        f"no limit binds: c = {budget:g} is the largest that the formula is asked for",
-                    ),
-                )
-            )
+            largest_c = f"c = {budget:g} is the largest that the formula is asked for"
+            notes.append(f"no limit binds: {largest_c}")
+        note = "; ".join(notes) or None
         return Suggestion(
             budget,
             network,
@@ -209,6 +213,24 @@ class TinyFormula:
             limits,
             binding,
         )
+
+    def _notes(self, curve: Curve, c: float, predicted: Prediction) -> list[str]:
+        """What the reader of a network at c should know besides."""
+        space, notes = curve.space, []
+        if space.name != self.space:
+            fitted = f"r(c) and d(c) were fitted on {one_line(self.space)}"
+            notes.append(f"{space.name} has no formula of its own here: {fitted}")
+        elif space.version != self.space_version:
+            fitted = f"fitted on version {self.space_version} of {space.name}"
+            notes.append(f"{fitted}, built on version {space.version}")
+        if curve.outside(c):
+            low, high = curve.span
+            nearest = "r and d are those of its nearest end"
+            notes.append(f"outside the formula's range {low:g} to {high:g}: {nearest}")
+        means = ((predicted.r_mean, "r"), (predicted.d_mean, "d"))
+        if any(np.clip(mean, *space.ranges[name]) != mean for mean, name in means):
+            notes.append("r or d clipped to the space's range")
+        return notes
 
     def _require_usable(self) -> None:
         if not self.usable:

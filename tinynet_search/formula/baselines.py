@@ -13,8 +13,8 @@ import numpy as np
 
 from search_spaces import RDW, Network, RequestError, SearchSpace, get_space
 from search_spaces.space import SANE
-from tinynet_search.limits import checked_budget
-from tinynet_search.spelling import tidy
+from tinynet_search.formula.budget import checked_budget
+from tinynet_search.formula.digits import tidy
 
 # EfficientNet's giant formula: resolution, depth and width of one step up, twice the FLOPs.
 GIANT_R, GIANT_D, GIANT_W = 1.15, 1.2, 1.1

@@ -4,99 +4,19 @@ Channels, repeats and pixels are rounded and the resolution is nudged, so no fig
 over c would miss answers: the formula's whole range is costed instead.
 """
 
-import math
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import RequestError
-from tinynet_search.curve import STEP, Curve, Figures, grid, present
 from tinynet_search.errors import one_line
+from tinynet_search.formula.budget import LIMITS, amount
+from tinynet_search.formula.curve import STEP, Curve, Figures, grid, present
 
 # How much finer c is looked at between the answer and the next larger c.
 ZOOM = 100
-
-
-class Limit(NamedTuple):
-    """What a limit counts, for people: the unit of its figures, and the words after them."""
-
-    unit: str
-    words: str
-
-
-LIMITS = {
-    "macs": Limit("", " multiply-adds"),
-    "params": Limit("", " parameters"),
-    "activation_bytes": Limit("B", " of peak activation memory"),
-}
-
-
-def checked_request(request: Mapping[str, Any]) -> dict[str, float]:
-    """What was given of c and the limits, as floats.
-
-    Raises:
-        RequestError: nothing was given, c is no budget, or a limit is no positive, finite number.
-    """
-    given = {name: value for name, value in request.items() if value is not None}
-    if not given:
-        raise RequestError(
-            "nothing to answer: give c, a fraction of the baseline's FLOPs, or a limit: "
-            "macs, params, activation_bytes (--macs, --params, --activation-bytes)"
-        )
-    return {
-        name: checked_budget(value) if name == "c" else _checked_limit(name, value)
-        for name, value in given.items()
-    }
-
-
-def checked_budget(c: Any) -> float:
-    """c as a float.
-
-    Raises:
-        RequestError: it is no number in (0, 1], the budgets of equation 5.
-    """
-    try:
-        value = float(c)
-    except (TypeError, ValueError, OverflowError):
-        value = math.nan
-    if not 0 < value <= 1:
-        raise RequestError(
-            f"c = {one_line(c, 40)} is no budget: give a fraction of the baseline's FLOPs above 0 and at most 1"
-        )
-    return value
-
-
-def _checked_limit(name: str, value: Any) -> float:
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
-        value, bool
-    )
-    # An int may be finite and yet beyond every float.
-    if (
-        not number
-        or not 0 < (value if isinstance(value, int) else float(value)) <= sys.float_info.max
-    ):
-        raise RequestError(
-            f"{name} = {one_line(repr(value), 40)} is no limit: give a number above 0"
-        )
-    return float(value)
-
-
-def amount(name: str, value: float) -> str:
-    """A figure as people read it: ``1.98M``, ``1.50MB``; c as ``0.2500``."""
-    if name == "c":
-        return f"{value:.4f}"
-    scale, prefix = next(
-        ((s, p) for s, p in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= s), (1.0, "")
-    )
-    return (
-        f"{value / scale:.2f}{prefix}{LIMITS[name].unit}"
-        if prefix
-        else f"{value:g}{' bytes' if LIMITS[name].unit else ''}"
-    )
 
 
 def largest(curve: Curve, request: Mapping[str, float]) -> tuple[float, tuple[str, ...]]:
@@ -165,10 +85,10 @@ def _refusal(curve: Curve, figures: Figures, limits: Mapping[str, float]) -> Req
     if not there["c"].size:
         curve.refuse_small(high)
         return RequestError(
-            f"formula {one_line(curve.formula.source)} has no network on {curve.space.name} up to c = {high:g}"
+            f"formula {one_line(curve.label)} has no network on {curve.space.name} up to c = {high:g}"
         )
     least = {name: int(np.argmin(there[name])) for name in limits}
-    within = "" if curve.extrapolate else " within its range {:g} to {:g}".format(*curve.range)
+    within = "" if curve.extrapolate else " within its range {:g} to {:g}".format(*curve.span)
     short = [name for name, limit in limits.items() if there[name][least[name]] > limit]
     lines = [
         f"has at most {amount(name, limits[name])}{LIMITS[name].words}: "

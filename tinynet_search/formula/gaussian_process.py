@@ -7,12 +7,12 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinynet_search.smooth import MANY, Basis, Likelihood, SmoothPosterior, nodes_for
+from tinynet_search.formula.low_rank import MANY, Basis, Likelihood, SmoothPosterior, nodes_for
 
 RESTARTS = 9
 # Points of a dense kernel matrix, which has their number squared of entries.
@@ -213,3 +213,12 @@ def _maximise(
         options={"ftol": 1e-15, "gtol": 1e-9, "maxiter": 2000},
     )
     return found.x, float(found.fun)
+
+
+class Prediction(NamedTuple):
+    """The formula's resolution and depth multipliers at some c: means and standard deviations, floats or (len(c),) arrays."""
+
+    r_mean: Any
+    r_std: Any
+    d_mean: Any
+    d_std: Any
