@@ -208,7 +208,7 @@ def _optuna() -> None:
     from tinynet_search.candidates import Adaptive
     from tinynet_search.config import load_config
     from tinynet_search.plan import make_plan
-    from tinynet_search.store import Candidate, SearchStore
+    from tinynet_search.store.directory import Candidate, SearchStore
 
     config = load_config(
         preset="demo", settings=['space.name="efficientnet_b0"', 'search.sampler="optuna"']

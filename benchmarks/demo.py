@@ -12,7 +12,7 @@ from statistics import median
 from benchmarks.measure import Row
 from benchmarks.overhead import AT_ONCE, Taken, bare, require_equal, searched
 from tinynet_search.plan import candidates_of, final_candidates
-from tinynet_search.store import SearchStore
+from tinynet_search.store.directory import SearchStore
 from trainables.trial import TrialSpec
 
 # Pairs of a searched and a bare training; TINYNET_PAIRS for more.

@@ -77,7 +77,7 @@ def bare(trials: int, folder: Path, uri: str) -> dict[str, Any]:
 def ours(trials: int, folder: Path, uri: str) -> dict[str, Any]:
     """The real driver, store and publisher, on trials that take no time."""
     from tinynet_search.search import run_search
-    from tinynet_search.store import SearchStore
+    from tinynet_search.store.directory import SearchStore
     from tinynet_search.tracking.sync import sync_stored
     from trainables.executors import TRAINABLES
 

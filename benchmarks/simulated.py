@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tinynet_search.store import SearchStore
+from tinynet_search.store.directory import SearchStore
 from trainables.trial import TrialSpec, describe, result_name
 
 EPOCHS = 3

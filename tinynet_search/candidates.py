@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 from search_spaces import get_space
 from search_spaces.samplers import solved_width
 from tinynet_search.plan import candidate_of, candidates_of
-from tinynet_search.store import Candidate, SearchStore
+from tinynet_search.store.directory import Candidate, SearchStore
 
 END = "end"
 # Suggestions in a row that are no new network before Optuna is taken to have seen them all.

@@ -16,8 +16,8 @@ from typing import Any
 from search_spaces import RequestError, get_space
 from tinynet_search.config import Config
 from tinynet_search.errors import TrackingError, last_line, one_line
-from tinynet_search.lease import live_holder
-from tinynet_search.store import SearchStore
+from tinynet_search.store.directory import SearchStore
+from tinynet_search.store.lease import live_holder
 from trainables.folder import StorageError, open_folder
 
 SCHEMA = 1

@@ -16,7 +16,7 @@ from search_spaces import RequestError
 from tinynet_search.candidates import CandidateSearch, Source
 from tinynet_search.config import Config
 from tinynet_search.placement import of_trial
-from tinynet_search.store import Candidate
+from tinynet_search.store.directory import Candidate
 from trainables.executors import TRAINABLES, tune_resources
 
 # Tune's and Train's own files are scratch: no loggers, no snapshots, no preemption watcher a trial.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from search_spaces import RequestError
-from tinynet_search.store import Candidate, SearchStore
+from tinynet_search.store.directory import Candidate, SearchStore
 from trainables.documents import LARGE
 from trainables.trial import result_name
 

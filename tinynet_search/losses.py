@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ray.tune import Callback
 
 from tinynet_search.errors import one_line
-from tinynet_search.store import Candidate, SearchStore
+from tinynet_search.store.directory import Candidate, SearchStore
 
 DIED, MEMORY = "died", "out of memory"
 # Times that a trial is given again which Tune gave up before it began.

@@ -8,8 +8,8 @@ from typing import Any
 from search_spaces import Network, RequestError, get_space
 from search_spaces.samplers import ADAPTIVE, draw
 from tinynet_search.config import Config
-from tinynet_search.schema import foreign_space
-from tinynet_search.store import FINALS, JOB, PLAN, SCHEMA, Candidate, Drawn, SearchStore
+from tinynet_search.store.directory import FINALS, JOB, PLAN, SCHEMA, Candidate, Drawn, SearchStore
+from tinynet_search.store.schema import foreign_space
 from trainables.data import ImageData, open_data
 from trainables.recipe import Recipe, recipe_from
 from trainables.trial import TrialSpec, describe, trial_id

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ray.tune import Callback
 
-from tinynet_search.store import Candidate
+from tinynet_search.store.directory import Candidate
 from tinynet_search.tables import duration
 
 

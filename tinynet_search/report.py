@@ -25,7 +25,7 @@ from tinynet_search.plan import (
     training_macs,
 )
 from tinynet_search.search import Outcome
-from tinynet_search.store import FINALS, FORMULA, SearchStore
+from tinynet_search.store.directory import FINALS, FORMULA, SearchStore
 from tinynet_search.tables import table
 
 BUDGETS = (0.9, 0.5, 0.25, 0.13, 0.06)

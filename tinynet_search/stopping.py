@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from tinynet_search.store import Candidate
+from tinynet_search.store.directory import Candidate
 
 # Seconds that trainings get to commit a checkpoint after a signal, before everything ends at once.
 GRACE = 30.0

@@ -14,7 +14,7 @@ from tests.search.helpers import tiny_config
 from tests.search.mlflow_window import SQLALCHEMY, calm
 from tests.trainables.test_distributed import on_ranks
 from tinynet_search.plan import agreed_plan, grow
-from tinynet_search.store import SearchStore
+from tinynet_search.store.directory import SearchStore
 from trainables.execution import Execution
 from trainables.trial import Alone, run_trial
 

@@ -21,7 +21,7 @@ from tinynet_search.cli import run
 from tinynet_search.config import load_config
 from tinynet_search.jobs.connection import connect
 from tinynet_search.jobs.watching import Jobs
-from tinynet_search.store import SearchStore
+from tinynet_search.store.directory import SearchStore
 
 pytestmark = pytest.mark.hosts
 HEAD, WORKERS = "head", ("one", "two")

@@ -20,11 +20,11 @@ from tinynet_search.config import load_config, validate
 from tinynet_search.errors import TrackingError
 from tinynet_search.exporting.subject import find_subject
 from tinynet_search.formula.tiny_formula import TinyFormula, suggest_rdw
-from tinynet_search.lease import Holder, read_lease
 from tinynet_search.plan import agreed_plan, candidates_of, final_candidates, grow, too_large
-from tinynet_search.store import SearchStore
+from tinynet_search.store.directory import SearchStore
+from tinynet_search.store.lease import Holder, read_lease
+from tinynet_search.store.train_job import Job, ended_or_begun, read_job
 from tinynet_search.tracking import projection
-from tinynet_search.training.job import Job, ended_or_begun, read_job
 from trainables.checkpoint import newest_checkpoint
 from trainables.folder import open_folder
 from trainables.trial import Alone, TrialSpec, run_trial

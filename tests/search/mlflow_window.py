@@ -13,7 +13,7 @@ import pytest
 
 from search_spaces import get_space
 from tinynet_search.plan import candidate_of
-from tinynet_search.store import PLAN, Candidate, SearchStore
+from tinynet_search.store.directory import PLAN, Candidate, SearchStore
 from tinynet_search.tracking.publisher import Publisher
 from trainables.recipe import RECIPES
 from trainables.trial import result_name

@@ -16,7 +16,7 @@ from tinynet_search.continuing import set_aside
 from tinynet_search.failures import Tally
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.search import run_search
-from tinynet_search.store import SearchStore
+from tinynet_search.store.directory import SearchStore
 
 FAILED, FINE = {"status": "failed", "reason": "diverged"}, {"status": "finished", "reason": None}
 

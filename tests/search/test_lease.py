@@ -15,18 +15,18 @@ import pytest
 
 from search_spaces import RequestError
 from tests.search.helpers import tiny_config
-from tinynet_search import lease as leases
 from tinynet_search.cli import run
-from tinynet_search.lease import STALE, Holder, Lease, live_holder, read_lease
 from tinynet_search.search import run_search
-from tinynet_search.store import SearchStore
+from tinynet_search.store import lease as leases
+from tinynet_search.store.directory import SearchStore
+from tinynet_search.store.lease import STALE, Holder, Lease, live_holder, read_lease
 from trainables.folder import Folder, open_folder
 
 pytestmark = pytest.mark.quick
 
 HOLDING = """
 import sys, time
-from tinynet_search.lease import Lease
+from tinynet_search.store.lease import Lease
 from trainables.folder import open_folder
 with Lease(open_folder(sys.argv[1]), "search x", "search"):
     print("held", flush=True)

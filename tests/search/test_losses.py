@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from tests.search.helpers import results, tiny_config
-from tinynet_search.lease import Lease, read_lease
 from tinynet_search.losses import RETURNS, Guilt, Losses, described, died_alone
 from tinynet_search.plan import agreed_plan, grow
 from tinynet_search.search import _Driver, run_search
 from tinynet_search.stopping import stoppable
-from tinynet_search.store import Candidate, SearchStore
+from tinynet_search.store.directory import Candidate, SearchStore
+from tinynet_search.store.lease import Lease, read_lease
 
 pytestmark = pytest.mark.quick
 

@@ -19,7 +19,7 @@ from tests.search.helpers import results as results_of
 from tests.search.helpers import tiny_config
 from tests.search.mlflow_window import SQLALCHEMY, Search, Window, calm, wait_until, wanted_points
 from tests.search.servers import mlflow_server
-from tinynet_search.store import SearchStore
+from tinynet_search.store.directory import SearchStore
 from tinynet_search.tracking import background
 from tinynet_search.tracking.publisher import Publisher
 from tinynet_search.tracking.sync import sync_search

@@ -22,7 +22,7 @@ from tinynet_search.formula import files as formula_io
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.plan import agreed_plan, candidates_of, grow
 from tinynet_search.search import run_search
-from tinynet_search.store import FORMULA, SearchStore
+from tinynet_search.store.directory import FORMULA, SearchStore
 from trainables.folder import Folder, StorageError, open_folder
 from trainables.trial import Alone, TrialSpec, run_trial
 
@@ -256,7 +256,7 @@ def test_a_whole_search_and_its_rerun(
 
 DRIVER = "import sys; from tinynet_search import cli; sys.exit(cli.run(sys.argv[1:]))"
 # One that sees no other's lease when it starts, as if both had looked before either wrote.
-UNAWARE = f"from tinynet_search import lease; lease._holds = lambda *_: False; {DRIVER}"
+UNAWARE = f"from tinynet_search.store import lease; lease._holds = lambda *_: False; {DRIVER}"
 
 
 @pytest.mark.ray

@@ -10,7 +10,7 @@ from tests.data.test_imagefolder import make_tree
 from tests.search.helpers import tiny_config
 from tinynet_search.plan import agreed_plan, candidates_of, grow
 from tinynet_search.report import preview, preview_text
-from tinynet_search.store import SearchStore
+from tinynet_search.store.directory import SearchStore
 from trainables.data.imagefolder import ImageFolderData
 from trainables.data.packing import Packing
 

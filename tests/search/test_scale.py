@@ -17,7 +17,7 @@ from tinynet_search.formula.gaussian_process import BOUNDS, Kernel, Posterior, f
 from tinynet_search.formula.low_rank import MANY, Basis, Likelihood, nodes_for
 from tinynet_search.formula.tiny_formula import TinyFormula, fit_formula
 from tinynet_search.plan import agreed_plan, candidates_of, grow
-from tinynet_search.store import Candidate, SearchStore
+from tinynet_search.store.directory import Candidate, SearchStore
 from trainables.trial import describe, result_name
 
 B0 = get_space("efficientnet_b0")

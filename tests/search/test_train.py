@@ -30,8 +30,8 @@ from tests.search.train_helpers import (
 from tinynet_search import suggest_rdw
 from tinynet_search.exporting import load_exported
 from tinynet_search.exporting.subject import read_subject
-from tinynet_search.store import SearchStore
-from tinynet_search.training.job import agreed_job, read_job
+from tinynet_search.store.directory import SearchStore
+from tinynet_search.store.train_job import agreed_job, read_job
 from tinynet_search.training.request import Request, make_job, settled
 from tinynet_search.training.run import _left_at, advice
 from trainables.folder import LocalFolder
@@ -558,7 +558,7 @@ def test_one_process_a_job(
 ) -> None:
     code = """
 import sys
-from tinynet_search.lease import Lease
+from tinynet_search.store.lease import Lease
 from trainables.folder import open_folder
 with Lease(open_folder(sys.argv[1]), "job", "train"):
     print(flush=True)

@@ -197,7 +197,7 @@ def sync(
 
     Sending twice changes nothing.
     """
-    from tinynet_search.store import SearchStore
+    from tinynet_search.store.directory import SearchStore
     from tinynet_search.tracking import resolve_uri, stored, sync_stored
     from tinynet_search.tracking.connection import address
     from trainables.folder import below

@@ -178,7 +178,7 @@ def _preprocessing(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _job_network(trial: Path, space: str | None) -> str | None:
     """What the job around a trial's folder calls its network."""
-    from tinynet_search.training.checkpoints import job_around
+    from tinynet_search.store.train_job import job_around
 
     with contextlib.suppress(RequestError):
         job = job_around(trial, space)

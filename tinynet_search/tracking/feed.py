@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from search_spaces.errors import RequestError
-from tinynet_search.store import Candidate, SearchStore
+from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.tracking.projection import STATUS, Point, ended_ms, result_points
 from tinynet_search.tracking.runs import UNFINISHED, Child, Runs
 from trainables.trial import PROGRESS, checkpoints

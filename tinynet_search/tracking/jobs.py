@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tinynet_search.store import SearchStore
+from tinynet_search.store.directory import SearchStore
+from tinynet_search.store.train_job import Job
 from tinynet_search.tracking.background import Background
 from tinynet_search.tracking.connection import reaching
 from tinynet_search.tracking.feed import Feed, News, Reader, Sheet
@@ -30,7 +31,6 @@ from tinynet_search.tracking.projection import (
 from tinynet_search.tracking.runs import UNFINISHED, Child, TaggedRuns, Wanted
 from tinynet_search.tracking.view import page_of
 from tinynet_search.tracking.weights import deliver
-from tinynet_search.training.job import Job
 
 JOB_TAG, JOB_KEY, NETWORK, DATA = (
     "tinynet.job",

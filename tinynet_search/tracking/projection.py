@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from tinynet_search.store import Candidate
+from tinynet_search.store.directory import Candidate
 
 KEY, KIND, SEARCH, ID = "tinynet.key", "tinynet.kind", "tinynet.search", "tinynet.id"
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"

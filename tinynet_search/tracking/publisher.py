@@ -16,7 +16,7 @@ from typing import Any
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import TrackingError
-from tinynet_search.store import Candidate, SearchStore
+from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.tracking.background import Background
 from tinynet_search.tracking.conclusion import Conclusion, marks_of, write_conclusion
 from tinynet_search.tracking.connection import RefusedError, address, reaching

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from search_spaces.errors import RequestError
 from tinynet_search.errors import one_line
 from tinynet_search.formula.files import MAX_BYTES, parse
-from tinynet_search.lease import Lease, live_holder
-from tinynet_search.schema import NAME
-from tinynet_search.store import FORMULA, JOB, PLAN, SearchStore
+from tinynet_search.store.directory import FORMULA, JOB, PLAN, SearchStore
+from tinynet_search.store.lease import Lease, live_holder
+from tinynet_search.store.schema import NAME
+from tinynet_search.store.train_job import ended_or_begun, read_job
 from tinynet_search.tracking.jobs import JobPublisher
 from tinynet_search.tracking.projection import ended_ms
 from tinynet_search.tracking.publisher import Publisher
-from tinynet_search.training.job import ended_or_begun, read_job
 from trainables.documents import MOST_EPOCHS
 from trainables.folder import open_folder
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tinynet_search.store import Candidate
+from tinynet_search.store.directory import Candidate
 from tinynet_search.tracking.models import digest_of
 from tinynet_search.tracking.projection import STATUS, epoch_points, figure_points, trial_name
 from tinynet_search.tracking.reading import Found

@@ -10,21 +10,11 @@ from search_spaces import RequestError
 from search_spaces.weights import Source, read_weights
 from tinynet_search.errors import one_line
 from tinynet_search.exporting.subject import WEIGHTS, Subject, digest_of
-from tinynet_search.store import JOB, SearchStore
-from tinynet_search.training.job import Job, ended_or_begun, read_job
+from tinynet_search.store.directory import JOB, SearchStore
+from tinynet_search.store.train_job import ended_or_begun, job_around, read_job
 from trainables.documents import LARGE, MOST_EPOCHS, parsed
 from trainables.folder import open_folder, read_file
 from trainables.trial import PROGRESS, checkpoints
-
-
-def job_around(trial: Path, space: str | None = None) -> Job | None:
-    """The job whose trial's folder it is, None where there is none; ``space`` repeats a user's own.
-
-    Raises:
-        RequestError: its job.json is damaged, or of a user's own space that ``space`` does not repeat.
-    """
-    root = trial.resolve().parent.parent
-    return read_job(SearchStore(str(root)), space) if (root / JOB).is_file() else None
 
 
 def of_job(folder: Path, space: str | None = None) -> Path:

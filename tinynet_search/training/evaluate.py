@@ -16,11 +16,11 @@ from search_spaces.weights import SUFFIXES, Source, load_weights, locate
 from tinynet_search.config import Config
 from tinynet_search.errors import require
 from tinynet_search.exporting.subject import CONFIG, Subject, digest_of, read_subject
-from tinynet_search.store import JOB
+from tinynet_search.store.directory import JOB
+from tinynet_search.store.train_job import job_around
 from tinynet_search.training.checkpoints import (
     checkpoint_of,
     checkpoint_subject,
-    job_around,
     of_job,
     plain_weights,
 )

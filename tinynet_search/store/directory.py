@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from search_spaces import RequestError
 from search_spaces.space import SANE
-from tinynet_search.schema import (
+from tinynet_search.store.schema import (
     MOST_TRIALS,
     RUN,
     fault_of_finals,

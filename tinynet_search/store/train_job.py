@@ -5,11 +5,12 @@ with a result of its own: a recipe's curves depend on how many there are.
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from search_spaces import RequestError
-from tinynet_search.schema import fault_of_job, foreign_space
-from tinynet_search.store import JOB, PLAN, Candidate, SearchStore
+from tinynet_search.store.directory import JOB, PLAN, Candidate, SearchStore
+from tinynet_search.store.schema import fault_of_job, foreign_space
 from trainables.documents import MOST_EPOCHS
 from trainables.recipe import Recipe
 from trainables.trial import TrialSpec, describe
@@ -165,3 +166,13 @@ def _decisive(job: Job) -> dict[str, Any]:
     recipe = {f"recipe.{key}": value for key, value in job.recipe.identity().items()}
     classes = {"network": job.network, "space": spec.space, "network's shape": network.key}
     return {**classes, "data": spec.data_fingerprint, "seed": spec.seed, **recipe}
+
+
+def job_around(trial: Path, space: str | None = None) -> Job | None:
+    """The job whose trial's folder it is, None where there is none; ``space`` repeats a user's own.
+
+    Raises:
+        RequestError: its job.json is damaged, or of a user's own space that ``space`` does not repeat.
+    """
+    root = trial.resolve().parent.parent
+    return read_job(SearchStore(str(root)), space) if (root / JOB).is_file() else None
