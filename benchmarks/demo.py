@@ -11,7 +11,7 @@ from statistics import median
 
 from benchmarks.measure import Row
 from benchmarks.overhead import AT_ONCE, Taken, bare, require_equal, searched
-from tinynet_search.plan import candidates_of, final_candidates
+from tinynet_search.plan.candidates import candidates_of, final_candidates
 from tinynet_search.store.directory import SearchStore
 from trainables.trial import TrialSpec
 

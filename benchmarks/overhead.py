@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.measure import Row
 from tinynet_search.config import load_config
-from tinynet_search.plan import candidate_of, make_plan, planned_networks
+from tinynet_search.plan.candidates import candidate_of, planned_networks
+from tinynet_search.plan.plan import make_plan
 from trainables.trial import Alone, TrialSpec, run_trial
 
 TRIALS, EPOCHS, AT_ONCE = 8, 3, 2

@@ -11,7 +11,7 @@ from ray.tune.search import Searcher
 
 from search_spaces import get_space
 from search_spaces.samplers import solved_width
-from tinynet_search.plan import candidate_of, candidates_of
+from tinynet_search.plan.candidates import candidate_of, candidates_of
 from tinynet_search.store.directory import Candidate, SearchStore
 
 END = "end"

@@ -80,7 +80,7 @@ def check_search(
         plan: with the candidates and what they cost; a single training has none.
     """
     from tinynet_search.cluster import cluster
-    from tinynet_search.report import preview
+    from tinynet_search.plan.preview import preview
 
     findings = Findings(versions())
     store = None

@@ -9,7 +9,7 @@ from tinynet_search.continuing import with_longest
 from tinynet_search.formula.baselines import baseline
 from tinynet_search.formula.frontier import TrialPoint, select_frontier, spearman
 from tinynet_search.formula.tiny_formula import TinyFormula, fit_formula
-from tinynet_search.plan import candidate_of
+from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.store.directory import FINALS, FORMULA, FRONTIER, Candidate, SearchStore
 
 TINY = "tiny formula"

@@ -19,7 +19,8 @@ from tinynet_search.errors import require
 from tinynet_search.failures import Tally
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.outcome import prepare, write_finals, write_formula, write_frontier
-from tinynet_search.plan import agreed_plan, candidates_of, grow, too_large, training_macs
+from tinynet_search.plan.candidates import candidates_of, grow, training_macs
+from tinynet_search.plan.plan import agreed_plan, too_large
 from tinynet_search.stopping import Guarded, Stopping, stoppable
 from tinynet_search.store.directory import FINALS, Candidate, SearchStore
 from tinynet_search.store.lease import Lease, read_lease

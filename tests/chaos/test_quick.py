@@ -13,7 +13,8 @@ from tests.chaos.siege import INJECTED, ROOT, SETTINGS, TRIALS, Siege, prepared,
 from tests.search.helpers import tiny_config
 from tests.search.mlflow_window import SQLALCHEMY, calm
 from tests.trainables.test_distributed import on_ranks
-from tinynet_search.plan import agreed_plan, grow
+from tinynet_search.plan.candidates import grow
+from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.store.directory import SearchStore
 from trainables.execution import Execution
 from trainables.trial import Alone, run_trial

@@ -13,7 +13,8 @@ from search_spaces import RequestError, get_space
 from search_spaces.weights import load_weights
 from tests.search.helpers import tiny_config
 from tinynet_search.cli import run
-from tinynet_search.plan import agreed_plan, final_candidates, grow
+from tinynet_search.plan.candidates import final_candidates, grow
+from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.store.directory import SearchStore
 from tinynet_search.store.train_job import Job, read_job
 

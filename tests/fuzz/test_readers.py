@@ -20,7 +20,8 @@ from tinynet_search.config import load_config, validate
 from tinynet_search.errors import TrackingError
 from tinynet_search.exporting.subject import find_subject
 from tinynet_search.formula.tiny_formula import TinyFormula, suggest_rdw
-from tinynet_search.plan import agreed_plan, candidates_of, final_candidates, grow, too_large
+from tinynet_search.plan.candidates import candidates_of, final_candidates, grow
+from tinynet_search.plan.plan import agreed_plan, too_large
 from tinynet_search.store.directory import SearchStore
 from tinynet_search.store.lease import Holder, read_lease
 from tinynet_search.store.train_job import Job, ended_or_begun, read_job

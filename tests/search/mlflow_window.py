@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from search_spaces import get_space
-from tinynet_search.plan import candidate_of
+from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.store.directory import PLAN, Candidate, SearchStore
 from tinynet_search.tracking.publisher import Publisher
 from trainables.recipe import RECIPES

@@ -9,7 +9,8 @@ import pytest
 
 from search_spaces import RequestError
 from tests.search.helpers import tiny_config
-from tinynet_search.plan import agreed_plan, candidates_of, final_candidates, grow
+from tinynet_search.plan.candidates import candidates_of, final_candidates, grow
+from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.store.directory import SearchStore
 from trainables.trial import Alone, run_trial
 

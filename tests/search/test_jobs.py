@@ -24,7 +24,7 @@ from tinynet_search.jobs.connection import connect, find_token
 from tinynet_search.jobs.entry import request as requested
 from tinynet_search.jobs.submission import order_search, order_train
 from tinynet_search.jobs.watching import Jobs
-from tinynet_search.report import preview
+from tinynet_search.plan.preview import preview
 from tinynet_search.training.request import Request
 
 OWN_SPACE = """

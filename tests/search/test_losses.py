@@ -12,7 +12,8 @@ import pytest
 
 from tests.search.helpers import results, tiny_config
 from tinynet_search.losses import RETURNS, Guilt, Losses, described, died_alone
-from tinynet_search.plan import agreed_plan, grow
+from tinynet_search.plan.candidates import grow
+from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.search import _Driver, run_search
 from tinynet_search.stopping import stoppable
 from tinynet_search.store.directory import Candidate, SearchStore

@@ -20,7 +20,8 @@ from tinynet_search.cli import run
 from tinynet_search.cluster import _keep_secrets
 from tinynet_search.formula import files as formula_io
 from tinynet_search.formula.tiny_formula import TinyFormula
-from tinynet_search.plan import agreed_plan, candidates_of, grow
+from tinynet_search.plan.candidates import candidates_of, grow
+from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.search import run_search
 from tinynet_search.store.directory import FORMULA, SearchStore
 from trainables.folder import Folder, StorageError, open_folder

@@ -16,7 +16,8 @@ from tinynet_search.formula import gaussian_process as gaussian
 from tinynet_search.formula.gaussian_process import BOUNDS, Kernel, Posterior, fit_kernel
 from tinynet_search.formula.low_rank import MANY, Basis, Likelihood, nodes_for
 from tinynet_search.formula.tiny_formula import TinyFormula, fit_formula
-from tinynet_search.plan import agreed_plan, candidates_of, grow
+from tinynet_search.plan.candidates import candidates_of, grow
+from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.store.directory import Candidate, SearchStore
 from trainables.trial import describe, result_name
 

@@ -8,7 +8,7 @@ import pytest
 
 from search_spaces import RequestError
 from tests.search.helpers import tiny_config
-from tinynet_search.plan import agreed_plan
+from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.store.directory import SearchStore
 from tinynet_search.tracking import publisher, weights
 from tinynet_search.tracking.publisher import Publisher

@@ -23,7 +23,7 @@ from tests.search.mlflow_window import (
     wanted_points,
 )
 from tinynet_search import TrackingError, frontier_models
-from tinynet_search.plan import candidate_of
+from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.tracking import trial_rows
 from tinynet_search.tracking.background import Background
 from tinynet_search.tracking.connection import resolve_uri

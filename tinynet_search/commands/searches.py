@@ -80,12 +80,13 @@ def search(
         config, preset, settings, trials, storage, chosen(epochs, trial_timeout, continue_, anew)
     )
     from tinynet_search import report
+    from tinynet_search.plan.preview import preview
 
     if dry_run and retry:
         raise RequestError("--dry-run shows what is left to train as it is: leave out --retry")
     if dry_run:
-        preview = report.preview(loaded)
-        print(json.dumps(preview, indent=1) if as_json else report.preview_text(preview))
+        planned = preview(loaded)
+        print(json.dumps(planned, indent=1) if as_json else report.preview_text(planned))
         return
     from tinynet_search.search import run_search
 

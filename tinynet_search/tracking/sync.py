@@ -103,7 +103,7 @@ def sync_search(store: SearchStore, uri: str, space: str | None = None) -> SyncR
         TrackingError: MLflow does not answer, or refuses.
         RequestError: there is no search, or a file of it is damaged.
     """
-    from tinynet_search.plan import candidates_of, final_candidates
+    from tinynet_search.plan.candidates import candidates_of, final_candidates
 
     plan = store.plan(space)
     if plan is None:

@@ -13,7 +13,7 @@ from search_spaces.networks import get_named
 from tinynet_search.config import Config, read_values, validate, with_settings
 from tinynet_search.errors import one_line
 from tinynet_search.formula.tiny_formula import TinyFormula
-from tinynet_search.plan import check_batch
+from tinynet_search.plan.plan import check_batch
 from tinynet_search.store.train_job import Job
 from trainables.data import ImageData
 from trainables.trial import TrialSpec, opened_data

@@ -11,7 +11,8 @@ from typing import Any
 from search_spaces import Network, RequestError
 from tinynet_search.config import Config, ScalingSection, refuse_sync_bn
 from tinynet_search.errors import require
-from tinynet_search.plan import too_large, training_macs
+from tinynet_search.plan.candidates import training_macs
+from tinynet_search.plan.plan import too_large
 from tinynet_search.stopping import Stopping, stoppable
 from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.store.lease import Lease
