@@ -20,10 +20,10 @@ from search_spaces import get_space
 from search_spaces.samplers import draw
 from tests.search.mlflow_window import FORMULA_TEXT, Search, calm
 from tests.search.servers import NO_POSTGRES, mlflow_server, postgres_programs, postgres_server
+from tinynet_search.mlflow_client.connection import connect, is_served, preload
+from tinynet_search.mlflow_client.reading import read
 from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.tracking import trial_rows
-from tinynet_search.tracking.connection import connect, is_served, preload
-from tinynet_search.tracking.reading import read
 from tinynet_search.tracking.searches import SEAL, SearchRuns
 from tinynet_search.tracking.table import TABLE, TABLED, document
 

@@ -150,8 +150,13 @@ def _check_room(config: Config, findings: Findings, gpu: str | None) -> None:
 
 
 def _check_tracking(config: Config, tracking: str | None) -> str:
-    from tinynet_search.tracking import resolve_uri
-    from tinynet_search.tracking.connection import address, connect, database_file, reaching
+    from tinynet_search.mlflow_client.connection import (
+        address,
+        connect,
+        database_file,
+        reaching,
+        resolve_uri,
+    )
 
     uri = resolve_uri(tracking, config.tracking.uri, config.storage.path)
     file = database_file(uri)

@@ -97,7 +97,7 @@ def run_search(
         KeyboardInterrupt: it was interrupted; everything is where it was left.
     """
     require("ray", "torch", "timm", "sklearn", "pymoo")
-    from tinynet_search.tracking import resolve_uri
+    from tinynet_search.mlflow_client.connection import resolve_uri
 
     started = time.perf_counter()
     store = SearchStore(config.url)
@@ -122,7 +122,7 @@ def run_search(
 
 def _published(driver: "_Driver", uri: str, warn: Callable[[str], None]) -> Outcome:
     """The driver's run with a publisher beside it, whatever becomes of either."""
-    from tinynet_search.tracking.connection import address
+    from tinynet_search.mlflow_client.connection import address
     from tinynet_search.tracking.publisher import Publisher
 
     publisher = Publisher(driver.store, dict(driver.plan), uri, warn=warn)

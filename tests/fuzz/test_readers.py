@@ -399,8 +399,8 @@ def test_mlflow_rows(tags: dict[str, str], metrics: dict[str, float]) -> None:
     import pandas as pd
 
     from tinynet_search import tracking
+    from tinynet_search.mlflow_client.reading import Found
     from tinynet_search.report import frontier_table
-    from tinynet_search.tracking.reading import Found
 
     run = Found("r" * 32, tags.get("label", "x"), "RUNNING", "1", metrics, tags)
     with one_line():

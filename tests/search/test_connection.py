@@ -8,7 +8,7 @@ import pytest
 
 from search_spaces import RequestError
 from tinynet_search import TrackingError, frontier_models
-from tinynet_search.tracking.connection import address, resolve_uri
+from tinynet_search.mlflow_client.connection import address, resolve_uri
 
 pytestmark = pytest.mark.quick
 

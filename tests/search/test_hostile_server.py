@@ -10,7 +10,7 @@ import pytest
 from search_spaces import RequestError
 from tests.search.servers import playing
 from tinynet_search import frontier_models
-from tinynet_search.tracking import connection, reading
+from tinynet_search.mlflow_client import connection, reading
 
 
 class Endless(BaseHTTPRequestHandler):

@@ -23,10 +23,10 @@ from tests.search.mlflow_window import (
     wanted_points,
 )
 from tinynet_search import TrackingError, frontier_models
+from tinynet_search.mlflow_client.connection import resolve_uri
 from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.tracking import trial_rows
 from tinynet_search.tracking.background import Background
-from tinynet_search.tracking.connection import resolve_uri
 from tinynet_search.tracking.models import digest_of
 from tinynet_search.tracking.publisher import Publisher
 from tinynet_search.tracking.searches import MARKED, SEAL

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.search.mlflow_window import SQLALCHEMY, Search, Window, calm
-from tinynet_search.tracking import database as module
-from tinynet_search.tracking.connection import connect, reaching
+from tinynet_search.mlflow_client import sqlite as module
+from tinynet_search.mlflow_client.connection import connect, reaching
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
-MAKER = "import sys; from pathlib import Path; from tinynet_search.tracking.database import make; make(Path(sys.argv[1]))"
+MAKER = "import sys; from pathlib import Path; from tinynet_search.mlflow_client.sqlite import make; make(Path(sys.argv[1]))"
 
 
 def test_whoever_dies_while_it_is_made_leaves_none(tmp_path: Path) -> None:

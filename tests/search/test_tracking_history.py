@@ -16,10 +16,10 @@ from tests.search.mlflow_window import (
     wanted_points,
 )
 from tinynet_search.errors import TrackingError
+from tinynet_search.mlflow_client.connection import resolve_uri
 from tinynet_search.store.directory import Candidate
 from tinynet_search.store.train_job import Job
 from tinynet_search.tracking import trial_rows
-from tinynet_search.tracking.connection import resolve_uri
 from tinynet_search.tracking.jobs import JobPublisher
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)

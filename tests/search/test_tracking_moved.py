@@ -12,11 +12,11 @@ from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from tests.search.mlflow_window import FORMULA_TEXT, SQLALCHEMY, Search, Window, calm, wanted_points
 from tinynet_search import frontier_models
+from tinynet_search.mlflow_client.connection import resolve_uri
+from tinynet_search.mlflow_client.registry import fetched
+from tinynet_search.mlflow_client.sqlite import follow
 from tinynet_search.store.directory import SearchStore
-from tinynet_search.tracking.connection import resolve_uri
-from tinynet_search.tracking.moved import follow
 from tinynet_search.tracking.publisher import Publisher
-from tinynet_search.tracking.registry import fetched
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
 

@@ -25,10 +25,10 @@ from tinynet_search import TrackingError, frontier_models, tracking
 from tinynet_search.exporting import load_exported
 from tinynet_search.formula.files import read_text
 from tinynet_search.formula.tiny_formula import TinyFormula
+from tinynet_search.mlflow_client.reading import Found, Reader, read
 from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.store.directory import FINALS, FORMULA, FRONTIER
 from tinynet_search.tracking import trial_rows
-from tinynet_search.tracking.reading import Found, Reader, read
 from tinynet_search.tracking.sync import sync_search
 from tinynet_search.tracking.table import TABLE, is_tabled, tabled
 

@@ -198,9 +198,9 @@ def sync(
 
     Sending twice changes nothing.
     """
+    from tinynet_search.mlflow_client.connection import address, resolve_uri
     from tinynet_search.store.directory import SearchStore
-    from tinynet_search.tracking import resolve_uri, stored, sync_stored
-    from tinynet_search.tracking.connection import address
+    from tinynet_search.tracking import stored, sync_stored
     from trainables.folder import below
 
     names = [search_name] if search_name else stored(storage)

@@ -200,8 +200,8 @@ def _text(outcome: "Outcome", result: Mapping[str, Any]) -> str:
 
 
 def _evaluate(request: "Request", weights: str, *, as_json: bool) -> None:
+    from tinynet_search.mlflow_client.connection import resolve_uri
     from tinynet_search.tables import table
-    from tinynet_search.tracking.connection import resolve_uri
     from tinynet_search.training.evaluate import evaluate_weights
 
     uri = resolve_uri(request.tracking, None, "searches") if request.tracking is not None else None

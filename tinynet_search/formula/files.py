@@ -38,7 +38,7 @@ def read_text(name: str, tracking_uri: str | None = None) -> str:
     if name == "published":
         return _read_file(_PUBLISHED)
     if name.startswith("models:"):
-        from tinynet_search.tracking.registry import fetched
+        from tinynet_search.mlflow_client.registry import fetched
 
         with fetched(name, "formula.json", tracking_uri) as path:
             return _read_file(path, name)

@@ -242,8 +242,7 @@ def _tracking(values: dict[str, Any], explicit: str | None) -> str | None:
     Raises:
         RequestError: one of them carries a secret, or is none.
     """
-    from tinynet_search.tracking import resolve_uri
-    from tinynet_search.tracking.connection import address
+    from tinynet_search.mlflow_client.connection import address, resolve_uri
 
     section = values.pop("tracking", None) or {}
     named = [

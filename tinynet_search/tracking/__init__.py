@@ -9,7 +9,8 @@ from urllib.parse import quote
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import one_line
-from tinynet_search.tracking.connection import address, database_file, reaching, resolve_uri
+from tinynet_search.mlflow_client.connection import address, database_file, reaching, resolve_uri
+from tinynet_search.mlflow_client.reading import Found, Reader, read
 from tinynet_search.tracking.projection import (
     FRONTIER_TAG,
     ID,
@@ -20,7 +21,6 @@ from tinynet_search.tracking.projection import (
     SEARCH,
     experiment_name,
 )
-from tinynet_search.tracking.reading import Found, Reader, read
 from tinynet_search.tracking.sync import SyncReport, stored, sync_search, sync_stored
 from tinynet_search.tracking.table import FLOATS, INTS, TABLE, is_tabled, tabled
 

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import TrackingError, one_line
-from tinynet_search.tracking.connection import (
+from tinynet_search.mlflow_client.connection import (
     MANNERS,
     RefusedError,
     address,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinynet_search.tracking.connection import is_served
+from tinynet_search.mlflow_client.connection import is_served
 from tinynet_search.tracking.models import (
     CHAMPION,
     DIGEST,

@@ -2,7 +2,7 @@
 
 import time
 
-from tinynet_search.tracking.connection import reaching
+from tinynet_search.mlflow_client.connection import reaching
 from tinynet_search.tracking.projection import KEY, KIND, Point, flat_params
 from tinynet_search.tracking.runs import TaggedRuns, Wanted
 from tinynet_search.tracking.view import page_of

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from tinynet_search.errors import TrackingError
-from tinynet_search.tracking.connection import address, database_file
-from tinynet_search.tracking.moved import ARTIFACTS
+from tinynet_search.mlflow_client.connection import address, database_file
+from tinynet_search.mlflow_client.sqlite import ARTIFACTS
 from tinynet_search.tracking.projection import experiment_name
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tinynet_search.mlflow_client.connection import reaching
 from tinynet_search.store.directory import SearchStore
 from tinynet_search.store.train_job import Job
 from tinynet_search.tracking.background import Background
-from tinynet_search.tracking.connection import reaching
 from tinynet_search.tracking.feed import Feed, News, Reader, Sheet
 from tinynet_search.tracking.projection import (
     ID,

@@ -16,10 +16,11 @@ from typing import Any
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import TrackingError
+from tinynet_search.mlflow_client.connection import RefusedError, address, reaching
+from tinynet_search.mlflow_client.reading import Found
 from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.tracking.background import Background
 from tinynet_search.tracking.conclusion import Conclusion, marks_of, write_conclusion
-from tinynet_search.tracking.connection import RefusedError, address, reaching
 from tinynet_search.tracking.feed import Feed, News, Reader, Sheet
 from tinynet_search.tracking.projection import (
     FRONTIER_TAG,
@@ -36,7 +37,6 @@ from tinynet_search.tracking.projection import (
     trial_params,
     trial_tags,
 )
-from tinynet_search.tracking.reading import Found
 from tinynet_search.tracking.runs import UNFINISHED, Wanted
 from tinynet_search.tracking.searches import MARKED, SEAL, SearchRuns, run_of
 from tinynet_search.tracking.table import model_of, write_table

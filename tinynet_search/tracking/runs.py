@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tinynet_search.tracking.connection import connect, search_runs
+from tinynet_search.mlflow_client.connection import connect, search_runs
 from tinynet_search.tracking.experiment import experiment_of
 from tinynet_search.tracking.projection import FRONTIER_TAG, KEY, LABEL_TAG, RANK_TAG, STATUS, Point
 

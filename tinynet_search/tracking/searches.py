@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tinynet_search.errors import TrackingError
-from tinynet_search.tracking.connection import address
+from tinynet_search.mlflow_client.connection import address
 from tinynet_search.tracking.projection import (
     KEY,
     PARENT,

@@ -11,7 +11,7 @@ import zlib
 from typing import Any
 from urllib.parse import quote
 
-from tinynet_search.tracking.connection import address
+from tinynet_search.mlflow_client.connection import address
 from tinynet_search.tracking.projection import KIND, PARENT
 from tinynet_search.tracking.searches import SearchRuns
 

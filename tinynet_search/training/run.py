@@ -11,13 +11,13 @@ from typing import Any
 from search_spaces import Network, RequestError
 from tinynet_search.config import Config, ScalingSection, refuse_sync_bn
 from tinynet_search.errors import require
+from tinynet_search.mlflow_client.connection import address, resolve_uri
 from tinynet_search.plan.candidates import training_macs
 from tinynet_search.plan.plan import too_large
 from tinynet_search.stopping import Stopping, stoppable
 from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.store.lease import Lease
 from tinynet_search.store.train_job import Job, agreed_job, ended_or_begun, found_job
-from tinynet_search.tracking.connection import address, resolve_uri
 from tinynet_search.tracking.jobs import counted
 from tinynet_search.training.lines import EpochLines
 from trainables.trial import (

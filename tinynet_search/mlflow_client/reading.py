@@ -17,7 +17,7 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 
 from search_spaces.errors import RequestError
-from tinynet_search.tracking.connection import (
+from tinynet_search.mlflow_client.connection import (
     MANNERS,
     connect,
     is_served,

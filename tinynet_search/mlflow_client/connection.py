@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import TrackingError, one_line
-from tinynet_search.tracking.database import make
-from tinynet_search.tracking.moved import follow
+from tinynet_search.mlflow_client.sqlite import follow, make
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

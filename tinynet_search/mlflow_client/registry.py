@@ -9,7 +9,7 @@ from typing import Any
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import TrackingError, one_line
-from tinynet_search.tracking.connection import (
+from tinynet_search.mlflow_client.connection import (
     address,
     connect,
     database_file,
