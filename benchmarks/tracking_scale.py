@@ -23,9 +23,9 @@ from tests.search.servers import NO_POSTGRES, mlflow_server, postgres_programs, 
 from tinynet_search.mlflow_client.connection import connect, is_served, preload
 from tinynet_search.mlflow_client.reading import read
 from tinynet_search.plan.candidates import candidate_of
-from tinynet_search.tracking import trial_rows
-from tinynet_search.tracking.searches import SEAL, SearchRuns
-from tinynet_search.tracking.table import TABLE, TABLED, document
+from tinynet_search.tracking.models_table import TABLE, TABLED, document
+from tinynet_search.tracking.queries import trial_rows
+from tinynet_search.tracking.search_runs import SEAL, SearchRuns
 
 SEEDS, EPOCHS, TRIALS, FRONTIER = 40, 10, 10_000, 0.2
 ROUNDS = 3

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tinynet_search.formula.suggestion import Suggestion
     from tinynet_search.formula.tiny_formula import TinyFormula, suggest_rdw
     from tinynet_search.search import run_search
-    from tinynet_search.tracking import frontier_models
+    from tinynet_search.tracking.queries import frontier_models
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,7 +37,7 @@ _HOMES = {
     "Suggestion": "tinynet_search.formula.suggestion",
     "TinyFormula": "tinynet_search.formula.tiny_formula",
     "TrackingError": "tinynet_search.errors",
-    "frontier_models": "tinynet_search.tracking",
+    "frontier_models": "tinynet_search.tracking.queries",
     "get_space": "search_spaces",
     "list_spaces": "search_spaces",
     "load_config": "tinynet_search.config",

@@ -197,7 +197,7 @@ def _finals(place: Place) -> None:
 
 
 def _job(place: Place) -> None:
-    from tinynet_search.tracking.jobs import job_sheet
+    from tinynet_search.tracking.job_publisher import job_sheet
 
     job = read_job(place.job)
     assert job is not None
@@ -398,9 +398,9 @@ def test_mlflow_rows(tags: dict[str, str], metrics: dict[str, float]) -> None:
     """A run's tags and metrics, which anybody with the server's address may set."""
     import pandas as pd
 
-    from tinynet_search import tracking
     from tinynet_search.mlflow_client.reading import Found
     from tinynet_search.report import frontier_table
+    from tinynet_search.tracking import queries as tracking
 
     run = Found("r" * 32, tags.get("label", "x"), "RUNNING", "1", metrics, tags)
     with one_line():

@@ -56,7 +56,7 @@ def test_where_mlflow_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 
 def test_importing_the_window_does_not_load_mlflow() -> None:
-    code = "import sys, tinynet_search.tracking; print([m for m in ('mlflow', 'pandas', 'torch', 'ray') if m in sys.modules])"
+    code = "import sys, tinynet_search.tracking.queries; print([m for m in ('mlflow', 'pandas', 'torch', 'ray') if m in sys.modules])"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -10,7 +10,8 @@ from search_spaces import RequestError
 from tests.search.helpers import tiny_config
 from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.store.directory import SearchStore
-from tinynet_search.tracking import publisher, weights
+from tinynet_search.tracking import publisher
+from tinynet_search.tracking import registered_models as weights
 from tinynet_search.tracking.publisher import Publisher
 from tinynet_search.tracking.sync import stored
 from trainables.folder import open_folder

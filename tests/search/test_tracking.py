@@ -25,12 +25,12 @@ from tests.search.mlflow_window import (
 from tinynet_search import TrackingError, frontier_models
 from tinynet_search.mlflow_client.connection import resolve_uri
 from tinynet_search.plan.candidates import candidate_of
-from tinynet_search.tracking import trial_rows
 from tinynet_search.tracking.background import Background
-from tinynet_search.tracking.models import digest_of
+from tinynet_search.tracking.models_table import TABLE, TABLED, is_tabled
 from tinynet_search.tracking.publisher import Publisher
-from tinynet_search.tracking.searches import MARKED, SEAL
-from tinynet_search.tracking.table import TABLE, TABLED, is_tabled
+from tinynet_search.tracking.queries import trial_rows
+from tinynet_search.tracking.registered_models import digest_of
+from tinynet_search.tracking.search_runs import MARKED, SEAL
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
 

@@ -19,8 +19,8 @@ from tinynet_search.errors import TrackingError
 from tinynet_search.mlflow_client.connection import resolve_uri
 from tinynet_search.store.directory import Candidate
 from tinynet_search.store.train_job import Job
-from tinynet_search.tracking import trial_rows
-from tinynet_search.tracking.jobs import JobPublisher
+from tinynet_search.tracking.job_publisher import JobPublisher
+from tinynet_search.tracking.queries import trial_rows
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
 LATER = 1000 * CREATED + 10**6

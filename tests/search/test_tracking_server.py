@@ -21,16 +21,17 @@ from tests.search.mlflow_window import (
 )
 from tests.search.servers import mlflow_server
 from tests.search.train_helpers import LABEL, JobRuns, arguments, trained
-from tinynet_search import TrackingError, frontier_models, tracking
+from tinynet_search import TrackingError, frontier_models
 from tinynet_search.exporting import load_exported
 from tinynet_search.formula.files import read_text
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.mlflow_client.reading import Found, Reader, read
 from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.store.directory import FINALS, FORMULA, FRONTIER
-from tinynet_search.tracking import trial_rows
+from tinynet_search.tracking import queries as tracking
+from tinynet_search.tracking.models_table import TABLE, is_tabled, tabled
+from tinynet_search.tracking.queries import trial_rows
 from tinynet_search.tracking.sync import sync_search
-from tinynet_search.tracking.table import TABLE, is_tabled, tabled
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
 

@@ -168,7 +168,7 @@ def frontier(
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
 ) -> None:
     """A search's frontier models, as MLflow has them."""
-    from tinynet_search.tracking import frontier_models, trial_rows
+    from tinynet_search.tracking.queries import frontier_models, trial_rows
 
     asked: dict[str, Any] = {"tracking_uri": tracking, "storage": storage, "all_trials": all_trials}
     if as_json:
@@ -200,7 +200,7 @@ def sync(
     """
     from tinynet_search.mlflow_client.connection import address, resolve_uri
     from tinynet_search.store.directory import SearchStore
-    from tinynet_search.tracking import stored, sync_stored
+    from tinynet_search.tracking.sync import stored, sync_stored
     from trainables.folder import below
 
     names = [search_name] if search_name else stored(storage)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinynet_search.mlflow_client.connection import is_served
-from tinynet_search.tracking.models import (
+from tinynet_search.tracking.projection import FRONTIER_TAG, KEY, LABEL_TAG, RANK_TAG, SEARCH
+from tinynet_search.tracking.registered_models import (
     CHAMPION,
     DIGEST,
     REGISTERED,
@@ -19,8 +20,7 @@ from tinynet_search.tracking.models import (
     ensure_model,
     only_version,
 )
-from tinynet_search.tracking.projection import FRONTIER_TAG, KEY, LABEL_TAG, RANK_TAG, SEARCH
-from tinynet_search.tracking.searches import MARKED, SearchRuns, run_of
+from tinynet_search.tracking.search_runs import MARKED, SearchRuns, run_of
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel

@@ -1,14 +1,31 @@
 """An evaluation in MLflow: a run of its own, one for the same weights on the same images."""
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from tinynet_search.mlflow_client.connection import reaching
 from tinynet_search.tracking.projection import KEY, KIND, Point, flat_params
 from tinynet_search.tracking.runs import TaggedRuns, Wanted
 from tinynet_search.tracking.view import page_of
-from tinynet_search.training.evaluate import Evaluation
 
 FIGURES = ("r", "d", "w", "c", "macs", "params", "resolution", "activation_bytes")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was evaluated, and how it did.
+
+    Attributes:
+        figures: the one JSON document of ``--json``.
+        digest: of the weights, the data and how an image was prepared.
+    """
+
+    space: str
+    label: str
+    figures: Mapping[str, Any]
+    digest: str
 
 
 def log_evaluation(uri: str, evaluation: Evaluation) -> str:

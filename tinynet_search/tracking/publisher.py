@@ -22,6 +22,7 @@ from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.tracking.background import Background
 from tinynet_search.tracking.conclusion import Conclusion, marks_of, write_conclusion
 from tinynet_search.tracking.feed import Feed, News, Reader, Sheet
+from tinynet_search.tracking.models_table import model_of, write_table
 from tinynet_search.tracking.projection import (
     FRONTIER_TAG,
     ID,
@@ -38,8 +39,7 @@ from tinynet_search.tracking.projection import (
     trial_tags,
 )
 from tinynet_search.tracking.runs import UNFINISHED, Wanted
-from tinynet_search.tracking.searches import MARKED, SEAL, SearchRuns, run_of
-from tinynet_search.tracking.table import model_of, write_table
+from tinynet_search.tracking.search_runs import MARKED, SEAL, SearchRuns, run_of
 from tinynet_search.tracking.view import add_view, link_of
 from trainables.documents import LARGE
 from trainables.folder import TooLargeError

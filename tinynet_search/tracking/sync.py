@@ -12,7 +12,7 @@ from tinynet_search.store.directory import FORMULA, JOB, PLAN, SearchStore
 from tinynet_search.store.lease import Lease, live_holder
 from tinynet_search.store.schema import NAME
 from tinynet_search.store.train_job import ended_or_begun, read_job
-from tinynet_search.tracking.jobs import JobPublisher
+from tinynet_search.tracking.job_publisher import JobPublisher
 from tinynet_search.tracking.projection import ended_ms
 from tinynet_search.tracking.publisher import Publisher
 from trainables.documents import MOST_EPOCHS

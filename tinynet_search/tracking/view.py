@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from tinynet_search.mlflow_client.connection import address
 from tinynet_search.tracking.projection import KIND, PARENT
-from tinynet_search.tracking.searches import SearchRuns
+from tinynet_search.tracking.search_runs import SearchRuns
 
 SHARED = "mlflow.sharedViewState."
 LONGEST_TAG = 5000

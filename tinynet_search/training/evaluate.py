@@ -3,8 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tinynet_search.errors import require
 from tinynet_search.exporting.subject import CONFIG, Subject, digest_of, read_subject
 from tinynet_search.store.directory import JOB
 from tinynet_search.store.train_job import job_around
+from tinynet_search.tracking.evaluations import Evaluation
 from tinynet_search.training.checkpoints import (
     checkpoint_of,
     checkpoint_subject,
@@ -32,21 +33,6 @@ from trainables.trial import describe
 
 # timm's names of named networks that are called otherwise here.
 TIMM = {"ghostnet_050": "ghostnet_0.5x", "ghostnet_100": "ghostnet_1.0x"}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was evaluated, and how it did.
-
-    Attributes:
-        figures: the one JSON document of ``--json``.
-        digest: of the weights, the data and how an image was prepared.
-    """
-
-    space: str
-    label: str
-    figures: Mapping[str, Any]
-    digest: str
 
 
 def evaluate_weights(request: Request, weights: str, say: Callable[[str], None]) -> Evaluation:

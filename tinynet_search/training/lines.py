@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tinynet_search.tables import duration
-from tinynet_search.tracking.jobs import seconds_left
+from tinynet_search.tracking.job_publisher import seconds_left
 
 
 class EpochLines:

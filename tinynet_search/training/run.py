@@ -18,7 +18,7 @@ from tinynet_search.stopping import Stopping, stoppable
 from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.store.lease import Lease
 from tinynet_search.store.train_job import Job, agreed_job, ended_or_begun, found_job
-from tinynet_search.tracking.jobs import counted
+from tinynet_search.tracking.job_publisher import counted
 from tinynet_search.training.lines import EpochLines
 from trainables.trial import (
     PROGRESS,
@@ -87,7 +87,7 @@ def run_job(
     """
     on_ray = config.run.executor == "ray_train" or config.run.address is not None
     require("torch", "timm", "safetensors", *(["ray"] if on_ray else []))
-    from tinynet_search.tracking.jobs import JobPublisher
+    from tinynet_search.tracking.job_publisher import JobPublisher
 
     store = SearchStore(config.url)
     uri = resolve_uri(tracking, config.tracking.uri, config.storage.path)

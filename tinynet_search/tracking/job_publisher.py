@@ -28,9 +28,9 @@ from tinynet_search.tracking.projection import (
     result_tags,
     trial_params,
 )
+from tinynet_search.tracking.registered_models import deliver
 from tinynet_search.tracking.runs import UNFINISHED, Child, TaggedRuns, Wanted
 from tinynet_search.tracking.view import page_of
-from tinynet_search.tracking.weights import deliver
 
 JOB_TAG, JOB_KEY, NETWORK, DATA = (
     "tinynet.job",

@@ -11,9 +11,9 @@ from typing import Any
 
 from tinynet_search.mlflow_client.reading import Found
 from tinynet_search.store.directory import Candidate
-from tinynet_search.tracking.models import digest_of
 from tinynet_search.tracking.projection import STATUS, epoch_points, figure_points, trial_name
-from tinynet_search.tracking.searches import MARKED, SEAL, SearchRuns
+from tinynet_search.tracking.registered_models import digest_of
+from tinynet_search.tracking.search_runs import MARKED, SEAL, SearchRuns
 from trainables.documents import parsed
 
 TABLE, TABLED = "models.json", "tinynet.models"
