@@ -208,14 +208,14 @@ class _Driver:
 
     def _train(self) -> None:
         """Everything pending in one Tune run: the trials; once they have all ended the finals that follow; then what is continued."""
+        from tinynet_search.callbacks.crashes import Losses
+        from tinynet_search.callbacks.metrics import Gauges
+        from tinynet_search.callbacks.placement_groups import Orphans
+        from tinynet_search.callbacks.progress import Progress
+        from tinynet_search.callbacks.watchdog import Watchdog
         from tinynet_search.candidates import Phases
         from tinynet_search.cluster import cluster, run_source
-        from tinynet_search.gauges import Gauges
-        from tinynet_search.losses import Losses
-        from tinynet_search.orphans import Orphans
         from tinynet_search.placement import take_place
-        from tinynet_search.progress import Progress
-        from tinynet_search.watchdog import Watchdog
 
         started = time.perf_counter()
         with cluster(self.config):

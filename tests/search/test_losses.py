@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.search.helpers import results, tiny_config
-from tinynet_search.losses import RETURNS, Guilt, Losses, described, died_alone
+from tinynet_search.callbacks.crashes import RETURNS, Guilt, Losses, described, died_alone
 from tinynet_search.plan.candidates import grow
 from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.search import _Driver, run_search

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tinynet_search.orphans import CONTROLLER, orphaned, sweep, waiting
+from tinynet_search.callbacks.placement_groups import CONTROLLER, orphaned, sweep, waiting
 
 pytestmark = pytest.mark.quick
 

@@ -183,7 +183,7 @@ def test_figures_that_were_not_written_for_a_network_are_counted_anew(
 def test_the_time_left_is_that_of_all_rows(
     drawn: tuple[SearchStore, dict[str, Any], list[Candidate]],
 ) -> None:
-    from tinynet_search.progress import Progress
+    from tinynet_search.callbacks.progress import Progress
 
     _, _, candidates = drawn
     progress, chance = Progress(at_once=2), random.Random(1)
@@ -216,8 +216,8 @@ def test_one_source_through_several_tune_runs(
 ) -> None:
     """A phase may end with a wave; the one after it is made when all its results are there."""
     from tinynet_search import cluster
+    from tinynet_search.callbacks.progress import Progress
     from tinynet_search.candidates import Fixed, Phases
-    from tinynet_search.progress import Progress
 
     config = tiny_config(tmp_path, trials=5)
     store = SearchStore(config.url)

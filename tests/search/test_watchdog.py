@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tinynet_search import watchdog
-from tinynet_search.watchdog import Watchdog
+from tinynet_search.callbacks import watchdog
+from tinynet_search.callbacks.watchdog import Watchdog
 
 pytestmark = pytest.mark.quick
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 
+from tinynet_search.callbacks.placement_groups import Orphans
+from tinynet_search.callbacks.watchdog import Watchdog
 from tinynet_search.candidates import Fixed
 from tinynet_search.cluster import cluster, run_source
 from tinynet_search.config import Config
-from tinynet_search.orphans import Orphans
 from tinynet_search.placement import take_place
 from tinynet_search.stopping import Guarded
 from tinynet_search.training.lines import EpochLines
-from tinynet_search.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from tinynet_search.training.run import Drive

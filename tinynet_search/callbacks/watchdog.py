@@ -5,7 +5,7 @@ from typing import Any
 
 from ray.tune import Callback
 
-from tinynet_search.orphans import waiting
+from tinynet_search.callbacks.placement_groups import waiting
 from trainables.folder import open_folder
 from trainables.trial import TrialSpec, newest_progress, write_failure
 
