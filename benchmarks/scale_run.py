@@ -40,7 +40,8 @@ def bare(trials: int, folder: Path, uri: str) -> dict[str, Any]:
 
     They come from a searcher: a grid of them would be copied whole for each of them.
     """
-    from tinynet_search.cluster import _hushed, cluster
+    from tinynet_search.cluster.connect import cluster
+    from tinynet_search.cluster.tune import _hushed
     from tinynet_search.plan.candidates import candidate_of, planned_networks
     from tinynet_search.plan.plan import make_plan
 

@@ -100,7 +100,7 @@ def object_storage() -> Iterator[Callable[[str], str]]:
 def ray_cluster() -> Iterator[Any]:
     """The cluster, and this process in it; ``.address`` is for other processes."""
     from tests.search.mlflow_window import free_port
-    from tinynet_search.cluster import QUIET
+    from tinynet_search.cluster.connect import QUIET
 
     os.environ.update(QUIET)
     # A job's first process is started through a shell: by this Python, as on an image.

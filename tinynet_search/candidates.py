@@ -4,77 +4,17 @@ A source gives the next candidate, None while it waits for running ones, or END.
 search directory before it is trained, so a driver that dies forgets nothing.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
-
-from ray.tune.search import Searcher
+from collections.abc import Mapping
+from typing import Any
 
 from search_spaces import get_space
 from search_spaces.samplers import solved_width
+from tinynet_search.cluster.tune import END, Next
 from tinynet_search.plan.candidates import candidate_of, candidates_of
 from tinynet_search.store.directory import Candidate, SearchStore
 
-END = "end"
 # Suggestions in a row that are no new network before Optuna is taken to have seen them all.
 PATIENCE = 200
-
-Next = Candidate | None | str
-
-
-class Source(Protocol):
-    def next(self) -> Next: ...
-
-    def done(self, candidate: Candidate) -> None:
-        """The candidate has ended (with a result or, after too many lost workers, without)."""
-        ...
-
-
-class Fixed:
-    """Candidates known beforehand."""
-
-    def __init__(self, candidates: Iterable[Candidate]) -> None:
-        self._left: Iterator[Candidate] = iter(list(candidates))
-
-    def next(self) -> Next:
-        return next(self._left, END)
-
-    def done(self, candidate: Candidate) -> None:
-        return None
-
-
-class Phases:
-    """One source after another, each made once the one before has ended with all its trials.
-
-    ``idle`` is called once, when there is room for a trial and none to give until others have ended.
-    """
-
-    def __init__(
-        self, makers: Iterable[Callable[[], Source]], idle: Callable[[], None] = lambda: None
-    ) -> None:
-        self._makers = iter(makers)
-        self._idle: Callable[[], None] | None = idle
-        self._source: Source = Fixed([])
-        self._running: set[str] = set()
-
-    def next(self) -> Next:
-        while True:
-            found = self._source.next()
-            if isinstance(found, Candidate):
-                self._running.add(found.run)
-                return found
-            if found is None or self._running:
-                if found is not None and self._idle:
-                    self._idle()
-                    self._idle = None
-                return None
-            maker = next(self._makers, None)
-            if maker is None:
-                return END
-            self._source = maker()
-
-    def done(self, candidate: Candidate) -> None:
-        self._running.discard(candidate.run)
-        self._source.done(candidate)
 
 
 class Adaptive:
@@ -195,43 +135,3 @@ class Adaptive:
                 params=params, distributions=dict(self._space_of), values=values
             )
         )
-
-
-class CandidateSearch(Searcher):
-    """The Tune searcher over a source, one for each Tune run; ``first`` was taken from the source before.
-
-    Its state is the search directory: there is nothing of its own to save.
-    """
-
-    def __init__(
-        self, source: Source, config: Mapping[str, Any], first: Candidate | None = None
-    ) -> None:
-        super().__init__()
-        self._source, self._config, self._first = source, dict(config), first
-        self._given: dict[str, Candidate] = {}
-
-    def suggest(self, trial_id: str) -> Any:
-        found, self._first = self._first or self._source.next(), None
-        if found is None:
-            return None
-        if isinstance(found, str):
-            return Searcher.FINISHED
-        self._given[trial_id] = found
-        return {**self._config, "trial": found.spec.to_json(), "run": found.run}
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        candidate = self._given.get(trial_id)
-        if candidate is not None:
-            self._source.done(candidate)
-            del self._given[trial_id]  # not before: what fails there is tried again
-
-    def save(self, checkpoint_path: str) -> None:
-        return None
-
-    def restore(self, checkpoint_path: str) -> None:
-        return None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}

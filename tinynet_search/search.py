@@ -21,7 +21,7 @@ from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.outcome import prepare, write_finals, write_formula, write_frontier
 from tinynet_search.plan.candidates import candidates_of, grow, training_macs
 from tinynet_search.plan.plan import agreed_plan, too_large
-from tinynet_search.stopping import Guarded, Stopping, stoppable
+from tinynet_search.stopping import Stopping, stoppable
 from tinynet_search.store.directory import FINALS, Candidate, SearchStore
 from tinynet_search.store.lease import Lease, read_lease
 from trainables.trial import write_failure
@@ -213,9 +213,9 @@ class _Driver:
         from tinynet_search.callbacks.placement_groups import Orphans
         from tinynet_search.callbacks.progress import Progress
         from tinynet_search.callbacks.watchdog import Watchdog
-        from tinynet_search.candidates import Phases
-        from tinynet_search.cluster import cluster, run_source
-        from tinynet_search.placement import take_place
+        from tinynet_search.cluster.connect import cluster
+        from tinynet_search.cluster.placement import take_place
+        from tinynet_search.cluster.tune import Guarded, Phases, run_source
 
         started = time.perf_counter()
         with cluster(self.config):
@@ -319,7 +319,8 @@ class _Driver:
             )
 
     def _trial_source(self) -> Any:
-        from tinynet_search.candidates import Adaptive, Fixed
+        from tinynet_search.candidates import Adaptive
+        from tinynet_search.cluster.tune import Fixed
 
         if self.plan["sampler"]["name"] in ADAPTIVE:
             return _Watched(
@@ -330,7 +331,7 @@ class _Driver:
         return Fixed(sorted(self._pending_trials(), key=lambda c: (-c.network["macs"], c.run)))
 
     def _final_source(self, progress: Any) -> Any:
-        from tinynet_search.candidates import Fixed
+        from tinynet_search.cluster.tune import Fixed
 
         if self.formula is None:
             self._conclude()

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from tinynet_search.store.directory import Candidate
-
 # Seconds that trainings get to commit a checkpoint after a signal, before everything ends at once.
 GRACE = 30.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -130,34 +128,3 @@ def stoppable(say: Callable[[str], None]) -> Iterator[Stopping]:
     finally:
         for number, before in stopping._before.items():
             signal.signal(number, before)
-
-
-class Guarded:
-    """A source that ends once the driver was asked to, and is told of every trial that has ended.
-
-    ``again`` is asked of each whether it is to be given once more instead.
-    """
-
-    def __init__(
-        self,
-        source: Any,
-        stopping: Stopping,
-        ended: Callable[[Candidate], None],
-        again: Callable[[Candidate], bool] = lambda _: False,
-    ) -> None:
-        self._source, self._stopping, self._ended, self._again = source, stopping, ended, again
-        self._returned: list[Candidate] = []
-
-    def next(self) -> Any:
-        from tinynet_search.candidates import END
-
-        if self._stopping.why:
-            return END
-        return self._returned.pop(0) if self._returned else self._source.next()
-
-    def done(self, candidate: Candidate) -> None:
-        if not self._stopping.why and self._again(candidate):
-            self._returned.append(candidate)
-            return
-        self._source.done(candidate)
-        self._ended(candidate)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tests.chaos.injected.killer import children, titled
-from tinynet_search.cluster import QUIET
+from tinynet_search.cluster.connect import QUIET
 
 HEAD = {
     "num_cpus": 0,

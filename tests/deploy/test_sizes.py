@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.deploy.manifests import DEPLOY, SETS, compose, containers, launcher, of_kind, quantity
+from tinynet_search.cluster.placement import Nodes, at_once
 from tinynet_search.config import Config
-from tinynet_search.placement import Nodes, at_once
 
 # Bytes of a head: Ray and the search's driver, and the controller and helpers of each trial that runs.
 HEAD, TRIAL = 2.0e9, 1.3e9

@@ -16,8 +16,9 @@ import pytest
 from search_spaces import RequestError
 from tests.search.helpers import results, tiny_arguments, tiny_config
 from tests.search.servers import playing
-from tinynet_search import check, placement
 from tinynet_search.cli import run
+from tinynet_search.cluster import placement
+from tinynet_search.cluster import preflight as check
 from tinynet_search.config import validate
 from tinynet_search.jobs import connection, shipment, submit_search
 from tinynet_search.jobs.connection import connect, find_token

@@ -11,7 +11,7 @@ import pytest
 LOOK = """
 import json, os
 from pathlib import Path
-from tinynet_search.cluster import cluster
+from tinynet_search.cluster.connect import cluster
 from tinynet_search.config import load_config
 
 def family():

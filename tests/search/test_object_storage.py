@@ -17,7 +17,7 @@ from tests.search.helpers import tiny_arguments, tiny_config
 from tests.search.mlflow_window import Window, wait_until, wanted_points
 from tests.trainables.helpers import without_times
 from tinynet_search.cli import run
-from tinynet_search.cluster import _keep_secrets
+from tinynet_search.cluster.tune import _keep_secrets
 from tinynet_search.formula import files as formula_io
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.plan.candidates import candidates_of, grow

@@ -12,8 +12,8 @@ import pytest
 from search_spaces import RequestError
 from tests.search.helpers import tiny_config
 from tests.search.mlflow_window import SQLALCHEMY
-from tinynet_search import placement
-from tinynet_search.placement import grown, take_place
+from tinynet_search.cluster import placement
+from tinynet_search.cluster.placement import grown, take_place
 from tinynet_search.search import run_search
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(SQLALCHEMY)]

@@ -5,9 +5,9 @@ import itertools
 import pytest
 
 from search_spaces import RequestError
-from tinynet_search import placement
+from tinynet_search.cluster import placement
+from tinynet_search.cluster.placement import Nodes, at_once, placed
 from tinynet_search.config import Config, load_config
-from tinynet_search.placement import Nodes, at_once, placed
 
 pytestmark = pytest.mark.quick
 

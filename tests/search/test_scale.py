@@ -215,15 +215,15 @@ def test_one_source_through_several_tune_runs(
     ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A phase may end with a wave; the one after it is made when all its results are there."""
-    from tinynet_search import cluster
     from tinynet_search.callbacks.progress import Progress
-    from tinynet_search.candidates import Fixed, Phases
+    from tinynet_search.cluster import tune
+    from tinynet_search.cluster.tune import Fixed, Phases
 
     config = tiny_config(tmp_path, trials=5)
     store = SearchStore(config.url)
     candidates = grow(agreed_plan(store, config), store, config)
-    monkeypatch.setattr(cluster, "WAVE", 3)
-    monkeypatch.setitem(cluster.TRAINABLES, "inline", simulated_trial)
+    monkeypatch.setattr(tune, "WAVE", 3)
+    monkeypatch.setitem(tune.TRAINABLES, "inline", simulated_trial)
     there: list[set[str]] = []
 
     def second() -> Fixed:
@@ -232,7 +232,7 @@ def test_one_source_through_several_tune_runs(
 
     progress = Progress(2)
     progress.watch(candidates, {})
-    cluster.run_source(
+    tune.run_source(
         config,
         store.url,
         Phases([lambda: Fixed(candidates[:3]), second]),

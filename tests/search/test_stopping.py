@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tinynet_search import stopping as module
-from tinynet_search.candidates import END, Fixed
-from tinynet_search.stopping import Guarded, stoppable
+from tinynet_search.cluster.tune import END, Fixed, Guarded
+from tinynet_search.stopping import stoppable
 
 pytestmark = pytest.mark.quick
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.search.helpers import tiny_config
-from tinynet_search.estimate import by_name, estimated, median_trial
-from tinynet_search.placement import GPU_RATE, STARTING, Placement
+from tinynet_search.cluster.estimate import by_name, estimated, median_trial
+from tinynet_search.cluster.placement import GPU_RATE, STARTING, Placement
 from tinynet_search.plan.candidates import TRAIN_PASSES
 from tinynet_search.plan.preview import preview
 from trainables.calibration import WARM, _Clock, images_per_s

@@ -78,7 +78,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """See whether a search can run here: data, storage, MLflow, nodes, room for a trial. Trains nothing."""
-    from tinynet_search.check import check_search
+    from tinynet_search.cluster.preflight import check_search
 
     found = check_search(
         configured(config, preset, settings, trials, storage), tracking, gpu, plan=not no_plan

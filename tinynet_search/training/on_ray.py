@@ -8,11 +8,10 @@ from ray.tune import Callback
 
 from tinynet_search.callbacks.placement_groups import Orphans
 from tinynet_search.callbacks.watchdog import Watchdog
-from tinynet_search.candidates import Fixed
-from tinynet_search.cluster import cluster, run_source
+from tinynet_search.cluster.connect import cluster
+from tinynet_search.cluster.placement import take_place
+from tinynet_search.cluster.tune import Fixed, Guarded, run_source
 from tinynet_search.config import Config
-from tinynet_search.placement import take_place
-from tinynet_search.stopping import Guarded
 from tinynet_search.training.lines import EpochLines
 
 if TYPE_CHECKING:

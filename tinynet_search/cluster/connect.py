@@ -6,18 +6,13 @@ import logging
 import os
 import signal
 import socket
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from search_spaces import RequestError
-from tinynet_search.candidates import CandidateSearch, Source
 from tinynet_search.config import Config
-from tinynet_search.placement import of_trial
-from tinynet_search.store.directory import Candidate
-from trainables.executors import TRAINABLES, tune_resources
 
 # Tune's and Train's own files are scratch: no loggers, no snapshots, no preemption watcher a trial.
 QUIET = {
@@ -30,8 +25,6 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
-# Tune keeps every trial of a run, some 100 kB of the driver's memory each; between runs its processes start anew.
-WAVE = 1000
 # A dashboard comes up some seconds after its cluster.
 DASHBOARD_TIMEOUT = 30.0
 PROBE_TIMEOUT = 5.0
@@ -157,83 +150,3 @@ def _require_dashboard() -> None:
                 lacking = 'run.executor = "ray_train" needs a cluster with its dashboard on (ray[default])'
                 raise RequestError(f"{lacking}; this one's does not answer") from error
             time.sleep(1.0)
-
-
-def run_source(
-    config: Config,
-    root: str,
-    source: Source,
-    most: int,
-    at_once: int,
-    callbacks: Sequence[Any],
-    stop: str,
-) -> None:
-    """Run a source's candidates as Tune trials until it ends: a Tune run for every ``WAVE`` of them.
-
-    Args:
-        root: the search directory as every node reaches it.
-        most: an upper bound on how many trials there will be.
-        at_once: concurrent trials.
-        callbacks: each a ``ray.tune.Callback`` that watches.
-        stop: a file below the search directory; once it is there, trials end without a result.
-    """
-    from ray import tune
-
-    _keep_secrets()
-    scaling = of_trial(config)
-    settings: Mapping[str, Any] = {
-        "root": root,
-        "stop": stop,
-        "scaling": vars(scaling),
-        "execution": config.execution.model_dump(),
-        "placement": config.scaling.placement,
-        "start_timeout": config.run.wait_for_nodes,
-    }
-    trainable = tune.with_resources(
-        TRAINABLES[config.run.executor], tune_resources(config.run.executor, scaling)
-    )
-    # Between two waves nothing runs, so a source either has one more or has ended.
-    while isinstance(first := source.next(), Candidate):
-        with tempfile.TemporaryDirectory(prefix="tinynet-tune-") as scratch, _hushed():
-            tune.Tuner(
-                trainable,
-                tune_config=tune.TuneConfig(
-                    search_alg=CandidateSearch(source, settings, first),
-                    num_samples=min(WAVE, most),
-                    max_concurrent_trials=at_once,
-                    reuse_actors=True,
-                    trial_dirname_creator=lambda trial: trial.trial_id,
-                ),
-                run_config=tune.RunConfig(
-                    name="search",
-                    storage_path=scratch,
-                    verbose=0,
-                    callbacks=list(callbacks),
-                    failure_config=tune.FailureConfig(max_failures=config.run.max_failures),
-                ),
-            ).fit()
-
-
-def _keep_secrets() -> None:
-    """Tune hands the driver's keys of S3 on to its trials, and Ray writes them into a log of every node: nodes have their own."""
-    from ray.tune.execution import class_cache
-
-    class_cache.ENV_VARS_TO_PROPAGATE -= {
-        name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")
-    }
-
-
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Tune prints boxes and paths of its scratch even when asked not to, and a killed process as a page of traceback."""
-    wanted = {"ray": logging.ERROR, "ray.tune": logging.CRITICAL, "ray.train": logging.ERROR}
-    loggers = [logging.getLogger(name) for name in wanted]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(wanted[logger.name])
-    try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -7,9 +7,9 @@ from typing import Any
 
 from search_spaces import RequestError
 from search_spaces.errors import unknown
+from tinynet_search.cluster.placement import Placement, makespan
 from tinynet_search.config import Config
 from tinynet_search.errors import last_line
-from tinynet_search.placement import Placement, makespan
 from tinynet_search.plan.candidates import TRAIN_PASSES, candidate_of
 from tinynet_search.plan.plan import make_plan
 from trainables.trial import TrialSpec

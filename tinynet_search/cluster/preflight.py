@@ -79,7 +79,7 @@ def check_search(
         gpu: a GPU's name, to estimate the time from; without one a worker of the cluster trains for some seconds.
         plan: with the candidates and what they cost; a single training has none.
     """
-    from tinynet_search.cluster import cluster
+    from tinynet_search.cluster.connect import cluster
     from tinynet_search.plan.preview import preview
 
     findings = Findings(versions())
@@ -105,8 +105,14 @@ def check_search(
 
 def _check_room(config: Config, findings: Findings, gpu: str | None) -> None:
     """Whether a trial fits, how many do, and what that comes to."""
-    from tinynet_search.estimate import all_macs, by_name, calibrated, estimated, median_trial
-    from tinynet_search.placement import (
+    from tinynet_search.cluster.estimate import (
+        all_macs,
+        by_name,
+        calibrated,
+        estimated,
+        median_trial,
+    )
+    from tinynet_search.cluster.placement import (
         Placement,
         as_wished,
         at_once,
