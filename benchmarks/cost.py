@@ -205,9 +205,9 @@ def _samplers() -> list[Row]:
 
 def _optuna() -> None:
     """A hundred draws of the adaptive sampler, each told a made-up result before the next; files included."""
-    from tinynet_search.candidates import Adaptive
     from tinynet_search.config import load_config
     from tinynet_search.plan.plan import make_plan
+    from tinynet_search.search.adaptive import Adaptive
     from tinynet_search.store.directory import Candidate, SearchStore
 
     config = load_config(

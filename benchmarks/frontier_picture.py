@@ -18,8 +18,8 @@ from matplotlib.markers import CARETDOWN, CARETUP
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from search_spaces import RequestError, get_space
-from tinynet_search.outcome import TINY
 from tinynet_search.plan.candidates import candidates_of, final_candidates
+from tinynet_search.search.outcome import TINY
 from tinynet_search.store.directory import FINALS, FRONTIER, Candidate, SearchStore
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "frontier.svg"

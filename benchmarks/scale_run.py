@@ -78,7 +78,7 @@ def bare(trials: int, folder: Path, uri: str) -> dict[str, Any]:
 
 def ours(trials: int, folder: Path, uri: str) -> dict[str, Any]:
     """The real driver, store and publisher, on trials that take no time."""
-    from tinynet_search.search import run_search
+    from tinynet_search.search.driver import run_search
     from tinynet_search.store.directory import SearchStore
     from tinynet_search.tracking.sync import sync_stored
     from trainables.executors import TRAINABLES
@@ -101,7 +101,7 @@ def ours(trials: int, folder: Path, uri: str) -> dict[str, Any]:
 
 def again(trials: int, folder: Path, uri: str, *, silent: bool = False) -> dict[str, Any]:
     """The search again when all is done, with its parts' seconds; ``silent`` leaves the publisher out."""
-    from tinynet_search import search
+    from tinynet_search.search import driver as search
     from tinynet_search.tracking import publisher
 
     if silent:

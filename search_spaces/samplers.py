@@ -8,7 +8,7 @@ with the same networks, so a search can grow without touching what it has.
 | uniform | the paper's (section 4.2): r, d, w uniform in the ranges, kept when c lies in the band |
 | stratified | c spread evenly in log c over the band; r, d uniform; w solved on the exact cost |
 | near | as stratified, at one c (Figure 2: width tuned so that FLOPs are within 3 % of the target) |
-| optuna | c, d, r drawn by Optuna (adaptive, in ``tinynet_search.candidates``); w solved by :func:`solved_width` |
+| optuna | c, d, r drawn by Optuna (adaptive, in ``tinynet_search.search.adaptive``); w solved by :func:`solved_width` |
 """
 
 import math

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tinynet_search.errors import TrackingError
     from tinynet_search.formula.suggestion import Suggestion
     from tinynet_search.formula.tiny_formula import TinyFormula, suggest_rdw
-    from tinynet_search.search import run_search
+    from tinynet_search.search.driver import run_search
     from tinynet_search.tracking.queries import frontier_models
 
 __version__ = "0.1.0"
@@ -41,7 +41,7 @@ _HOMES = {
     "get_space": "search_spaces",
     "list_spaces": "search_spaces",
     "load_config": "tinynet_search.config",
-    "run_search": "tinynet_search.search",
+    "run_search": "tinynet_search.search.driver",
     "suggest_rdw": "tinynet_search.formula.tiny_formula",
 }
 

@@ -12,8 +12,8 @@ from typing import Any
 from search_spaces import RequestError
 from tinynet_search.formula.frontier import TrialPoint, spearman
 from tinynet_search.formula.tiny_formula import TinyFormula
-from tinynet_search.outcome import TINY
-from tinynet_search.search import Outcome
+from tinynet_search.search.driver import Outcome
+from tinynet_search.search.outcome import TINY
 from tinynet_search.store.directory import FINALS, FORMULA
 from tinynet_search.tables import table
 

@@ -17,7 +17,7 @@ from tests.data.test_imagefolder import make_tree
 from tests.search.helpers import results, tiny_arguments, tiny_config
 from tests.trainables.helpers import without_times
 from tinynet_search.formula.tiny_formula import TinyFormula
-from tinynet_search.search import run_search
+from tinynet_search.search.driver import run_search
 from tinynet_search.store.lease import live_holder
 from trainables.folder import LocalFolder
 

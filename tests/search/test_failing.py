@@ -12,10 +12,10 @@ from tests.data.test_imagefolder import make_tree
 from tests.search.helpers import results, tiny_arguments, tiny_config
 from tinynet_search.cli import run
 from tinynet_search.config import load_config
-from tinynet_search.continuing import set_aside
-from tinynet_search.failures import Tally
 from tinynet_search.formula.tiny_formula import TinyFormula
-from tinynet_search.search import run_search
+from tinynet_search.search.driver import run_search
+from tinynet_search.search.failures import Tally
+from tinynet_search.search.retry import set_aside
 from tinynet_search.store.directory import SearchStore
 
 FAILED, FINE = {"status": "failed", "reason": "diverged"}, {"status": "finished", "reason": None}

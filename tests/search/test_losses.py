@@ -14,7 +14,7 @@ from tests.search.helpers import results, tiny_config
 from tinynet_search.callbacks.crashes import RETURNS, Guilt, Losses, described, died_alone
 from tinynet_search.plan.candidates import grow
 from tinynet_search.plan.plan import agreed_plan
-from tinynet_search.search import _Driver, run_search
+from tinynet_search.search.driver import _Driver, run_search
 from tinynet_search.stopping import stoppable
 from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.store.lease import Lease, read_lease

@@ -371,7 +371,7 @@ def test_a_whole_search_while_mlflow_comes_and_goes(
     ray_cluster: Any, tmp_path: Path, proxy: FaultProxy, server: str
 ) -> None:
     """Real trials; the server is there at first, then nobody listens, then every second answer is lost, garbled or late."""
-    from tinynet_search.search import run_search
+    from tinynet_search.search.driver import run_search
 
     over, said = threading.Event(), []
 

@@ -22,7 +22,7 @@ from tinynet_search.formula import files as formula_io
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.plan.candidates import candidates_of, grow
 from tinynet_search.plan.plan import agreed_plan
-from tinynet_search.search import run_search
+from tinynet_search.search.driver import run_search
 from tinynet_search.store.directory import FORMULA, SearchStore
 from trainables.folder import Folder, StorageError, open_folder
 from trainables.trial import Alone, TrialSpec, run_trial

@@ -14,7 +14,7 @@ from tests.search.helpers import tiny_config
 from tests.search.mlflow_window import SQLALCHEMY
 from tinynet_search.cluster import placement
 from tinynet_search.cluster.placement import grown, take_place
-from tinynet_search.search import run_search
+from tinynet_search.search.driver import run_search
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(SQLALCHEMY)]
 

@@ -8,8 +8,8 @@ from search_spaces import RDW
 from tests.search.helpers import tiny_config
 from tinynet_search.formula.baselines import RULES
 from tinynet_search.formula.tiny_formula import fit_formula
-from tinynet_search.outcome import TINY, write_finals
 from tinynet_search.plan.plan import make_plan
+from tinynet_search.search.outcome import TINY, write_finals
 from tinynet_search.store.directory import SearchStore
 
 pytestmark = pytest.mark.quick

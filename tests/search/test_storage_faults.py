@@ -11,7 +11,7 @@ import pytest
 from search_spaces import RequestError
 from tests.search.helpers import results, tiny_config
 from tests.trainables.helpers import without_times
-from tinynet_search.search import run_search
+from tinynet_search.search.driver import run_search
 from tinynet_search.store.directory import SearchStore
 
 FIXED = ("plan.json", "candidates", "results")

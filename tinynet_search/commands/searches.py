@@ -15,7 +15,7 @@ from tinynet_search.tables import seconds
 
 if TYPE_CHECKING:
     from tinynet_search.config import Config
-    from tinynet_search.search import Outcome
+    from tinynet_search.search.driver import Outcome
 
 ConfigFile = Annotated[
     Path | None, typer.Argument(help="A TOML configuration.", show_default=False)
@@ -88,7 +88,7 @@ def search(
         planned = preview(loaded)
         print(json.dumps(planned, indent=1) if as_json else report.preview_text(planned))
         return
-    from tinynet_search.search import run_search
+    from tinynet_search.search.driver import run_search
 
     outcome = run_search(loaded, tracking=tracking, retry=retry or ())
     print(json.dumps(report.summary(outcome), indent=1) if as_json else report.text(outcome))
@@ -140,7 +140,7 @@ def _epochs(epochs: int | None, part: str | None, anew: bool) -> dict[str, Any]:
 
 def _unfinished(outcome: "Outcome") -> None:
     """Say what is missing and end with exit code 1, if anything is."""
-    from tinynet_search.search import say
+    from tinynet_search.search.driver import say
 
     if outcome.stopped:
         say(f"tinynet: the search stopped early: {outcome.stopped}")

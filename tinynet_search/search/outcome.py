@@ -1,18 +1,64 @@
 """What follows from results: the frontier, the formula, the final networks. All of it is made anew from what is there."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from search_spaces import Network, RequestError, SearchSpace, get_space
-from tinynet_search.continuing import with_longest
 from tinynet_search.formula.baselines import baseline
 from tinynet_search.formula.frontier import TrialPoint, select_frontier, spearman
 from tinynet_search.formula.tiny_formula import TinyFormula, fit_formula
 from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.store.directory import FINALS, FORMULA, FRONTIER, Candidate, SearchStore
 
+_RUN = re.compile(r"(.+)-e(\d+)")
+
+
 TINY = "tiny formula"
+
+
+def continued(
+    candidates: Iterable[Candidate], frontier: Sequence[Mapping[str, Any]], epochs: int
+) -> list[Candidate]:
+    """The frontier's models at a longer budget."""
+    by_run = {candidate.run: candidate for candidate in candidates}
+    models = (by_run[row["run"]] for row in frontier)
+    return [
+        Candidate(replace(m.spec, recipe={**m.spec.recipe, "epochs": epochs}), m.network)
+        for m in models
+    ]
+
+
+def with_longest(store: SearchStore, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a frontier; those whose model was trained for more epochs too say for how many, and how good it then was."""
+    budgets: dict[str, list[int]] = {}
+    for run in store.finished():
+        if found := _RUN.fullmatch(run):
+            budgets.setdefault(found[1], []).append(int(found[2]))
+    wanted = {
+        f"{row['id']}-e{epochs}": row["run"]
+        for row in rows
+        for epochs in budgets.get(row["id"], [])
+        if epochs > _epochs(row["run"])
+    }
+    longest: dict[str, dict[str, Any]] = {}
+    for run, result in sorted(store.summaries(wanted).items(), key=lambda item: _epochs(item[0])):
+        if result["status"] == "finished":
+            longest[wanted[run]] = {
+                "run": run,
+                "epochs": _epochs(run),
+                "top1": result["metrics"]["top1"],
+            }
+    return [
+        {**row, "longer": longest[row["run"]]} if row["run"] in longest else dict(row)
+        for row in rows
+    ]
+
+
+def _epochs(run: str) -> int:
+    return int(run.rpartition("-e")[2])
 
 
 def prepare() -> None:

@@ -14,13 +14,19 @@ from typing import Any
 from search_spaces import RequestError
 from search_spaces.samplers import ADAPTIVE
 from tinynet_search.config import Config
-from tinynet_search.continuing import RETRIED, continued, set_aside
 from tinynet_search.errors import require
-from tinynet_search.failures import Tally
 from tinynet_search.formula.tiny_formula import TinyFormula
-from tinynet_search.outcome import prepare, write_finals, write_formula, write_frontier
 from tinynet_search.plan.candidates import candidates_of, grow, training_macs
 from tinynet_search.plan.plan import agreed_plan, too_large
+from tinynet_search.search.failures import Tally
+from tinynet_search.search.outcome import (
+    continued,
+    prepare,
+    write_finals,
+    write_formula,
+    write_frontier,
+)
+from tinynet_search.search.retry import RETRIED, set_aside
 from tinynet_search.stopping import Stopping, stoppable
 from tinynet_search.store.directory import FINALS, Candidate, SearchStore
 from tinynet_search.store.lease import Lease, read_lease
@@ -319,8 +325,8 @@ class _Driver:
             )
 
     def _trial_source(self) -> Any:
-        from tinynet_search.candidates import Adaptive
         from tinynet_search.cluster.tune import Fixed
+        from tinynet_search.search.adaptive import Adaptive
 
         if self.plan["sampler"]["name"] in ADAPTIVE:
             return _Watched(

@@ -1,20 +1,16 @@
 """What happens to a search that has results: failed trials set aside to be trained again, frontier models trained on."""
 
-import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Collection, Mapping
 
 from search_spaces import RequestError
-from tinynet_search.store.directory import Candidate, SearchStore
+from tinynet_search.store.directory import SearchStore
 from trainables.documents import LARGE
 from trainables.trial import result_name
 
 # Results of failed trials that were trained again, below the search directory.
 RETRIED = "retried"
 ANY = "failed"
-_RUN = re.compile(r"(.+)-e(\d+)")
 
 
 def set_aside(store: SearchStore, reasons: Collection[str], runs: Collection[str]) -> int:
@@ -56,45 +52,3 @@ def _aside(store: SearchStore) -> set[str]:
     """Reasons of the results that were set aside: a command that was killed and comes again finds them there."""
     rows = (store.read_json(f"{RETRIED}/{name}") for name in store.folder.names(RETRIED))
     return {str(row.get("reason")) for row in rows if isinstance(row, Mapping)}
-
-
-def continued(
-    candidates: Iterable[Candidate], frontier: Sequence[Mapping[str, Any]], epochs: int
-) -> list[Candidate]:
-    """The frontier's models at a longer budget."""
-    by_run = {candidate.run: candidate for candidate in candidates}
-    models = (by_run[row["run"]] for row in frontier)
-    return [
-        Candidate(replace(m.spec, recipe={**m.spec.recipe, "epochs": epochs}), m.network)
-        for m in models
-    ]
-
-
-def with_longest(store: SearchStore, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of a frontier; those whose model was trained for more epochs too say for how many, and how good it then was."""
-    budgets: dict[str, list[int]] = {}
-    for run in store.finished():
-        if found := _RUN.fullmatch(run):
-            budgets.setdefault(found[1], []).append(int(found[2]))
-    wanted = {
-        f"{row['id']}-e{epochs}": row["run"]
-        for row in rows
-        for epochs in budgets.get(row["id"], [])
-        if epochs > _epochs(row["run"])
-    }
-    longest: dict[str, dict[str, Any]] = {}
-    for run, result in sorted(store.summaries(wanted).items(), key=lambda item: _epochs(item[0])):
-        if result["status"] == "finished":
-            longest[wanted[run]] = {
-                "run": run,
-                "epochs": _epochs(run),
-                "top1": result["metrics"]["top1"],
-            }
-    return [
-        {**row, "longer": longest[row["run"]]} if row["run"] in longest else dict(row)
-        for row in rows
-    ]
-
-
-def _epochs(run: str) -> int:
-    return int(run.rpartition("-e")[2])
