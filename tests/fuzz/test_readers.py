@@ -18,7 +18,7 @@ from tests.fuzz.mutations import EVIL, HOSTILE, documents, files, hostile
 from tests.search.helpers import TINY, tiny_config
 from tinynet_search.config import load_config, validate
 from tinynet_search.errors import TrackingError
-from tinynet_search.exporting.subject import find_subject
+from tinynet_search.export.subject import find_subject
 from tinynet_search.formula.tiny_formula import TinyFormula, suggest_rdw
 from tinynet_search.plan.candidates import candidates_of, final_candidates, grow
 from tinynet_search.plan.plan import agreed_plan, too_large

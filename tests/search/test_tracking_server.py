@@ -22,7 +22,7 @@ from tests.search.mlflow_window import (
 from tests.search.servers import mlflow_server
 from tests.search.train_helpers import LABEL, JobRuns, arguments, trained
 from tinynet_search import TrackingError, frontier_models
-from tinynet_search.exporting import load_exported
+from tinynet_search.export import load_exported
 from tinynet_search.formula.files import read_text
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.mlflow_client.reading import Found, Reader, read

@@ -28,8 +28,8 @@ from tests.search.train_helpers import (
     trained,
 )
 from tinynet_search import suggest_rdw
-from tinynet_search.exporting import load_exported
-from tinynet_search.exporting.subject import read_subject
+from tinynet_search.export import load_exported
+from tinynet_search.export.subject import read_subject
 from tinynet_search.store.directory import SearchStore
 from tinynet_search.store.train_job import agreed_job, read_job
 from tinynet_search.training.request import Request, make_job, settled

@@ -9,7 +9,7 @@ from pathlib import Path
 from search_spaces import RequestError
 from search_spaces.weights import Source, read_weights
 from tinynet_search.errors import one_line
-from tinynet_search.exporting.subject import WEIGHTS, Subject, digest_of
+from tinynet_search.export.subject import WEIGHTS, Subject, digest_of
 from tinynet_search.store.directory import JOB, SearchStore
 from tinynet_search.store.train_job import ended_or_begun, job_around, read_job
 from trainables.documents import LARGE, MOST_EPOCHS, parsed

@@ -15,7 +15,7 @@ from search_spaces.networks import NETWORKS
 from search_spaces.weights import SUFFIXES, Source, load_weights, locate
 from tinynet_search.config import Config
 from tinynet_search.errors import require
-from tinynet_search.exporting.subject import CONFIG, Subject, digest_of, read_subject
+from tinynet_search.export.subject import CONFIG, Subject, digest_of, read_subject
 from tinynet_search.store.directory import JOB
 from tinynet_search.store.train_job import job_around
 from tinynet_search.tracking.evaluations import Evaluation
@@ -88,7 +88,7 @@ def _evaluated(
 ) -> Evaluation:
     import torch
 
-    from tinynet_search.exporting.images import preprocessing_of, validation_batches
+    from tinynet_search.export.images import preprocessing_of, validation_batches
     from trainables.classification import evaluated_at_once
     from trainables.evaluation import evaluate
     from trainables.execution import Execution
@@ -213,7 +213,7 @@ def _own_data(subject: Subject | None) -> dict[str, Any]:
 
 
 def _recipe(subject: Subject, config: Config) -> Recipe:
-    from tinynet_search.exporting.images import evaluation_recipe
+    from tinynet_search.export.images import evaluation_recipe
 
     return (
         evaluation_recipe(subject, None)

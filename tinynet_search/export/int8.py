@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tinynet_search.exporting.formats import INPUT, attempted, described, session, without_traces
-from tinynet_search.exporting.images import Images
+from tinynet_search.export.formats import INPUT, attempted, described, session, without_traces
+from tinynet_search.export.images import Images
 
 QUANTISED = ("Conv", "Gemm", "MatMul")
 # Calibration keeps every activation of a batch (ResNet-50: 6.7 GB at 32 images, 2.8 GB at 4); the ranges are the same.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_spaces import Network, RequestError
-from tinynet_search.exporting.subject import CONFIG, WEIGHTS, read_subject
+from tinynet_search.export.subject import CONFIG, WEIGHTS, read_subject
 from trainables.documents import SMALL, parsed
 from trainables.folder import open_folder, read_file
 

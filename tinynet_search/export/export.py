@@ -12,11 +12,11 @@ from torch import nn
 from search_spaces import RequestError
 from search_spaces.errors import unknown
 from search_spaces.weights import Source, load_weights, locate
-from tinynet_search.exporting.folder import ExportFolder, export_folder
-from tinynet_search.exporting.formats import FORMATS, INPUT, OUTPUT, weights_bytes, write_checked
-from tinynet_search.exporting.images import Images, evaluation_recipe, open_images, preprocessing_of
-from tinynet_search.exporting.int8 import compare, write_int8
-from tinynet_search.exporting.subject import Subject, find_subject
+from tinynet_search.export.folder import ExportFolder, export_folder
+from tinynet_search.export.formats import FORMATS, INPUT, OUTPUT, weights_bytes, write_checked
+from tinynet_search.export.images import Images, evaluation_recipe, open_images, preprocessing_of
+from tinynet_search.export.int8 import compare, write_int8
+from tinynet_search.export.subject import Subject, find_subject
 from trainables.trial import describe
 
 
