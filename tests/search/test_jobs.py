@@ -26,7 +26,7 @@ from tinynet_search.jobs.entry import request as requested
 from tinynet_search.jobs.submission import order_search, order_train
 from tinynet_search.jobs.watching import Jobs
 from tinynet_search.plan.preview import preview
-from tinynet_search.training.request import Request
+from tinynet_search.train.request import Request
 
 OWN_SPACE = """
 from search_spaces import get_space

@@ -32,8 +32,8 @@ from tinynet_search.export import load_exported
 from tinynet_search.export.subject import read_subject
 from tinynet_search.store.directory import SearchStore
 from tinynet_search.store.train_job import agreed_job, read_job
-from tinynet_search.training.request import Request, make_job, settled
-from tinynet_search.training.run import _left_at, advice
+from tinynet_search.train.request import Request, make_job, settled
+from tinynet_search.train.run import _left_at, advice
 from trainables.folder import LocalFolder
 from trainables.trial import checkpoints
 
@@ -387,7 +387,7 @@ def test_published_weights_keep_timms_preprocessing(
         0.9,
     )
     source = Source(tmp_path / "model.safetensors", "tinynet_e.in1k", published)
-    monkeypatch.setattr("tinynet_search.training.evaluate.locate", lambda text: source)
+    monkeypatch.setattr("tinynet_search.train.evaluate.locate", lambda text: source)
     tree = make_tree(tmp_path / "tree")
     figures = trained(
         capsys, "train", "--eval-only", "--weights", "tinynet_e.in1k", "--data", str(tree)

@@ -28,7 +28,7 @@ from tinynet_search.commands.searches import (
 from tinynet_search.tables import duration, table
 
 if TYPE_CHECKING:
-    from tinynet_search.training.request import Request
+    from tinynet_search.train.request import Request
 
 Address = Annotated[
     str | None,

@@ -12,8 +12,8 @@ from search_spaces.errors import RequestError
 from tinynet_search.commands.app import SPACES, AsJson, Tracking, app, millions
 
 if TYPE_CHECKING:
-    from tinynet_search.training.request import Request
-    from tinynet_search.training.run import Outcome
+    from tinynet_search.train.request import Request
+    from tinynet_search.train.run import Outcome
 
 
 @app.command()
@@ -133,7 +133,7 @@ def train(
 
 def requested(*, network: str | None, config: Path | None, **options: Any) -> "Request":
     """The command's arguments as a request; a configuration may stand where the network does."""
-    from tinynet_search.training.request import Request
+    from tinynet_search.train.request import Request
 
     if network is not None and network.endswith((".toml", ".json")) and config is None:
         network, config = None, Path(network)
@@ -141,8 +141,8 @@ def requested(*, network: str | None, config: Path | None, **options: Any) -> "R
 
 
 def _train(request: "Request", *, as_json: bool) -> None:
-    from tinynet_search.training.request import make_job
-    from tinynet_search.training.run import advice, run_job, summary
+    from tinynet_search.train.request import make_job
+    from tinynet_search.train.run import advice, run_job, summary
 
     config, job = make_job(request)
     outcome = run_job(config, job, tracking=request.tracking, say=_say)
@@ -202,7 +202,7 @@ def _text(outcome: "Outcome", result: Mapping[str, Any]) -> str:
 def _evaluate(request: "Request", weights: str, *, as_json: bool) -> None:
     from tinynet_search.mlflow_client.connection import resolve_uri
     from tinynet_search.tables import table
-    from tinynet_search.training.evaluate import evaluate_weights
+    from tinynet_search.train.evaluate import evaluate_weights
 
     uri = resolve_uri(request.tracking, None, "searches") if request.tracking is not None else None
     evaluation = evaluate_weights(request, weights, _say)

@@ -25,7 +25,7 @@ from trainables.folder import refuse_credentials
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-    from tinynet_search.training.request import Request
+    from tinynet_search.train.request import Request
 
 ENTRY = "python -m tinynet_search.jobs"
 PROBE = (
@@ -161,7 +161,7 @@ def order_search(config: Config, tracking: str | None, retry: Collection[str] = 
 
 def order_train(request: "Request") -> Order:
     """Raises RequestError where the request means this machine, carries a secret, or cannot be."""
-    from tinynet_search.training.request import Chooser, read_request, settled
+    from tinynet_search.train.request import Chooser, read_request, settled
 
     # What lies on the cluster is looked at there; what a configuration says is read here.
     values = read_request(replace(request, data=None))

@@ -12,10 +12,10 @@ from tinynet_search.cluster.connect import cluster
 from tinynet_search.cluster.placement import take_place
 from tinynet_search.cluster.tune import Fixed, Guarded, run_source
 from tinynet_search.config import Config
-from tinynet_search.training.lines import EpochLines
+from tinynet_search.train.progress import EpochLines
 
 if TYPE_CHECKING:
-    from tinynet_search.training.run import Drive
+    from tinynet_search.train.local import Drive
 
 
 class _Watch(Callback):

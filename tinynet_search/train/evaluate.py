@@ -19,14 +19,15 @@ from tinynet_search.export.subject import CONFIG, Subject, digest_of, read_subje
 from tinynet_search.store.directory import JOB
 from tinynet_search.store.train_job import job_around
 from tinynet_search.tracking.evaluations import Evaluation
-from tinynet_search.training.checkpoints import (
+from tinynet_search.train.checkpoints import (
     checkpoint_of,
     checkpoint_subject,
     of_job,
     plain_weights,
 )
-from tinynet_search.training.request import Chooser, Request, read_request, settled
-from tinynet_search.training.run import pixels_warning, take_machine
+from tinynet_search.train.local import take_machine
+from tinynet_search.train.request import Chooser, Request, read_request, settled
+from tinynet_search.train.run import pixels_warning
 from trainables.data import ImageData, Reading, open_data
 from trainables.recipe import Recipe
 from trainables.trial import describe

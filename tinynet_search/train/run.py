@@ -1,25 +1,24 @@
 """A job from its directory to its result: in this process, or on a Ray cluster; idempotent either way."""
 
 import contextlib
-import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from search_spaces import Network, RequestError
-from tinynet_search.config import Config, ScalingSection, refuse_sync_bn
+from search_spaces import Network
+from tinynet_search.config import Config, refuse_sync_bn
 from tinynet_search.errors import require
 from tinynet_search.mlflow_client.connection import address, resolve_uri
 from tinynet_search.plan.candidates import training_macs
 from tinynet_search.plan.plan import too_large
-from tinynet_search.stopping import Stopping, stoppable
+from tinynet_search.stopping import stoppable
 from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.store.lease import Lease
 from tinynet_search.store.train_job import Job, agreed_job, ended_or_begun, found_job
 from tinynet_search.tracking.job_publisher import counted
-from tinynet_search.training.lines import EpochLines
+from tinynet_search.train.local import Drive, take_machine, train_here
+from tinynet_search.train.progress import EpochLines
 from trainables.trial import (
     PROGRESS,
     checkpoints,
@@ -33,19 +32,6 @@ from trainables.trial import (
 PATIENCE = 20.0
 # A publisher that has weights to send gets this long at the end, and an interrupted one that.
 DELIVERY, FAREWELL = 120.0, 15.0
-# Multiply-adds of a forward pass from which several threads are worth it on a CPU.
-THREADED_FROM = 1e9
-
-
-@dataclass(frozen=True)
-class Drive:
-    """One run of a job: what is trained below ``root``, and what may end it early."""
-
-    config: Config
-    root: str
-    candidate: Candidate
-    lease: Lease
-    stopping: Stopping
 
 
 Train = Callable[[Drive, EpochLines], None]
@@ -206,7 +192,7 @@ def _finished(store: SearchStore, job: Job) -> list[int]:
 
 @contextlib.contextmanager
 def _cluster(config: Config, job: Job, say: Callable[[str], None]) -> Iterator[Train]:
-    from tinynet_search.training import on_ray
+    from tinynet_search.train import on_ray
 
     macs = training_macs({"data": {"train": job.train, "val": job.val}}, job.candidate)
     with on_ray.joined(config, macs, say) as placed:
@@ -221,63 +207,6 @@ def _machine(config: Config, candidate: Candidate) -> Iterator[Train]:
         config.scaling, candidate.network["macs"] * candidate.spec.recipe["micro_batch"]
     )
     yield partial(train_here, loaders=loaders)
-
-
-def train_here(drive: Drive, lines: EpochLines, *, loaders: int) -> None:
-    """The whole training in this process, which needs no Ray; ``loaders`` as ``take_machine`` gives them."""
-    from trainables.execution import Execution
-    from trainables.stopping import Stopped
-    from trainables.trial import run_trial
-
-    execution = Execution(**drive.config.execution.model_dump(), loader_workers=loaders)
-    stopping = drive.stopping
-    with _failure_unsaid(), stopping.gently(lambda: None), contextlib.suppress(Stopped):
-        run_trial(
-            drive.candidate.spec, drive.root, lines, execution, lambda: stopping.why is not None
-        )
-
-
-def take_machine(scaling: ScalingSection, macs: float) -> int:
-    """Keep to what ``[scaling]`` names; what it does not name is the machine's own: its GPU, its CPUs where they help.
-
-    Args:
-        macs: multiply-adds of one forward pass: threads that share a small one wait for each other longer than they work.
-
-    Returns:
-        Processes that read images: as named, else one a CPU but one where a GPU waits for them.
-
-    Raises:
-        RequestError: a GPU is named, and there is none.
-    """
-    named = scaling.model_fields_set
-    if "gpus" in named and not scaling.gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    import torch
-
-    if scaling.gpus and not torch.cuda.is_available():
-        raise RequestError(
-            f"scaling.gpus = {scaling.gpus:g}, and torch finds no GPU here: leave it out, or train on a machine with one"
-        )
-    if "cpus" in named or macs < THREADED_FROM:
-        torch.set_num_threads(max(1, int(scaling.cpus)))
-    if "loader_workers" in named or not torch.cuda.is_available():
-        return scaling.loader_workers
-    return max(0, len(os.sched_getaffinity(0)) - 1)
-
-
-@contextlib.contextmanager
-def _failure_unsaid() -> Iterator[None]:
-    """The trial's failure is in its result, and is said from there."""
-    log = logging.getLogger("tinynet")
-
-    def quiet(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("trial ") or record.levelno != logging.WARNING
-
-    log.addFilter(quiet)
-    try:
-        yield
-    finally:
-        log.removeFilter(quiet)
 
 
 def advice(job: Job, store: SearchStore, result: Mapping[str, Any]) -> str:
