@@ -34,7 +34,7 @@ def _loaded(code: str) -> set[str]:
     "code",
     [
         "import tinynet_search; r, d, w = tinynet_search.suggest_rdw(0.25)",
-        "from tinynet_search.cli import run; run(['suggest', '0.25'])",
+        "from tinynet_search.cli.main import run; run(['suggest', '0.25'])",
         "from search_spaces.samplers import draw; from search_spaces import get_space; draw(get_space('efficientnet_b0'), 'uniform', 9, 0)",
     ],
 )

@@ -17,7 +17,7 @@ from tests.search.helpers import tiny_arguments, tiny_config
 from tests.search.mlflow_window import Window, wanted_points
 from tests.search.servers import NO_POSTGRES, postgres_programs
 from tests.trainables.helpers import without_times
-from tinynet_search.cli import run
+from tinynet_search.cli.main import run
 from tinynet_search.config import load_config
 from tinynet_search.jobs.connection import connect
 from tinynet_search.jobs.watching import Jobs

@@ -17,7 +17,7 @@ import pytest
 
 from search_spaces import RequestError
 from tests.data import fake_imagenet as fake
-from tinynet_search.cli import run
+from tinynet_search.cli.main import run
 from trainables.data import open_data
 from trainables.data.detect import detected
 from trainables.data.encoded import EncodedData
@@ -206,7 +206,7 @@ def replace(half, target):
             os.kill(os.getpid(), signal.SIGKILL)
     return original(half, target)
 Path.replace = replace
-from tinynet_search.cli import main
+from tinynet_search.cli.main import main
 main()
 """
 

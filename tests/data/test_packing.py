@@ -16,7 +16,7 @@ from PIL import Image
 
 from search_spaces import RequestError
 from tests.data.test_augment import picture
-from tinynet_search.cli import run
+from tinynet_search.cli.main import run
 from trainables.data import open_data
 from trainables.data.detect import detected
 from trainables.data.encoded import EncodedData

@@ -236,8 +236,8 @@ def commands() -> Iterator[tuple[Path, str]]:
 def test_every_command_is_one_that_the_command_line_knows() -> None:
     import typer
 
-    import tinynet_search.cli  # noqa: F401
-    from tinynet_search.commands.app import app
+    import tinynet_search.cli.main  # noqa: F401
+    from tinynet_search.cli.app import app
 
     root: Any = typer.main.get_command(app)
     checked: set[str] = set()

@@ -123,7 +123,7 @@ def test_a_worker_holds_a_trial_of_the_search_that_is_shipped(which: str) -> Non
 
 @pytest.mark.parametrize("which", SETS)
 def test_the_job_can_be_stopped_gently_and_runs_again(which: str) -> None:
-    from tinynet_search.jobs.shipment import STOP_SECONDS
+    from tinynet_search.jobs.runtime_env import STOP_SECONDS
 
     (job,) = of_kind(which, "RayJob")
     assert yaml.safe_load(job["spec"]["runtimeEnvYAML"]) == {

@@ -12,7 +12,7 @@ import pytest
 from search_spaces import RequestError, get_space
 from search_spaces.weights import load_weights
 from tests.search.helpers import tiny_config
-from tinynet_search.cli import run
+from tinynet_search.cli.main import run
 from tinynet_search.plan.candidates import final_candidates, grow
 from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.store.directory import SearchStore

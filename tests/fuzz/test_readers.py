@@ -398,8 +398,8 @@ def test_mlflow_rows(tags: dict[str, str], metrics: dict[str, float]) -> None:
     """A run's tags and metrics, which anybody with the server's address may set."""
     import pandas as pd
 
+    from tinynet_search.cli.summary import frontier_table
     from tinynet_search.mlflow_client.reading import Found
-    from tinynet_search.report import frontier_table
     from tinynet_search.tracking import queries as tracking
 
     run = Found("r" * 32, tags.get("label", "x"), "RUNNING", "1", metrics, tags)

@@ -8,7 +8,7 @@ import pytest
 
 from search_spaces import Network, RequestError, get_space, list_spaces
 from search_spaces.networks import NETWORKS
-from tinynet_search.cli import run
+from tinynet_search.cli.main import run
 from tinynet_search.formula.baselines import RULES, Baseline, baselines, inverse_giant
 
 pytestmark = pytest.mark.quick

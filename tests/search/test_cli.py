@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tinynet_search.cli import run
+from tinynet_search.cli.main import run
 
 pytestmark = pytest.mark.quick
 

@@ -164,7 +164,7 @@ def _driver(storage: Path, address: str) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-m",
-        "tinynet_search.cli",
+        "tinynet_search.cli.main",
         "search",
         *tiny_arguments(storage, "recipe.epochs=4", trials=6),
     ]
@@ -256,7 +256,7 @@ def test_the_record_is_readable_with_mlflow_alone(searched: tuple[Path, Any]) ->
 def test_frontier_command_and_registered_formula(
     searched: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tinynet_search.cli import run
+    from tinynet_search.cli.main import run
 
     storage, _ = searched
     assert run(["frontier", "--storage", str(storage), "--json"]) == 0
@@ -287,7 +287,7 @@ def test_a_dead_tracking_server_does_not_stop_a_search(
     ray_cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One warning that names it; the results are there; sync brings MLflow up to date."""
-    from tinynet_search.cli import run
+    from tinynet_search.cli.main import run
 
     warnings: list[str] = []
     outcome = run_search(
@@ -310,7 +310,7 @@ def test_an_interrupted_search_says_so(
     command = [
         sys.executable,
         "-m",
-        "tinynet_search.cli",
+        "tinynet_search.cli.main",
         "search",
         *tiny_arguments(tmp_path, *settings, trials=2),
     ]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from search_spaces import get_space
 from search_spaces.weights import Source
 from tests.trainables.helpers import tiny_spec
-from tinynet_search.cli import run
+from tinynet_search.cli.main import run
 from tinynet_search.export import formats, images, load_exported, subject
 from trainables.data import open_data
 from trainables.trial import Alone, TrialSpec, run_trial

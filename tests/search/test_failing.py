@@ -10,7 +10,7 @@ import pytest
 from search_spaces import RequestError
 from tests.data.test_imagefolder import make_tree
 from tests.search.helpers import results, tiny_arguments, tiny_config
-from tinynet_search.cli import run
+from tinynet_search.cli.main import run
 from tinynet_search.config import load_config
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.search.driver import run_search

@@ -16,13 +16,13 @@ import pytest
 from search_spaces import RequestError
 from tests.search.helpers import results, tiny_arguments, tiny_config
 from tests.search.servers import playing
-from tinynet_search.cli import run
-from tinynet_search.cluster import placement
-from tinynet_search.cluster import preflight as check
+from tinynet_search.cli.job_entrypoint import request as requested
+from tinynet_search.cli.main import run
+from tinynet_search.cluster import placement, preflight
 from tinynet_search.config import validate
-from tinynet_search.jobs import connection, shipment, submit_search
+from tinynet_search.jobs import connection, submit_search
+from tinynet_search.jobs import runtime_env as environments
 from tinynet_search.jobs.connection import connect, find_token
-from tinynet_search.jobs.entry import request as requested
 from tinynet_search.jobs.submission import order_search, order_train
 from tinynet_search.jobs.watching import Jobs
 from tinynet_search.plan.preview import preview
@@ -233,7 +233,7 @@ def test_the_cluster_lets_nobody_in_without_its_token(
         for key, value in os.environ.items()
         if key not in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE")
     }
-    command = [sys.executable, "-m", "tinynet_search.cli", "jobs", "list", "--address", head]
+    command = [sys.executable, "-m", "tinynet_search.cli.main", "jobs", "list", "--address", head]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
@@ -491,16 +491,16 @@ def test_shipments_are_looked_at_before_they_are_sent(
     def refused(working_dir: Path | None, wheel: Path | None, said: str) -> None:
         with (
             pytest.raises(RequestError, match=said),
-            shipment.runtime_env(working_dir and str(working_dir), wheel and str(wheel)),
+            environments.runtime_env(working_dir and str(working_dir), wheel and str(wheel)),
         ):
             pytest.fail("it was taken")
 
     refused(tmp_path / "none", None, "is no folder")
     (tmp_path / "big").write_bytes(bytes(2000))
-    monkeypatch.setattr(shipment, "LARGEST", 1000)
+    monkeypatch.setattr(environments, "LARGEST", 1000)
     refused(tmp_path, None, "give a folder of code, or name in its .rayignore")
     (tmp_path / ".rayignore").write_text("big\n")
-    with shipment.runtime_env(str(tmp_path), None) as env:
+    with environments.runtime_env(str(tmp_path), None) as env:
         assert env["working_dir"] == str(tmp_path)
     for name in ("x.whl", "x.zip"):
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
@@ -521,7 +521,7 @@ def test_a_wheel_travels_as_its_folders(tmp_path: Path) -> None:
             "tinynet_search-9.dist-info/METADATA",
         ):
             archive.writestr(name, "")
-    with shipment.runtime_env(None, str(tmp_path / "x.whl")) as env:
+    with environments.runtime_env(None, str(tmp_path / "x.whl")) as env:
         folders = [Path(folder) for folder in env["py_modules"]]
         assert [folder.name for folder in folders] == [
             "tinynet_search",
@@ -584,10 +584,10 @@ def test_a_training_takes_a_gpu_unless_something_else_is_said(
 
 @pytest.mark.quick
 def test_of_python_two_numbers_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "versions", lambda: {"python": "3.11.7", "ray": "2.58.0"})
-    assert check._differing({"python": "3.11.99", "ray": "2.58.0"}) == []
+    monkeypatch.setattr(preflight, "versions", lambda: {"python": "3.11.7", "ray": "2.58.0"})
+    assert preflight._differing({"python": "3.11.99", "ray": "2.58.0"}) == []
     theirs = {"python": "3.12.7", "ray": "2.58.1"}
-    assert check._differing(theirs) == [
+    assert preflight._differing(theirs) == [
         "python 3.12.7, and 3.11.7 on the driver's",
         "ray 2.58.1, and 2.58.0 on the driver's",
     ]
@@ -616,8 +616,8 @@ def test_a_cluster_that_grows_is_estimated_as_it_will_be(
 ) -> None:
     monkeypatch.setattr(placement, "grown", lambda: nodes)
     config = tiny_config(tmp_path, "run.wait_for_nodes=30m", "scaling.gpus=1", *settings)
-    findings = check.Findings({}, plan=preview(config))
-    check._check_room(config, findings, "a100")
+    findings = preflight.Findings({}, plan=preview(config))
+    preflight._check_room(config, findings, "a100")
     assert findings.at_once == at_once
     assert (
         findings.estimate

@@ -15,7 +15,7 @@ import pytest
 
 from search_spaces import RequestError
 from tests.search.helpers import tiny_config
-from tinynet_search.cli import run
+from tinynet_search.cli.main import run
 from tinynet_search.search.driver import run_search
 from tinynet_search.store import lease as leases
 from tinynet_search.store.directory import SearchStore

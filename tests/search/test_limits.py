@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from search_spaces import Network, RequestError, get_space, list_spaces
 from tinynet_search import Suggestion, TinyFormula, suggest_rdw
-from tinynet_search.cli import run
+from tinynet_search.cli.main import run
 from tinynet_search.formula.budget import LIMITS
 from tinynet_search.formula.curve import Curve, grid
 

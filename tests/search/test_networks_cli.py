@@ -8,7 +8,7 @@ import pytest
 
 from search_spaces.networks import NETWORKS
 from search_spaces.paper_tables import TABLES
-from tinynet_search.cli import run
+from tinynet_search.cli.main import run
 
 KEYS = {
     *(

@@ -16,7 +16,7 @@ from search_spaces import RequestError
 from tests.search.helpers import tiny_arguments, tiny_config
 from tests.search.mlflow_window import Window, wait_until, wanted_points
 from tests.trainables.helpers import without_times
-from tinynet_search.cli import run
+from tinynet_search.cli.main import run
 from tinynet_search.cluster.tune import _keep_secrets
 from tinynet_search.formula import files as formula_io
 from tinynet_search.formula.tiny_formula import TinyFormula
@@ -157,7 +157,7 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They would stand in the plan's directory name, in messages and in Ray's and MLflow's records."""
-    from tinynet_search.cli import run
+    from tinynet_search.cli.main import run
 
     with pytest.raises(RequestError, match="credentials") as refused:
         open_folder(url)
@@ -255,7 +255,7 @@ def test_a_whole_search_and_its_rerun(
     assert len(candidates_of(plan, store)) == 3
 
 
-DRIVER = "import sys; from tinynet_search import cli; sys.exit(cli.run(sys.argv[1:]))"
+DRIVER = "import sys; from tinynet_search.cli import main as cli; sys.exit(cli.run(sys.argv[1:]))"
 # One that sees no other's lease when it starts, as if both had looked before either wrote.
 UNAWARE = f"from tinynet_search.store import lease; lease._holds = lambda *_: False; {DRIVER}"
 

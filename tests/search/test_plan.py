@@ -8,10 +8,10 @@ import pytest
 from search_spaces import RequestError
 from tests.data.test_imagefolder import make_tree
 from tests.search.helpers import tiny_config
+from tinynet_search.cli.summary import preview_text
 from tinynet_search.plan.candidates import candidates_of, grow
 from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.plan.preview import preview
-from tinynet_search.report import preview_text
 from tinynet_search.store.directory import SearchStore
 from trainables.data.imagefolder import ImageFolderData
 from trainables.data.packing import Packing

@@ -68,7 +68,7 @@ def done(storage: Path) -> dict[str, Any]:
     import contextlib
     import io
 
-    from tinynet_search.cli import run
+    from tinynet_search.cli.main import run
 
     out = io.StringIO()
     with contextlib.redirect_stdout(out):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tinynet_search.cli import run
+from tinynet_search.cli.main import run
 
 MINI, RDW = "efficientnet_mini", "0.4,0.4,0.5"
 NETWORK = ("--rdw", RDW, "--space", MINI)
@@ -60,7 +60,7 @@ def refused(capsys: pytest.CaptureFixture[str], words: str, *asked: str) -> None
 
 
 # The command where Ray is not installed.
-RAYLESS = "import sys; sys.modules['ray'] = None; from tinynet_search.cli import main; main()"
+RAYLESS = "import sys; sys.modules['ray'] = None; from tinynet_search.cli.main import main; main()"
 
 
 def stopped(

@@ -18,8 +18,7 @@ from tinynet_search import __version__
 from tinynet_search.config import Config
 from tinynet_search.errors import JobError, one_line
 from tinynet_search.jobs.connection import connect, reaching
-from tinynet_search.jobs.entry import CONFIG, REQUEST
-from tinynet_search.jobs.shipment import runtime_env
+from tinynet_search.jobs.runtime_env import runtime_env
 from trainables.folder import refuse_credentials
 
 if TYPE_CHECKING:
@@ -27,7 +26,10 @@ if TYPE_CHECKING:
 
     from tinynet_search.train.request import Request
 
-ENTRY = "python -m tinynet_search.jobs"
+REQUEST, CONFIG = "tinynet.request", "{config}"
+
+
+ENTRY = "python -m tinynet_search.cli.job_entrypoint"
 PROBE = (
     "import json, platform, importlib.metadata as m; d = [x.version for x in m.distributions(name='tinynet-search')]; "
     "print('tinynet-probe', json.dumps({'python': platform.python_version(), 'tinynet-search': d[0] if d else None}))"

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from search_spaces.errors import RequestError
 from tinynet_search.errors import JobError, one_line
 from tinynet_search.jobs.connection import connect, reaching
-from tinynet_search.jobs.entry import REQUEST
-from tinynet_search.jobs.shipment import STOP_SECONDS
+from tinynet_search.jobs.runtime_env import STOP_SECONDS
 from tinynet_search.jobs.submission import (
     KIND,
     NAME,
     POLL,
+    REQUEST,
     SHIPPED,
     STORAGE,
     TRACKING,

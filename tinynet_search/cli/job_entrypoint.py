@@ -1,4 +1,4 @@
-"""The first process of a job on the cluster: ``python -m tinynet_search.jobs``.
+"""The first process of a job on the cluster: ``python -m tinynet_search.cli.job_entrypoint``.
 
 What it is to do stands in the job's metadata, which Ray hands to it in the environment: the arguments of one ``tinynet``
 command, and the values of its configuration. Nothing of it is code, and nothing of it is secret.
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces.errors import RequestError
+from tinynet_search.jobs.submission import CONFIG, REQUEST
 
 # Where Ray keeps a job's configuration for its processes.
 VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-REQUEST, CONFIG = "tinynet.request", "{config}"
 
 
 def request(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
@@ -36,13 +36,13 @@ def request(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
             raise ValueError
     except (KeyError, ValueError, TypeError):
         raise RequestError(
-            "this is no job of tinynet submit: python -m tinynet_search.jobs is started by Ray alone"
+            "this is no job of tinynet submit: python -m tinynet_search.cli.job_entrypoint is started by Ray alone"
         ) from None
     return wanted
 
 
 def main() -> None:
-    from tinynet_search.cli import main as command
+    from tinynet_search.cli.main import main as command
 
     try:
         wanted = request()
@@ -58,5 +58,5 @@ def main() -> None:
         command()
 
 
-if __name__ == "__main__":  # as jobs were started that an earlier version queued
+if __name__ == "__main__":
     main()

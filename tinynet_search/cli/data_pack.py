@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from search_spaces.errors import RequestError
-from tinynet_search.commands.app import SPACES, AsJson
-from tinynet_search.commands.data import data_app
+from tinynet_search.cli.app import SPACES, AsJson
+from tinynet_search.cli.data import data_app
 
 if TYPE_CHECKING:
     from trainables.data.packing import Cost, Packing

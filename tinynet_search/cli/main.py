@@ -13,7 +13,18 @@ import typer
 
 from search_spaces.errors import RequestError
 from tinynet_search import __version__
-from tinynet_search.commands import app
+from tinynet_search.cli import (  # noqa: F401
+    baselines,
+    data,
+    data_pack,
+    export,
+    jobs,
+    networks,
+    searches,
+    suggest,
+    train,
+)
+from tinynet_search.cli.app import app
 from tinynet_search.errors import JobError, TrackingError, extras
 from trainables.folder import StorageError
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from search_spaces.errors import RequestError
-from tinynet_search.commands.app import SPACES, AsJson, Tracking, app, millions
+from tinynet_search.cli.app import SPACES, AsJson, Tracking, app, millions
 
 if TYPE_CHECKING:
     from tinynet_search.train.request import Request
@@ -163,7 +163,7 @@ def _train(request: "Request", *, as_json: bool) -> None:
 
 
 def _text(outcome: "Outcome", result: Mapping[str, Any]) -> str:
-    from tinynet_search.report import mlflow_server
+    from tinynet_search.cli.summary import mlflow_server
     from tinynet_search.tables import duration, table
 
     job, metrics = outcome.job, result["metrics"]

@@ -20,7 +20,7 @@ from search_spaces.paper_tables import (
     off,
     value,
 )
-from tinynet_search.commands.app import AsJson, app, millions
+from tinynet_search.cli.app import AsJson, app, millions
 from tinynet_search.formula.digits import spelled
 from tinynet_search.tables import apart, table
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from search_spaces.errors import RequestError
-from tinynet_search.commands.app import AsJson, Tracking, app
+from tinynet_search.cli.app import AsJson, Tracking, app
 from tinynet_search.errors import one_line
 from tinynet_search.tables import seconds
 
@@ -79,19 +79,19 @@ def search(
     loaded = configured(
         config, preset, settings, trials, storage, chosen(epochs, trial_timeout, continue_, anew)
     )
-    from tinynet_search import report
+    from tinynet_search.cli.summary import preview_text, summary, text
     from tinynet_search.plan.preview import preview
 
     if dry_run and retry:
         raise RequestError("--dry-run shows what is left to train as it is: leave out --retry")
     if dry_run:
         planned = preview(loaded)
-        print(json.dumps(planned, indent=1) if as_json else report.preview_text(planned))
+        print(json.dumps(planned, indent=1) if as_json else preview_text(planned))
         return
     from tinynet_search.search.driver import run_search
 
     outcome = run_search(loaded, tracking=tracking, retry=retry or ())
-    print(json.dumps(report.summary(outcome), indent=1) if as_json else report.text(outcome))
+    print(json.dumps(summary(outcome), indent=1) if as_json else text(outcome))
     _unfinished(outcome)
 
 
@@ -178,7 +178,7 @@ def frontier(
     if as_csv:
         print(models.to_csv(index=False), end="")
     else:
-        from tinynet_search.report import frontier_table
+        from tinynet_search.cli.summary import frontier_table
 
         print(frontier_table(models.to_dict("records")))
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from search_spaces.errors import RequestError
-from tinynet_search.commands.app import SPACES, AsJson, app, millions
+from tinynet_search.cli.app import SPACES, AsJson, app, millions
 
 
 @app.command()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from search_spaces.errors import RequestError
-from tinynet_search.commands.app import AsJson, Tracking, app
-from tinynet_search.commands.searches import (
+from tinynet_search.cli.app import AsJson, Tracking, app
+from tinynet_search.cli.searches import (
     Anew,
     ConfigFile,
     Continue,
@@ -265,7 +265,7 @@ def _training(
     arguments: list[str], settings: list[str] | None, storage: str | None, tracking: str | None
 ) -> "Request":
     """The request behind ``train``, by that command's own options; those that both have were taken by ``submit``."""
-    from tinynet_search.commands.train import requested
+    from tinynet_search.cli.train import requested
 
     group: Any = typer.main.get_command(app)
     with group.commands["train"].make_context("tinynet submit train", list(arguments)) as parsed:
@@ -302,7 +302,7 @@ def _findings_text(found: Mapping[str, Any]) -> str:
     lines += ["", table(("node", "CPUs", "GPUs", ""), rows)] if rows else []
     lines += ["", f"storage  {found['storage']}", f"MLflow   {found['tracking']}"]
     if plan := found["plan"]:
-        from tinynet_search.report import cost_lines, plan_lines
+        from tinynet_search.cli.summary import cost_lines, plan_lines
 
         adaptive = [
             f"{plan['trials']} candidates are drawn while the search runs, each from the results before it"

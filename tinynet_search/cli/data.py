@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from search_spaces.errors import RequestError
-from tinynet_search.commands.app import AsJson, app
+from tinynet_search.cli.app import AsJson, app
 
 if TYPE_CHECKING:
     from trainables.data.encoded import EncodedData

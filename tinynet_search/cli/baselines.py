@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tinynet_search.commands.app import SPACES, AsJson, Tracking, app, millions
+from tinynet_search.cli.app import SPACES, AsJson, Tracking, app, millions
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from search_spaces.errors import RequestError
-from tinynet_search.commands.app import SPACES, AsJson, Tracking, app, millions
+from tinynet_search.cli.app import SPACES, AsJson, Tracking, app, millions
 
 _DIGITS = r"([0-9.]+(?:e[+-]?[0-9]+)?)"
 _BYTES = re.compile(_DIGITS + "(?:([kmg])(i?))?b?", re.IGNORECASE)

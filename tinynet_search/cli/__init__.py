@@ -1,0 +1,1 @@
+"""The ``tinynet`` command: its entry points, one module per subject, and what it prints."""
