@@ -6,6 +6,8 @@ Every name is loaded when it is first used: importing this and asking for a sugg
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tinynet_search.version import __version__
+
 if TYPE_CHECKING:
     from search_spaces import RDW, RequestError, get_space, list_spaces
     from tinynet_search.config import load_config
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from tinynet_search.search.driver import run_search
     from tinynet_search.tracking.queries import frontier_models
 
-__version__ = "0.1.0"
 __all__ = [
     "RDW",
     "RequestError",

@@ -20,7 +20,7 @@ from search_spaces.samplers import ADAPTIVE, SAMPLERS
 from search_spaces.space import SANE
 from tinynet_search.errors import one_line
 from tinynet_search.formula.baselines import RULES
-from tinynet_search.tables import seconds
+from tinynet_search.text import seconds
 from trainables.data import absolute
 from trainables.documents import parsed
 from trainables.execution import Switch

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.run import RESULTS, commit, hardware
 from tests.chaos.scenarios import Scenario
-from tinynet_search.tables import table
+from tinynet_search.text import table
 
 HEADS = (
     "killed",

@@ -57,7 +57,7 @@ def images() -> Iterator[tuple[str, str]]:
 
 
 def test_every_image_has_its_exact_version() -> None:
-    from tinynet_search import __version__
+    from tinynet_search.version import __version__
 
     ours = {
         f"tinynet-search:{__version__}-{variant}" for variant in ("cpu", "cuda", "cuda-launcher")

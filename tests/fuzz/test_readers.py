@@ -124,9 +124,7 @@ class Place:
         )
         self.store.folder.write("lease/000001.json", holder.to_json())
         shutil.copy(
-            Path(sys.modules[TinyFormula.__module__].__file__ or "").parent
-            / "formula"
-            / "published.json",
+            Path(sys.modules[TinyFormula.__module__].__file__ or "").parent / "published.json",
             storage / "formula.json",
         )
 

@@ -15,7 +15,7 @@ from tinynet_search.callbacks.crashes import RETURNS, Guilt, Losses, described, 
 from tinynet_search.plan.candidates import grow
 from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.search.driver import _Driver, run_search
-from tinynet_search.stopping import stoppable
+from tinynet_search.signals import stoppable
 from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.store.lease import Lease, read_lease
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tinynet_search import stopping as module
+from tinynet_search import signals as module
 from tinynet_search.cluster.tune import END, Fixed, Guarded
-from tinynet_search.stopping import stoppable
+from tinynet_search.signals import stoppable
 
 pytestmark = pytest.mark.quick
 

@@ -13,7 +13,7 @@ import numpy as np
 from ray.tune import Callback
 
 from tinynet_search.store.directory import Candidate
-from tinynet_search.tables import duration
+from tinynet_search.text import duration
 
 
 @dataclass(slots=True)

@@ -52,7 +52,7 @@ def baselines(
     if as_json:
         print(json.dumps([_figures(target, c, row) for c, row in rows], indent=1))
         return
-    from tinynet_search.tables import apart, table
+    from tinynet_search.text import apart, table
 
     head = ("network", "budget", "r", "d", "w", "pixels", "FLOPs", "c", "params", "memory", "")
     # What holds for every row of the formula is said once.

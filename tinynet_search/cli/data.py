@@ -66,7 +66,7 @@ def imagenet100(
         )
     if classes and num_classes:
         raise RequestError("--classes says how many: give no --num-classes with it")
-    from tinynet_search import __version__
+    from tinynet_search.version import __version__
     from trainables.data.subset import build
 
     name, source = _opened(imagenet)

@@ -92,7 +92,7 @@ def _settings(data: str | None, data_path: str | None) -> dict[str, Any]:
 
 
 def _text(done: dict[str, Any]) -> str:
-    from tinynet_search.tables import table
+    from tinynet_search.text import table
 
     figures = done["network"]
     size = f"{figures['resolution']} px, {millions(figures['macs'])} FLOPs, {millions(figures['params'], 2)} params"
@@ -118,7 +118,7 @@ def _text(done: dict[str, Any]) -> str:
 
 
 def _int8_text(cost: dict[str, Any]) -> str:
-    from tinynet_search.tables import table
+    from tinynet_search.text import table
 
     rows = [
         (name, f"{cost['top1'][name]:.2f} %", f"{cost['images_per_s'][name]:.0f}")

@@ -25,7 +25,7 @@ from tinynet_search.cli.searches import (
     chosen,
     configured,
 )
-from tinynet_search.tables import duration, table
+from tinynet_search.text import duration, table
 
 if TYPE_CHECKING:
     from tinynet_search.train.request import Request

@@ -12,7 +12,6 @@ from typing import Any
 import typer
 
 from search_spaces.errors import RequestError
-from tinynet_search import __version__
 from tinynet_search.cli import (  # noqa: F401
     baselines,
     data,
@@ -26,6 +25,7 @@ from tinynet_search.cli import (  # noqa: F401
 )
 from tinynet_search.cli.app import app
 from tinynet_search.errors import JobError, TrackingError, extras
+from tinynet_search.version import __version__
 from trainables.folder import StorageError
 
 

@@ -22,7 +22,7 @@ from search_spaces.paper_tables import (
 )
 from tinynet_search.cli.app import AsJson, app, millions
 from tinynet_search.formula.digits import spelled
-from tinynet_search.tables import apart, table
+from tinynet_search.text import apart, table
 
 NONE = "-"
 ARCHITECTURE = "the layers of GhostNet-A, from the stage list that is counted and built here"

@@ -11,7 +11,7 @@ import typer
 from search_spaces.errors import RequestError
 from tinynet_search.cli.app import AsJson, Tracking, app
 from tinynet_search.errors import one_line
-from tinynet_search.tables import seconds
+from tinynet_search.text import seconds
 
 if TYPE_CHECKING:
     from tinynet_search.config import Config

@@ -75,7 +75,7 @@ def suggest(
         print(json.dumps([s.to_dict() for s in found], indent=1))
         return
     from tinynet_search.formula.digits import spelled
-    from tinynet_search.tables import table
+    from tinynet_search.text import table
 
     head = (
         "budget",

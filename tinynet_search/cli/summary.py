@@ -15,7 +15,7 @@ from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.search.driver import Outcome
 from tinynet_search.search.outcome import TINY
 from tinynet_search.store.directory import FINALS, FORMULA
-from tinynet_search.tables import table
+from tinynet_search.text import table
 
 BUDGETS = (0.9, 0.5, 0.25, 0.13, 0.06)
 

@@ -164,7 +164,7 @@ def _train(request: "Request", *, as_json: bool) -> None:
 
 def _text(outcome: "Outcome", result: Mapping[str, Any]) -> str:
     from tinynet_search.cli.summary import mlflow_server
-    from tinynet_search.tables import duration, table
+    from tinynet_search.text import duration, table
 
     job, metrics = outcome.job, result["metrics"]
     seconds = sum(epoch["seconds"] for epoch in result["epochs"])
@@ -201,7 +201,7 @@ def _text(outcome: "Outcome", result: Mapping[str, Any]) -> str:
 
 def _evaluate(request: "Request", weights: str, *, as_json: bool) -> None:
     from tinynet_search.mlflow_client.connection import resolve_uri
-    from tinynet_search.tables import table
+    from tinynet_search.text import table
     from tinynet_search.train.evaluate import evaluate_weights
 
     uri = resolve_uri(request.tracking, None, "searches") if request.tracking is not None else None

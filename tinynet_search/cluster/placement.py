@@ -14,7 +14,7 @@ from typing import Any
 
 from search_spaces import RequestError
 from tinynet_search.config import Config, refuse_sync_bn
-from tinynet_search.tables import duration
+from tinynet_search.text import duration
 from trainables.executors import Scaling
 
 # What the choice assumes, where nothing was measured: multiply-adds a second of a GPU and of a CPU core, what doubling the

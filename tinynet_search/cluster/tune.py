@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 
 from tinynet_search.cluster.placement import of_trial
 from tinynet_search.config import Config
-from tinynet_search.stopping import Stopping
+from tinynet_search.signals import Stopping
 from tinynet_search.store.directory import Candidate
 from trainables.executors import TRAINABLES, tune_resources
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from search_spaces.errors import RequestError
-from tinynet_search import __version__
 from tinynet_search.config import Config
 from tinynet_search.errors import JobError, one_line
 from tinynet_search.jobs.connection import connect, reaching
 from tinynet_search.jobs.runtime_env import runtime_env
+from tinynet_search.version import __version__
 from trainables.folder import refuse_credentials
 
 if TYPE_CHECKING:

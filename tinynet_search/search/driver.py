@@ -27,7 +27,7 @@ from tinynet_search.search.outcome import (
     write_frontier,
 )
 from tinynet_search.search.retry import RETRIED, set_aside
-from tinynet_search.stopping import Stopping, stoppable
+from tinynet_search.signals import Stopping, stoppable
 from tinynet_search.store.directory import FINALS, Candidate, SearchStore
 from tinynet_search.store.lease import Lease, read_lease
 from trainables.trial import write_failure

@@ -12,6 +12,7 @@ from typing import Any
 from tinynet_search.mlflow_client.connection import reaching
 from tinynet_search.store.directory import SearchStore
 from tinynet_search.store.train_job import Job
+from tinynet_search.text import counted
 from tinynet_search.tracking.background import Background
 from tinynet_search.tracking.feed import Feed, News, Reader, Sheet
 from tinynet_search.tracking.projection import (
@@ -49,10 +50,6 @@ def job_key(job: Job) -> str:
 def seconds_left(epochs: Sequence[Mapping[str, Any]], total: int) -> float:
     """The epochs that are left, at the mean of those that were."""
     return (total - len(epochs)) * sum(epoch["seconds"] for epoch in epochs) / max(len(epochs), 1)
-
-
-def counted(epochs: int) -> str:
-    return f"{epochs} epoch" if epochs == 1 else f"{epochs} epochs"
 
 
 def result_params(result: Mapping[str, Any]) -> dict[str, str]:

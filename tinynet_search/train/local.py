@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from search_spaces import RequestError
 from tinynet_search.config import Config, ScalingSection
-from tinynet_search.stopping import Stopping
+from tinynet_search.signals import Stopping
 from tinynet_search.store.directory import Candidate
 from tinynet_search.store.lease import Lease
 from tinynet_search.train.progress import EpochLines

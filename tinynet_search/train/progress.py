@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tinynet_search.tables import duration
+from tinynet_search.text import duration
 from tinynet_search.tracking.job_publisher import seconds_left
 
 

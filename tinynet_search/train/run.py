@@ -12,11 +12,11 @@ from tinynet_search.errors import require
 from tinynet_search.mlflow_client.connection import address, resolve_uri
 from tinynet_search.plan.candidates import training_macs
 from tinynet_search.plan.plan import too_large
-from tinynet_search.stopping import stoppable
+from tinynet_search.signals import stoppable
 from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.store.lease import Lease
 from tinynet_search.store.train_job import Job, agreed_job, ended_or_begun, found_job
-from tinynet_search.tracking.job_publisher import counted
+from tinynet_search.text import counted
 from tinynet_search.train.local import Drive, take_machine, train_here
 from tinynet_search.train.progress import EpochLines
 from trainables.trial import (

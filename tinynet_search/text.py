@@ -56,3 +56,7 @@ def seconds(text: str | None) -> float | None:
             f"{text!r} is no time: give seconds, or a number with s, m or h behind it, such as 30m"
         )
     return float(found[1]) * UNITS[found[2]]
+
+
+def counted(epochs: int) -> str:
+    return f"{epochs} epoch" if epochs == 1 else f"{epochs} epochs"
