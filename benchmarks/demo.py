@@ -13,7 +13,7 @@ from benchmarks.measure import Row
 from benchmarks.overhead import AT_ONCE, Taken, bare, require_equal, searched
 from tinynet_search.plan.candidates import candidates_of, final_candidates
 from tinynet_search.store.directory import SearchStore
-from trainables.trial import TrialSpec
+from trainables.spec import TrialSpec
 
 # Pairs of a searched and a bare training; TINYNET_PAIRS for more.
 PAIRS = int(os.environ.get("TINYNET_PAIRS", "1"))

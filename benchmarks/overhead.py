@@ -22,7 +22,8 @@ from benchmarks.measure import Row
 from tinynet_search.config import load_config
 from tinynet_search.plan.candidates import candidate_of, planned_networks
 from tinynet_search.plan.plan import make_plan
-from trainables.trial import Alone, TrialSpec, run_trial
+from trainables.spec import Alone, TrialSpec
+from trainables.trial import run_trial
 
 TRIALS, EPOCHS, AT_ONCE = 8, 3, 2
 # Pairs of a bare and a searched training, which of them goes first alternating.

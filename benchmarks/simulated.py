@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinynet_search.store.directory import SearchStore
-from trainables.trial import TrialSpec, describe, result_name
+from trainables.spec import TrialSpec, describe
+from trainables.trial_folder import result_name
 
 EPOCHS = 3
 

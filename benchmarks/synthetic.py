@@ -10,7 +10,7 @@ import torch
 from search_spaces import Network
 from trainables.data import IN_PROCESS, Batch, ImageData, MicroBatch, Reading
 from trainables.recipe import Recipe
-from trainables.trial import TrialSpec
+from trainables.spec import TrialSpec
 
 if TYPE_CHECKING:
     from trainables.folder import Folder

@@ -24,7 +24,6 @@ from benchmarks.timm_reference import TimmLoop, timm_loader
 from benchmarks.train_speed import RECIPE, rate, settled
 from benchmarks.turns import Turns, in_turns_with
 from search_spaces import Network, get_space
-from trainables.classification import pick_device
 from trainables.data import MicroBatch, Reading
 from trainables.data.augment import draw
 from trainables.data.imagefolder import ImageFolderData
@@ -35,6 +34,7 @@ from trainables.data.resample import crops as crops_of
 from trainables.data.resample import native
 from trainables.execution import Execution
 from trainables.recipe import Recipe, get_recipe
+from trainables.trainer import pick_device
 
 TURNS = 5
 # What is packed must serve the search's largest r, as ``tinynet data pack`` has it.

@@ -21,9 +21,9 @@ from benchmarks.timm_reference import TimmLoop
 from benchmarks.turns import Turns, in_turns_with
 from search_spaces import Network, get_space
 from search_spaces.networks import get_named
-from trainables.classification import pick_device
 from trainables.execution import Execution
 from trainables.recipe import get_recipe
+from trainables.trainer import pick_device
 
 TURNS = 7
 RECIPE = "efficientnet"

@@ -10,10 +10,10 @@ from typing import Any
 
 from benchmarks.synthetic import Nowhere, spec_of
 from search_spaces import Network
-from trainables.classification import Trainer
 from trainables.data import ImageData
 from trainables.execution import Execution
 from trainables.recipe import Recipe
+from trainables.trainer import Trainer
 
 
 @dataclass

@@ -54,6 +54,6 @@ def test_light(code: str) -> None:
 
 def test_the_training_loop_needs_no_ray() -> None:
     loaded = _loaded(
-        "import trainables.classification, trainables.trial, trainables.checkpoint, trainables.data.per_image"
+        "import trainables.trainer, trainables.trial, trainables.checkpoint, trainables.data.per_image"
     )
     assert not loaded & {"ray", "mlflow", "pydantic", "tinynet_search", "sklearn"}

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainables.execution import Execution
+from trainables.spec import TrialSpec
 from trainables.stopping import Stopped
-from trainables.trial import TrialSpec, run_trial
+from trainables.trial import run_trial
 
 # Steps that are not counted: memory is asked for, kernels are chosen and compiled.
 WARM = 5

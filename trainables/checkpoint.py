@@ -23,7 +23,7 @@ from trainables.folder import Folder, below
 from trainables.memory import ran_out
 from trainables.optim import Average, float_state
 from trainables.optimizer_state import optimizer_state, restore_optimizer
-from trainables.trial import PROGRESS, checkpoints, make_room, position
+from trainables.trial_folder import PROGRESS, checkpoints, make_room, position
 
 log = logging.getLogger("tinynet")
 

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainables.folder import open_folder
+from trainables.spec import Stop, TrialSpec, never
 from trainables.stopping import StopFile, Stopped
-from trainables.trial import Stop, TrialSpec, never, read_result, run_trial
+from trainables.trial import run_trial
+from trainables.trial_folder import read_result
 
 if TYPE_CHECKING:
     from trainables.execution import Execution

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trainables.recipe import Recipe
-from trainables.trial import TrialSpec
+from trainables.spec import TrialSpec
 
 if TYPE_CHECKING:
     from trainables.execution import Execution

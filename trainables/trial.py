@@ -5,205 +5,28 @@ cannot be read, an exception in a user's space are results, written once with th
 (storage that is gone, a lost peer) is the cluster's failure, and worth another try.
 """
 
-import hashlib
 import json
-import logging
-import re
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from search_spaces import Network, RequestError, SearchSpace, get_space
-from trainables.documents import LARGE, LONGEST_TEXT, check_epochs, check_result, parsed
-from trainables.folder import Folder, StorageError, below, open_folder
-from trainables.recipe import Recipe, recipe_from
+from search_spaces import RequestError
+from trainables.folder import Folder, open_folder
+from trainables.spec import Alone, Reporter, Stop, TrialFailure, TrialSpec, describe, never
 from trainables.stopping import Stopped
+from trainables.trial_folder import (
+    checkpoints,
+    log,
+    make_room,
+    newest_progress,
+    read_result,
+    result_name,
+)
 
 if TYPE_CHECKING:
     from trainables.execution import Execution
-
-log = logging.getLogger("tinynet")
-
-Stop = Callable[[], bool]
-
-# As they are written, and no other spelling of the same numbers.
-_CHECKPOINT = re.compile(r"epoch-(\d{4}|[1-9]\d{4,5})(?:-step-(\d{6}|[1-9]\d{6,8}))?", re.ASCII)
-WEIGHTS_FILE, CONFIG_FILE, PROGRESS = "weights.safetensors", "config.json", "progress.json"
-
-
-def never() -> bool:
-    """Nobody asks the training to end."""
-    return False
-
-
-class TrialFailure(RuntimeError):  # noqa: N818 - it is a result, not a fault of the program
-    """The trial cannot go on, and another try would end the same way."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail[:LONGEST_TEXT]
-
-
-class Reporter(Protocol):
-    """How a training speaks with whatever runs it."""
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def world_size(self) -> int: ...
-
-    def report(self, metrics: Mapping[str, Any]) -> None:
-        """Called on every rank, once an epoch; on rank 0 after the epoch's checkpoint is committed."""
-        ...
-
-
-@dataclass(frozen=True)
-class Alone:
-    """The reporter of a training that nobody drives."""
-
-    rank: int = 0
-    world_size: int = 1
-
-    def report(self, metrics: Mapping[str, Any]) -> None:
-        return None
-
-
-@dataclass(frozen=True)
-class TrialSpec:
-    """Everything that decides a trial's result, in plain values that survive JSON.
-
-    Attributes:
-        space, space_version, rdw, num_classes: the network.
-        recipe: ``dataclasses.asdict`` of the recipe, the epochs included.
-        data: the ``[data]`` settings; data_fingerprint: what they held when the search was planned.
-        seed: of weights, order, augmentation and dropout.
-        kind: ``trial`` or ``final``.
-    """
-
-    space: str
-    space_version: int
-    rdw: tuple[float, float, float]
-    num_classes: int
-    recipe: Mapping[str, Any]
-    data: Mapping[str, Any]
-    data_fingerprint: str
-    seed: int
-    kind: str = "trial"
-
-    def network(self) -> Network:
-        return get_space(self.space).network(self.rdw, self.num_classes)
-
-    def get_recipe(self) -> Recipe:
-        return recipe_from(self.recipe)
-
-    @property
-    def id(self) -> str:
-        """Ten hex digits of what decides the result; the epochs are not in it."""
-        return trial_id(
-            get_space(self.space),
-            self.network(),
-            self.get_recipe(),
-            self.data_fingerprint,
-            self.seed,
-        )
-
-    @property
-    def folder(self) -> str:
-        """The trial's folder below the search directory: one for each epoch budget."""
-        return f"trials/{self.run}"
-
-    @property
-    def run(self) -> str:
-        """Names one epoch budget of the trial: ``<id>-e<epochs>``."""
-        return f"{self.id}-e{self.recipe['epochs']}"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "TrialSpec":
-        return cls(**{**values, "rdw": tuple(values["rdw"])})
-
-
-def trial_id(
-    space: SearchSpace, network: Network, recipe: Recipe, fingerprint: str, seed: int
-) -> str:
-    parts = (json.dumps(part) for part in (space.name, space.version, network.key))
-    decides = [*parts, _identity(recipe), json.dumps(fingerprint), json.dumps(seed)]
-    return hashlib.sha256(f"[{', '.join(decides)}]".encode()).hexdigest()[:10]
-
-
-@lru_cache(maxsize=8)
-def _identity(recipe: Recipe) -> str:
-    """As JSON; thousands of candidates of a search share it."""
-    return json.dumps(recipe.identity(), sort_keys=True)
-
-
-def result_name(run: str) -> str:
-    return f"results/{run}.json"
-
-
-def read_result(root: Folder, run: str) -> dict[str, Any] | None:
-    """A trial's result, or None where it has none yet.
-
-    Raises:
-        RequestError: the file is there and is not a result.
-    """
-    try:
-        result = parsed(root.read(result_name(run), LARGE))
-        check_result(result, run)
-        return result
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        place = below(root.url, result_name(run))
-        raise RequestError(
-            f"result {place} is damaged ({error}): remove it to train the trial again"
-        ) from error
-
-
-def checkpoints(folder: Folder) -> list[str]:
-    """Names of a trial folder's checkpoints, oldest first; one is whole once it has its ``progress.json``."""
-    found = [name for name in folder.names() if _CHECKPOINT.fullmatch(name)]
-    return sorted(found, key=position)
-
-
-def position(checkpoint: str) -> tuple[int, int]:
-    """(epochs done, steps done of the next) by a checkpoint's name."""
-    found = _CHECKPOINT.fullmatch(checkpoint)
-    assert found
-    return int(found[1]), int(found[2] or 0)
-
-
-def shorter_budgets(root: Folder, spec: TrialSpec) -> list[str]:
-    """Runs of the same trial for fewer epochs that have a folder, the longest first."""
-    stem = f"{spec.id}-e"
-    found = [
-        int(name.removeprefix(stem))
-        for name in root.names("trials")
-        if re.fullmatch(re.escape(stem) + r"\d{1,6}", name)
-    ]
-    return [
-        f"{stem}{epochs}"
-        for epochs in sorted(found, reverse=True)
-        if epochs < spec.recipe["epochs"]
-    ]
-
-
-def newest_progress(folder: Folder) -> list[dict[str, Any]]:
-    """Every committed epoch's metrics, read without touching weights; empty where nothing was committed."""
-    for name in reversed(checkpoints(folder)):
-        try:
-            epochs = parsed(folder.read(f"{name}/{PROGRESS}", LARGE))["epochs"]
-            check_epochs(epochs)
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            continue
-        return epochs
-    return []
 
 
 def run_trial(
@@ -302,9 +125,9 @@ def _attempted(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     import torch
 
-    from trainables.classification import Trainer
     from trainables.data.encoded import UnreadableImageError
     from trainables.memory import ran_out
+    from trainables.trainer import Trainer
 
     try:
         return Trainer(spec, _data(spec), root, reporter, execution, stop).run()
@@ -387,20 +210,6 @@ def _described(
     }
 
 
-def describe(network: Network) -> dict[str, Any]:
-    """The real network's figures, as they stand in candidates, results and MLflow."""
-    return {
-        **network.details,
-        "resolution": network.resolution,
-        "macs": network.macs,
-        "params": network.params,
-        "activations": network.activations,
-        "activation_bytes": network.activation_bytes,
-        "c": network.c,
-        "num_classes": network.num_classes,
-    }
-
-
 def _tidy(spec: TrialSpec, root: Folder, result: Mapping[str, Any]) -> None:
     """After the end only the final weights stay, and the last checkpoint where a longer training may go on from it.
 
@@ -410,16 +219,3 @@ def _tidy(spec: TrialSpec, root: Folder, result: Mapping[str, Any]) -> None:
         folder = root.sub(spec.folder)
         there = checkpoints(folder)
         make_room(folder, there[:-1] if spec.get_recipe().continues else there)
-
-
-def make_room(folder: Folder, names: Iterable[str]) -> None:
-    """Remove checkpoints that are not needed any more, and what a killed writer left.
-
-    Storage that fails at it is said, and no reason to lose a training: what stays takes room and harms nothing.
-    """
-    try:
-        for name in names:
-            folder.remove(name)
-        folder.sweep()
-    except StorageError as error:
-        log.warning("%s; it is not needed any more and only takes room", error)

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import torch
 
-from trainables.classification import Trainer
 from trainables.data import IN_PROCESS, ImageData, Loader, Reading
 from trainables.execution import Execution
 from trainables.folder import open_folder
 from trainables.memory import NO_MEMORY, ran_out
 from trainables.recipe import Recipe
-from trainables.trial import Alone, TrialSpec
+from trainables.spec import Alone, TrialSpec
+from trainables.trainer import Trainer
 
 
 class Blank(ImageData):

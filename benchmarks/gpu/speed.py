@@ -18,11 +18,11 @@ from benchmarks.synthetic import Nowhere, Ready, ready_batch, spec_of
 from benchmarks.turns import in_turns_with
 from search_spaces import Network, get_space
 from search_spaces.networks import get_named
-from trainables.classification import Trainer
 from trainables.execution import Execution
 from trainables.modules import pick_device
 from trainables.recipe import Recipe, get_recipe
-from trainables.trial import Alone
+from trainables.spec import Alone
+from trainables.trainer import Trainer
 
 PAPER = ("efficientnet_b0", "tinynet_a", "tinynet_b", "tinynet_c", "tinynet_d", "tinynet_e")
 AT_ONCE = (1, 2, 4)

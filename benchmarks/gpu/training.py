@@ -16,14 +16,15 @@ from benchmarks.gpu.setting import Outcome, Setting
 from benchmarks.synthetic import Nowhere, Ready, ready_batch, spec_of
 from search_spaces import get_space
 from search_spaces.networks import get_named
-from trainables.classification import Trainer
 from trainables.data import MicroBatch, open_data
 from trainables.evaluation import evaluate
 from trainables.execution import Execution
 from trainables.folder import open_folder
 from trainables.modules import prepared
 from trainables.recipe import get_recipe
-from trainables.trial import Alone, TrialSpec, run_trial
+from trainables.spec import Alone, TrialSpec
+from trainables.trainer import Trainer
+from trainables.trial import run_trial
 
 POINTS = 1.5  # of top-1 between bf16 and float32
 EAGER = (1.2, 2.3)  # eager inference's peak over the closed form's, as on a CPU

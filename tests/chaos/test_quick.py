@@ -17,7 +17,8 @@ from tinynet_search.plan.candidates import grow
 from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.store.directory import SearchStore
 from trainables.execution import Execution
-from trainables.trial import Alone, run_trial
+from trainables.spec import Alone
+from trainables.trial import run_trial
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(SQLALCHEMY)]
 

@@ -15,7 +15,8 @@ from trainables.data.encoded import UnreadableImageError, decoded
 from trainables.data.imagefolder import ImageFolderData
 from trainables.execution import Execution
 from trainables.recipe import get_recipe
-from trainables.trial import Alone, run_trial
+from trainables.spec import Alone
+from trainables.trial import run_trial
 
 
 def make_tree(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 20) -> Path:

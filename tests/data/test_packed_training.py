@@ -20,7 +20,8 @@ from trainables.data.packed import PackedData
 from trainables.data.packed_loader import PackedLoader, Regions, Resample, prefetched
 from trainables.data.per_image import PerImageLoader
 from trainables.recipe import Recipe, get_recipe
-from trainables.trial import Alone, TrialSpec, run_trial
+from trainables.spec import Alone, TrialSpec
+from trainables.trial import run_trial
 
 CPU, PAPER = torch.device("cpu"), get_recipe("efficientnet")
 # One grey level of a normalised image, at most.

@@ -28,7 +28,8 @@ from tinynet_search.store.train_job import Job, ended_or_begun, read_job
 from tinynet_search.tracking import projection
 from trainables.checkpoint import newest_checkpoint
 from trainables.folder import open_folder
-from trainables.trial import Alone, TrialSpec, run_trial
+from trainables.spec import Alone, TrialSpec
+from trainables.trial import run_trial
 
 # A hang guard: every case takes milliseconds.
 LONGEST = 10.0

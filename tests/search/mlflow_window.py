@@ -16,7 +16,7 @@ from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.store.directory import PLAN, Candidate, SearchStore
 from tinynet_search.tracking.publisher import Publisher
 from trainables.recipe import RECIPES
-from trainables.trial import result_name
+from trainables.trial_folder import result_name
 
 # SQLAlchemy 2.1 deprecates a loader that MLflow 3.17 still names.
 SQLALCHEMY = (

@@ -12,7 +12,8 @@ from tests.search.helpers import tiny_config
 from tinynet_search.plan.candidates import candidates_of, final_candidates, grow
 from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.store.directory import SearchStore
-from trainables.trial import Alone, run_trial
+from trainables.spec import Alone
+from trainables.trial import run_trial
 
 pytestmark = pytest.mark.quick
 

@@ -17,7 +17,8 @@ from tests.trainables.helpers import tiny_spec
 from tinynet_search.cli.main import run
 from tinynet_search.export import formats, images, load_exported, subject
 from trainables.data import open_data
-from trainables.trial import Alone, TrialSpec, run_trial
+from trainables.spec import Alone, TrialSpec
+from trainables.trial import run_trial
 
 MINI, RDW = "efficientnet_mini", "0.4,0.4,0.5"
 NETWORK = get_space(MINI).network((0.4, 0.4, 0.5))

@@ -19,7 +19,8 @@ from tinynet_search.formula.tiny_formula import TinyFormula, fit_formula
 from tinynet_search.plan.candidates import candidates_of, grow
 from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.store.directory import Candidate, SearchStore
-from trainables.trial import describe, result_name
+from trainables.spec import describe
+from trainables.trial_folder import result_name
 
 B0 = get_space("efficientnet_b0")
 

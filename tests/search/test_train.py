@@ -35,7 +35,7 @@ from tinynet_search.store.train_job import agreed_job, read_job
 from tinynet_search.train.request import Request, make_job, settled
 from tinynet_search.train.run import _left_at, advice
 from trainables.folder import LocalFolder
-from trainables.trial import checkpoints
+from trainables.trial_folder import checkpoints
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from trainables.data import open_data
 from trainables.recipe import get_recipe
-from trainables.trial import TrialSpec
+from trainables.spec import TrialSpec
 
 DATA = {"name": "petals", "train": 96, "val": 48}
 

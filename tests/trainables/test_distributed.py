@@ -12,11 +12,13 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from tests.trainables.helpers import tiny_spec
-from trainables import classification
+from trainables import trainer as classification
 from trainables.execution import Execution
 from trainables.folder import LocalFolder
+from trainables.spec import Alone, TrialSpec
 from trainables.stopping import Stopped
-from trainables.trial import Alone, TrialSpec, read_result, run_trial
+from trainables.trial import run_trial
+from trainables.trial_folder import read_result
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ from trainables.folder import (
     TooLargeError,
     open_folder,
 )
-from trainables.trial import Alone, result_name, run_trial
+from trainables.spec import Alone
+from trainables.trial import run_trial
+from trainables.trial_folder import result_name
 
 
 @pytest.fixture(params=["local", "file", "s3"])

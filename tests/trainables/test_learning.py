@@ -9,7 +9,8 @@ import torch
 from tests.trainables.helpers import tiny_spec
 from trainables.data import open_data
 from trainables.recipe import get_recipe
-from trainables.trial import Alone, TrialSpec, run_trial
+from trainables.spec import Alone, TrialSpec
+from trainables.trial import run_trial
 
 
 def _top1(rdw: tuple[float, float, float], root: Path) -> float:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.trainables.helpers import tiny_spec
-from trainables.classification import Trainer
 from trainables.data import open_data
 from trainables.evaluation import evaluate
 from trainables.folder import LocalFolder
 from trainables.optim import float_state
-from trainables.trial import Alone
+from trainables.spec import Alone
+from trainables.trainer import Trainer
 
 pytestmark = pytest.mark.quick
 

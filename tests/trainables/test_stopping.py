@@ -8,12 +8,15 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainables.helpers import tiny_spec, without_times
-from trainables import classification, stopping
+from trainables import stopping
+from trainables import trainer as classification
 from trainables.checkpoint import newest_checkpoint
 from trainables.execution import Execution
 from trainables.folder import LocalFolder
+from trainables.spec import Alone, TrialSpec
 from trainables.stopping import StopFile, Stopped
-from trainables.trial import Alone, TrialSpec, checkpoints, read_result, run_trial, write_failure
+from trainables.trial import run_trial, write_failure
+from trainables.trial_folder import checkpoints, read_result
 
 pytestmark = pytest.mark.quick
 

@@ -22,7 +22,8 @@ from trainables.execution import Execution
 from trainables.folder import LocalFolder
 from trainables.memory import smaller
 from trainables.recipe import get_recipe
-from trainables.trial import Alone, TrialSpec, run_trial
+from trainables.spec import Alone, TrialSpec
+from trainables.trial import run_trial
 from trainables.watch import FAR, Diverged, LossWatch
 
 EVERY = Execution(checkpoint_every_steps=2)
@@ -84,7 +85,7 @@ class Stop(BaseException):
 def saves(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Breaks a training off after as many checkpoints as the list's only number says."""
     left = [10**9]
-    from trainables import classification
+    from trainables import trainer as classification
 
     real = classification.save_checkpoint
 
@@ -201,7 +202,7 @@ def test_a_damaged_progress_file_is_passed_over(tmp_path: Path, saves: list[int]
 OUT_OF_MEMORY = """
 import json, resource, sys
 from pathlib import Path
-from trainables.trial import Alone, TrialSpec, run_trial
+from trainables.spec import Alone, TrialSpec; from trainables.trial import run_trial
 import torch
 spec, small = (TrialSpec.from_json(values) for values in json.loads(sys.argv[1]))
 run_trial(small, sys.argv[2], Alone())  # everything is imported and warm

@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainables.helpers import DATA, tiny_spec, without_times
-from trainables.classification import Trainer
 from trainables.folder import LocalFolder
-from trainables.trial import Alone, TrialSpec, newest_progress, read_result, run_trial
+from trainables.spec import Alone, TrialSpec
+from trainables.trainer import Trainer
+from trainables.trial import run_trial
+from trainables.trial_folder import newest_progress, read_result
 
 
 class Stopped(BaseException):

@@ -163,7 +163,7 @@ class Progress(Callback):
         return self.rows[candidate.run]
 
     def _row(self, trial: Any) -> Row:
-        from trainables.trial import TrialSpec, describe
+        from trainables.spec import TrialSpec, describe
 
         row = self.rows.get(trial.config["run"])
         if row is None:

@@ -7,7 +7,9 @@ from ray.tune import Callback
 
 from tinynet_search.callbacks.placement_groups import waiting
 from trainables.folder import open_folder
-from trainables.trial import TrialSpec, newest_progress, write_failure
+from trainables.spec import TrialSpec
+from trainables.trial import write_failure
+from trainables.trial_folder import newest_progress
 
 HUNG = "hung"
 # Seconds between two looks after which it was the driver that hung, and every trial gets its time anew.

@@ -12,7 +12,7 @@ from tinynet_search.config import Config
 from tinynet_search.errors import last_line
 from tinynet_search.plan.candidates import TRAIN_PASSES, candidate_of
 from tinynet_search.plan.plan import make_plan
-from trainables.trial import TrialSpec
+from trainables.spec import TrialSpec
 
 # Multiply-adds a second that these GPUs do at most in bf16 or fp16 (half their dense tensor FLOPS), by the makers' figures.
 GPUS = {

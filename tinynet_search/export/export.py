@@ -17,7 +17,7 @@ from tinynet_search.export.formats import FORMATS, INPUT, OUTPUT, weights_bytes,
 from tinynet_search.export.images import Images, evaluation_recipe, open_images, preprocessing_of
 from tinynet_search.export.int8 import compare, write_int8
 from tinynet_search.export.subject import Subject, find_subject
-from trainables.trial import describe
+from trainables.spec import describe
 
 
 @dataclass(frozen=True)

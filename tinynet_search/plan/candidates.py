@@ -13,7 +13,7 @@ from tinynet_search.config import Config
 from tinynet_search.store.directory import FINALS, Candidate, Drawn, SearchStore
 from tinynet_search.store.schema import foreign_space
 from trainables.recipe import Recipe, recipe_from
-from trainables.trial import TrialSpec, describe, trial_id
+from trainables.spec import TrialSpec, describe, trial_id
 
 # One training step of a network costs about three forward passes.
 TRAIN_PASSES = 3

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from search_spaces import RequestError
 from tinynet_search.store.directory import SearchStore
 from trainables.documents import LARGE
-from trainables.trial import result_name
+from trainables.trial_folder import result_name
 
 # Results of failed trials that were trained again, below the search directory.
 RETRIED = "retried"

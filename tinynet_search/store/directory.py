@@ -28,7 +28,8 @@ from tinynet_search.store.schema import (
 )
 from trainables.documents import LARGE, SMALL, parsed
 from trainables.folder import Folder, below, open_folder
-from trainables.trial import TrialSpec, newest_progress, read_result, result_name
+from trainables.spec import TrialSpec
+from trainables.trial_folder import newest_progress, read_result, result_name
 
 PLAN, FRONTIER, FORMULA, FINALS = "plan.json", "frontier.json", "formula.json", "finals.json"
 # In the place of a plan: the directory is a training job's.

@@ -13,7 +13,7 @@ from tinynet_search.store.directory import JOB, PLAN, Candidate, SearchStore
 from tinynet_search.store.schema import fault_of_job, foreign_space
 from trainables.documents import MOST_EPOCHS
 from trainables.recipe import Recipe
-from trainables.trial import TrialSpec, describe
+from trainables.spec import TrialSpec, describe
 
 SCHEMA = 1
 

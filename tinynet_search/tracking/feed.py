@@ -8,7 +8,7 @@ from search_spaces.errors import RequestError
 from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.tracking.projection import STATUS, Point, ended_ms, result_points
 from tinynet_search.tracking.runs import UNFINISHED, Child, Runs
-from trainables.trial import PROGRESS, checkpoints
+from trainables.trial_folder import PROGRESS, checkpoints
 
 # Every epoch has this metric, so its history tells which epochs a run has been told, and of which training.
 TELLTALE = "epoch_seconds"

@@ -20,7 +20,7 @@ from tinynet_search.tracking.projection import KEY
 from tinynet_search.tracking.runs import Child, Runs
 from trainables.documents import SMALL, parsed
 from trainables.folder import Folder
-from trainables.trial import CONFIG_FILE, WEIGHTS_FILE
+from trainables.trial_folder import CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -14,7 +14,7 @@ from tinynet_search.store.directory import JOB, SearchStore
 from tinynet_search.store.train_job import ended_or_begun, job_around, read_job
 from trainables.documents import LARGE, MOST_EPOCHS, parsed
 from trainables.folder import open_folder, read_file
-from trainables.trial import PROGRESS, checkpoints
+from trainables.trial_folder import PROGRESS, checkpoints
 
 
 def of_job(folder: Path, space: str | None = None) -> Path:

@@ -30,7 +30,7 @@ from tinynet_search.train.request import Chooser, Request, read_request, settled
 from tinynet_search.train.run import pixels_warning
 from trainables.data import ImageData, Reading, open_data
 from trainables.recipe import Recipe
-from trainables.trial import describe
+from trainables.spec import describe
 
 # timm's names of named networks that are called otherwise here.
 TIMM = {"ghostnet_050": "ghostnet_0.5x", "ghostnet_100": "ghostnet_1.0x"}
@@ -90,10 +90,10 @@ def _evaluated(
     import torch
 
     from tinynet_search.export.images import preprocessing_of, validation_batches
-    from trainables.classification import evaluated_at_once
     from trainables.evaluation import evaluate
     from trainables.execution import Execution
     from trainables.modules import pick_device
+    from trainables.trainer import evaluated_at_once
 
     recipe = _recipe(subject, config)
     preprocessing = preprocessing_of(subject, source, recipe, config.data_settings())

@@ -204,4 +204,4 @@ def _patch_training(module: ModuleType) -> None:
     trainer._step = stepping
 
 
-PATCHES = {"trainables.folder": _patch_folder, "trainables.classification": _patch_training}
+PATCHES = {"trainables.folder": _patch_folder, "trainables.trainer": _patch_training}

@@ -36,18 +36,9 @@ from trainables.memory import hold_memory
 from trainables.modules import compiled, keep_layout, pick_device, prepared, seed
 from trainables.optim import Average, StepSums, make_optimizer, set_lr
 from trainables.recipe import Recipe, ema_decay_at, lr_at
+from trainables.spec import Reporter, Stop, TrialFailure, TrialSpec, describe, never
 from trainables.stopping import Stopped
-from trainables.trial import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    Reporter,
-    Stop,
-    TrialFailure,
-    TrialSpec,
-    describe,
-    never,
-    shorter_budgets,
-)
+from trainables.trial_folder import CONFIG_FILE, WEIGHTS_FILE, shorter_budgets
 from trainables.watch import Diverged, LossWatch
 
 # Independent streams of one trial's seed.
