@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from search_spaces import RequestError
+from trainables.data import opened_data
 from trainables.folder import Folder, open_folder
 from trainables.spec import Alone, Reporter, Stop, TrialFailure, TrialSpec, describe, never
 from trainables.stopping import Stopped
@@ -162,21 +163,6 @@ def _data(spec: TrialSpec) -> Any:
             "data changed", f"planned on {spec.data_fingerprint}, found {data.fingerprint}"
         )
     return data
-
-
-# The last data that were opened: trial processes are reused, and a listing of ImageNet takes a while.
-_open: dict[str, Any] = {}
-
-
-def opened_data(settings: Mapping[str, Any], fingerprint: str | None = None) -> Any:
-    """The data of settings, opened once a process; anew where they had another fingerprint then."""
-    from trainables.data import open_data
-
-    key = json.dumps(settings, sort_keys=True)
-    if key not in _open or fingerprint not in (None, _open[key].fingerprint):
-        _open.clear()
-        _open[key] = open_data(settings)
-    return _open[key]
 
 
 def _process_lost(error: Exception, world_size: int) -> bool:

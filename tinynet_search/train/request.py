@@ -15,9 +15,8 @@ from tinynet_search.errors import one_line
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.plan.plan import check_batch
 from tinynet_search.store.train_job import Job
-from trainables.data import ImageData
+from trainables.data import ImageData, opened_data
 from trainables.spec import TrialSpec
-from trainables.trial import opened_data
 
 # Section 4.1: the paper's final networks on ImageNet's thousand classes.
 IMAGENET_CLASSES, IMAGENET_EPOCHS = 1000, 450

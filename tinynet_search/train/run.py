@@ -19,7 +19,7 @@ from tinynet_search.store.train_job import Job, agreed_job, ended_or_begun, foun
 from tinynet_search.text import counted
 from tinynet_search.train.local import Drive, take_machine, train_here
 from tinynet_search.train.progress import EpochLines
-from trainables.trial import opened_data
+from trainables.data import opened_data
 from trainables.trial_folder import PROGRESS, checkpoints, position, result_name, shorter_budgets
 
 # Seconds: how long a training waits for MLflow's first answer.

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     import torch
 
     from trainables.recipe import Recipe
+
+# The last data that were opened: trial processes are reused, and a listing of ImageNet takes a while.
+_open: dict[str, Any] = {}
+
 
 # timm's and the paper's normalisation, of RGB in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
@@ -121,3 +126,13 @@ def open_data(settings: Mapping[str, Any]) -> ImageData:
         if parameter.annotation in (str, str | None) and not isinstance(options.get(key, ""), str):
             raise RequestError(f"data.{key} of {name!r} must be text (it is {options[key]!r})")
     return make(**options)
+
+
+def opened_data(settings: Mapping[str, Any], fingerprint: str | None = None) -> Any:
+    """The data of settings, opened once a process; anew where they had another fingerprint then."""
+
+    key = json.dumps(settings, sort_keys=True)
+    if key not in _open or fingerprint not in (None, _open[key].fingerprint):
+        _open.clear()
+        _open[key] = open_data(settings)
+    return _open[key]

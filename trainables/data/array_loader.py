@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainables.data import MEAN, STD, Batch, MicroBatch
+from trainables.data.augment import augmented
 from trainables.recipe import Recipe
 
 RESIZE_CHUNK = 256
@@ -63,30 +64,3 @@ def resized(images: np.ndarray, resolution: int) -> Tensor:
             pixels = scaled.round_().clamp_(0, 255).to(torch.uint8)
         chunks.append(pixels.contiguous(memory_format=torch.channels_last))
     return torch.cat(chunks)
-
-
-def augmented(images: Tensor, recipe: Recipe, seed: int) -> Tensor:
-    """Whole batch at once: shift with the edge repeated, horizontal flip, brightness and contrast (0..255 floats)."""
-    generator = torch.Generator().manual_seed(seed)
-    n, _, height, width = images.shape
-    reach = round(recipe.shift * height)
-    if reach:
-        moves = torch.randint(-reach, reach + 1, (2, n, 1), generator=generator).to(images.device)
-        rows = (torch.arange(height, device=images.device) + moves[0]).clamp_(0, height - 1)
-        columns = (torch.arange(width, device=images.device) + moves[1]).clamp_(0, width - 1)
-        images = images.permute(0, 2, 3, 1)[
-            torch.arange(n, device=images.device)[:, None, None],
-            rows[:, :, None],
-            columns[:, None, :],
-        ]
-        images = images.permute(0, 3, 1, 2)
-    if recipe.hflip:
-        flip = torch.rand(n, generator=generator).to(images.device) < recipe.hflip
-        images = torch.where(flip.view(n, 1, 1, 1), images.flip(-1), images)
-    if recipe.jitter:
-        gain, contrast = (
-            1 + recipe.jitter * (2 * torch.rand(2, n, 1, 1, 1, generator=generator) - 1)
-        ).to(images.device)
-        middle = images.mean((1, 2, 3), keepdim=True)
-        images = ((images - middle) * contrast + middle * gain).clamp_(0, 255)
-    return images

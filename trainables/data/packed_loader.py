@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from trainables.data import IN_PROCESS, Batch, Loader, MicroBatch, Reading
-from trainables.data.array_loader import augmented
-from trainables.data.augment import Jitter, draw, jitter_, normalise_into
+from trainables.data.augment import Jitter, augmented, draw, jitter_, normalise_into
 from trainables.data.packed import PackedPart
 from trainables.data.resample import Mode, Windows, batched, centres, crops, native
 from trainables.recipe import Recipe
