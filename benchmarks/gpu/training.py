@@ -259,9 +259,9 @@ def packed(setting: Setting) -> Outcome:
     """
     from benchmarks.jpegs import make_tree
     from trainables.data.imagefolder import ImageFolderData
-    from trainables.data.packed import PackedData
-    from trainables.data.packed_loader import PackedLoader
-    from trainables.data.packing import Packing
+    from trainables.data.packed.dataset import PackedData
+    from trainables.data.packed.loader import PackedLoader
+    from trainables.data.packed.packing import Packing
 
     files, store = setting.scratch / "files", setting.scratch / "packed"
     make_tree(files, setting.pick(480, 24), 24, photos=not setting.tiny)

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from trainables.data import MEAN, STD
 from trainables.data.augment import Jitter, crop_boxes, draw, draw_jitter, jitter_, normalise_into
-from trainables.data.resample import Mode, Windows, batched, centres, crops, native
+from trainables.data.packed.resample import Mode, Windows, batched, centres, crops, native
 from trainables.recipe import get_recipe
 
 pytestmark = pytest.mark.quick

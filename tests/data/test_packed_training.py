@@ -16,8 +16,8 @@ from benchmarks.train_data import left
 from tests.data.test_packing import make_photos, packed
 from trainables.data import STD, MicroBatch, Reading, open_data, petals
 from trainables.data.imagefolder import ImageFolderData
-from trainables.data.packed import PackedData
-from trainables.data.packed_loader import PackedLoader, Regions, Resample, prefetched
+from trainables.data.packed.dataset import PackedData
+from trainables.data.packed.loader import PackedLoader, Regions, Resample, prefetched
 from trainables.data.per_image import PerImageLoader
 from trainables.recipe import Recipe, get_recipe
 from trainables.spec import Alone, TrialSpec

@@ -14,7 +14,7 @@ from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.plan.preview import preview
 from tinynet_search.store.directory import SearchStore
 from trainables.data.imagefolder import ImageFolderData
-from trainables.data.packing import Packing
+from trainables.data.packed.packing import Packing
 
 pytestmark = pytest.mark.quick
 

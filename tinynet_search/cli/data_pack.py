@@ -15,8 +15,8 @@ from tinynet_search.cli.app import SPACES, AsJson
 from tinynet_search.cli.data import data_app
 
 if TYPE_CHECKING:
-    from trainables.data.packing import Cost, Packing
-    from trainables.data.packing_workers import Done
+    from trainables.data.packed.packing import Cost, Packing
+    from trainables.data.packed.workers import Done
 
 LARGEST_R = 1.7
 LEAST_SIDE, LARGEST_SIDE = 8, 8192  # pixels that may be kept
@@ -80,8 +80,8 @@ def pack(
     from trainables.data import open_data
     from trainables.data.detect import detected
     from trainables.data.encoded import EncodedData
-    from trainables.data.packing import Packing, check_room, cost
-    from trainables.data.packing_workers import PackingError, UnreadableImagesError
+    from trainables.data.packed.packing import Packing, check_room, cost
+    from trainables.data.packed.workers import PackingError, UnreadableImagesError
 
     short = _short_side(space, largest_r, pixels, short_side)
     count = len(os.sched_getaffinity(0)) if workers is None else workers
@@ -133,7 +133,7 @@ def pack(
 
 def _short_side(space: str, largest_r: float | None, pixels: int | None, short: int | None) -> int:
     from search_spaces import get_space
-    from trainables.data.packed import short_side
+    from trainables.data.packed.shards import short_side
 
     given = [
         name

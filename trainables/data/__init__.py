@@ -30,7 +30,7 @@ MAKERS = {
     "imagefolder": ("imagefolder", "ImageFolderData"),
     "imagenet": ("imagenet", "ImageNetData"),
     "parquet": ("parquet", "ParquetData"),
-    "packed": ("packed", "PackedData"),
+    "packed": ("packed.dataset", "PackedData"),
 }
 
 

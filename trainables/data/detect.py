@@ -6,7 +6,7 @@ from pathlib import Path
 from search_spaces.errors import RequestError
 from trainables.data.devkit import DEVKIT
 from trainables.data.imagenet import KAGGLE_TREE, TRAIN_TAR, VAL_TAR
-from trainables.data.packed import AGAIN, SETTINGS, WHOLE
+from trainables.data.packed.shards import AGAIN, SETTINGS, WHOLE
 from trainables.data.parquet import shards
 
 LOOKED_FOR = f"{WHOLE}, train-*.parquet, train/ and val/ with a folder a class in each, {TRAIN_TAR} with {VAL_TAR} and {DEVKIT}, or {KAGGLE_TREE}/"

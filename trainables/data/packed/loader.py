@@ -12,8 +12,8 @@ from torch import Tensor
 
 from trainables.data import IN_PROCESS, Batch, Loader, MicroBatch, Reading
 from trainables.data.augment import Jitter, augmented, draw, jitter_, normalise_into
-from trainables.data.packed import PackedPart
-from trainables.data.resample import Mode, Windows, batched, centres, crops, native
+from trainables.data.packed.resample import Mode, Windows, batched, centres, crops, native
+from trainables.data.packed.shards import PackedPart
 from trainables.recipe import Recipe
 
 # Images that are augmented together: as many as stay in a core's cache, or use little of a GPU's memory.

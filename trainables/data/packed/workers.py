@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from trainables.data.encoded import Part, UnreadableImageError
-from trainables.data.packed import HEIGHT, LABEL, NUMBER, Shard, kept_size
-from trainables.data.packing_files import committed
+from trainables.data.packed.files import committed
+from trainables.data.packed.shards import HEIGHT, LABEL, NUMBER, Shard, kept_size
 
 
 class PackingError(RuntimeError):

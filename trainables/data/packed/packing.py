@@ -17,7 +17,8 @@ import numpy as np
 from search_spaces.errors import RequestError
 from trainables.data.encoded import EncodedData, Part
 from trainables.data.imagefolder import fingerprint
-from trainables.data.packed import (
+from trainables.data.packed.files import alone, write_file
+from trainables.data.packed.shards import (
     HEIGHT,
     NUMBER,
     PARTS,
@@ -30,8 +31,7 @@ from trainables.data.packed import (
     digest_of,
     kept_size,
 )
-from trainables.data.packing_files import alone, write_file
-from trainables.data.packing_workers import (
+from trainables.data.packed.workers import (
     Done,
     Job,
     PackingError,
