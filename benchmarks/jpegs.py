@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trainables.data.petals import CLASS_NAMES, Split, make_split
+from trainables.data.petals.images import CLASS_NAMES, Split, make_split
 
 WIDTH, HEIGHT, QUALITY, GRAIN = 500, 375, 90, 18.0
 

@@ -26,13 +26,13 @@ from benchmarks.turns import Turns, in_turns_with
 from search_spaces import Network, get_space
 from trainables.data import MicroBatch, Reading
 from trainables.data.augment import draw
-from trainables.data.imagefolder import ImageFolderData
 from trainables.data.packed.dataset import PackedData
 from trainables.data.packed.loader import Regions
 from trainables.data.packed.packing import Packing
 from trainables.data.packed.resample import crops as crops_of
 from trainables.data.packed.resample import native
 from trainables.data.packed.shards import short_side
+from trainables.data.sources.imagefolder import ImageFolderData
 from trainables.execution import Execution
 from trainables.recipe import Recipe, get_recipe
 from trainables.trainer import pick_device

@@ -126,7 +126,7 @@ def _attempted(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     import torch
 
-    from trainables.data.encoded import UnreadableImageError
+    from trainables.data.sources.encoded import UnreadableImageError
     from trainables.memory import ran_out
     from trainables.trainer import Trainer
 

@@ -258,10 +258,10 @@ def packed(setting: Setting) -> Outcome:
     autocast would do to the reader is told beside it.
     """
     from benchmarks.jpegs import make_tree
-    from trainables.data.imagefolder import ImageFolderData
     from trainables.data.packed.dataset import PackedData
     from trainables.data.packed.loader import PackedLoader
     from trainables.data.packed.packing import Packing
+    from trainables.data.sources.imagefolder import ImageFolderData
 
     files, store = setting.scratch / "files", setting.scratch / "packed"
     make_tree(files, setting.pick(480, 24), 24, photos=not setting.tiny)

@@ -13,7 +13,7 @@ from PIL import Image
 from pyarrow import parquet
 from scipy.io import savemat
 
-from trainables.data import petals
+from trainables.data.petals import images as petals
 
 WNIDS: tuple[str, ...] = (
     "n01440764",

@@ -11,8 +11,8 @@ from PIL import Image
 from search_spaces import RequestError
 from tests.trainables.helpers import tiny_spec
 from trainables.data import MicroBatch, open_data
-from trainables.data.encoded import UnreadableImageError, decoded
-from trainables.data.imagefolder import ImageFolderData
+from trainables.data.sources.encoded import UnreadableImageError, decoded
+from trainables.data.sources.imagefolder import ImageFolderData
 from trainables.execution import Execution
 from trainables.recipe import get_recipe
 from trainables.spec import Alone

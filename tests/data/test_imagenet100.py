@@ -20,8 +20,8 @@ from tests.data import fake_imagenet as fake
 from tinynet_search.cli.main import run
 from trainables.data import open_data
 from trainables.data.detect import detected
-from trainables.data.encoded import EncodedData
-from trainables.data.selection import Selection, draw
+from trainables.data.sources.encoded import EncodedData
+from trainables.data.subset.selection import Selection, draw
 
 ASKED = ("--num-classes", "3", "--images-per-class", "5")
 
@@ -372,7 +372,7 @@ def test_unreadable_source_fails_and_goes_on(tmp_path: Path, make: Callable[...,
 def test_second_run_at_once_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Said]
 ) -> None:
-    from trainables.data import subset
+    from trainables.data.subset import build as subset
 
     out, inner = tmp_path / "out", []
     original = subset._copies
@@ -394,7 +394,7 @@ def test_second_run_at_once_is_refused(
 def test_names_that_lead_elsewhere(tmp_path: Path, tree: Path, path: str) -> None:
     from dataclasses import replace
 
-    from trainables.data.subset import build
+    from trainables.data.subset.build import build
 
     data = open_data(detected(str(tree)))
     assert isinstance(data, EncodedData)

@@ -14,11 +14,12 @@ from torchvision.transforms import v2
 
 from benchmarks.train_data import left
 from tests.data.test_packing import make_photos, packed
-from trainables.data import STD, MicroBatch, Reading, open_data, petals
-from trainables.data.imagefolder import ImageFolderData
+from trainables.data import STD, MicroBatch, Reading, open_data
 from trainables.data.packed.dataset import PackedData
 from trainables.data.packed.loader import PackedLoader, Regions, Resample, prefetched
 from trainables.data.per_image import PerImageLoader
+from trainables.data.petals import images as petals
+from trainables.data.sources.imagefolder import ImageFolderData
 from trainables.recipe import Recipe, get_recipe
 from trainables.spec import Alone, TrialSpec
 from trainables.trial import run_trial

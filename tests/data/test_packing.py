@@ -19,13 +19,13 @@ from tests.data.test_augment import picture
 from tinynet_search.cli.main import run
 from trainables.data import open_data
 from trainables.data.detect import detected
-from trainables.data.encoded import EncodedData
-from trainables.data.imagefolder import ImageFolderData
 from trainables.data.packed.dataset import PackedData
 from trainables.data.packed.loader import Regions
 from trainables.data.packed.packing import Cost, Packing, check_room
 from trainables.data.packed.shards import short_side
 from trainables.data.packed.workers import PackingError, UnreadableImagesError, shrunk
+from trainables.data.sources.encoded import EncodedData
+from trainables.data.sources.imagefolder import ImageFolderData
 
 SIZES = ((60, 80), (80, 60), (50, 50), (24, 40))
 
@@ -121,7 +121,7 @@ def test_the_fingerprint_names_source_and_short_side_never_the_place(
 SCRIPT = """
 import sys
 from pathlib import Path
-from trainables.data.imagefolder import ImageFolderData
+from trainables.data.sources.imagefolder import ImageFolderData
 from trainables.data.packed.packing import Packing
 if __name__ == "__main__":
     Packing(ImageFolderData(sys.argv[1]), Path(sys.argv[2]), 40, 6).run(2, "fail")

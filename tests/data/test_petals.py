@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainables.data import petals
-from trainables.data.petals import NATIVE, NUM_CLASSES, Split, fingerprint, load, make_split
+from trainables.data.petals import images as petals
+from trainables.data.petals.images import NATIVE, NUM_CLASSES, Split, fingerprint, load, make_split
 
 pytestmark = pytest.mark.quick
 

@@ -17,8 +17,8 @@ from search_spaces import RequestError
 from tests.data import fake_imagenet as fake
 from trainables.data import MicroBatch, Reading, open_data
 from trainables.data.detect import detected
-from trainables.data.encoded import EncodedData, Part, UnreadableImageError
-from trainables.data.parquet import ParquetData, ParquetPart
+from trainables.data.sources.encoded import EncodedData, Part, UnreadableImageError
+from trainables.data.sources.parquet import ParquetData, ParquetPart
 from trainables.recipe import get_recipe
 
 pytestmark = pytest.mark.quick

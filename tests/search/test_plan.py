@@ -13,8 +13,8 @@ from tinynet_search.plan.candidates import candidates_of, grow
 from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.plan.preview import preview
 from tinynet_search.store.directory import SearchStore
-from trainables.data.imagefolder import ImageFolderData
 from trainables.data.packed.packing import Packing
+from trainables.data.sources.imagefolder import ImageFolderData
 
 pytestmark = pytest.mark.quick
 

@@ -582,7 +582,7 @@ def test_data_packed_for_fewer_pixels(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("trainables.data.arrays.ArrayData.largest_pixels", 8, raising=False)
+    monkeypatch.setattr("trainables.data.petals.arrays.ArrayData.largest_pixels", 8, raising=False)
     code, out, err = call(
         capsys,
         *arguments(tmp_path, "--tracking", f"sqlite:///{Path(done['directory']).parent}/mlflow.db"),

@@ -12,8 +12,8 @@ from search_spaces.errors import RequestError
 from tinynet_search.cli.app import AsJson, app
 
 if TYPE_CHECKING:
-    from trainables.data.encoded import EncodedData
-    from trainables.data.selection import Selection
+    from trainables.data.sources.encoded import EncodedData
+    from trainables.data.subset.selection import Selection
 
 NUM_CLASSES, IMAGES_PER_CLASS = 100, 500
 # Where nobody watches, a line for each such part of the images.
@@ -67,7 +67,7 @@ def imagenet100(
     if classes and num_classes:
         raise RequestError("--classes says how many: give no --num-classes with it")
     from tinynet_search.version import __version__
-    from trainables.data.subset import build
+    from trainables.data.subset.build import build
 
     name, source = _opened(imagenet)
     selection = _selection(
@@ -95,7 +95,7 @@ def _opened(path: Path) -> tuple[str, "EncodedData"]:
     """The kind of set that lies there, and the set."""
     from trainables.data import open_data
     from trainables.data.detect import detected
-    from trainables.data.encoded import EncodedData
+    from trainables.data.sources.encoded import EncodedData
 
     settings = detected(str(path))
     data = None if settings["name"] == "packed" else open_data(settings)
@@ -109,7 +109,7 @@ def _opened(path: Path) -> tuple[str, "EncodedData"]:
 def _selection(
     data: "EncodedData", seed: int, classes: Path | int, images_per_class: int, files: Path | None
 ) -> "Selection":
-    from trainables.data.selection import class_list, draw, listed
+    from trainables.data.subset.selection import class_list, draw, listed
 
     if files:
         return listed(data, files)

@@ -79,9 +79,9 @@ def pack(
     """
     from trainables.data import open_data
     from trainables.data.detect import detected
-    from trainables.data.encoded import EncodedData
     from trainables.data.packed.packing import Packing, check_room, cost
     from trainables.data.packed.workers import PackingError, UnreadableImagesError
+    from trainables.data.sources.encoded import EncodedData
 
     short = _short_side(space, largest_r, pixels, short_side)
     count = len(os.sched_getaffinity(0)) if workers is None else workers

@@ -11,7 +11,7 @@ from search_spaces import Network, RequestError
 from search_spaces.weights import Source
 from tinynet_search.export.subject import Subject
 from trainables.data import IN_PROCESS, MEAN, STD, ImageData, Reading, open_data
-from trainables.data.encoded import UnreadableImageError
+from trainables.data.sources.encoded import UnreadableImageError
 from trainables.recipe import Recipe, get_recipe, recipe_from
 
 # How a network is evaluated of which nobody knows how it was trained.

@@ -26,10 +26,10 @@ STD = (0.229, 0.224, 0.225)
 
 # Data by name: module and what to call there, loaded when it is asked for.
 MAKERS = {
-    "petals": ("arrays", "petals"),
-    "imagefolder": ("imagefolder", "ImageFolderData"),
-    "imagenet": ("imagenet", "ImageNetData"),
-    "parquet": ("parquet", "ParquetData"),
+    "petals": ("petals.arrays", "petals"),
+    "imagefolder": ("sources.imagefolder", "ImageFolderData"),
+    "imagenet": ("sources.imagenet", "ImageNetData"),
+    "parquet": ("sources.parquet", "ParquetData"),
     "packed": ("packed.dataset", "PackedData"),
 }
 

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from search_spaces.errors import RequestError
-from trainables.data.devkit import DEVKIT
-from trainables.data.imagenet import KAGGLE_TREE, TRAIN_TAR, VAL_TAR
 from trainables.data.packed.shards import AGAIN, SETTINGS, WHOLE
-from trainables.data.parquet import shards
+from trainables.data.sources.devkit import DEVKIT
+from trainables.data.sources.imagenet import KAGGLE_TREE, TRAIN_TAR, VAL_TAR
+from trainables.data.sources.parquet import shards
 
 LOOKED_FOR = f"{WHOLE}, train-*.parquet, train/ and val/ with a folder a class in each, {TRAIN_TAR} with {VAL_TAR} and {DEVKIT}, or {KAGGLE_TREE}/"
 

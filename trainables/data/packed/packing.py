@@ -15,8 +15,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from search_spaces.errors import RequestError
-from trainables.data.encoded import EncodedData, Part
-from trainables.data.imagefolder import fingerprint
 from trainables.data.packed.files import alone, write_file
 from trainables.data.packed.shards import (
     HEIGHT,
@@ -39,6 +37,8 @@ from trainables.data.packed.workers import (
     UnreadableImagesError,
     written,
 )
+from trainables.data.sources.encoded import EncodedData, Part
+from trainables.data.sources.imagefolder import fingerprint
 
 # Small shards divide the work evenly and lose little when it stops; few files, since a reader keeps each one open.
 LEAST_SHARD, MOST_SHARDS = 512, 400

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from trainables.data.encoded import Part, UnreadableImageError
 from trainables.data.packed.files import committed
 from trainables.data.packed.shards import HEIGHT, LABEL, NUMBER, Shard, kept_size
+from trainables.data.sources.encoded import Part, UnreadableImageError
 
 
 class PackingError(RuntimeError):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from search_spaces.errors import RequestError
-from trainables.data.encoded import EncodedData, Part
-from trainables.data.file_list import SPLITS, Row, from_csv
+from trainables.data.sources.encoded import EncodedData, Part
+from trainables.data.subset.file_list import SPLITS, Row, from_csv
 
 VERSION = 1  # bump whenever the same seed draws other images
 DRAWING = (

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from search_spaces.errors import RequestError
-from trainables.data.encoded import EncodedData, Part
+from trainables.data.sources.encoded import EncodedData, Part
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 

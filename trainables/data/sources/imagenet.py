@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from search_spaces.errors import RequestError
-from trainables.data.devkit import DEVKIT, KAGGLE, META, TRUTH, Truth, validation_truth
-from trainables.data.encoded import EncodedData, Part
-from trainables.data.imagefolder import EXTENSIONS, Files, check_classes, fingerprint, scan
-from trainables.data.tars import TarRanges, members, nested
+from trainables.data.sources.devkit import DEVKIT, KAGGLE, META, TRUTH, Truth, validation_truth
+from trainables.data.sources.encoded import EncodedData, Part
+from trainables.data.sources.imagefolder import EXTENSIONS, Files, check_classes, fingerprint, scan
+from trainables.data.sources.tars import TarRanges, members, nested
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from search_spaces.errors import RequestError
-from trainables.data.encoded import EncodedData, Part
-from trainables.data.file_list import SPLITS, Row, from_csv, row_of, to_csv, whole_rows
-from trainables.data.parquet import ParquetPart
-from trainables.data.selection import DRAWING, Selection
+from trainables.data.sources.encoded import EncodedData, Part
+from trainables.data.sources.parquet import ParquetPart
+from trainables.data.subset.file_list import SPLITS, Row, from_csv, row_of, to_csv, whole_rows
+from trainables.data.subset.selection import DRAWING, Selection
 
 RECORD, FILES, CLASSES, BUILDING = "imagenet100.json", "files.csv", "classes.txt", ".building"
 # Of the disk's room: a file takes whole blocks.

@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from search_spaces.errors import RequestError
-from trainables.data.encoded import EncodedData, Part
-from trainables.data.imagefolder import check_classes
-from trainables.data.row_groups import RowGroups, Shards, listed
+from trainables.data.sources.encoded import EncodedData, Part
+from trainables.data.sources.imagefolder import check_classes
+from trainables.data.sources.row_groups import RowGroups, Shards, listed
 
 WNID = r"n\d{8}"
 # The hub appends the wnid to every ImageNet name; training images begin with it in the original.

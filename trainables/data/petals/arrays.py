@@ -50,7 +50,7 @@ class ArrayData(ImageData):
             return PerImageLoader(
                 split(*self._train), split(*self._val), resolution, recipe, device, reading
             )
-        from trainables.data.array_loader import ArrayLoader
+        from trainables.data.petals.loader import ArrayLoader
 
         return ArrayLoader(self._train, self._val, resolution, recipe, device)
 
@@ -60,7 +60,7 @@ class ArrayData(ImageData):
 
 def petals(seed: int = 0, train: int = 2880, val: int = 960, cache: str | None = None) -> ArrayData:
     """The built-in set, memory-mapped from its cache."""
-    from trainables.data import petals as made
+    from trainables.data.petals import images as made
 
     least = {"seed": (seed, 0), "train": (train, made.NUM_CLASSES), "val": (val, made.NUM_CLASSES)}
     for key, (value, lowest) in least.items():
