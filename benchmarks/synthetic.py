@@ -13,7 +13,7 @@ from trainables.recipe import Recipe
 from trainables.spec import TrialSpec
 
 if TYPE_CHECKING:
-    from trainables.folder import Folder
+    from trainables.storage.folder import Folder
 
 
 def ready_batch(network: Network, size: int, device: torch.device) -> Batch:

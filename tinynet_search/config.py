@@ -22,10 +22,10 @@ from tinynet_search.errors import one_line
 from tinynet_search.formula.baselines import RULES
 from tinynet_search.text import seconds
 from trainables.data import absolute
-from trainables.documents import parsed
 from trainables.execution import Switch
-from trainables.folder import below, read_file
 from trainables.recipe import Recipe, get_recipe, validated
+from trainables.storage.documents import parsed
+from trainables.storage.folder import below, read_file
 
 PRESETS = ("demo", "imagenet100")
 

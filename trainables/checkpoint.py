@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from trainables.documents import LARGE, check_epochs, check_numbers, parsed
-from trainables.folder import Folder, below
 from trainables.memory import ran_out
-from trainables.optim import Average, float_state
-from trainables.optimizer_state import optimizer_state, restore_optimizer
+from trainables.optim.optimizers import Average, float_state
+from trainables.optim.state import optimizer_state, restore_optimizer
+from trainables.storage.documents import LARGE, check_epochs, check_numbers, parsed
+from trainables.storage.folder import Folder, below
 from trainables.trial_folder import PROGRESS, checkpoints, make_room, position
 
 log = logging.getLogger("tinynet")

@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trainables.folder import open_folder
 from trainables.spec import Stop, TrialSpec, never
 from trainables.stopping import StopFile, Stopped
+from trainables.storage.folder import open_folder
 from trainables.trial import run_trial
 from trainables.trial_folder import read_result
 

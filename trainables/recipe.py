@@ -27,7 +27,7 @@ class Recipe:
     Attributes:
         epochs: passes over the training set.
         batch, micro_batch: images a step, and images batch norm sees at once.
-        optimizer: a name in ``trainables.optim.OPTIMIZERS``.
+        optimizer: a name in ``trainables.optim.optimizers.OPTIMIZERS``.
         lr, lr_batch: peak learning rate at a batch of ``lr_batch`` images; it scales linearly with the global batch
             (``peak_lr``). Without ``lr_batch`` it is the rate itself, whatever the batch.
         schedule: ``step`` (``lr * decay ** floor(epoch / decay_epochs)``, constant within an epoch) or ``cosine``

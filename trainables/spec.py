@@ -11,8 +11,8 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from search_spaces import Network, SearchSpace, get_space
-from trainables.documents import LONGEST_TEXT
 from trainables.recipe import Recipe, recipe_from
+from trainables.storage.documents import LONGEST_TEXT
 
 Stop = Callable[[], bool]
 

@@ -2,7 +2,7 @@
 
 import time
 
-from trainables.folder import Folder
+from trainables.storage.folder import Folder
 
 # Seconds between looks at storage.
 POLL = 2.0

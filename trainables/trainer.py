@@ -30,14 +30,14 @@ from trainables.checkpoint import (
 from trainables.data import ImageData, MicroBatch, Reading
 from trainables.evaluation import Scores, evaluate
 from trainables.execution import Execution
-from trainables.flat import Flat
-from trainables.folder import Folder
 from trainables.memory import hold_memory
 from trainables.modules import compiled, keep_layout, pick_device, prepared, seed
-from trainables.optim import Average, StepSums, make_optimizer, set_lr
+from trainables.optim.flat import Flat
+from trainables.optim.optimizers import Average, StepSums, make_optimizer, set_lr
 from trainables.recipe import Recipe, ema_decay_at, lr_at
 from trainables.spec import Reporter, Stop, TrialFailure, TrialSpec, describe, never
 from trainables.stopping import Stopped
+from trainables.storage.folder import Folder
 from trainables.trial_folder import CONFIG_FILE, WEIGHTS_FILE, shorter_budgets
 from trainables.watch import Diverged, LossWatch
 

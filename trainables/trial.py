@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces import RequestError
 from trainables.data import opened_data
-from trainables.folder import Folder, open_folder
 from trainables.spec import Alone, Reporter, Stop, TrialFailure, TrialSpec, describe, never
 from trainables.stopping import Stopped
+from trainables.storage.folder import Folder, open_folder
 from trainables.trial_folder import (
     checkpoints,
     log,

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from search_spaces import RequestError
-from trainables.documents import LARGE, check_epochs, check_result, parsed
-from trainables.folder import Folder, StorageError, below
 from trainables.spec import TrialSpec
+from trainables.storage.documents import LARGE, check_epochs, check_result, parsed
+from trainables.storage.folder import Folder, StorageError, below
 
 log = logging.getLogger("tinynet")
 # As they are written, and no other spelling of the same numbers.

@@ -12,10 +12,10 @@ import torch
 
 from trainables.data import IN_PROCESS, ImageData, Loader, Reading
 from trainables.execution import Execution
-from trainables.folder import open_folder
 from trainables.memory import NO_MEMORY, ran_out
 from trainables.recipe import Recipe
 from trainables.spec import Alone, TrialSpec
+from trainables.storage.folder import open_folder
 from trainables.trainer import Trainer
 
 

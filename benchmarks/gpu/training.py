@@ -19,10 +19,10 @@ from search_spaces.networks import get_named
 from trainables.data import MicroBatch, open_data
 from trainables.evaluation import evaluate
 from trainables.execution import Execution
-from trainables.folder import open_folder
 from trainables.modules import prepared
 from trainables.recipe import get_recipe
 from trainables.spec import Alone, TrialSpec
+from trainables.storage.folder import open_folder
 from trainables.trainer import Trainer
 from trainables.trial import run_trial
 

@@ -27,8 +27,8 @@ from tinynet_search.store.lease import Holder, read_lease
 from tinynet_search.store.train_job import Job, ended_or_begun, read_job
 from tinynet_search.tracking import projection
 from trainables.checkpoint import newest_checkpoint
-from trainables.folder import open_folder
 from trainables.spec import Alone, TrialSpec
+from trainables.storage.folder import open_folder
 from trainables.trial import run_trial
 
 # A hang guard: every case takes milliseconds.
@@ -290,7 +290,7 @@ def test_other_things_in_the_place_of_files(place: Place, name: str) -> None:
 
 def _storage_line(reader: Callable[[Place], None], place: Place) -> None:
     """As the command does: storage that fails is one line, too; a file that is not there is no fault of a reader."""
-    from trainables.folder import StorageError
+    from trainables.storage.folder import StorageError
 
     try:
         reader(place)

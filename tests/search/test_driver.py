@@ -19,7 +19,7 @@ from tests.trainables.helpers import without_times
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.search.driver import run_search
 from tinynet_search.store.lease import live_holder
-from trainables.folder import LocalFolder
+from trainables.storage.folder import LocalFolder
 
 pytestmark = pytest.mark.ray
 

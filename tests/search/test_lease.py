@@ -20,14 +20,14 @@ from tinynet_search.search.driver import run_search
 from tinynet_search.store import lease as leases
 from tinynet_search.store.directory import SearchStore
 from tinynet_search.store.lease import STALE, Holder, Lease, live_holder, read_lease
-from trainables.folder import Folder, open_folder
+from trainables.storage.folder import Folder, open_folder
 
 pytestmark = pytest.mark.quick
 
 HOLDING = """
 import sys, time
 from tinynet_search.store.lease import Lease
-from trainables.folder import open_folder
+from trainables.storage.folder import open_folder
 with Lease(open_folder(sys.argv[1]), "search x", "search"):
     print("held", flush=True)
     time.sleep(60)

@@ -24,8 +24,8 @@ from tinynet_search.plan.candidates import candidates_of, grow
 from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.search.driver import run_search
 from tinynet_search.store.directory import FORMULA, SearchStore
-from trainables.folder import Folder, StorageError, open_folder
 from trainables.spec import Alone, TrialSpec
+from trainables.storage.folder import Folder, StorageError, open_folder
 from trainables.trial import run_trial
 
 Place = Callable[[str], str]

@@ -14,7 +14,7 @@ from tinynet_search.tracking import publisher
 from tinynet_search.tracking import registered_models as weights
 from tinynet_search.tracking.publisher import Publisher
 from tinynet_search.tracking.sync import stored
-from trainables.folder import open_folder
+from trainables.storage.folder import open_folder
 
 pytestmark = pytest.mark.quick
 

@@ -34,7 +34,7 @@ from tinynet_search.store.directory import SearchStore
 from tinynet_search.store.train_job import agreed_job, read_job
 from tinynet_search.train.request import Request, make_job, settled
 from tinynet_search.train.run import _left_at, advice
-from trainables.folder import LocalFolder
+from trainables.storage.folder import LocalFolder
 from trainables.trial_folder import checkpoints
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
@@ -559,7 +559,7 @@ def test_one_process_a_job(
     code = """
 import sys
 from tinynet_search.store.lease import Lease
-from trainables.folder import open_folder
+from trainables.storage.folder import open_folder
 with Lease(open_folder(sys.argv[1]), "job", "train"):
     print(flush=True)
     sys.stdin.read()

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from tests.trainables.helpers import tiny_spec
 from trainables import trainer as classification
 from trainables.execution import Execution
-from trainables.folder import LocalFolder
 from trainables.spec import Alone, TrialSpec
 from trainables.stopping import Stopped
+from trainables.storage.folder import LocalFolder
 from trainables.trial import run_trial
 from trainables.trial_folder import read_result
 

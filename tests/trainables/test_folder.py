@@ -7,7 +7,7 @@ import pytest
 from pyarrow import fs
 
 from search_spaces import RequestError
-from trainables.folder import ArrowFolder, Folder, LocalFolder, open_folder
+from trainables.storage.folder import ArrowFolder, Folder, LocalFolder, open_folder
 
 pytestmark = pytest.mark.quick
 

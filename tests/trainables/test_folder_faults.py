@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.trainables.helpers import tiny_spec, without_times
-from trainables.folder import (
+from trainables.spec import Alone
+from trainables.storage.folder import (
     ArrowFolder,
     Folder,
     LocalFolder,
@@ -23,7 +24,6 @@ from trainables.folder import (
     TooLargeError,
     open_folder,
 )
-from trainables.spec import Alone
 from trainables.trial import run_trial
 from trainables.trial_folder import result_name
 
@@ -137,7 +137,7 @@ def test_a_disk_that_turns_read_only(small: Path) -> None:
 
 LIMITED = """
 import resource, signal, sys
-from trainables.folder import open_folder
+from trainables.storage.folder import open_folder
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = open_folder(sys.argv[1])
 folder.write("plan.json", b"old")
@@ -263,7 +263,7 @@ def test_a_mount_without_hard_links(
 
     monkeypatch.setattr("os.link", none)
     if "renameat2" in missing:
-        monkeypatch.setattr("trainables.folder._rename_new", neither)
+        monkeypatch.setattr("trainables.storage.folder._rename_new", neither)
     folder = LocalFolder(tmp_path)
     assert folder.write_once("r", b"first")
     assert not folder.write_once("r", b"second")
@@ -272,7 +272,7 @@ def test_a_mount_without_hard_links(
 
 
 def test_the_rename_that_does_not_replace_is_exclusive(tmp_path: Path) -> None:
-    from trainables.folder import _rename_new
+    from trainables.storage.folder import _rename_new
 
     (tmp_path / "a").write_bytes(b"a")
     (tmp_path / "b").write_bytes(b"b")
@@ -286,7 +286,7 @@ def test_the_rename_that_does_not_replace_is_exclusive(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from trainables.folder import LocalFolder
+from trainables.storage.folder import LocalFolder
 os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
 LocalFolder(Path(sys.argv[1])).write("weights", b"half")
 """

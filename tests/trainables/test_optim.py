@@ -8,9 +8,16 @@ import torch
 from torch import nn
 
 from search_spaces import get_space
-from trainables.flat import Flat
-from trainables.optim import OPTIMIZERS, Average, StepSums, float_state, make_optimizer, set_lr
-from trainables.optimizer_state import optimizer_state, restore_optimizer
+from trainables.optim.flat import Flat
+from trainables.optim.optimizers import (
+    OPTIMIZERS,
+    Average,
+    StepSums,
+    float_state,
+    make_optimizer,
+    set_lr,
+)
+from trainables.optim.state import optimizer_state, restore_optimizer
 from trainables.recipe import RECIPES, Recipe, get_recipe, lr_at
 
 pytestmark = pytest.mark.quick

@@ -13,9 +13,9 @@ from torch.nn import functional
 from tests.trainables.helpers import tiny_spec
 from trainables.data import open_data
 from trainables.evaluation import evaluate
-from trainables.folder import LocalFolder
-from trainables.optim import float_state
+from trainables.optim.optimizers import float_state
 from trainables.spec import Alone
+from trainables.storage.folder import LocalFolder
 from trainables.trainer import Trainer
 
 pytestmark = pytest.mark.quick

@@ -12,9 +12,9 @@ from trainables import stopping
 from trainables import trainer as classification
 from trainables.checkpoint import newest_checkpoint
 from trainables.execution import Execution
-from trainables.folder import LocalFolder
 from trainables.spec import Alone, TrialSpec
 from trainables.stopping import StopFile, Stopped
+from trainables.storage.folder import LocalFolder
 from trainables.trial import run_trial, write_failure
 from trainables.trial_folder import checkpoints, read_result
 

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from tests.trainables.helpers import tiny_spec, without_times
 from trainables.checkpoint import newest_checkpoint
 from trainables.execution import Execution
-from trainables.folder import LocalFolder
 from trainables.memory import smaller
 from trainables.recipe import get_recipe
 from trainables.spec import Alone, TrialSpec
+from trainables.storage.folder import LocalFolder
 from trainables.trial import run_trial
 from trainables.watch import FAR, Diverged, LossWatch
 
@@ -56,7 +56,7 @@ def test_killed_in_mid_epoch(tmp_path: Path, ranks: str) -> None:
     script = f"""
 import sys; from trainables.trial import *; from trainables.checkpoint import newest_checkpoint
 from trainables.execution import Execution
-from trainables.folder import LocalFolder
+from trainables.storage.folder import LocalFolder
 spec = TrialSpec.from_json({trial.to_json()!r})
 run_trial(spec, {str(tmp_path / "cut")!r}, Alone(), Execution(checkpoint_every_steps=2))
 """

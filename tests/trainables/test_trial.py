@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainables.helpers import DATA, tiny_spec, without_times
-from trainables.folder import LocalFolder
 from trainables.spec import Alone, TrialSpec
+from trainables.storage.folder import LocalFolder
 from trainables.trainer import Trainer
 from trainables.trial import run_trial
 from trainables.trial_folder import newest_progress, read_result

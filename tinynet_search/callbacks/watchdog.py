@@ -6,8 +6,8 @@ from typing import Any
 from ray.tune import Callback
 
 from tinynet_search.callbacks.placement_groups import waiting
-from trainables.folder import open_folder
 from trainables.spec import TrialSpec
+from trainables.storage.folder import open_folder
 from trainables.trial import write_failure
 from trainables.trial_folder import newest_progress
 

@@ -26,7 +26,7 @@ from tinynet_search.cli import (  # noqa: F401
 from tinynet_search.cli.app import app
 from tinynet_search.errors import JobError, TrackingError, extras
 from tinynet_search.version import __version__
-from trainables.folder import StorageError
+from trainables.storage.folder import StorageError
 
 
 def main() -> None:

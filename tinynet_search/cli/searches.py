@@ -201,7 +201,7 @@ def sync(
     from tinynet_search.mlflow_client.connection import address, resolve_uri
     from tinynet_search.store.directory import SearchStore
     from tinynet_search.tracking.sync import stored, sync_stored
-    from trainables.folder import below
+    from trainables.storage.folder import below
 
     names = [search_name] if search_name else stored(storage)
     uri = resolve_uri(tracking, None, storage)

@@ -221,7 +221,7 @@ def stored_searches(storage: str) -> list[str]:
     Raises:
         RequestError: there are none.
     """
-    from trainables.folder import open_folder
+    from trainables.storage.folder import open_folder
 
     folder = open_folder(storage)
     names = [name for name in folder.names() if folder.exists(f"{name}/plan.json")]

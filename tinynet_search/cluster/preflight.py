@@ -18,7 +18,7 @@ from tinynet_search.config import Config
 from tinynet_search.errors import TrackingError, last_line, one_line
 from tinynet_search.store.directory import SearchStore
 from tinynet_search.store.lease import live_holder
-from trainables.folder import StorageError, open_folder
+from trainables.storage.folder import StorageError, open_folder
 
 SCHEMA = 1
 # Seconds that every node gets to look for data and storage.

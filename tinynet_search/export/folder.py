@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces import Network, RequestError
 from tinynet_search.export.subject import CONFIG, WEIGHTS, read_subject
-from trainables.documents import SMALL, parsed
-from trainables.folder import open_folder, read_file
+from trainables.storage.documents import SMALL, parsed
+from trainables.storage.folder import open_folder, read_file
 
 if TYPE_CHECKING:
     import torch

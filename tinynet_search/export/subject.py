@@ -13,9 +13,9 @@ from search_spaces import Network, RequestError, get_space
 from search_spaces.errors import unknown
 from search_spaces.networks import NETWORKS, get_named
 from tinynet_search.errors import one_line
-from trainables.documents import SMALL, parsed
-from trainables.folder import read_file
 from trainables.recipe import recipe_from
+from trainables.storage.documents import SMALL, parsed
+from trainables.storage.folder import read_file
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 # What a trial's configuration says of its training; an export of the trial keeps it.

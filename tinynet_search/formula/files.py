@@ -68,7 +68,7 @@ def _read_file(path: Path, label: str | None = None) -> str:
 
 def _read_stored(url: str) -> str:
     """Of an object store, ``s3://bucket/searches/demo/formula.json?region=...``."""
-    from trainables.folder import TooLargeError, open_folder
+    from trainables.storage.folder import TooLargeError, open_folder
 
     place, query, options = url.partition("?")
     folder, _, file = place.rpartition("/")

@@ -19,7 +19,7 @@ from tinynet_search.errors import JobError, one_line
 from tinynet_search.jobs.connection import connect, reaching
 from tinynet_search.jobs.runtime_env import runtime_env
 from tinynet_search.version import __version__
-from trainables.folder import refuse_credentials
+from trainables.storage.folder import refuse_credentials
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

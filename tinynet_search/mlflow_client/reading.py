@@ -24,7 +24,7 @@ from tinynet_search.mlflow_client.connection import (
     refuse_endless,
     search_runs,
 )
-from trainables.documents import SMALL
+from trainables.storage.documents import SMALL
 
 PAGE = 1000
 # Bytes of a page: ours have a tenth of it.

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 
 from search_spaces import RequestError
 from tinynet_search.store.directory import SearchStore
-from trainables.documents import LARGE
+from trainables.storage.documents import LARGE
 from trainables.trial_folder import result_name
 
 # Results of failed trials that were trained again, below the search directory.

@@ -1,4 +1,4 @@
-"""The search directory, the truth of a search: ``<storage>/<search>/`` on any storage that ``trainables.folder`` opens.
+"""The search directory, the truth of a search: ``<storage>/<search>/`` on any storage that ``trainables.storage.folder`` opens.
 
 | file | written | holds |
 |-|-|-|
@@ -26,9 +26,9 @@ from tinynet_search.store.schema import (
     fault_of_plan,
     foreign_space,
 )
-from trainables.documents import LARGE, SMALL, parsed
-from trainables.folder import Folder, below, open_folder
 from trainables.spec import TrialSpec
+from trainables.storage.documents import LARGE, SMALL, parsed
+from trainables.storage.folder import Folder, below, open_folder
 from trainables.trial_folder import newest_progress, read_result, result_name
 
 PLAN, FRONTIER, FORMULA, FINALS = "plan.json", "frontier.json", "formula.json", "finals.json"

@@ -24,8 +24,8 @@ from types import TracebackType
 from typing import Any
 
 from search_spaces import RequestError
-from trainables.documents import parsed
-from trainables.folder import Folder, below
+from trainables.storage.documents import parsed
+from trainables.storage.folder import Folder, below
 
 PLACE = "lease"
 # Seconds between signs of life, and after which a silent holder on another machine is taken to be gone.

@@ -1,6 +1,6 @@
 """What files of a search or a job must be to be read: they come from shared storage, and a damaged one is refused in one line.
 
-Every check takes plain data from ``trainables.documents`` and says what is wrong in a few words, None where nothing is.
+Every check takes plain data from ``trainables.storage.documents`` and says what is wrong in a few words, None where nothing is.
 """
 
 from typing import Annotated, Any, Literal
@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from search_spaces import is_own
 from search_spaces.samplers import ADAPTIVE, SAMPLERS
 from search_spaces.space import MOST_CLASSES, SANE
-from trainables.documents import LAST_DATE
 from trainables.recipe import recipe_from
+from trainables.storage.documents import LAST_DATE
 
 # As configurations have them; a name becomes part of paths, of MLflow's names and of messages.
 MOST_TRIALS = 100_000

@@ -11,9 +11,9 @@ from typing import Any
 from search_spaces import RequestError
 from tinynet_search.store.directory import JOB, PLAN, Candidate, SearchStore
 from tinynet_search.store.schema import fault_of_job, foreign_space
-from trainables.documents import MOST_EPOCHS
 from trainables.recipe import Recipe
 from trainables.spec import TrialSpec, describe
+from trainables.storage.documents import MOST_EPOCHS
 
 SCHEMA = 1
 

@@ -14,7 +14,7 @@ from tinynet_search.store.directory import Candidate
 from tinynet_search.tracking.projection import STATUS, epoch_points, figure_points, trial_name
 from tinynet_search.tracking.registered_models import digest_of
 from tinynet_search.tracking.search_runs import MARKED, SEAL, SearchRuns
-from trainables.documents import parsed
+from trainables.storage.documents import parsed
 
 TABLE, TABLED = "models.json", "tinynet.models"
 # Metrics that are columns.

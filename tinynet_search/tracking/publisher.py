@@ -41,8 +41,8 @@ from tinynet_search.tracking.projection import (
 from tinynet_search.tracking.runs import UNFINISHED, Wanted
 from tinynet_search.tracking.search_runs import MARKED, SEAL, SearchRuns, run_of
 from tinynet_search.tracking.view import add_view, link_of
-from trainables.documents import LARGE
-from trainables.folder import TooLargeError
+from trainables.storage.documents import LARGE
+from trainables.storage.folder import TooLargeError
 from trainables.trial_folder import result_name
 
 # Trainings whose runs are created before MLflow is asked what became of them; their results are in memory together.

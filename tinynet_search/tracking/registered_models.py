@@ -18,8 +18,8 @@ from search_spaces.weights import LARGEST
 from tinynet_search.errors import one_line
 from tinynet_search.tracking.projection import KEY
 from tinynet_search.tracking.runs import Child, Runs
-from trainables.documents import SMALL, parsed
-from trainables.folder import Folder
+from trainables.storage.documents import SMALL, parsed
+from trainables.storage.folder import Folder
 from trainables.trial_folder import CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from tinynet_search.store.train_job import ended_or_begun, read_job
 from tinynet_search.tracking.job_publisher import JobPublisher
 from tinynet_search.tracking.projection import ended_ms
 from tinynet_search.tracking.publisher import Publisher
-from trainables.documents import MOST_EPOCHS
-from trainables.folder import open_folder
+from trainables.storage.documents import MOST_EPOCHS
+from trainables.storage.folder import open_folder
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from tinynet_search.errors import one_line
 from tinynet_search.export.subject import WEIGHTS, Subject, digest_of
 from tinynet_search.store.directory import JOB, SearchStore
 from tinynet_search.store.train_job import ended_or_begun, job_around, read_job
-from trainables.documents import LARGE, MOST_EPOCHS, parsed
-from trainables.folder import open_folder, read_file
+from trainables.storage.documents import LARGE, MOST_EPOCHS, parsed
+from trainables.storage.folder import open_folder, read_file
 from trainables.trial_folder import PROGRESS, checkpoints
 
 

@@ -1,4 +1,4 @@
-"""Kills at named points: every one of them is a file operation of ``trainables.folder.LocalFolder``.
+"""Kills at named points: every one of them is a file operation of ``trainables.storage.folder.LocalFolder``.
 
 The folder that TINYNET_CHAOS names holds ``armed.json``, what is to be killed at which operation; the first process
 that reaches it takes it away, so it kills once. ``kills.jsonl`` and ``steps`` are what happened, for the suite to read.
@@ -204,4 +204,4 @@ def _patch_training(module: ModuleType) -> None:
     trainer._step = stepping
 
 
-PATCHES = {"trainables.folder": _patch_folder, "trainables.trainer": _patch_training}
+PATCHES = {"trainables.storage.folder": _patch_folder, "trainables.trainer": _patch_training}

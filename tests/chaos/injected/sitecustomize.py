@@ -28,7 +28,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in ("trainables.folder", "trainables.trainer"):
+        if fullname not in ("trainables.storage.folder", "trainables.trainer"):
             return None
         import killer
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainables.flat import Flat
+from trainables.optim.flat import Flat
 
 
 def optimizer_state(

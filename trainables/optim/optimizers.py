@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainables.flat import Flat
+from trainables.optim.flat import Flat
+from trainables.optim.rmsprop import RMSpropTF
 from trainables.recipe import Recipe
-from trainables.rmsprop import RMSpropTF
 
 
 def _rmsprop_tf(groups: Any, lr: float, fused: bool) -> torch.optim.Optimizer:
