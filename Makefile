@@ -36,11 +36,11 @@ test-chaos: $(READY)
 
 # A secured cluster of three hosts (network namespaces: needs root and PostgreSQL), one of them cut off: a quarter of an hour.
 test-cluster: $(READY)
-	$(BIN)/python -m pytest -m hosts tests/cluster
+	$(BIN)/python -m pytest -m hosts tests/hosts
 
 # The publisher and the queries on a real PostgreSQL server, which has to be installed: apt-get install postgresql.
 test-postgres: $(READY)
-	$(BIN)/python -m pytest -m postgres tests/search
+	$(BIN)/python -m pytest -m postgres tests/tracking
 
 lint: $(READY)
 	$(BIN)/ruff check .

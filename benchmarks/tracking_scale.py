@@ -18,8 +18,8 @@ from typing import Any
 from benchmarks.measure import Row
 from search_spaces import get_space
 from search_spaces.samplers import draw
-from tests.search.mlflow_window import FORMULA_TEXT, Search, calm
-from tests.search.servers import NO_POSTGRES, mlflow_server, postgres_programs, postgres_server
+from tests.tracking.helpers import FORMULA_TEXT, Search, calm
+from tests.tracking.servers import NO_POSTGRES, mlflow_server, postgres_programs, postgres_server
 from tinynet_search.mlflow_client.connection import connect, is_served, preload
 from tinynet_search.mlflow_client.reading import read
 from tinynet_search.plan.candidates import candidate_of

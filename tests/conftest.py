@@ -99,7 +99,7 @@ def object_storage() -> Iterator[Callable[[str], str]]:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
     """The cluster, and this process in it; ``.address`` is for other processes."""
-    from tests.search.mlflow_window import free_port
+    from tests.tracking.helpers import free_port
     from tinynet_search.cluster.connect import QUIET
 
     os.environ.update(QUIET)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.search.helpers import results
-from tests.search.mlflow_window import Window, wanted_points
+from tests.tracking.helpers import Window, wanted_points
 from tests.trainables.helpers import without_times
 
 FOLLOWS = ("frontier.json", "formula.json", "finals.json")

@@ -13,8 +13,8 @@ from tests.chaos.checks import check_like, check_mlflow
 from tests.chaos.cluster import ChaosCluster
 from tests.chaos.scenarios import SCENARIOS, Kill, Scenario
 from tests.chaos.siege import INJECTED, ROOT, TRIALS, Siege, Told, prepared, template
-from tests.search.mlflow_window import SQLALCHEMY, calm
-from tests.search.test_tracking_server import server
+from tests.tracking.helpers import SQLALCHEMY, calm
+from tests.tracking.test_server import server
 
 pytestmark = [pytest.mark.chaos, pytest.mark.filterwarnings(SQLALCHEMY)]
 

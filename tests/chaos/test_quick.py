@@ -11,7 +11,7 @@ from tests.chaos.cluster import ChaosCluster
 from tests.chaos.scenarios import QUICK, Scenario
 from tests.chaos.siege import INJECTED, ROOT, SETTINGS, TRIALS, Siege, prepared, template
 from tests.search.helpers import tiny_config
-from tests.search.mlflow_window import SQLALCHEMY, calm
+from tests.tracking.helpers import SQLALCHEMY, calm
 from tests.trainables.test_distributed import on_ranks
 from tinynet_search.plan.candidates import grow
 from tinynet_search.plan.plan import agreed_plan

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import equal
 
 from tests.data.fake_imagenet import write
-from tests.search.train_helpers import NETWORK, JobRuns, call, stopped
+from tests.train.helpers import NETWORK, JobRuns, call, stopped
 
 EPOCHS = 24
 RECIPE = (

@@ -14,8 +14,8 @@ from PIL import Image
 
 from search_spaces import RequestError, get_space
 from tests.data.test_imagefolder import make_tree
-from tests.search.mlflow_window import SQLALCHEMY, calm, free_port
-from tests.search.train_helpers import (
+from tests.tracking.helpers import SQLALCHEMY, calm, free_port
+from tests.train.helpers import (
     LABEL,
     MINI,
     NETWORK,

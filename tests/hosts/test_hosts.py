@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from search_spaces import RequestError
-from tests.cluster.hosts import OWN, Hosts, lacking
-from tests.cluster.services import Services, services
+from tests.hosts.hosts import OWN, Hosts, lacking
+from tests.hosts.services import Services, services
 from tests.search.helpers import tiny_arguments, tiny_config
-from tests.search.mlflow_window import Window, wanted_points
-from tests.search.servers import NO_POSTGRES, postgres_programs
+from tests.tracking.helpers import Window, wanted_points
+from tests.tracking.servers import NO_POSTGRES, postgres_programs
 from tests.trainables.helpers import without_times
 from tinynet_search.cli.main import run
 from tinynet_search.config import load_config

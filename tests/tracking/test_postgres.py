@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tracking_scale
-from tests.search.mlflow_window import SQLALCHEMY, Window, calm, wanted_points
-from tests.search.servers import NO_POSTGRES, mlflow_server, postgres_programs, postgres_server
+from tests.tracking.helpers import SQLALCHEMY, Window, calm, wanted_points
+from tests.tracking.servers import NO_POSTGRES, mlflow_server, postgres_programs, postgres_server
 from tinynet_search.tracking.queries import trial_rows
 from tinynet_search.tracking.sync import sync_search
 

@@ -14,7 +14,7 @@ import pytest
 
 from search_spaces import RequestError
 from tests.search.helpers import tiny_arguments, tiny_config
-from tests.search.mlflow_window import Window, wait_until, wanted_points
+from tests.tracking.helpers import Window, wait_until, wanted_points
 from tests.trainables.helpers import without_times
 from tinynet_search.cli.main import run
 from tinynet_search.cluster.tune import _keep_secrets

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
-from tests.search.mlflow_window import FORMULA_TEXT, SQLALCHEMY, Search, Window, calm, wanted_points
+from tests.tracking.helpers import FORMULA_TEXT, SQLALCHEMY, Search, Window, calm, wanted_points
 from tinynet_search import frontier_models
 from tinynet_search.mlflow_client.connection import resolve_uri
 from tinynet_search.mlflow_client.registry import fetched

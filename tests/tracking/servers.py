@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.search.mlflow_window import free_port
+from tests.tracking.helpers import free_port
 
 NO_POSTGRES = "no PostgreSQL server is installed: apt-get install postgresql"
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.search.fault_proxy import QUICK, FaultProxy, each_kind
 from tests.search.helpers import results as results_of
 from tests.search.helpers import tiny_config
-from tests.search.mlflow_window import SQLALCHEMY, Search, Window, calm, wait_until, wanted_points
-from tests.search.servers import mlflow_server
+from tests.tracking.fault_proxy import QUICK, FaultProxy, each_kind
+from tests.tracking.helpers import SQLALCHEMY, Search, Window, calm, wait_until, wanted_points
+from tests.tracking.servers import mlflow_server
 from tinynet_search.store.directory import SearchStore
 from tinynet_search.tracking import background
 from tinynet_search.tracking.publisher import Publisher
@@ -241,7 +241,7 @@ def test_the_end_waits_for_an_answer_so_long_and_no_longer(
 LEAVES = """
 import sys
 from pathlib import Path
-from tests.search.mlflow_window import Search, wait_until
+from tests.tracking.helpers import Search, wait_until
 search = Search(Path(sys.argv[1]), "leaves")
 search.end(search.candidates[0])
 publisher = search.publisher(sys.argv[2])

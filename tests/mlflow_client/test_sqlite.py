@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.search.mlflow_window import SQLALCHEMY, Search, Window, calm
+from tests.tracking.helpers import SQLALCHEMY, Search, Window, calm
 from tinynet_search.mlflow_client import sqlite as module
 from tinynet_search.mlflow_client.connection import connect, reaching
 

@@ -529,7 +529,7 @@ def test_weights_that_are_no_numbers(
 def test_a_users_own_space_is_named_again(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module, weights: str
 ) -> None:
-    own = "tests.search.test_export:own_space"
+    own = "tests.export.test_export:own_space"
     exported(
         capsys,
         RDW,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from search_spaces import get_space
-from tests.search.mlflow_window import (
+from tests.tracking.helpers import (
     SQLALCHEMY,
     Search,
     Window,
@@ -19,8 +19,8 @@ from tests.search.mlflow_window import (
     wait_until,
     wanted_points,
 )
-from tests.search.servers import mlflow_server
-from tests.search.train_helpers import LABEL, JobRuns, arguments, trained
+from tests.tracking.servers import mlflow_server
+from tests.train.helpers import LABEL, JobRuns, arguments, trained
 from tinynet_search import TrackingError, frontier_models
 from tinynet_search.export import load_exported
 from tinynet_search.formula.files import read_text

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from search_spaces import RequestError
-from tests.search.servers import playing
+from tests.tracking.servers import playing
 from tinynet_search import frontier_models
 from tinynet_search.mlflow_client import connection, reading
 

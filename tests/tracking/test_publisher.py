@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from search_spaces import RequestError, get_space
-from tests.search.mlflow_window import (
+from tests.tracking.helpers import (
     CREATED,
     FORMULA_TEXT,
     SQLALCHEMY,

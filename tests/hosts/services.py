@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.cluster.hosts import GATEWAY
-from tests.search.mlflow_window import free_port
-from tests.search.servers import answers, end, postgres_programs, postgres_server
+from tests.hosts.hosts import GATEWAY
+from tests.tracking.helpers import free_port
+from tests.tracking.servers import answers, end, postgres_programs, postgres_server
 
 ROOT = Path(__file__).resolve().parents[2]
 SETUP, AUTH = ROOT / "deploy/mlflow/setup.py", ROOT / "deploy/mlflow/auth.ini"

@@ -11,7 +11,7 @@ import pytest
 
 from search_spaces import RequestError
 from tests.search.helpers import tiny_config
-from tests.search.mlflow_window import SQLALCHEMY
+from tests.tracking.helpers import SQLALCHEMY
 from tinynet_search.cluster import placement
 from tinynet_search.cluster.placement import grown, take_place
 from tinynet_search.search.driver import run_search

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.search.mlflow_window import (
+from tests.tracking.helpers import (
     CREATED,
     SQLALCHEMY,
     Search,

@@ -15,7 +15,7 @@ import pytest
 
 from search_spaces import RequestError
 from tests.search.helpers import results, tiny_arguments, tiny_config
-from tests.search.servers import playing
+from tests.tracking.servers import playing
 from tinynet_search.cli.job_entrypoint import request as requested
 from tinynet_search.cli.main import run
 from tinynet_search.cluster import placement, preflight
