@@ -1,4 +1,4 @@
-"""Packing: decode a set once, shrink it, keep it as raw pixels; ``packed.py`` says in which files.
+"""Packing: decode a set once, shrink it, keep it as raw pixels; ``dataset.py`` says in which files.
 
 Every shard is written aside and renamed, its index last, so a packing that was stopped goes on where it was.
 """
