@@ -8,7 +8,7 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,16 +188,18 @@ def _damaged(source: Source) -> str:
 def _bare(given: Mapping[str, "Tensor"], own: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     """Names without what data-parallel training or torch.compile put before them all."""
     names = dict(given)
-    while prefix := next(
-        (
-            p
-            for p in WRAPPERS
-            if all(n.startswith(p) for n in names) and not any(n.startswith(p) for n in own)
-        ),
-        None,
-    ):
+    while prefix := _wrapper(names, own):
         names = {name.removeprefix(prefix): tensor for name, tensor in names.items()}
     return names
+
+
+def _wrapper(names: Iterable[str], own: Iterable[str]) -> str | None:
+    """The prefix of a wrapper that every name has and no name of the network has."""
+    for prefix in WRAPPERS:
+        given = all(name.startswith(prefix) for name in names)
+        if given and not any(name.startswith(prefix) for name in own):
+            return prefix
+    return None
 
 
 def _differences(

@@ -14,16 +14,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     grid = [list(head), *[list(row) for row in rows]]
     widths = [max(len(row[column]) for row in grid) for column in range(len(head))]
 
+    left = [column == 0 or not name for column, name in enumerate(head)]
+
     def line(row: Sequence[str]) -> str:
-        cells = [
-            cell.ljust(width) if column == 0 or not head[column] else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
+        cells = []
+        for cell, width, is_left in zip(row, widths, left, strict=True):
+            cells.append(cell.ljust(width) if is_left else cell.rjust(width))
         return "  ".join(cells).rstrip()
 
-    return "\n".join(
-        [line(grid[0]), "  ".join("-" * width for width in widths).rstrip(), *map(line, grid[1:])]
-    )
+    rule = "  ".join("-" * width for width in widths).rstrip()
+    return "\n".join([line(grid[0]), rule, *map(line, grid[1:])])
 
 
 def apart(groups: Iterable[Sequence[Sequence[str]]]) -> list[Sequence[str]]:

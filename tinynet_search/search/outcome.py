@@ -37,24 +37,22 @@ def with_longest(store: SearchStore, rows: Sequence[Mapping[str, Any]]) -> list[
     for run in store.finished():
         if found := _RUN.fullmatch(run):
             budgets.setdefault(found[1], []).append(int(found[2]))
-    wanted = {
-        f"{row['id']}-e{epochs}": row["run"]
-        for row in rows
-        for epochs in budgets.get(row["id"], [])
-        if epochs > _epochs(row["run"])
-    }
+    # The row's run by each run of the same model for more epochs.
+    wanted: dict[str, str] = {}
+    for row in rows:
+        for epochs in budgets.get(row["id"], []):
+            if epochs > _epochs(row["run"]):
+                wanted[f"{row['id']}-e{epochs}"] = row["run"]
     longest: dict[str, dict[str, Any]] = {}
     for run, result in sorted(store.summaries(wanted).items(), key=lambda item: _epochs(item[0])):
         if result["status"] == "finished":
-            longest[wanted[run]] = {
-                "run": run,
-                "epochs": _epochs(run),
-                "top1": result["metrics"]["top1"],
-            }
-    return [
-        {**row, "longer": longest[row["run"]]} if row["run"] in longest else dict(row)
-        for row in rows
-    ]
+            top1 = result["metrics"]["top1"]
+            longest[wanted[run]] = {"run": run, "epochs": _epochs(run), "top1": top1}
+    with_longer = []
+    for row in rows:
+        longer = longest.get(row["run"])
+        with_longer.append({**row, "longer": longer} if longer else dict(row))
+    return with_longer
 
 
 def _epochs(run: str) -> int:
