@@ -2,21 +2,33 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# uv installs, where it can do what pip is set to do, and pip elsewhere: see tools/install.py.
+INSTALL := $(BIN)/python tools/install.py -c constraints.txt
+READY_DEMO := $(VENV)/.ready-demo
 READY := $(VENV)/.ready
 # One thread a process: trials run side by side, one a core.
 export OMP_NUM_THREADS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
+# uv compiles no bytecode at set-up. Python does when a module is first imported, so it must be allowed to write.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo check test quick test-chaos test-cluster test-postgres lint bench bench-train bench-scale gpu-check clean
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[search,dev]'
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(READY_DEMO): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[demo]'
 	touch $@
 
-demo: $(READY)
+# All that the demo needs is among it.
+$(READY): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[search,dev]'
+	touch $@ $(READY_DEMO)
+
+demo: $(READY_DEMO)
 	$(BIN)/tinynet search --preset demo
 
 # In a minute on two cores: ruff, pyright and, beside them, the quick tests of every package.
@@ -38,7 +50,7 @@ test-chaos: $(READY)
 test-cluster: $(READY)
 	$(BIN)/python -m pytest -m hosts tests/hosts
 
-# The publisher and the queries on a real PostgreSQL server, which has to be installed: apt-get install postgresql.
+# Of the tests those on a real PostgreSQL server, which has to be installed: apt-get install postgresql.
 test-postgres: $(READY)
 	$(BIN)/python -m pytest -m postgres tests/tracking
 

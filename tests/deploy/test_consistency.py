@@ -95,6 +95,16 @@ def test_versions_are_those_of_the_constraints() -> None:
         assert set(re.findall(r"[Pp]ython ?:?(3\.\d+)", text)) <= {"3.11"}, path
 
 
+def test_what_is_installed_by_name_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    assert set(extras) == {"submit", "demo", "search", "dev"}
+    for name, wanted in {"": project["dependencies"], **extras}.items():
+        packages = {re.split(r"[\[<>=~!; ]", requirement)[0].lower() for requirement in wanted}
+        known = {pin.replace("_", "-") for pin in pinned()}
+        assert packages - {"tinynet-search"} <= known, name
+
+
 @pytest.mark.parametrize("which", SETS)
 def test_every_secret_that_is_used_is_one_that_the_readme_makes(which: str) -> None:
     readme = (DEPLOY / "kuberay/README.md").read_text(encoding="utf-8")
