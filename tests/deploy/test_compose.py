@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tests.deploy.manifests import DEPLOY, compose, walk
+from tests.required import require_module
 
 TOP = {"name", "services", "networks", "volumes"}
 SERVICE = {
@@ -69,9 +70,7 @@ def interpolated(file: str) -> dict[str, Any]:
 
 def mistake(document: dict[str, Any]) -> str | None:
     """What the parser has against a file; skips where it is not installed."""
-    parser = pytest.importorskip(
-        "compose_spec", reason="the parser of compose files is not installed: compose-spec"
-    )
+    parser = require_module("compose_spec", "compose-spec")
     try:
         parser.PyCompose.from_json(json.dumps(document)).validate()
     except ValueError as error:

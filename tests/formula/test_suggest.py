@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from search_spaces import RDW, RequestError, SearchSpace, get_space, list_spaces
 from search_spaces.efficientnet import TABLES, EfficientNetSpace
+from tests.required import require_module
 from tinynet_search import Suggestion, TinyFormula, suggest_rdw
 from tinynet_search.formula.digits import spelled
 from tinynet_search.formula.tiny_formula import fit_formula
@@ -107,7 +108,7 @@ def test_shown_to_people() -> None:
 
 
 def test_builds() -> None:
-    torch = pytest.importorskip("torch")
+    torch = require_module("torch", "torch")
     s = suggest_rdw(0.06)
     model = s.build(drop_rate=0.2).eval()
     assert sum(p.numel() for p in model.parameters()) == s.params

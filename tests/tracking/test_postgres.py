@@ -6,23 +6,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tracking_scale
+from tests.required import require_postgres
 from tests.tracking.helpers import SQLALCHEMY, Window, calm, wanted_points
-from tests.tracking.servers import NO_POSTGRES, mlflow_server, postgres_programs, postgres_server
+from tests.tracking.servers import mlflow_server, postgres_server
 from tinynet_search.tracking.queries import trial_rows
 from tinynet_search.tracking.sync import sync_search
 
-PROGRAMS = postgres_programs()
-pytestmark = [
-    pytest.mark.postgres,
-    pytest.mark.skipif(PROGRAMS is None, reason=NO_POSTGRES),
-    pytest.mark.filterwarnings(SQLALCHEMY),
-]
+pytestmark = [pytest.mark.postgres, pytest.mark.filterwarnings(SQLALCHEMY)]
 
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    assert PROGRAMS is not None
-    with calm(), postgres_server(PROGRAMS) as address:
+    with calm(), postgres_server(require_postgres()) as address:
         yield address
 
 
