@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from tests.deploy.manifests import ROOT
-from tests.search.servers import playing
+from tests.tracking.servers import playing
 
 SCRIPT = ROOT / "tools/install.py"
 PACKAGE, VERSIONS = "tiny-thing", ("1.0", "2.0")
