@@ -40,7 +40,7 @@ quick: $(READY)
 	$(BIN)/python -m pytest --quick
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # The kill table: a search killed at every named point and at random; 20 minutes on two CPU cores.
 test-chaos: $(READY)

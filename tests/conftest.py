@@ -1,8 +1,8 @@
-"""What all tests share: the quick tests, the order of files, and a Ray cluster in each process.
+"""What all tests share: the quick tests, the order of files, and Ray clusters.
 
-The cluster has a head without CPUs and two nodes of one CPU each. Every process of a run (``-n 2``)
-starts its own at the first test that needs one: trials wait for processes to start and for each other,
-so two clusters on two cores take little more than half the time of one.
+A cluster has a head without CPUs and two nodes of one CPU each. Of the processes of a run (``-n 3``) all but the
+last have a cluster of their own, from the first test that needs one, and run the files that use it first. Three
+processes keep two cores busy: trials spend much of their time waiting for processes to start.
 """
 
 import functools
@@ -64,24 +64,61 @@ def _test_files(config: pytest.Config) -> list[Path]:
 
 
 def _is_quick(file: Path) -> bool:
-    return "mark.quick" in file.read_text(encoding="utf-8")
+    return _has_mark(file, "quick")
 
 
-# Files that take minutes on a quiet machine.
-LONGEST = ("search/test_driver.py", "store/test_object_storage.py", "chaos/test_quick.py")
+# Files that take minutes come first, so that no process is left with one at the end.
+LONGEST = (
+    "tests/jobs/test_jobs.py",
+    "tests/chaos/test_quick.py",
+    "tests/search/test_driver.py",
+    "tests/tracking/test_mlflow_faults.py",
+    "tests/trainables/test_stopping.py",
+    "tests/spaces/test_contract.py",
+    "tests/trainables/test_stops.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put long files first, so that no process is left with one at the end."""
-    items.sort(key=lambda item: _length(item.path), reverse=True)
+    def place(item: pytest.Item) -> int:
+        file = item.nodeid.partition("::")[0]
+        return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file stay together, and the last process starts no cluster."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByCluster(LoadFileScheduling):
+        def _next(self, node: Any) -> str | None:
+            """The file that a process runs next, of those that wait."""
+            is_last = self.numnodes > 1 and node.gateway.id == f"gw{self.numnodes - 1}"
+            clustered = [
+                file for file in self.workqueue if _has_mark(config.rootpath / file, "ray")
+            ]
+            others = [file for file in self.workqueue if file not in clustered]
+            return next(iter(others if is_last else [*clustered, *others]), None)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            if file := self._next(node):
+                self.workqueue.move_to_end(file, last=False)
+                super()._assign_work_unit(node)
+
+        def _reschedule(self, node: Any) -> None:
+            if not node.shutting_down and self._next(node) is None:
+                node.shutdown()
+            else:
+                super()._reschedule(node)
+
+    return ByCluster(config, log)
 
 
 @functools.cache
-def _length(file: Path) -> int:
-    """2 for the longest files, 1 for the others that use a cluster, 0 for the rest."""
-    if str(file).endswith(LONGEST):
-        return 2
-    return 1 if "mark.ray" in file.read_text(encoding="utf-8") else 0
+def _has_mark(file: Path, mark: str) -> bool:
+    return f"mark.{mark}" in file.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -379,10 +379,16 @@ def test_what_has_no_counterpart_is_said(
 
 
 def test_every_harmless_setting_is_one_that_pip_has(script: ModuleType) -> None:
-    from pip._internal.commands import create_command
-
-    parser = create_command("install").parser
-    known = {option.removeprefix("--") for o in parser.option_list_all for option in o._long_opts}
+    # In a process of its own: setuptools gives way to the standard library's distutils where pip is loaded.
+    code = (
+        "from pip._internal.commands import create_command\n"
+        "options = create_command('install').parser.option_list_all\n"
+        "print(*[name.removeprefix('--') for option in options for name in option._long_opts])"
+    )
+    listed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    known = set(listed.stdout.split())
     # Of a later or an earlier pip, or no option but read by pip.
     assert script.HARMLESS - known <= {
         "config-file",

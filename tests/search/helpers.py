@@ -20,8 +20,16 @@ TINY = (
 
 
 def tiny_config(storage: Path | str, *settings: str, trials: int = 6) -> Config:
-    """The demo on a few images: networks of a few pixels, two epochs, no finals."""
-    base = ("search.finals=[]", f'storage.path="{storage}"', f"search.trials={trials}")
+    """The demo on a few images: networks of a few pixels, two epochs, no finals.
+
+    Trials run one after another: each trial at a time is a process that imports torch and Ray.
+    """
+    base = (
+        "run.concurrency=1",
+        "search.finals=[]",
+        f'storage.path="{storage}"',
+        f"search.trials={trials}",
+    )
     return load_config(preset="demo", settings=[*TINY, *base, *settings])
 
 

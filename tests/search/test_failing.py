@@ -52,7 +52,8 @@ def test_trials_that_hang_and_raise(ray_cluster: Any, tmp_path: Path) -> None:
     own = (
         "space.name=tests.search.unruly:Unruly",
         "search.seed=8",
-        "run.trial_timeout=20",
+        "run.trial_timeout=45",
+        "run.concurrency=2",
         "run.stop_at_failed=1",
         "search.minimum=1",
     )
@@ -63,7 +64,7 @@ def test_trials_that_hang_and_raise(ray_cluster: Any, tmp_path: Path) -> None:
     assert reasons == {0: "error", 1: "hung", 2: None}
     by_reason = {r["reason"]: r["detail"] for r in found.values()}
     assert re.fullmatch(r"ValueError: \d+ pixels are not to my taste", by_reason["error"])
-    assert by_reason["hung"] == "no epoch was reported for 20 s (run.trial_timeout)"
+    assert by_reason["hung"] == "no epoch was reported for 45 s (run.trial_timeout)"
     assert (outcome.lost, outcome.stopped) == ([], None)
     counts = TinyFormula.load(tmp_path / "demo" / "formula.json").provenance["trials"]
     finished = sum(r["status"] == "finished" for r in found.values())
