@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
-from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualConfig, MobileNetV3
+from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
 from torchvision.ops import StochasticDepth
 
 from search_spaces import Cost, Network, SearchSpace
@@ -54,9 +54,7 @@ class Shape(NamedTuple):
 def blocks(shape: Shape) -> Iterator[tuple[Stage, int, Any, Any, Any, Any]]:
     """(stage, stride, channels in, inside and out, times) of each kind of block: what the counter and the builder read."""
     cin = shape.stem
-    for stage, cout, widths, repeats in zip(
-        STAGES, shape.channels, shape.expanded, shape.repeats, strict=True
-    ):
+    for stage, cout, widths, repeats in zip(STAGES, *shape[2:], strict=True):
         for i, expanded in enumerate(widths):
             # A shallow stage keeps its first blocks, a deep one repeats its last.
             times = highest(repeats - i, 0) if i == len(widths) - 1 else 1 * (repeats > i)
@@ -68,47 +66,26 @@ class Space(SearchSpace):
     name, base_resolution, num_classes = "mobilenet_v3_large", 224, 1000
 
     def decode(self, r: Any, d: Any, w: Any) -> Shape:
-        stem, *channels = (
-            round_channels(n, w, DIVISOR) for n in (STEM, *(stage.channels for stage in STAGES))
-        )
-        expanded = tuple(
-            tuple(round_channels(n, w, DIVISOR) for n in stage.expanded) for stage in STAGES
-        )
-        return Shape(
-            self.pixels(r),
-            stem,
-            tuple(channels),
-            expanded,
-            tuple(round_repeats(stage.repeats, d) for stage in STAGES),
-        )
+        widths = (STEM, *(stage.channels for stage in STAGES))
+        stem, *channels = (round_channels(n, w, DIVISOR) for n in widths)
+        expanded = tuple(tuple(round_channels(n, w, DIVISOR) for n in s.expanded) for s in STAGES)
+        repeats = tuple(round_repeats(stage.repeats, d) for stage in STAGES)
+        return Shape(self.pixels(r), stem, tuple(channels), expanded, repeats)
 
     # 3. The cost follows the layers in the order they run, and Tally does the sums.
     def cost(self, shape: Shape, num_classes: int) -> Cost:
         tally = Tally()
         size = tally.conv((3, shape.stem), 3, shape.resolution, 2)
         for stage, stride, cin, expanded, cout, times in blocks(shape):
-            # torchvision leaves out the first convolution where it would expand nothing.
+            # Without expansion there is no first convolution, and the next one reads the shortcut.
             expands = 1 * (expanded != cin)
             shortcut = (stride == 1) * (cin == cout) * cin * size * size
             tally.conv((cin, expanded), 1, size, times=times * expands)
-            # Where nothing expands, the shortcut is the input of this convolution, and counted as such.
-            size = tally.conv(
-                (expanded, expanded),
-                stage.kernel,
-                size,
-                stride,
-                depthwise=True,
-                held=shortcut * expands,
-                times=times,
-            )
+            inner, k, held = (expanded, expanded), stage.kernel, shortcut * expands
+            size = tally.conv(inner, k, size, stride, depthwise=True, held=held, times=times)
             if stage.squeeze:
-                tally.squeeze_excite(
-                    expanded,
-                    round_channels(1, expanded // 4, DIVISOR),
-                    size,
-                    held=shortcut,
-                    times=times,
-                )
+                squeezed = round_channels(1, expanded // 4, DIVISOR)
+                tally.squeeze_excite(expanded, squeezed, size, held=shortcut, times=times)
             tally.conv((expanded, cout), 1, size, held=shortcut, times=times)
         cin, wide = shape.channels[-1], 6 * shape.channels[-1]
         tally.conv((cin, wide), 1, size)
@@ -119,41 +96,24 @@ class Space(SearchSpace):
 
     # 4. One text for each shape, and what people want to know of it.
     def describe(self, shape: Shape) -> str:
-        stages = (
-            f"{c}x{n}e{'-'.join(map(str, e))}"
-            for c, n, e in zip(shape.channels, shape.repeats, shape.expanded, strict=True)
-        )
+        stages = (f"{c}x{n}e{'-'.join(map(str, e))}" for c, e, n in zip(*shape[2:], strict=True))
         return f"{shape.resolution}px-{shape.stem}.{'.'.join(stages)}"
 
     def details(self, shape: Shape) -> Mapping[str, Any]:
-        return {
-            "stem": shape.stem,
-            "channels": list(shape.channels),
-            "repeats": list(shape.repeats),
-        }
+        return {"stem": shape.stem, "channels": [*shape.channels], "repeats": [*shape.repeats]}
 
     # 5. The module. A training passes both rates; torchvision's blocks have no stochastic depth, so it is added.
     def build(
-        self,
-        network: Network,
-        *,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        **options: Any,
+        self, network: Network, *, drop_rate: float = 0, drop_path_rate: float = 0, **options: Any
     ) -> nn.Module:
         if options:
             raise unknown("build option", next(iter(options)), ("drop_rate", "drop_path_rate"))
-        rows = [
-            InvertedResidualConfig(
-                cin, stage.kernel, expanded, cout, stage.squeeze, stage.activation, stride, 1, 1.0
-            )
-            for stage, stride, cin, expanded, cout, times in blocks(network.shape)
-            for _ in range(times)
-        ]
+        rows: list[InvertedResidualConfig] = []
+        for stage, stride, cin, expanded, cout, times in blocks(network.shape):
+            about = (cin, stage.kernel, expanded, cout, stage.squeeze, stage.activation, stride)
+            rows += [InvertedResidualConfig(*about, 1, 1.0) for _ in range(times)]
         model = MobileNetV3(rows, HIDDEN, network.num_classes, dropout=drop_rate)
-        residual = [
-            m for m in model.modules() if isinstance(m, InvertedResidual) and m.use_res_connect
-        ]
+        residual: list[Any] = [m for m in model.modules() if getattr(m, "use_res_connect", False)]
         for i, block in enumerate(residual if drop_path_rate else (), 1):
             block.block.append(StochasticDepth(drop_path_rate * i / len(residual), "row"))
         return model

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -53,6 +54,15 @@ def test_bases_are_tagged_exactly_and_python_is_ours() -> None:
     assert re.fullmatch(r"3\.11\.\d+-slim-bookworm", python)
     bases = [rest.split(" AS ")[0] for word, rest in instructions() if word == "FROM"]
     assert bases == ["python:${PYTHON}", "base", "base", "ray"]
+
+
+def test_dependencies_are_installed_with_a_version_where_the_build_reads_it() -> None:
+    """The layer before our source has no package: only the file from which hatch reads the version."""
+    text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    path = project["tool"]["hatch"]["version"]["path"]
+    assert f"echo '__version__ = \"0\"' > {path} " in text
+    assert "__version__ = " in (ROOT / path).read_text(encoding="utf-8")
 
 
 def test_every_source_is_there_and_reaches_the_builder() -> None:

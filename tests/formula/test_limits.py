@@ -245,6 +245,7 @@ def test_extrapolation_is_offered_only_where_it_helps() -> None:
         assert ("--extrapolate" in str(caught.value)) == helps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_spaces())
 def test_the_smallest_that_is_named_can_be_had(name: str) -> None:
     with pytest.raises(

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.quick
 B0 = get_space("efficientnet_b0")
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(st.sampled_from(list_spaces()), st.floats(0.2, 1.5), st.floats(0.2, 1.5))
 def test_the_smallest_that_is_named_can_be_met(name: str, r: float, d: float) -> None:
