@@ -67,10 +67,12 @@ def _is_quick(file: Path) -> bool:
     return _has_mark(file, "quick")
 
 
+# Two files that run one after the other: beside the kills of the first, jobs of the second lost their cluster.
+TOGETHER = ("tests/chaos/test_quick.py", "tests/jobs/test_jobs.py")
 # Files that take minutes come first, so that no process is left with one at the end.
 LONGEST = (
-    "tests/jobs/test_jobs.py",
     "tests/chaos/test_quick.py",
+    "tests/jobs/test_jobs.py",
     "tests/search/test_driver.py",
     "tests/tracking/test_mlflow_faults.py",
     "tests/trainables/test_stopping.py",
@@ -93,6 +95,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadFileScheduling
 
     class ByCluster(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return TOGETHER[0] if file in TOGETHER else file
+
         def _next(self, node: Any) -> str | None:
             """The file that a process runs next, of those that wait."""
             is_last = self.numnodes > 1 and node.gateway.id == f"gw{self.numnodes - 1}"
