@@ -16,7 +16,7 @@ from tinynet_search.cli.main import run
 from tinynet_search.plan.candidates import final_candidates, grow
 from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.store.directory import SearchStore
-from tinynet_search.store.train_job import Job, read_job
+from tinynet_search.store.train_job import TrainJob, read_job
 
 
 def _header(shape: list[int], end: int) -> bytes:
@@ -78,7 +78,7 @@ def test_a_space_that_a_file_names_is_not_imported(
     config = tiny_config(tmp_path)
     plan = agreed_plan(store, config)
     spec = grow(plan, store, config)[0].spec
-    written = Job("job", "tinynet_e", spec, 96, 48, 1_700_000_000).to_json()
+    written = TrainJob("job", "tinynet_e", spec, 96, 48, 1_700_000_000).to_json()
     job.write_json("job.json", {**written, "trial": {**written["trial"], "space": own}})
     final = {
         "run": spec.run,

@@ -24,7 +24,7 @@ from tinynet_search.plan.candidates import candidates_of, final_candidates, grow
 from tinynet_search.plan.plan import agreed_plan, too_large
 from tinynet_search.store.directory import SearchStore
 from tinynet_search.store.lease import Holder, read_lease
-from tinynet_search.store.train_job import Job, ended_or_begun, read_job
+from tinynet_search.store.train_job import TrainJob, ended_or_begun, read_job
 from tinynet_search.tracking import projection
 from trainables.checkpoint import newest_checkpoint
 from trainables.spec import Alone, TrialSpec
@@ -111,7 +111,7 @@ class Place:
         self.store.write_json("frontier.json", [{**row, **figures}])
         self.job = SearchStore(str(storage / "job"))
         self.job.write_json(
-            "job.json", Job("job", "tinynet_e", spec, 96, 48, 1_700_000_000).to_json()
+            "job.json", TrainJob("job", "tinynet_e", spec, 96, 48, 1_700_000_000).to_json()
         )
         holder = Holder(
             **{

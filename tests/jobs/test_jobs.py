@@ -26,7 +26,7 @@ from tinynet_search.jobs.connection import connect, find_token
 from tinynet_search.jobs.submission import order_search, order_train
 from tinynet_search.jobs.watching import Jobs
 from tinynet_search.plan.preview import preview
-from tinynet_search.train.request import Request
+from tinynet_search.train.request import TrainRequest
 
 OWN_SPACE = """
 from search_spaces import get_space
@@ -386,7 +386,7 @@ def test_what_means_this_machine_is_refused(
         order_search(tiny_config(tmp_path), "http://user:SECRETWORD@mlflow:5000")
     assert "SECRETWORD" not in str(refused.value)
     with pytest.raises(RequestError, match="means a folder of this machine"):
-        order_train(Request(network="tinynet_e", data="petals"))
+        order_train(TrainRequest(network="tinynet_e", data="petals"))
     place = str(tmp_path)
     secrets: list[tuple[str, str | None, tuple[str, ...]]] = [
         ("s3://KEY:SECRETWORD@bucket/x", None, ()),
@@ -400,7 +400,7 @@ def test_what_means_this_machine_is_refused(
         assert "SECRETWORD" not in str(refused.value)
         with pytest.raises(RequestError, match="credentials") as refused:
             order_train(
-                Request(
+                TrainRequest(
                     network="tinynet_e",
                     data="petals",
                     storage=storage,
@@ -410,10 +410,10 @@ def test_what_means_this_machine_is_refused(
             )
         assert "SECRETWORD" not in str(refused.value)
     with pytest.raises(RequestError, match="no_such_net"):
-        order_train(Request(network="no_such_net", data="petals", storage=place))
+        order_train(TrainRequest(network="no_such_net", data="petals", storage=place))
     with pytest.raises(RequestError, match="nonsense"):
         order_train(
-            Request(
+            TrainRequest(
                 network="tinynet_e", data="petals", storage=place, settings=("recipe.nonsense=3",)
             )
         )
@@ -449,7 +449,7 @@ def test_an_order_says_everything_and_nothing_of_this_machine(
     assert all(isinstance(value, str) for value in metadata.values())
     environment = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"metadata": metadata})}
     assert requested(environment)["config"]["search"]["trials"] == 4
-    train = order_train(Request(c=0.5, data="petals", epochs=3, storage=str(tmp_path)))
+    train = order_train(TrainRequest(c=0.5, data="petals", epochs=3, storage=str(tmp_path)))
     assert train.arguments == (
         "train",
         "{config}",
@@ -577,7 +577,7 @@ def test_a_training_takes_a_gpu_unless_something_else_is_said(
     tmp_path: Path, setting: str, auto: bool | None
 ) -> None:
     sent = order_train(
-        Request(network="tinynet_e", data="petals", storage=str(tmp_path), settings=(setting,))
+        TrainRequest(network="tinynet_e", data="petals", storage=str(tmp_path), settings=(setting,))
     )
     assert sent.values["scaling"].get("auto") == auto
 

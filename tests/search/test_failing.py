@@ -14,7 +14,7 @@ from tinynet_search.cli.main import run
 from tinynet_search.config import load_config
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.search.driver import run_search
-from tinynet_search.search.failures import Tally
+from tinynet_search.search.failures import FailureTally
 from tinynet_search.search.retry import set_aside
 from tinynet_search.store.directory import SearchStore
 
@@ -37,7 +37,7 @@ FAILED, FINE = {"status": "failed", "reason": "diverged"}, {"status": "finished"
     ],
 )
 def test_when_so_many_fail(planned: int, fine: int, failed: int, most: float, stops: bool) -> None:
-    tally = Tally(planned, most)
+    tally = FailureTally(planned, most)
     for i in range(fine + failed):
         tally.add(str(i), FINE if i < fine else FAILED)
         tally.add(str(i), None)

@@ -18,7 +18,7 @@ from tests.tracking.helpers import (
 from tinynet_search.errors import TrackingError
 from tinynet_search.mlflow_client.connection import resolve_uri
 from tinynet_search.store.directory import Candidate
-from tinynet_search.store.train_job import Job
+from tinynet_search.store.train_job import TrainJob
 from tinynet_search.tracking.job_publisher import JobPublisher
 from tinynet_search.tracking.queries import trial_rows
 
@@ -346,7 +346,7 @@ def test_a_job_follows_its_directory_too(storage: Path, uri: str, restarted: boo
     name = f"job-{restarted}"
     search = Search(storage, name, twists=1)
     (candidate,) = search.candidates
-    job = Job(name, "a-network", candidate.spec, 400, 100, CREATED)
+    job = TrainJob(name, "a-network", candidate.spec, 400, 100, CREATED)
     publisher = JobPublisher(search.store, [job], uri, warn=pytest.fail)
 
     def synced() -> JobWindow:

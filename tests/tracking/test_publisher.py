@@ -29,7 +29,7 @@ from tinynet_search.tracking.background import Background
 from tinynet_search.tracking.models_table import TABLE, TABLED, is_tabled
 from tinynet_search.tracking.publisher import Publisher
 from tinynet_search.tracking.queries import trial_rows
-from tinynet_search.tracking.registered_models import digest_of
+from tinynet_search.tracking.registered_models import content_digest
 from tinynet_search.tracking.search_runs import MARKED, SEAL
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
@@ -228,7 +228,7 @@ def check_table(uri: str, window: Window, rows: list[dict[str, Any]]) -> None:
     sealed = " ".join(parent.data.tags[tag] for tag in (SEAL, MARKED))
     client.log_text(run, doubled, TABLE)  # by somebody else
     assert read() == rows
-    client.set_tag(run, TABLED, f"{sealed} {digest_of(doubled)}")
+    client.set_tag(run, TABLED, f"{sealed} {content_digest(doubled)}")
     assert len(read()) == len(rows) + 1
     for tag in (SEAL, MARKED):
         client.set_tag(run, tag, "")  # as where a trial is under way
@@ -243,7 +243,7 @@ def check_table(uri: str, window: Window, rows: list[dict[str, Any]]) -> None:
         table.replace('"r": 0', '"r": "x'),
     ):
         client.log_text(run, damaged, TABLE)
-        client.set_tag(run, TABLED, f"{sealed} {digest_of(damaged)}")
+        client.set_tag(run, TABLED, f"{sealed} {content_digest(damaged)}")
         assert read() == rows
     client.set_tag(run, TABLED, parent.data.tags[TABLED])
     client.log_text(run, table, TABLE)

@@ -25,7 +25,7 @@ from tinynet_search import TrackingError, frontier_models
 from tinynet_search.export import load_exported
 from tinynet_search.formula.files import read_text
 from tinynet_search.formula.tiny_formula import TinyFormula
-from tinynet_search.mlflow_client.reading import Found, Reader, read
+from tinynet_search.mlflow_client.reading import Found, RunReader, read
 from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.store.directory import FINALS, FORMULA, FRONTIER
 from tinynet_search.tracking import queries as tracking
@@ -158,7 +158,7 @@ def test_sync_catches_up_on_a_real_server(tmp_path: Path, server: str) -> None:
 def read_with_the_table_alone(server: str, window: Window) -> list[dict[str, Any]]:
     """As a server gives the file out, without a look at any trial."""
 
-    def ask(reader: Reader) -> list[Found]:
+    def ask(reader: RunReader) -> list[Found]:
         found = tabled(reader.text(window.parent.info.run_id, TABLE), window.parent.data.tags)
         assert found is not None
         assert reader.text(window.parent.info.run_id, "no such file") is None

@@ -32,7 +32,7 @@ from tinynet_search.export import load_exported
 from tinynet_search.export.subject import read_subject
 from tinynet_search.store.directory import SearchStore
 from tinynet_search.store.train_job import agreed_job, read_job
-from tinynet_search.train.request import Request, make_job, settled
+from tinynet_search.train.request import TrainRequest, make_job, settled
 from tinynet_search.train.run import _left_at, advice
 from trainables.storage.folder import LocalFolder
 from trainables.trial_folder import checkpoints
@@ -531,7 +531,7 @@ def test_another_training_under_the_name_is_refused(
 def test_a_job_that_was_never_trained_gives_way(tmp_path: Path) -> None:
     old, new, scaled = (
         make_job(
-            Request(
+            TrainRequest(
                 "tinynet_e",
                 data="petals",
                 recipe="efficientnet",
@@ -599,7 +599,7 @@ def test_data_packed_for_fewer_pixels(
 
 @pytest.mark.quick
 def test_what_a_failure_advises(tmp_path: Path) -> None:
-    _, job = make_job(Request("tinynet_e", data="petals"))
+    _, job = make_job(TrainRequest("tinynet_e", data="petals"))
     store = SearchStore(str(tmp_path))
     for reason, words in (
         ("unreadable data", "tinynet data pack --on-error skip"),
@@ -611,7 +611,7 @@ def test_what_a_failure_advises(tmp_path: Path) -> None:
 
 @pytest.mark.quick
 def test_where_a_job_goes_on(tmp_path: Path) -> None:
-    _, job = make_job(Request("tinynet_e", data="petals"))
+    _, job = make_job(TrainRequest("tinynet_e", data="petals"))
     store = SearchStore(str(tmp_path))
     folder = tmp_path / job.spec.folder / "epoch-0001-step-000010"
     folder.mkdir(parents=True)
@@ -692,7 +692,7 @@ def test_weights_and_data_of_other_classes(
 def test_defaults_follow_the_space_and_the_data(tmp_path: Path) -> None:
     def chosen(space: str, name: str, classes: int, **values: Any) -> tuple[str, int]:
         found = settled(
-            {"data": {"name": name}, **values}, space, Request(), classes=classes
+            {"data": {"name": name}, **values}, space, TrainRequest(), classes=classes
         ).get_recipe()
         return found.name, found.epochs
 
@@ -705,7 +705,9 @@ def test_defaults_follow_the_space_and_the_data(tmp_path: Path) -> None:
     assert chosen("efficientnet_b0", "imagenet", 1000, recipe={"name": "resnet"}) == ("resnet", 90)
     tree = make_tree(tmp_path / "pets")
     _, job = make_job(
-        Request("tinynet_e", data=str(tree), settings=["recipe.batch=8", "recipe.micro_batch=8"])
+        TrainRequest(
+            "tinynet_e", data=str(tree), settings=["recipe.batch=8", "recipe.micro_batch=8"]
+        )
     )
     assert (job.name, job.spec.num_classes, job.spec.recipe["name"]) == (
         "tinynet_e-pets",
@@ -713,12 +715,12 @@ def test_defaults_follow_the_space_and_the_data(tmp_path: Path) -> None:
         "efficientnet",
     )
     with pytest.raises(RequestError, match="fewer than one batch of 1024"):
-        make_job(Request("tinynet_e", data=str(tree)))
+        make_job(TrainRequest("tinynet_e", data=str(tree)))
 
 
 @pytest.mark.quick
 def test_a_budget_is_the_formulas_network() -> None:
-    _, job = make_job(Request(c=0.25, data="petals"))
+    _, job = make_job(TrainRequest(c=0.25, data="petals"))
     assert job.name == "efficientnet_b0-c0.25-petals"
     assert job.spec.network() == suggest_rdw(0.25, num_classes=24).network
 
@@ -730,7 +732,7 @@ def test_a_configuration_is_a_searchs(tmp_path: Path) -> None:
         '[search]\nname = "x"\nseed = 4\n[recipe]\nname = "short"\nepochs = 5\n[data]\nname = "petals"\nval = 48\n'
     )
     config, job = make_job(
-        Request("tinynet_e", config=file, settings=["data.train=96", "recipe.lr=0.1"])
+        TrainRequest("tinynet_e", config=file, settings=["data.train=96", "recipe.lr=0.1"])
     )
     assert (job.name, job.spec.seed, job.spec.recipe["epochs"], job.spec.recipe["lr"]) == (
         "tinynet_e-petals",

@@ -64,13 +64,13 @@ def export(
 
     A folder that holds another network, other weights or files of other origin is refused, never overwritten.
     """
-    from tinynet_search.export import Request, export_network
+    from tinynet_search.export import ExportRequest, export_network
     from tinynet_search.export.formats import ExportError
 
     settings = None if data is None and data_path is None else _settings(data, data_path)
     try:
         done = export_network(
-            Request(
+            ExportRequest(
                 network, form, out, weights, space, classes, int8, settings, calibration, images
             )
         )

@@ -28,7 +28,7 @@ from tinynet_search.cli.searches import (
 from tinynet_search.text import duration, table
 
 if TYPE_CHECKING:
-    from tinynet_search.train.request import Request
+    from tinynet_search.train.request import TrainRequest
 
 Address = Annotated[
     str | None,
@@ -263,7 +263,7 @@ def _follow(job: str, address: str | None, where: TextIO | None = None) -> None:
 
 def _training(
     arguments: list[str], settings: list[str] | None, storage: str | None, tracking: str | None
-) -> "Request":
+) -> "TrainRequest":
     """The request behind ``train``, by that command's own options; those that both have were taken by ``submit``."""
     from tinynet_search.cli.train import requested
 

@@ -15,7 +15,7 @@ from tinynet_search.text import seconds
 
 if TYPE_CHECKING:
     from tinynet_search.config import Config
-    from tinynet_search.search.driver import Outcome
+    from tinynet_search.search.driver import SearchOutcome
 
 ConfigFile = Annotated[
     Path | None, typer.Argument(help="A TOML configuration.", show_default=False)
@@ -79,7 +79,7 @@ def search(
     loaded = configured(
         config, preset, settings, trials, storage, chosen(epochs, trial_timeout, continue_, anew)
     )
-    from tinynet_search.cli.summary import preview_text, summary, text
+    from tinynet_search.cli.summary import preview_text, search_summary, text
     from tinynet_search.plan.preview import preview
 
     if dry_run and retry:
@@ -91,7 +91,7 @@ def search(
     from tinynet_search.search.driver import run_search
 
     outcome = run_search(loaded, tracking=tracking, retry=retry or ())
-    print(json.dumps(summary(outcome), indent=1) if as_json else text(outcome))
+    print(json.dumps(search_summary(outcome), indent=1) if as_json else text(outcome))
     _unfinished(outcome)
 
 
@@ -138,7 +138,7 @@ def _epochs(epochs: int | None, part: str | None, anew: bool) -> dict[str, Any]:
     return {"search.frontier_epochs": epochs, "search.anew": anew or None}
 
 
-def _unfinished(outcome: "Outcome") -> None:
+def _unfinished(outcome: "SearchOutcome") -> None:
     """Say what is missing and end with exit code 1, if anything is."""
     from tinynet_search.search.driver import say
 

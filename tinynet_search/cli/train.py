@@ -12,8 +12,8 @@ from search_spaces.errors import RequestError
 from tinynet_search.cli.app import SPACES, AsJson, Tracking, app, millions
 
 if TYPE_CHECKING:
-    from tinynet_search.train.request import Request
-    from tinynet_search.train.run import Outcome
+    from tinynet_search.train.request import TrainRequest
+    from tinynet_search.train.run import TrainOutcome
 
 
 @app.command()
@@ -131,24 +131,24 @@ def train(
         _train(request, as_json=as_json)
 
 
-def requested(*, network: str | None, config: Path | None, **options: Any) -> "Request":
+def requested(*, network: str | None, config: Path | None, **options: Any) -> "TrainRequest":
     """The command's arguments as a request; a configuration may stand where the network does."""
-    from tinynet_search.train.request import Request
+    from tinynet_search.train.request import TrainRequest
 
     if network is not None and network.endswith((".toml", ".json")) and config is None:
         network, config = None, Path(network)
-    return Request(network=network, config=config, **options)
+    return TrainRequest(network=network, config=config, **options)
 
 
-def _train(request: "Request", *, as_json: bool) -> None:
+def _train(request: "TrainRequest", *, as_json: bool) -> None:
     from tinynet_search.train.request import make_job
-    from tinynet_search.train.run import advice, run_job, summary
+    from tinynet_search.train.run import advice, job_summary, run_job
 
     config, job = make_job(request)
     outcome = run_job(config, job, tracking=request.tracking, say=_say)
     result = outcome.result
     if as_json:
-        print(json.dumps(summary(outcome), indent=1))
+        print(json.dumps(job_summary(outcome), indent=1))
     elif result is not None and result["status"] == "finished":
         print(_text(outcome, result))
     if result is None:
@@ -162,7 +162,7 @@ def _train(request: "Request", *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _text(outcome: "Outcome", result: Mapping[str, Any]) -> str:
+def _text(outcome: "TrainOutcome", result: Mapping[str, Any]) -> str:
     from tinynet_search.cli.summary import mlflow_server
     from tinynet_search.text import duration, table
 
@@ -199,7 +199,7 @@ def _text(outcome: "Outcome", result: Mapping[str, Any]) -> str:
     return "\n".join([table(head, [row]), "", *lines])
 
 
-def _evaluate(request: "Request", weights: str, *, as_json: bool) -> None:
+def _evaluate(request: "TrainRequest", weights: str, *, as_json: bool) -> None:
     from tinynet_search.mlflow_client.connection import resolve_uri
     from tinynet_search.text import table
     from tinynet_search.train.evaluate import evaluate_weights

@@ -21,7 +21,7 @@ from trainables.spec import describe
 
 
 @dataclass(frozen=True)
-class Request:
+class ExportRequest:
     """What is exported.
 
     Attributes:
@@ -44,7 +44,7 @@ class Request:
     images: int = 1000
 
 
-def export_network(request: Request) -> dict[str, Any]:
+def export_network(request: ExportRequest) -> dict[str, Any]:
     """Write the files and return config.json.
 
     Raises:
@@ -80,7 +80,7 @@ def _write(
     folder: ExportFolder,
     subject: Subject,
     module: nn.Module,
-    request: Request,
+    request: ExportRequest,
     images: Images | None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
     """(files by name, what quantisation costs or None)"""

@@ -141,7 +141,7 @@ def read_subject(path: Path, space: str | None = None) -> Subject:
             f"{str(file)!r} is damaged: its figures are not those of its own r, d, w and classes"
         )
     weights = file.parent / WEIGHTS
-    if digest and weights.is_file() and digest_of(weights) != digest:
+    if digest and weights.is_file() and file_digest(weights) != digest:
         raise RequestError(
             f"{str(weights)!r} is not the file that {CONFIG} lists: it is damaged, or another's"
         )
@@ -157,7 +157,7 @@ def read_subject(path: Path, space: str | None = None) -> Subject:
     )
 
 
-def digest_of(file: Path) -> str:
+def file_digest(file: Path) -> str:
     """SHA-256 of a file of any size."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -24,7 +24,7 @@ from trainables.storage.folder import refuse_credentials
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-    from tinynet_search.train.request import Request
+    from tinynet_search.train.request import TrainRequest
 
 REQUEST, CONFIG = "tinynet.request", "{config}"
 
@@ -130,7 +130,7 @@ def submit_search(
     )
 
 
-def submit_train(request: "Request", address: str | None = None, **options: Any) -> Submitted:
+def submit_train(request: "TrainRequest", address: str | None = None, **options: Any) -> Submitted:
     """Queue one training on a cluster: ``tinynet train`` there, with everything resolved here that only this machine knows.
 
     Args:
@@ -161,7 +161,7 @@ def order_search(config: Config, tracking: str | None, retry: Collection[str] = 
     )
 
 
-def order_train(request: "Request") -> Order:
+def order_train(request: "TrainRequest") -> Order:
     """Raises RequestError where the request means this machine, carries a secret, or cannot be."""
     from tinynet_search.train.request import Chooser, read_request, settled
 

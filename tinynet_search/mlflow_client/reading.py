@@ -57,7 +57,7 @@ class Found(NamedTuple):
     tags: Mapping[str, str]
 
 
-class Reader(NamedTuple):
+class RunReader(NamedTuple):
     """Three questions.
 
     Attributes:
@@ -71,7 +71,7 @@ class Reader(NamedTuple):
     text: Callable[[str, str], str | None]
 
 
-def read(uri: str, ask: Callable[[Reader], Answer]) -> Answer:
+def read(uri: str, ask: Callable[[RunReader], Answer]) -> Answer:
     """What ``ask`` makes of MLflow's answers. To be used within ``reaching``."""
     if _plain(uri):
         try:
@@ -104,7 +104,7 @@ def _plain(uri: str) -> bool:
     )
 
 
-def _by_client(uri: str) -> Reader:
+def _by_client(uri: str) -> RunReader:
     client = connect(uri)
 
     def runs(experiments: Sequence[str], wanted: str) -> list[Found]:
@@ -135,7 +135,7 @@ def _by_client(uri: str) -> Reader:
                 return _text(file.read_bytes()) if file.stat().st_size <= SMALL else None
         return None
 
-    return Reader(
+    return RunReader(
         lambda: [
             (each.experiment_id, each.name)
             for each in client.search_experiments(filter_string=OURS)
@@ -145,7 +145,7 @@ def _by_client(uri: str) -> Reader:
     )
 
 
-def _over_http(server: str) -> Reader:
+def _over_http(server: str) -> RunReader:
     patience = float(
         os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", MANNERS["MLFLOW_HTTP_REQUEST_TIMEOUT"])
     )
@@ -189,7 +189,7 @@ def _over_http(server: str) -> Reader:
         except (OSError, HTTPException):
             return None
 
-    return Reader(
+    return RunReader(
         lambda: [
             (each["experiment_id"], each["name"]) for each in pages("experiments", {"filter": OURS})
         ],

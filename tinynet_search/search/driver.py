@@ -18,7 +18,7 @@ from tinynet_search.errors import require
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.plan.candidates import candidates_of, grow, training_macs
 from tinynet_search.plan.plan import agreed_plan, too_large
-from tinynet_search.search.failures import Tally
+from tinynet_search.search.failures import FailureTally
 from tinynet_search.search.outcome import (
     continued,
     prepare,
@@ -37,7 +37,7 @@ FAREWELL = 15.0
 
 
 @dataclass
-class Outcome:
+class SearchOutcome:
     """What a search came to.
 
     Attributes:
@@ -86,7 +86,7 @@ def run_search(
     tracking: str | None = None,
     retry: Collection[str] = (),
     warn: Callable[[str], None] = say,
-) -> Outcome:
+) -> SearchOutcome:
     """Run a search to its end, or take it up where it was left.
 
     The first Ctrl-C or SIGTERM has the trainings commit a checkpoint, the second ends at once.
@@ -126,7 +126,7 @@ def run_search(
     return outcome
 
 
-def _published(driver: "_Driver", uri: str, warn: Callable[[str], None]) -> Outcome:
+def _published(driver: "_Driver", uri: str, warn: Callable[[str], None]) -> SearchOutcome:
     """The driver's run with a publisher beside it, whatever becomes of either."""
     from tinynet_search.mlflow_client.connection import address
     from tinynet_search.tracking.publisher import Publisher
@@ -189,7 +189,7 @@ class _Driver:
         self.frontier: list[dict[str, Any]] = []
         self.lost_why: dict[str, str] = {}
         self.trials: set[str] = set()
-        self.tally = Tally(config.search.trials, config.run.stop_at_failed)
+        self.tally = FailureTally(config.search.trials, config.run.stop_at_failed)
         lease.when_lost(lambda: stopping.ask("another driver has taken this search over"))
 
     def run(self) -> None:
@@ -406,12 +406,12 @@ class _Driver:
             and len(self.candidates) < self.config.search.trials
         )
 
-    def outcome(self, uri: str) -> Outcome:
+    def outcome(self, uri: str) -> SearchOutcome:
         assert self.formula is not None
         everything = {c.run: c for c in (*self.candidates, *self.finals, *self.continued)}
         results = self.store.summaries(everything)
         new = [run for run in results if run not in self.before]
-        return Outcome(
+        return SearchOutcome(
             self.store,
             self.plan,
             self.candidates,

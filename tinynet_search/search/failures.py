@@ -9,7 +9,7 @@ from typing import Any
 JUDGED_AFTER, JUDGED_SHARE = 8, 0.2
 
 
-class Tally:
+class FailureTally:
     """The results of a search as they come, and whether so many failed that the rest is not worth training.
 
     Args:

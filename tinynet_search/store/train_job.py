@@ -19,7 +19,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainJob:
     """What is trained.
 
     Attributes:
@@ -45,7 +45,7 @@ class Job:
     def recipe(self) -> Recipe:
         return self.spec.get_recipe()
 
-    def with_epochs(self, epochs: int) -> "Job":
+    def with_epochs(self, epochs: int) -> "TrainJob":
         return replace(self, spec=replace(self.spec, recipe={**self.spec.recipe, "epochs": epochs}))
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Job:
         return {**head, "figures": figures, "images": images, "trial": self.spec.to_json()}
 
     @classmethod
-    def from_json(cls, values: Any, space: str | None = None) -> "Job":
+    def from_json(cls, values: Any, space: str | None = None) -> "TrainJob":
         """Read a job.
 
         Args:
@@ -90,8 +90,8 @@ class Job:
         return job
 
 
-def read_job(store: SearchStore, space: str | None = None) -> Job | None:
-    """The job of a directory, None where there is none; ``space`` as ``Job.from_json`` takes it.
+def read_job(store: SearchStore, space: str | None = None) -> TrainJob | None:
+    """The job of a directory, None where there is none; ``space`` as ``TrainJob.from_json`` takes it.
 
     Raises:
         RequestError: it is damaged, or of a user's own space that ``space`` does not repeat.
@@ -100,7 +100,7 @@ def read_job(store: SearchStore, space: str | None = None) -> Job | None:
     if found is None and not store.folder.exists(JOB):
         return None
     try:
-        return Job.from_json(found, space)
+        return TrainJob.from_json(found, space)
     except ValueError as error:
         said = " ".join(str(error).split())[:400]
         raise RequestError(
@@ -108,7 +108,7 @@ def read_job(store: SearchStore, space: str | None = None) -> Job | None:
         ) from error
 
 
-def agreed_job(store: SearchStore, asked: Job) -> Job:
+def agreed_job(store: SearchStore, asked: TrainJob) -> TrainJob:
     """The job of the directory: written now if there is none, or one of which nothing was ever trained; else the one that is
     there with the epochs and the data's place that were asked for.
 
@@ -122,7 +122,7 @@ def agreed_job(store: SearchStore, asked: Job) -> Job:
     return there
 
 
-def found_job(store: SearchStore, asked: Job) -> Job | None:
+def found_job(store: SearchStore, asked: TrainJob) -> TrainJob | None:
     """``agreed_job`` where nothing needs to be written, else None.
 
     Raises:
@@ -152,7 +152,7 @@ def found_job(store: SearchStore, asked: Job) -> Job | None:
     return replace(there, spec=asked.spec)
 
 
-def ended_or_begun(store: SearchStore, job: Job) -> list[Job]:
+def ended_or_begun(store: SearchStore, job: TrainJob) -> list[TrainJob]:
     """The job at each number of epochs of which there is a result or a checkpoint."""
     runs = store.budgets()
     jobs = [
@@ -161,14 +161,14 @@ def ended_or_begun(store: SearchStore, job: Job) -> list[Job]:
     return [each for each in jobs if each.spec.run in runs]
 
 
-def _decisive(job: Job) -> dict[str, Any]:
+def _decisive(job: TrainJob) -> dict[str, Any]:
     spec, network = job.spec, job.spec.network()
     recipe = {f"recipe.{key}": value for key, value in job.recipe.identity().items()}
     classes = {"network": job.network, "space": spec.space, "network's shape": network.key}
     return {**classes, "data": spec.data_fingerprint, "seed": spec.seed, **recipe}
 
 
-def job_around(trial: Path, space: str | None = None) -> Job | None:
+def job_around(trial: Path, space: str | None = None) -> TrainJob | None:
     """The job whose trial's folder it is, None where there is none; ``space`` repeats a user's own.
 
     Raises:

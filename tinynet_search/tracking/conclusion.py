@@ -16,7 +16,7 @@ from tinynet_search.tracking.registered_models import (
     DIGEST,
     REGISTERED,
     allowed_alias,
-    digest_of,
+    content_digest,
     ensure_model,
     only_version,
 )
@@ -50,7 +50,7 @@ def write_conclusion(runs: SearchRuns, conclusion: Conclusion) -> None:
 
 def marks_of(conclusion: Conclusion) -> str:
     """A digest of the tags that a conclusion puts on trials and finals."""
-    return digest_of(json.dumps([_ranks(conclusion), _labels(conclusion)], sort_keys=True))
+    return content_digest(json.dumps([_ranks(conclusion), _labels(conclusion)], sort_keys=True))
 
 
 def _ranks(conclusion: Conclusion) -> dict[str, int] | None:
@@ -98,9 +98,9 @@ def _write_artifacts(runs: SearchRuns, conclusion: Conclusion) -> None:
             "frontier.csv": _csv(conclusion.frontier),
         }
     for name, text in texts.items():
-        if text is not None and runs.tags.get(f"{DIGEST}.{name}") != digest_of(text):
+        if text is not None and runs.tags.get(f"{DIGEST}.{name}") != content_digest(text):
             runs.client.log_text(runs.parent_id, text, name)
-            runs.tell({f"{DIGEST}.{name}": digest_of(text)})
+            runs.tell({f"{DIGEST}.{name}": content_digest(text)})
 
 
 def _csv(frontier: Sequence[Mapping[str, Any]]) -> str:
@@ -115,7 +115,7 @@ def _csv(frontier: Sequence[Mapping[str, Any]]) -> str:
 
 def _register(runs: SearchRuns, formula: str) -> None:
     """The formula as the newest version of one registered model: a JSON file, no code. Aliases move only with a new one."""
-    digest = digest_of(formula)
+    digest = content_digest(formula)
     if runs.tags.get(REGISTERED) == digest:
         return
     tags = {KEY: runs.key, SEARCH: runs.plan["search"], DIGEST: digest}

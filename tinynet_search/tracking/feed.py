@@ -33,7 +33,7 @@ class Sheet(NamedTuple):
     curves: Sequence[Point]
 
 
-class Reader:
+class ProgressReader:
     """Reads what is new: a listing of results and one of trials, then results once, and progress at new checkpoints."""
 
     def __init__(self, store: SearchStore) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 from tinynet_search.mlflow_client.connection import reaching
 from tinynet_search.store.directory import SearchStore
-from tinynet_search.store.train_job import Job
+from tinynet_search.store.train_job import TrainJob
 from tinynet_search.text import counted
 from tinynet_search.tracking.background import Background
-from tinynet_search.tracking.feed import Feed, News, Reader, Sheet
+from tinynet_search.tracking.feed import Feed, News, ProgressReader, Sheet
 from tinynet_search.tracking.projection import (
     ID,
     KEY,
@@ -41,7 +41,7 @@ JOB_TAG, JOB_KEY, NETWORK, DATA = (
 )
 
 
-def job_key(job: Job) -> str:
+def job_key(job: TrainJob) -> str:
     """Names a job for good, wherever its directory is reached or moved to; its epochs are not in it."""
     decides = json.dumps([job.name, job.spec.id, job.created])
     return f"job/{plain(job.name)}/{hashlib.sha256(decides.encode()).hexdigest()[:10]}"
@@ -61,7 +61,7 @@ def result_params(result: Mapping[str, Any]) -> dict[str, str]:
     return flat_params({key: value for key, value in known.items() if value is not None})
 
 
-def job_sheet(job: Job, epochs: Sequence[Mapping[str, Any]]) -> Sheet:
+def job_sheet(job: TrainJob, epochs: Sequence[Mapping[str, Any]]) -> Sheet:
     candidate, spec = job.candidate, job.spec
     total = spec.recipe["epochs"]
     left = [
@@ -118,11 +118,11 @@ class JobPublisher(Background[TaggedRuns]):
     """
 
     def __init__(
-        self, store: SearchStore, at: Sequence[Job], uri: str, *, warn: Callable[[str], None]
+        self, store: SearchStore, at: Sequence[TrainJob], uri: str, *, warn: Callable[[str], None]
     ) -> None:
         super().__init__(uri, "training", warn)
         self._store, self.at = store, at
-        self._feed, self._reader = Feed(), Reader(store)
+        self._feed, self._reader = Feed(), ProgressReader(store)
         self._done: set[str] = set()
 
     @property
@@ -160,7 +160,7 @@ class JobPublisher(Background[TaggedRuns]):
         job = self.at[0]
         return TaggedRuns(self._uri, job.spec.space, f"job {job.name}", JOB_KEY, job_key(job))
 
-    def _publish(self, runs: TaggedRuns, job: Job, news: News) -> None:
+    def _publish(self, runs: TaggedRuns, job: TrainJob, news: News) -> None:
         sheet, result = job_sheet(job, news.epochs), news.result
         child = runs.children.get(sheet.tags[KEY])
         if child and self._feed.differs(runs, child, news):
@@ -178,7 +178,9 @@ class JobPublisher(Background[TaggedRuns]):
         if result:
             self._done.add(job.candidate.run)
 
-    def _end(self, runs: TaggedRuns, child: Child, job: Job, result: Mapping[str, Any]) -> None:
+    def _end(
+        self, runs: TaggedRuns, child: Child, job: TrainJob, result: Mapping[str, Any]
+    ) -> None:
         if result["status"] == "finished":
             tags = {
                 KEY: child.key,
@@ -202,7 +204,7 @@ class JobPublisher(Background[TaggedRuns]):
         )
 
 
-def _note(job: Job) -> str:
+def _note(job: TrainJob) -> str:
     spec, model = job.spec, plain(job.network)
     return (
         f"**Job `{job.name}`**: `{job.network}` of `{spec.space}` by the recipe `{spec.recipe['name']}`, {counted(spec.recipe['epochs'])} "

@@ -12,7 +12,7 @@ from typing import Any
 from tinynet_search.mlflow_client.reading import Found
 from tinynet_search.store.directory import Candidate
 from tinynet_search.tracking.projection import STATUS, epoch_points, figure_points, trial_name
-from tinynet_search.tracking.registered_models import digest_of
+from tinynet_search.tracking.registered_models import content_digest
 from tinynet_search.tracking.search_runs import MARKED, SEAL, SearchRuns
 from trainables.storage.documents import parsed
 
@@ -45,7 +45,7 @@ def model_of(
 def document(seal: Mapping[str, str], models: Iterable[Found]) -> tuple[str, str]:
     """The file, and the tag that tells of which sealed results and marks it is."""
     text = json.dumps([model._asdict() for model in models])
-    return text, f"{_of(seal)} {digest_of(text)}"
+    return text, f"{_of(seal)} {content_digest(text)}"
 
 
 def write_table(runs: SearchRuns, seal: Mapping[str, str], models: Iterable[Found]) -> None:
@@ -68,7 +68,7 @@ def _of(seal: Mapping[str, str]) -> str:
 
 def tabled(text: str | None, tags: Mapping[str, str]) -> list[Found] | None:
     """The models, None where the file is not the one that was written."""
-    if text is None or tags.get(TABLED, "").rpartition(" ")[2] != digest_of(text):
+    if text is None or tags.get(TABLED, "").rpartition(" ")[2] != content_digest(text):
         return None
     try:
         rows = parsed(text)

@@ -21,7 +21,7 @@ from tinynet_search.mlflow_client.reading import Found
 from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.tracking.background import Background
 from tinynet_search.tracking.conclusion import Conclusion, marks_of, write_conclusion
-from tinynet_search.tracking.feed import Feed, News, Reader, Sheet
+from tinynet_search.tracking.feed import Feed, News, ProgressReader, Sheet
 from tinynet_search.tracking.models_table import model_of, write_table
 from tinynet_search.tracking.projection import (
     FRONTIER_TAG,
@@ -69,7 +69,7 @@ class Publisher(Background[SearchRuns]):
         self._complete: dict[str, bytes] = {}
         self._conclusion: Conclusion | None = None
         self._concluded: Conclusion | None = None
-        self._feed, self._reader = Feed(), Reader(store)
+        self._feed, self._reader = Feed(), ProgressReader(store)
         self.experiment_id: str | None = None
         self.run_id: str | None = None
 

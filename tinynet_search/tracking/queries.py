@@ -10,7 +10,7 @@ from urllib.parse import quote
 from search_spaces.errors import RequestError
 from tinynet_search.errors import one_line
 from tinynet_search.mlflow_client.connection import address, database_file, reaching, resolve_uri
-from tinynet_search.mlflow_client.reading import Found, Reader, read
+from tinynet_search.mlflow_client.reading import Found, RunReader, read
 from tinynet_search.tracking.models_table import FLOATS, INTS, TABLE, is_tabled, tabled
 from tinynet_search.tracking.projection import (
     FRONTIER_TAG,
@@ -99,7 +99,7 @@ def trial_rows(
 
 
 def _trials(
-    reader: Reader, uri: str, search: str | None, space: str | None, every: bool
+    reader: RunReader, uri: str, search: str | None, space: str | None, every: bool
 ) -> list[Found]:
     parent = _find_search(reader, uri, search, space)
     if not every and is_tabled(parent.tags):
@@ -112,7 +112,7 @@ def _trials(
     )
 
 
-def _find_search(reader: Reader, uri: str, search: str | None, space: str | None) -> Found:
+def _find_search(reader: RunReader, uri: str, search: str | None, space: str | None) -> Found:
     """A search's parent run: the newest of the name (or key), or the newest of all."""
     ids = [
         number

@@ -33,7 +33,7 @@ PLACE = "model"
 SENT = f"{DIGEST}.{PLACE}"
 
 
-def digest_of(data: str | bytes) -> str:
+def content_digest(data: str | bytes) -> str:
     """Names a content: what is registered or sent under the same digest is not sent again."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()[:16]
 
@@ -88,7 +88,7 @@ def deliver(runs: Runs, child: Child, folder: Folder, model: str, tags: Mapping[
             f"{folder.url}: its weights or their {CONFIG_FILE} are damaged ({one_line(error, 100)}): remove them"
         ) from error
     run = client.get_run(run_id)
-    digest = digest_of(files[WEIGHTS_FILE] + files[CONFIG_FILE])
+    digest = content_digest(files[WEIGHTS_FILE] + files[CONFIG_FILE])
     if run.data.tags.get(SENT) != digest:
         with tempfile.TemporaryDirectory() as place:
             for name, data in files.items():

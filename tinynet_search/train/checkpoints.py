@@ -9,7 +9,7 @@ from pathlib import Path
 from search_spaces import RequestError
 from search_spaces.weights import Source, read_weights
 from tinynet_search.errors import one_line
-from tinynet_search.export.subject import WEIGHTS, Subject, digest_of
+from tinynet_search.export.subject import WEIGHTS, Subject, file_digest
 from tinynet_search.store.directory import JOB, SearchStore
 from tinynet_search.store.train_job import ended_or_begun, job_around, read_job
 from trainables.storage.documents import LARGE, MOST_EPOCHS, parsed
@@ -59,7 +59,7 @@ def checkpoint_subject(folder: Path, space: str | None = None) -> Subject:
     try:
         progress = parsed(read_file(folder / PROGRESS, LARGE))
         epochs = int(str(progress["trial"])[:100].rpartition("-e")[2])
-        if digest_of(folder / WEIGHTS) != progress["files"][WEIGHTS]:
+        if file_digest(folder / WEIGHTS) != progress["files"][WEIGHTS]:
             raise ValueError(f"{WEIGHTS} is not what was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(

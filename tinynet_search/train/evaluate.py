@@ -15,7 +15,7 @@ from search_spaces.networks import NETWORKS
 from search_spaces.weights import SUFFIXES, Source, load_weights, locate
 from tinynet_search.config import Config
 from tinynet_search.errors import require
-from tinynet_search.export.subject import CONFIG, Subject, digest_of, read_subject
+from tinynet_search.export.subject import CONFIG, Subject, file_digest, read_subject
 from tinynet_search.store.directory import JOB
 from tinynet_search.store.train_job import job_around
 from tinynet_search.tracking.evaluations import Evaluation
@@ -26,7 +26,7 @@ from tinynet_search.train.checkpoints import (
     plain_weights,
 )
 from tinynet_search.train.local import take_machine
-from tinynet_search.train.request import Chooser, Request, read_request, settled
+from tinynet_search.train.request import Chooser, TrainRequest, read_request, settled
 from tinynet_search.train.run import pixels_warning
 from trainables.data import ImageData, Reading, open_data
 from trainables.recipe import Recipe
@@ -36,7 +36,7 @@ from trainables.spec import describe
 TIMM = {"ghostnet_050": "ghostnet_0.5x", "ghostnet_100": "ghostnet_1.0x"}
 
 
-def evaluate_weights(request: Request, weights: str, say: Callable[[str], None]) -> Evaluation:
+def evaluate_weights(request: TrainRequest, weights: str, say: Callable[[str], None]) -> Evaluation:
     """Top-1, top-5 and loss of weights on the data's validation images.
 
     Args:
@@ -103,7 +103,7 @@ def _evaluated(
     chosen = Execution(**config.execution.model_dump()).on(device)
     module = subject.network.build().eval()
     with plain_weights(source, recipe.ranks) as plain:
-        digest = digest_of(plain.path)
+        digest = file_digest(plain.path)
         _load(module, plain)
     if source.published is None and subject.weights is None:
         say(
@@ -190,7 +190,7 @@ def _network_of(weights: str) -> str:
     return name
 
 
-def _of_folder(folder: Path, request: Request) -> Subject:
+def _of_folder(folder: Path, request: TrainRequest) -> Subject:
     if (folder / CONFIG).is_file():
         subject = read_subject(folder, request.space)
         if subject.weights is None:
@@ -223,7 +223,7 @@ def _recipe(subject: Subject, config: Config) -> Recipe:
     )
 
 
-def _names_one(request: Request) -> bool:
+def _names_one(request: TrainRequest) -> bool:
     """A folder says itself which network it holds; who names one too must mean the same."""
     return any(each is not None for each in (request.network, request.rdw, request.c))
 

@@ -14,7 +14,7 @@ from tinynet_search.config import Config, read_values, validate, with_settings
 from tinynet_search.errors import one_line
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.plan.plan import check_batch
-from tinynet_search.store.train_job import Job
+from tinynet_search.store.train_job import TrainJob
 from trainables.data import ImageData, opened_data
 from trainables.spec import TrialSpec
 
@@ -24,7 +24,7 @@ LONGEST_NAME = 64
 
 
 @dataclass(frozen=True)
-class Request:
+class TrainRequest:
     """The command's arguments; exactly one of ``network``, ``rdw`` and ``c`` names the network.
 
     Attributes:
@@ -71,7 +71,7 @@ class Chosen(NamedTuple):
     network: Network
 
 
-def make_job(request: Request) -> tuple[Config, Job]:
+def make_job(request: TrainRequest) -> tuple[Config, TrainJob]:
     """The configuration and the job that are asked for; opens the data for its fingerprint and classes.
 
     Raises:
@@ -89,7 +89,7 @@ def make_job(request: Request) -> tuple[Config, Job]:
     name = request.name or _job_name(chosen.label, config.data_settings())
     config = settled(values, chooser.space, request, name=name, classes=len(data.class_names))
     check_batch(data, config.get_recipe())
-    return config, Job(
+    return config, TrainJob(
         name,
         chosen.label,
         _spec(config, chosen, data),
@@ -117,7 +117,7 @@ def _spec(config: Config, chosen: Chosen, data: ImageData) -> TrialSpec:
 class Chooser:
     """The network of a request, which waits for the number of classes."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: TrainRequest) -> None:
         given = [each for each in (request.network, request.rdw, request.c) if each is not None]
         if len(given) != 1:
             found = "no network to train" if not given else "more than one network to train"
@@ -168,7 +168,7 @@ class Chooser:
         return Chosen(row.name, self._space, space.network(row.network().rdw, classes))
 
 
-def read_request(request: Request) -> dict[str, Any]:
+def read_request(request: TrainRequest) -> dict[str, Any]:
     """Configuration file, flags, then ``--set``: plain values, not checked yet."""
     values = read_values(request.config)
     if request.data is not None:
@@ -199,7 +199,7 @@ def data_settings(data: str) -> dict[str, Any]:
 def settled(
     values: Mapping[str, Any],
     space: str,
-    request: Request,
+    request: TrainRequest,
     *,
     name: str = "job",
     classes: int | None = None,

@@ -15,7 +15,7 @@ from tinynet_search.plan.plan import too_large
 from tinynet_search.signals import stoppable
 from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.store.lease import Lease
-from tinynet_search.store.train_job import Job, agreed_job, ended_or_begun, found_job
+from tinynet_search.store.train_job import TrainJob, agreed_job, ended_or_begun, found_job
 from tinynet_search.text import counted
 from tinynet_search.train.local import Drive, take_machine, train_here
 from tinynet_search.train.progress import EpochLines
@@ -32,7 +32,7 @@ Train = Callable[[Drive, EpochLines], None]
 
 
 @dataclass
-class Outcome:
+class TrainOutcome:
     """What a job came to.
 
     Attributes:
@@ -43,7 +43,7 @@ class Outcome:
         link: of the job's page in MLflow, where that was reached.
     """
 
-    job: Job
+    job: TrainJob
     store: SearchStore
     result: dict[str, Any] | None
     trained: bool
@@ -54,8 +54,8 @@ class Outcome:
 
 
 def run_job(
-    config: Config, asked: Job, *, tracking: str | None, say: Callable[[str], None]
-) -> Outcome:
+    config: Config, asked: TrainJob, *, tracking: str | None, say: Callable[[str], None]
+) -> TrainOutcome:
     """Train a job to its end, or take it up where it was left; MLflow follows where it can.
 
     Args:
@@ -116,7 +116,7 @@ def run_job(
         fault = None if new else publisher.fault
         missing = fault or f"MLflow at {address(uri)} has not everything yet"
         say(f"{missing}: the same command, or tinynet sync --search {job.name}, catches up")
-    return Outcome(
+    return TrainOutcome(
         job,
         store,
         store.result(candidate.run),
@@ -135,7 +135,7 @@ def pixels_warning(data: Any, network: Network) -> str | None:
     )
 
 
-def _lines(store: SearchStore, job: Job, say: Callable[[str], None]) -> EpochLines:
+def _lines(store: SearchStore, job: TrainJob, say: Callable[[str], None]) -> EpochLines:
     """Say what is going to be trained, and where it goes on."""
     network, recipe = job.spec.network(), job.recipe
     size = f"{network.resolution} px, {network.macs / 1e6:.1f}M FLOPs, {network.params / 1e6:.2f}M params"
@@ -161,7 +161,7 @@ def _lines(store: SearchStore, job: Job, say: Callable[[str], None]) -> EpochLin
     return EpochLines(done, recipe.epochs, say)
 
 
-def _left_at(store: SearchStore, job: Job) -> str | None:
+def _left_at(store: SearchStore, job: TrainJob) -> str | None:
     """Where the newest checkpoint is that the training goes on from, its own or a shorter one's; None before the first."""
     spec = job.spec
     for run in [spec.run, *(shorter_budgets(store.folder, spec) if job.recipe.continues else [])]:
@@ -176,7 +176,7 @@ def _left_at(store: SearchStore, job: Job) -> str | None:
     return None
 
 
-def _finished(store: SearchStore, job: Job) -> list[int]:
+def _finished(store: SearchStore, job: TrainJob) -> list[int]:
     """The numbers of epochs of which there is a finished result."""
     at = {each.spec.run: each.recipe.epochs for each in ended_or_begun(store, job)}
     return sorted(
@@ -185,7 +185,7 @@ def _finished(store: SearchStore, job: Job) -> list[int]:
 
 
 @contextlib.contextmanager
-def _cluster(config: Config, job: Job, say: Callable[[str], None]) -> Iterator[Train]:
+def _cluster(config: Config, job: TrainJob, say: Callable[[str], None]) -> Iterator[Train]:
     from tinynet_search.train import on_ray
 
     macs = training_macs({"data": {"train": job.train, "val": job.val}}, job.candidate)
@@ -203,7 +203,7 @@ def _machine(config: Config, candidate: Candidate) -> Iterator[Train]:
     yield partial(train_here, loaders=loaders)
 
 
-def advice(job: Job, store: SearchStore, result: Mapping[str, Any]) -> str:
+def advice(job: TrainJob, store: SearchStore, result: Mapping[str, Any]) -> str:
     """What to do after a failure, by its reason."""
     again = f"remove {store.at(result_name(job.spec.run))} to try again"
     known = {
@@ -215,7 +215,7 @@ def advice(job: Job, store: SearchStore, result: Mapping[str, Any]) -> str:
     return known.get(result["reason"], again)
 
 
-def summary(outcome: Outcome) -> dict[str, Any]:
+def job_summary(outcome: TrainOutcome) -> dict[str, Any]:
     """The outcome as one JSON document."""
     job, result = outcome.job, outcome.result or {}
     r, d, w = job.spec.rdw

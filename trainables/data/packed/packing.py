@@ -26,13 +26,13 @@ from trainables.data.packed.shards import (
     DamagedShardError,
     Shard,
     bytes_of,
-    digest_of,
+    index_digest,
     kept_size,
 )
 from trainables.data.packed.workers import (
     Done,
-    Job,
     PackingError,
+    PackingJob,
     Task,
     UnreadableImagesError,
     written,
@@ -127,7 +127,7 @@ class Packing:
             if self._check_settings() or not (self.root / SETTINGS).exists():
                 self._write_settings({})
             unreadable: dict[str, str] = {}
-            for done in written(Job(self.parts, self.root, self.short_side), todo, workers):
+            for done in written(PackingJob(self.parts, self.root, self.short_side), todo, workers):
                 unreadable |= done.unreadable
                 report(done)
             if unreadable and on_error == "fail":
@@ -261,7 +261,7 @@ class Packing:
             "bytes": int(sum(bytes_of(rows).sum() for found in indexes.values() for rows in found)),
             "skipped": skipped,
             "shards": {
-                part: [digest_of(rows) for rows in found] for part, found in indexes.items()
+                part: [index_digest(rows) for rows in found] for part, found in indexes.items()
             },
         }
         write_file(self.root / WHOLE, json.dumps(record, indent=1).encode())

@@ -47,7 +47,7 @@ class Shard:
             data.ndim != 2
             or data.shape[1] != 4
             or data.dtype != np.int32
-            or (digest and digest != digest_of(data))
+            or (digest and digest != index_digest(data))
         ):
             raise DamagedShardError(f"{self.index.name} was changed")
         needed = int(bytes_of(data).sum())
@@ -62,7 +62,7 @@ class DamagedShardError(RuntimeError):
     """A shard that is not as it was written; the message names the file."""
 
 
-def digest_of(index: np.ndarray) -> str:
+def index_digest(index: np.ndarray) -> str:
     return hashlib.sha256(index.tobytes()).hexdigest()[:16]
 
 

@@ -38,7 +38,7 @@ class Stop(Protocol):
     def is_set(self) -> bool: ...
 
 
-class Job(NamedTuple):
+class PackingJob(NamedTuple):
     """What all shards have in common; it is sent to other processes."""
 
     parts: Mapping[str, Part]
@@ -63,7 +63,7 @@ class Done(NamedTuple):
     unreadable: dict[str, str]
 
 
-def written(job: Job, tasks: Sequence[Task], workers: int) -> Iterator[Done]:
+def written(job: PackingJob, tasks: Sequence[Task], workers: int) -> Iterator[Done]:
     """Each shard when it is written: in this process, or in processes that are started afresh where ``workers`` > 1.
 
     Raises:
@@ -84,7 +84,7 @@ def written(job: Job, tasks: Sequence[Task], workers: int) -> Iterator[Done]:
         raise PackingError(f"{error}: the same command goes on from here") from error
 
 
-def write(job: Job, task: Task, stop: Stop) -> Done:
+def write(job: PackingJob, task: Task, stop: Stop) -> Done:
     """Decode, shrink and commit one shard.
 
     Raises:
@@ -118,7 +118,7 @@ def shrunk(image: Any, short: int) -> Any:
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _in_processes(job: Job, tasks: Sequence[Task], workers: int) -> Iterator[Done]:
+def _in_processes(job: PackingJob, tasks: Sequence[Task], workers: int) -> Iterator[Done]:
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     pool = ProcessPoolExecutor(workers, context, _start, (job, stop))
@@ -130,10 +130,10 @@ def _in_processes(job: Job, tasks: Sequence[Task], workers: int) -> Iterator[Don
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_shared: tuple[Job, Stop]
+_shared: tuple[PackingJob, Stop]
 
 
-def _start(job: Job, stop: Stop) -> None:
+def _start(job: PackingJob, stop: Stop) -> None:
     global _shared
     _shared = job, stop
     # An interrupt is the parent's to handle; a parent that is killed must not leave workers behind.
