@@ -615,7 +615,8 @@ def test_a_cluster_that_grows_is_estimated_as_it_will_be(
     note: str | None,
 ) -> None:
     monkeypatch.setattr(placement, "grown", lambda: nodes)
-    config = tiny_config(tmp_path, "run.wait_for_nodes=30m", "scaling.gpus=1", *settings)
+    own = ("run.wait_for_nodes=30m", "scaling.gpus=1", *settings)
+    config = tiny_config(tmp_path, *own, at_once=None)
     findings = preflight.Findings({}, plan=preview(config))
     preflight._check_room(config, findings, "a100")
     assert findings.at_once == at_once

@@ -19,17 +19,17 @@ TINY = (
 )
 
 
-def tiny_config(storage: Path | str, *settings: str, trials: int = 6) -> Config:
+def tiny_config(
+    storage: Path | str, *settings: str, trials: int = 6, at_once: int | None = 1
+) -> Config:
     """The demo on a few images: networks of a few pixels, two epochs, no finals.
 
-    Trials run one after another: each trial at a time is a process that imports torch and Ray.
+    Args:
+        at_once: trials that run at the same time, each in a process that imports torch and Ray first.
+            None leaves the number to the search.
     """
-    base = (
-        "run.concurrency=1",
-        "search.finals=[]",
-        f'storage.path="{storage}"',
-        f"search.trials={trials}",
-    )
+    base = ["search.finals=[]", f'storage.path="{storage}"', f"search.trials={trials}"]
+    base += [f"run.concurrency={at_once}"] if at_once else []
     return load_config(preset="demo", settings=[*TINY, *base, *settings])
 
 

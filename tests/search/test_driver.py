@@ -19,7 +19,7 @@ pytestmark = pytest.mark.ray
 def searched(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A small search with two finals, run once for the module."""
     storage = tmp_path_factory.mktemp("searches")
-    config = tiny_config(storage, "run.concurrency=2", "search.finals=[0.3]", trials=8)
+    config = tiny_config(storage, "search.finals=[0.3]", trials=8, at_once=2)
     return storage, run_search(config)
 
 

@@ -53,11 +53,10 @@ def test_trials_that_hang_and_raise(ray_cluster: Any, tmp_path: Path) -> None:
         "space.name=tests.search.unruly:Unruly",
         "search.seed=8",
         "run.trial_timeout=45",
-        "run.concurrency=2",
         "run.stop_at_failed=1",
         "search.minimum=1",
     )
-    config = tiny_config(tmp_path, *own, trials=4)
+    config = tiny_config(tmp_path, *own, trials=4, at_once=2)
     outcome = run_search(config)
     found = results(tmp_path)
     reasons = {r["network"]["resolution"] % 3: r["reason"] for r in found.values()}
