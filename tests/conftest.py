@@ -101,7 +101,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
         def _next(self, node: Any) -> str | None:
             """The file that a process runs next, of those that wait."""
-            is_last = self.numnodes > 1 and node.gateway.id == f"gw{self.numnodes - 1}"
+            is_last = len(self.nodes) > 1 and node.gateway.id == f"gw{self.numnodes - 1}"
             clustered = [
                 file for file in self.workqueue if _has_mark(config.rootpath / file, "ray")
             ]
