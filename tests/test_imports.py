@@ -46,19 +46,21 @@ def imports() -> dict[str, set[str]]:
     return {name: set(_imported(path, known)) - {name} for name, path in files.items()}
 
 
-def _imported(file: Path, known: set[str]) -> Iterator[str]:
+def _names(file: Path) -> Iterator[str]:
+    """What a file imports, as dotted names: of ``from a import b``, ``a.b``."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            # The module itself, or the one that the name is taken from.
-            parents = [name, f"{name}.__init__", name.rpartition(".")[0]]
-            parents.append(f"{parents[-1]}.__init__")
-            yield from [parent for parent in parents if parent in known][:1]
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _imported(file: Path, known: set[str]) -> Iterator[str]:
+    for name in _names(file):
+        # The module itself, or the one that the name is taken from.
+        parents = [name, f"{name}.__init__", name.rpartition(".")[0]]
+        parents.append(f"{parents[-1]}.__init__")
+        yield from [parent for parent in parents if parent in known][:1]
 
 
 def _is_folder(room: str) -> bool:
@@ -84,11 +86,8 @@ def room_graph(package: str) -> dict[str, set[str]]:
 def test_packages_import_one_way(package: str) -> None:
     above = set(PACKAGES[PACKAGES.index(package) + 1 :])
     for file in (ROOT / package).rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            wrong = [n for n in names if n.split(".")[0] in above]
-            assert not wrong, f"{file.name} imports {wrong[0]}"
+        wrong = [name for name in _names(file) if name.split(".")[0] in above]
+        assert not wrong, f"{file.name} imports {wrong[0]}"
 
 
 @pytest.mark.parametrize("package", ROOMS)
