@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import Row
 from search_spaces import get_space
@@ -26,6 +26,9 @@ from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.tracking.models_table import TABLE, TABLED, document
 from tinynet_search.tracking.queries import trial_rows
 from tinynet_search.tracking.search_runs import SEAL, SearchRuns
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 SEEDS, EPOCHS, TRIALS, FRONTIER = 40, 10, 10_000, 0.2
 ROUNDS = 3
@@ -74,9 +77,9 @@ def searched(home: Path, name: str, trials: int) -> Search:
     return search
 
 
-def filled(home: Path, server: str, trials: int) -> None:
+def filled(home: Path, server: str, trials: int, name: str = NAME) -> None:
     """A finished search, published in one go; a fifth of its trials are on the frontier."""
-    search = searched(home, NAME, trials)
+    search = searched(home, name, trials)
     for candidate in search.candidates:
         search.end(candidate)
     publish(search, server)
@@ -88,17 +91,16 @@ def publish(search: Search, server: str) -> None:
         search.rows(search.candidates[: round(FRONTIER * len(search.candidates))]),
         FORMULA_TEXT,
         [],
-        None,
     )
     publisher.sync_once()
     publisher.finish("FINISHED", int(time.time() * 1000))
 
 
-def multiply(execute: Execute, trials: int) -> None:
+def multiply(execute: Execute, trials: int, name: str = NAME) -> None:
     """Copy the trials of the search, under new ids and keys, until there are so many."""
     mine = "select run_uuid from tags where key = 'tinynet.kind' and value = 'trial'"
     execute(
-        f"create temporary table seeds as {mine} intersect select run_uuid from tags where key = 'tinynet.search' and value = '{NAME}'"
+        f"create temporary table seeds as {mine} intersect select run_uuid from tags where key = 'tinynet.search' and value = '{name}'"
     )
     ((seeds,),) = execute("select count(*) from seeds")
     numbers = f"(with recursive n(n) as (select 1 union all select n + 1 from n where n < {trials // seeds - 1}) select n from n) as n"
@@ -235,27 +237,39 @@ def asked(name: str, uri: str, target: float | None) -> list[Row]:
 
 def told_by_runs(uri: str) -> float:
     """Seconds to ask the runs themselves, as of a search that is not whole; the table is made anew of what they say."""
+    client, parent = connect(uri), parent_of(uri, NAME)
+    client.set_tag(parent.info.run_id, TABLED, "")
+    started = time.perf_counter()
+    rows = trial_rows(NAME, tracking_uri=uri)
+    seconds = time.perf_counter() - started
+    write_models(uri, NAME)
+    assert trial_rows(NAME, tracking_uri=uri) == rows
+    return seconds
+
+
+def parent_of(uri: str, name: str) -> "Run":
+    """The parent run of a search."""
     client = connect(uri)
     ids = [
         experiment.experiment_id
         for experiment in client.search_experiments(filter_string="name LIKE 'tinynet-%'")
     ]
     (parent,) = client.search_runs(
-        ids, f"tags.`tinynet.kind` = 'search' and tags.`tinynet.search` = '{NAME}'"
+        ids, f"tags.`tinynet.kind` = 'search' and tags.`tinynet.search` = '{name}'"
     )
+    return parent
+
+
+def write_models(uri: str, name: str) -> None:
+    """models.json of a search whose runs are in MLflow."""
+    client, parent = connect(uri), parent_of(uri, name)
     run = parent.info.run_id
-    client.set_tag(run, TABLED, "")
-    started = time.perf_counter()
-    rows = trial_rows(NAME, tracking_uri=uri)
-    seconds = time.perf_counter() - started
     wanted = f"tags.`mlflow.parentRunId` = '{run}' and tags.frontier = 'true'"
     text, tag = document(
         parent.data.tags, read(uri, lambda reader: reader.runs([parent.info.experiment_id], wanted))
     )
     client.log_text(run, text, TABLE)
     client.set_tag(run, TABLED, tag)
-    assert trial_rows(NAME, tracking_uri=uri) == rows
-    return seconds
 
 
 def listed(name: str, server: str, home: Path) -> list[Row]:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -403,15 +404,15 @@ def test_mlflow_rows(tags: dict[str, str], metrics: dict[str, float]) -> None:
 
     run = Found("r" * 32, tags.get("label", "x"), "RUNNING", "1", metrics, tags)
     with one_line():
-        if not tracking._has_figures(run):
+        row = tracking.model_row(run)
+        if row is None:
             return
-        row = tracking._row(run)
-        json.dumps(row, allow_nan=False)
+        json.dumps(asdict(row), allow_nan=False)
         kinds = dict.fromkeys(tracking.INTS[:3], "int64") | dict.fromkeys(
             ("pareto_rank", "activation_bytes"), "Int64"
         )
-        shown = pd.DataFrame([row], columns=tracking._COLUMNS).astype(kinds)
-        assert "\x1b" not in frontier_table(shown.to_dict("records"))
+        pd.DataFrame([asdict(row)]).astype(kinds)
+        assert "\x1b" not in frontier_table([asdict(row)])
 
 
 @fuzzed

@@ -44,7 +44,7 @@ def test_a_moved_storage_goes_on(tmp_path: Path) -> None:
     a, b, _ = search.candidates
     first = search.end(a)
     publisher = search.publisher(resolve_uri(None, None, str(old)))
-    publisher.conclude(search.rows([a]), FORMULA_TEXT, [], None)
+    publisher.conclude(search.rows([a]), FORMULA_TEXT, [])
     assert publisher.close(120)
     artifacts = sorted(
         path.relative_to(old) for path in (old / "mlartifacts").rglob("*") if path.is_file()
@@ -65,7 +65,7 @@ def test_a_moved_storage_goes_on(tmp_path: Path) -> None:
     text = json.dumps({"schema": 1, "usable": True, "points": [3]})
     publisher = Publisher(search.store, search.plan, uri, warn=pytest.fail)
     publisher.watch(search.candidates)
-    publisher.conclude(search.rows([a, b]), text, [], None)
+    publisher.conclude(search.rows([a, b]), text, [])
     assert publisher.close(120)
 
     assert not list(old.rglob("*")), list(old.rglob("*"))

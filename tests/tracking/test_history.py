@@ -46,7 +46,7 @@ def published(search: Search, uri: str, *frontier: Candidate, die: bool = False)
     """By a publisher of its own, with this conclusion where one is given; one that dies does not finish."""
     publisher = search.publisher(uri)
     if frontier:
-        publisher.conclude(search.rows(list(frontier)), None, [], None)
+        publisher.conclude(search.rows(list(frontier)), None, [])
     publisher.sync_once()
     if not die:
         publisher.finish("FINISHED", LATER)
@@ -103,7 +103,7 @@ def test_a_failed_trial_trained_again(storage: Path, uri: str, seen_between: boo
     search.end(a)
     search.end(b, 3, failed=True)
     first = search.publisher(uri)
-    first.conclude(search.rows([a]), None, [], None)
+    first.conclude(search.rows([a]), None, [])
     first.sync_once()
     first.finish("FINISHED", LATER)
     kept = Window(uri, name).runs[a.run].info.run_id
@@ -122,7 +122,7 @@ def test_a_failed_trial_trained_again(storage: Path, uri: str, seen_between: boo
         )
         assert window.points(b.run) == wanted_points(epoch_records(b, 1, again=1))
     result = search.end(b, again=1)
-    publisher.conclude(search.rows([b]), None, [], None)
+    publisher.conclude(search.rows([b]), None, [])
     publisher.sync_once()
     publisher.finish("FINISHED", LATER)
     window = Window(uri, name)
@@ -191,7 +191,7 @@ def test_a_trial_that_ends_between_two_looks_is_not_taken_for_sealed(
     second.finish("KILLED", LATER)  # as where the last look fails
     assert Window(uri, "quick").parent.data.tags["tinynet.whole"] == sealed
     second.sync_once()
-    second.conclude(search.rows([b]), None, [], None)
+    second.conclude(search.rows([b]), None, [])
     second.sync_once()
     second.finish("FINISHED", LATER)
     window = Window(uri, "quick")
@@ -237,7 +237,7 @@ def whole(storage: Path, uri: str, name: str) -> tuple[Search, Candidate, Candid
 
 def on_frontier(uri: str, name: str) -> set[str]:
     """By the tags of the runs and by the frontier's file, which must agree."""
-    shown = {row["run_id"] for row in trial_rows(name, tracking_uri=uri)}
+    shown = {row.run_id for row in trial_rows(name, tracking_uri=uri)}
     tagged = {
         r.info.run_id: run
         for run, r in Window(uri, name).runs.items()
@@ -299,7 +299,7 @@ def test_another_publishers_double_is_marked_before_it_is_sealed(storage: Path, 
     for candidate in (a, b):
         search.end(candidate)
     publisher = search.publisher(uri)
-    publisher.conclude(search.rows([a]), None, [], None)
+    publisher.conclude(search.rows([a]), None, [])
     publisher.sync_once()
     from mlflow.entities import Metric, Param
 

@@ -138,7 +138,7 @@ def test_every_call_may_fail_in_every_way(
         failures = persevere(search.publisher(proxy.url))
         search.commit(c, 3, again=3)
         second = search.publisher(proxy.url)
-        second.conclude(search.rows([a, b]), None, [], None)
+        second.conclude(search.rows([a, b]), None, [])
         failures += persevere(second)
         search.commit(b, 3)
         failures += persevere(second)
@@ -148,7 +148,7 @@ def test_every_call_may_fail_in_every_way(
             d.run: search.end(d, 2, failed=True),
         }
         third = search.publisher(proxy.url)
-        third.conclude(search.rows([b, c]), formula_of(name), [], None)
+        third.conclude(search.rows([b, c]), formula_of(name), [])
         failures += persevere(third)
     assert set(seen) >= KINDS
     assert failures >= (0 if mode == "slow" else len(KINDS))
@@ -179,7 +179,7 @@ def test_any_call_may_fail_at_any_moment(
         if not publisher._attempt(publisher.sync_once) and chance.random() < 0.3:
             publisher = search.publisher(proxy.url)
     a, b, *_ = search.candidates
-    publisher.conclude(search.rows([a, b]), formula_of(name), [], None)
+    publisher.conclude(search.rows([a, b]), formula_of(name), [])
     persevere(publisher)
     check_whole(server, search, ended, {a.run, b.run})
 
@@ -207,7 +207,7 @@ def test_down_for_any_length_and_back(
         ended[candidate.run] = search.end(candidate)
         started = time.monotonic()
         publisher.watch([candidate])
-        publisher.conclude(search.rows([candidate]), formula_of("down"), [], None)
+        publisher.conclude(search.rows([candidate]), formula_of("down"), [])
         longest = max(longest, time.monotonic() - started)
     assert longest < 1.0
     assert len(said) == 1 and "tinynet sync" in said[0]
@@ -247,7 +247,7 @@ from tests.tracking.helpers import Search, wait_until
 search = Search(Path(sys.argv[1]), "leaves")
 search.end(search.candidates[0])
 publisher = search.publisher(sys.argv[2])
-publisher.conclude(search.rows(search.candidates[:1]), '{"usable": true}', [], None)
+publisher.conclude(search.rows(search.candidates[:1]), '{"usable": true}', [])
 publisher.start(interval=0.05)
 wait_until(Path(sys.argv[3]).exists, 90)
 print(publisher.close(timeout=1.0), flush=True)

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.tracking.background import Background
 from tinynet_search.tracking.models_table import TABLE, TABLED, is_tabled
 from tinynet_search.tracking.publisher import Publisher
-from tinynet_search.tracking.queries import trial_rows
+from tinynet_search.tracking.queries import ModelRow, trial_rows
 from tinynet_search.tracking.registered_models import content_digest
 from tinynet_search.tracking.search_runs import MARKED, SEAL
 
@@ -162,7 +163,7 @@ def test_frontier_formula_and_finals(storage: Path, uri: str) -> None:
     ]
     publisher = search.publisher(uri)
     publisher.watch([final])
-    publisher.conclude(search.rows([a, b]), FORMULA_TEXT, labels, "# A report\n")
+    publisher.conclude(search.rows([a, b]), FORMULA_TEXT, labels)
     publisher.sync_once()
     search.end(final)
     publisher.sync_once()
@@ -180,7 +181,7 @@ def test_frontier_formula_and_finals(storage: Path, uri: str) -> None:
 
     later = search.publisher(uri)
     later.watch([final])
-    later.conclude(search.rows([c, a]), FORMULA_TEXT, labels, "# A report\n")
+    later.conclude(search.rows([c, a]), FORMULA_TEXT, labels)
     assert later.close(60)
     after = Window(uri, "concluded")
     marks = {
@@ -207,18 +208,19 @@ def test_frontier_formula_and_finals(storage: Path, uri: str) -> None:
     )
     assert row["top1"] == epoch_records(a, 4)[-1]["top1"]
     rows = trial_rows("concluded", tracking_uri=uri, all_trials=True)
-    assert [r["status"] for r in rows].count("FAILED") == 1 and len(rows) == 4
-    assert json.loads(json.dumps(rows)) == rows
+    assert [row.status for row in rows].count("FAILED") == 1 and len(rows) == 4
+    shown = [asdict(row) for row in rows]
+    assert json.loads(json.dumps(shown)) == shown
     check_artifacts_and_registry(uri, after, search.rows([c, a]))
-    check_table(uri, after, [row for row in rows if row["frontier"]])
+    check_table(uri, after, [row for row in rows if row.frontier])
 
 
-def check_table(uri: str, window: Window, rows: list[dict[str, Any]]) -> None:
+def check_table(uri: str, window: Window, rows: list[ModelRow]) -> None:
     """The frontier's file says what the runs say, and is read where it is the one that was written for what is sealed."""
     parent, client = window.parent, window.client
     run = parent.info.run_id
 
-    def read() -> list[dict[str, Any]]:
+    def read() -> list[ModelRow]:
         return trial_rows("concluded", tracking_uri=uri)
 
     assert read() == rows
@@ -262,7 +264,6 @@ def check_artifacts_and_registry(uri: str, window: Window, rows: list[dict[str, 
             == "id,r,d,w,resolution,c,macs,params,top1,pareto_rank"
         )
         assert load_text(f"{base}/formula.json") == FORMULA_TEXT
-        assert load_text(f"{base}/report.md") == "# A report\n"
         name = window.parent.data.tags["tinynet.search"]
         for alias in ("champion", name):
             assert load_text(f"models:/tiny-formula@{alias}/formula.json") == FORMULA_TEXT
@@ -290,7 +291,7 @@ def test_a_new_formula_is_a_new_champion_and_an_unusable_one_is_none(
     ]
     for text in texts[:3]:
         publisher = search.publisher(uri)
-        publisher.conclude([], text, [], None)
+        publisher.conclude([], text, [])
         publisher.sync_once()
     window = Window(uri, "champion2")
     key = window.parent.data.tags["tinynet.key"]
@@ -387,11 +388,11 @@ def test_searches_are_found_by_name_and_the_newest_first(
     newest.end(newest.candidates[0])
     newest.publisher(uri).sync_once()
     (row,) = trial_rows(tracking_uri=uri, all_trials=True)
-    assert (row["search"], row["frontier"]) == ("newest", False)
+    assert (row.search, row.frontier) == ("newest", False)
     empty = frontier_models("newest", tracking_uri=uri)
-    assert len(empty) == 0 and list(empty.columns) == list(row)
+    assert len(empty) == 0 and list(empty.columns) == list(asdict(row))
     assert {"newest"} == {
-        r["search"] for r in trial_rows(space="efficientnet_b0", tracking_uri=uri, all_trials=True)
+        row.search for row in trial_rows(space="efficientnet_b0", tracking_uri=uri, all_trials=True)
     }
     with pytest.raises(RequestError, match=r"no search 'newset' at sqlite.*there are .*newest"):
         frontier_models("newset", tracking_uri=uri)

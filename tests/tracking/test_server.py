@@ -147,15 +147,13 @@ def test_sync_catches_up_on_a_real_server(tmp_path: Path, server: str) -> None:
     models = frontier_models("caught-up", tracking_uri=server)
     assert sorted(models["id"]) == sorted([b.id, c.id])
     by_run = trial_rows("caught-up", tracking_uri=server, all_trials=True)
-    assert trial_rows("caught-up", tracking_uri=server) == [
-        row for row in by_run if row["frontier"]
-    ]
+    assert trial_rows("caught-up", tracking_uri=server) == [row for row in by_run if row.frontier]
     assert is_tabled(again.parent.data.tags)
     assert trial_rows("caught-up", tracking_uri=server) == read_with_the_table_alone(server, again)
     check_registry_over_http(server, again)
 
 
-def read_with_the_table_alone(server: str, window: Window) -> list[dict[str, Any]]:
+def read_with_the_table_alone(server: str, window: Window) -> list[tracking.ModelRow]:
     """As a server gives the file out, without a look at any trial."""
 
     def ask(reader: RunReader) -> list[Found]:
@@ -164,7 +162,8 @@ def read_with_the_table_alone(server: str, window: Window) -> list[dict[str, Any
         assert reader.text(window.parent.info.run_id, "no such file") is None
         return found
 
-    return sorted((tracking._row(model) for model in read(server, ask)), key=lambda row: row["c"])
+    rows = [row for model in read(server, ask) if (row := tracking.model_row(model))]
+    return sorted(rows, key=lambda row: row.c)
 
 
 def published() -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -170,17 +171,24 @@ def frontier(
     """A search's frontier models, as MLflow has them."""
     from tinynet_search.tracking.queries import frontier_models, trial_rows
 
-    asked: dict[str, Any] = {"tracking_uri": tracking, "storage": storage, "all_trials": all_trials}
-    if as_json:
-        print(json.dumps(trial_rows(search_name, **asked), indent=1))
-        return
-    models = frontier_models(search_name, **asked)
-    if as_csv:
+    if as_csv and not as_json:
+        models = frontier_models(
+            search_name, tracking_uri=tracking, storage=storage, all_trials=all_trials
+        )
         print(models.to_csv(index=False), end="")
+        return
+    rows = [
+        asdict(row)
+        for row in trial_rows(
+            search_name, tracking_uri=tracking, storage=storage, all_trials=all_trials
+        )
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
     else:
         from tinynet_search.cli.summary import frontier_table
 
-        print(frontier_table(models.to_dict("records")))
+        print(frontier_table(rows))
 
 
 @app.command()

@@ -7,15 +7,16 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from search_spaces import RequestError
 from tinynet_search.formula.frontier import TrialPoint, spearman
 from tinynet_search.formula.tiny_formula import TinyFormula
-from tinynet_search.search.driver import SearchOutcome
 from tinynet_search.search.outcome import TINY
 from tinynet_search.store.directory import FINALS, FORMULA
 from tinynet_search.text import table
+
+if TYPE_CHECKING:
+    from tinynet_search.search.driver import SearchOutcome
 
 BUDGETS = (0.9, 0.5, 0.25, 0.13, 0.06)
 
@@ -94,7 +95,7 @@ def frontier_table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def text(outcome: SearchOutcome) -> str:
+def text(outcome: "SearchOutcome") -> str:
     """A search's outcome, as ``tinynet search`` ends with."""
     parts = [
         ("Failed trials", _failures(outcome)),
@@ -117,7 +118,7 @@ def text(outcome: SearchOutcome) -> str:
     return "\n\n".join([_headline(outcome), *early, *sections, *outcome.notes])
 
 
-def search_summary(outcome: SearchOutcome) -> dict[str, Any]:
+def search_summary(outcome: "SearchOutcome") -> dict[str, Any]:
     """The outcome as one JSON document."""
     return {
         "search": outcome.store.name,
@@ -172,7 +173,7 @@ def _predicted(formula: TinyFormula, c: float) -> Any:
     return formula.predict(min(max(c, low), high)) if low - 5e-4 <= c <= high + 5e-4 else None
 
 
-def finals(outcome: SearchOutcome) -> list[dict[str, Any]]:
+def finals(outcome: "SearchOutcome") -> list[dict[str, Any]]:
     """The final jobs with their results."""
     rows = outcome.store.read_json(FINALS) or []
     results = outcome.results
@@ -197,7 +198,7 @@ def finals(outcome: SearchOutcome) -> list[dict[str, Any]]:
     ]
 
 
-def finals_table(outcome: SearchOutcome) -> str:
+def finals_table(outcome: "SearchOutcome") -> str:
     rows = [row for row in finals(outcome) if row["status"] != "missing"]
     if not rows:
         return ""
@@ -215,24 +216,7 @@ def finals_table(outcome: SearchOutcome) -> str:
     return table(head, cells)
 
 
-def stored_searches(storage: str) -> list[str]:
-    """Names of the searches in a storage folder.
-
-    Raises:
-        RequestError: there are none.
-    """
-    from trainables.storage.folder import open_folder
-
-    folder = open_folder(storage)
-    names = [name for name in folder.names() if folder.exists(f"{name}/plan.json")]
-    if not names:
-        raise RequestError(
-            f"no searches at {folder.url}: run tinynet search first, or give --storage"
-        )
-    return names
-
-
-def longer_table(outcome: SearchOutcome) -> str:
+def longer_table(outcome: "SearchOutcome") -> str:
     """Models of the frontier that were trained for more epochs too."""
     rows = [row for row in outcome.frontier if "longer" in row]
     head = ("trial", "c", "epochs", "top-1 %", "epochs then", "top-1 % then")
@@ -251,7 +235,7 @@ def longer_table(outcome: SearchOutcome) -> str:
     return table(head, cells) if cells else ""
 
 
-def _headline(outcome: SearchOutcome) -> str:
+def _headline(outcome: "SearchOutcome") -> str:
     results = outcome.results
     reasons = Counter(r["reason"] for r in results.values() if r["status"] == "failed")
     done = f"{len([c for c in outcome.candidates if c.run in results])} trials and {len({c.run for c in outcome.finals})} finals"
@@ -261,7 +245,7 @@ def _headline(outcome: SearchOutcome) -> str:
     )
 
 
-def _failures(outcome: SearchOutcome) -> str:
+def _failures(outcome: "SearchOutcome") -> str:
     """Why trials failed, the first few of them."""
     failed = [r for r in outcome.results.values() if r["status"] == "failed"]
     lines = [f"{r['id']}  {r['reason']}: {r['detail']}" for r in failed[:5]]
@@ -278,7 +262,7 @@ def _spearman(frontier: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     )
 
 
-def _spearman_line(outcome: SearchOutcome) -> str:
+def _spearman_line(outcome: "SearchOutcome") -> str:
     if not outcome.frontier:
         return ""
     found = _spearman(outcome.frontier)
@@ -288,7 +272,7 @@ def _spearman_line(outcome: SearchOutcome) -> str:
     )
 
 
-def _time_lines(outcome: SearchOutcome) -> str:
+def _time_lines(outcome: "SearchOutcome") -> str:
     if not outcome.new or "trials" not in outcome.seconds:
         return f"{outcome.seconds['total']:.1f} s: every trial had its result"
     seconds, bare = outcome.seconds, outcome.trained / outcome.at_once
@@ -302,7 +286,7 @@ def _time_lines(outcome: SearchOutcome) -> str:
     )
 
 
-def _places(outcome: SearchOutcome) -> str:
+def _places(outcome: "SearchOutcome") -> str:
     formula = outcome.store.at(FORMULA)
     lines = [f"search directory  {outcome.store.url}", f"formula           {formula}"]
     if outcome.link:

@@ -140,7 +140,7 @@ def _published(driver: "_Driver", uri: str, warn: Callable[[str], None]) -> Sear
         driver.run()
         outcome = driver.outcome(address(uri))
         publisher.conclude(
-            outcome.frontier, outcome.formula.to_json(), driver.store.read_json(FINALS) or [], None
+            outcome.frontier, outcome.formula.to_json(), driver.store.read_json(FINALS) or []
         )
         status = "KILLED" if outcome.stopped or outcome.lost else "FINISHED"
     finally:
@@ -376,7 +376,7 @@ class _Driver:
             self.publisher.watch(self.continued)
         # Final networks may train for days: what led to them is to be seen meanwhile.
         self.publisher.conclude(
-            self.frontier, self.formula.to_json(), self.store.read_json(FINALS) or [], None
+            self.frontier, self.formula.to_json(), self.store.read_json(FINALS) or []
         )
 
     def _counts(self) -> dict[str, int]:

@@ -31,12 +31,11 @@ CSV_COLUMNS = ["id", "r", "d", "w", "resolution", "c", "macs", "params", "top1",
 
 @dataclass(frozen=True)
 class Conclusion:
-    """Rows of frontier.json and finals.json, the formula's JSON and a report; None is not known yet."""
+    """Rows of frontier.json and finals.json, and the formula's JSON; None is not known yet."""
 
     frontier: Sequence[Mapping[str, Any]] | None
     formula_json: str | None
     finals: Sequence[Mapping[str, Any]]
-    report: str | None
 
 
 def write_conclusion(runs: SearchRuns, conclusion: Conclusion) -> None:
@@ -91,7 +90,7 @@ def _mark(runs: SearchRuns, conclusion: Conclusion) -> None:
 
 def _write_artifacts(runs: SearchRuns, conclusion: Conclusion) -> None:
     """Files on the parent run; a tag with the content's digest tells which are there."""
-    texts = {"formula.json": conclusion.formula_json, "report.md": conclusion.report}
+    texts = {"formula.json": conclusion.formula_json}
     if conclusion.frontier is not None:
         texts |= {
             "frontier.json": json.dumps(list(conclusion.frontier), indent=1) + "\n",

@@ -87,10 +87,9 @@ class Publisher(Background[SearchRuns]):
         frontier: Sequence[Mapping[str, Any]] | None,
         formula_json: str | None,
         finals: Sequence[Mapping[str, Any]],
-        report_text: str | None,
     ) -> None:
         """Publish what follows from the results; may be called again when it changes. None leaves what is there."""
-        conclusion = Conclusion(frontier, formula_json, tuple(finals), report_text)
+        conclusion = Conclusion(frontier, formula_json, tuple(finals))
         if conclusion != self._conclusion:
             self._conclusion = conclusion
 

@@ -3,8 +3,9 @@
 import re
 import sqlite3
 from contextlib import closing
+from dataclasses import asdict, dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from search_spaces.errors import RequestError
@@ -28,20 +29,33 @@ if TYPE_CHECKING:
 
 # Of a figure: beyond it floats skip whole numbers.
 LARGEST = 2.0**53
-_COLUMNS = [
-    "search",
-    "id",
-    "run_id",
-    "r",
-    "d",
-    "w",
-    "resolution",
-    "c",
-    "macs",
-    "params",
-    "activation_bytes",
-]
-_COLUMNS += ["top1", "top1_raw", "top1_ema", "frontier", "pareto_rank", "status", "name"]
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One trial's model as MLflow has it; the fields are the columns of ``frontier_models``.
+
+    None is a figure or a tag that the run does not have.
+    """
+
+    search: str | None
+    id: str | None
+    run_id: str
+    r: float
+    d: float
+    w: float
+    resolution: int
+    c: float
+    macs: int
+    params: int
+    activation_bytes: int | None
+    top1: float | None
+    top1_raw: float | None
+    top1_ema: float | None
+    frontier: bool
+    pareto_rank: int | None
+    status: str
+    name: str
 
 
 def frontier_models(
@@ -77,7 +91,8 @@ def frontier_models(
     kinds = dict.fromkeys(INTS, "int64") | dict.fromkeys(FLOATS, "float64") | {"frontier": "bool"}
     # Not every trial has a rank, nor every older one a memory.
     kinds |= dict.fromkeys(("pareto_rank", "activation_bytes"), "Int64")
-    return pd.DataFrame(rows, columns=_COLUMNS).astype(kinds)
+    columns = [column.name for column in fields(ModelRow)]
+    return pd.DataFrame([asdict(row) for row in rows], columns=columns).astype(kinds)
 
 
 def trial_rows(
@@ -87,15 +102,14 @@ def trial_rows(
     tracking_uri: str | None = None,
     storage: str = "searches",
     all_trials: bool = False,
-) -> list[dict[str, Any]]:
-    """The rows of ``frontier_models`` as plain values; None where a trial has no such figure."""
+) -> list[ModelRow]:
+    """The rows of ``frontier_models``."""
     uri = resolve_uri(tracking_uri, None, storage)
     with reaching(uri):
         _require_database(uri)
         runs = read(uri, partial(_trials, uri=uri, search=search, space=space, every=all_trials))
-    return sorted(
-        (_row(run) for run in runs if _has_figures(run)), key=lambda row: (row["c"], str(row["id"]))
-    )
+    rows = [row for run in runs if (row := model_row(run))]
+    return sorted(rows, key=lambda row: (row.c, str(row.id)))
 
 
 def _trials(
@@ -130,28 +144,48 @@ def _find_search(reader: RunReader, uri: str, search: str | None, space: str | N
     raise RequestError(f"no search {search!r} at {where}: there are {', '.join(names)}")
 
 
-def _has_figures(run: Found) -> bool:
-    """Without them it was created a moment ago, and they are on their way; or it is no run of ours."""
-    return all(_number(run, name) is not None for name in (*INTS[:3], *FLOATS[:4]))
+def model_row(run: Found) -> ModelRow | None:
+    """A run as a row; None where the network's figures are missing.
+
+    Then the run was created a moment ago and they are on their way, or it is not one of ours.
+    """
+    r, d, w, c = (_number(run, name) for name in ("r", "d", "w", "c"))
+    resolution, macs, params = (_whole(run, name) for name in ("resolution", "macs", "params"))
+    if r is None or d is None or w is None or c is None:
+        return None
+    if resolution is None or macs is None or params is None:
+        return None
+    rank = run.tags.get(RANK_TAG, "")
+    return ModelRow(
+        search=_text(run, SEARCH),
+        id=_text(run, ID),
+        run_id=one_line(run.run_id),
+        r=r,
+        d=d,
+        w=w,
+        resolution=resolution,
+        c=c,
+        macs=macs,
+        params=params,
+        activation_bytes=_whole(run, "activation_bytes"),
+        top1=_number(run, "top1"),
+        top1_raw=_number(run, "top1_raw"),
+        top1_ema=_number(run, "top1_ema"),
+        frontier=run.tags.get(FRONTIER_TAG) == "true",
+        pareto_rank=int(rank) if re.fullmatch(r"[1-9]\d{0,8}", rank, re.ASCII) else None,
+        status=one_line(run.status),
+        name=one_line(run.name),
+    )
 
 
-def _row(run: Found) -> dict[str, Any]:
-    tags, counts = run.tags, {name: _number(run, name) for name in INTS}
-    rank = tags.get(RANK_TAG, "")
-    row = {
-        **{
-            name: None if value is None else one_line(value)
-            for name, value in (("search", tags.get(SEARCH)), ("id", tags.get(ID)))
-        },
-        "run_id": one_line(run.run_id),
-        **{name: _number(run, name) for name in FLOATS},
-        **{name: None if value is None else int(value) for name, value in counts.items()},
-        "frontier": tags.get(FRONTIER_TAG) == "true",
-        "pareto_rank": int(rank) if re.fullmatch(r"[1-9]\d{0,8}", rank, re.ASCII) else None,
-        "status": one_line(run.status),
-        "name": one_line(run.name),
-    }
-    return {name: row.get(name) for name in _COLUMNS}
+def _text(run: Found, tag: str) -> str | None:
+    value = run.tags.get(tag)
+    return None if value is None else one_line(value)
+
+
+def _whole(run: Found, name: str) -> int | None:
+    value = _number(run, name)
+    return None if value is None else int(value)
 
 
 def _number(run: Found, name: str) -> float | None:

@@ -120,7 +120,7 @@ def sync_search(store: SearchStore, uri: str, space: str | None = None) -> SyncR
     ]
     publisher = Publisher(store, plan, uri, warn=lambda line: None)
     publisher.watch([*trials, *finals])
-    publisher.conclude(store.frontier_rows(), _formula_text(store), store.final_rows(), None)
+    publisher.conclude(store.frontier_rows(), _formula_text(store), store.final_rows())
     publisher.sync_once()
     whole = {c.id for c in drawn} <= {c.id for c in trials if c.run in ended} and {
         c.run for c in [*trials, *finals]
