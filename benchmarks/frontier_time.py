@@ -2,7 +2,7 @@
 
 A fifth of the trials are on the frontier. MLflow is a server on PostgreSQL, a server on SQLite, and an SQLite file.
 Each command is timed with the search published and nothing else under way, and while a search runs: then a publisher
-writes the epochs of four trials at a time into the same MLflow, and the search that is asked for has no seal.
+writes the epochs of four trials at a time into the same MLflow.
 
 The ways of reading take turns within a round, since other processes share the machine. Where nothing else is under way,
 the CPU time of the command and the server together is what the command would take on an idle machine: one waits for
@@ -28,28 +28,19 @@ from benchmarks.tracking_scale import (
     multiply,
     on_postgres,
     on_sqlite,
-    parent_of,
     searched,
-    write_models,
 )
 from tests.tracking.helpers import calm
 from tests.tracking.servers import NO_POSTGRES, mlflow_server, postgres_programs, postgres_server
-from tinynet_search.mlflow_client.connection import connect, is_served
-from tinynet_search.tracking.models_table import TABLED
-from tinynet_search.tracking.search_runs import MARKED, SEAL
+from tinynet_search.mlflow_client.connection import is_served
 
 # Seconds that the command may take, by the number of trials.
 LIMITS = {1_000: 2.0, 10_000: 5.0}
 ROUNDS = 3
 RUNNING = "a search runs"
 # What is changed in the process of the command before it runs.
-NO_TABLE = "from tinynet_search.tracking import queries; queries.is_tabled = lambda tags: False"
 NO_READER = "from tinynet_search.mlflow_client import reading; reading._plain = lambda uri: False"
-READERS = {
-    "HTTP reader and models.json": "",
-    "HTTP reader": NO_TABLE,
-    "MLflow's client": f"{NO_TABLE}; {NO_READER}",
-}
+READERS = {"HTTP reader": "", "MLflow's client": NO_READER}
 COMMANDS = {"tinynet frontier": (), "tinynet frontier --json": ("--json",)}
 PUBLISH = "import sys; from benchmarks.frontier_time import keep_publishing; keep_publishing(*sys.argv[1:])"
 
@@ -89,21 +80,15 @@ def _timed(
     place: str, home: Path, uri: str, opened: Callable[[], AbstractContextManager[Execute]]
 ) -> list[Row]:
     """The rows of one MLflow; ``opened`` gives SQL on its database."""
-    whole = {
-        name: patch
-        for name, patch in READERS.items()
-        if is_served(uri) or name != "HTTP reader"  # it reads servers only
-    }
-    running = {name: patch for name, patch in whole.items() if patch}  # there is no models.json
+    readers = READERS if is_served(uri) else {"MLflow's client": NO_READER}
     rows: list[Row] = []
     for trials in LIMITS:
         filled(home, uri, SEEDS, _name(trials))
         with opened() as execute:
             multiply(execute, trials, _name(trials))
-        write_models(uri, _name(trials))
-        rows += _rows(f"{place}, {trials:,} trials", uri, trials, whole)
-        with _unsealed(uri, trials), _publishing(home, uri):
-            rows += _rows(f"{place}, {trials:,} trials, {RUNNING}", uri, trials, running)
+        rows += _rows(f"{place}, {trials:,} trials", uri, trials, readers)
+        with _publishing(home, uri):
+            rows += _rows(f"{place}, {trials:,} trials, {RUNNING}", uri, trials, readers)
     return rows
 
 
@@ -120,13 +105,14 @@ def _rows(where: str, uri: str, trials: int, readers: dict[str, str]) -> list[Ro
                 cpus[name].append(_cpu_seconds() - cpu)
         for name, seconds in walls.items():
             what = f"{where}: {command}, {name}"
-            rows += [
+            timed = [
                 Row(f"{what}, median", median(seconds), "s", LIMITS[trials]),
                 Row(f"{what}, least", min(seconds), "s"),
             ]
-            if RUNNING not in where:
-                rows.append(Row(f"{what}, CPU", min(cpus[name]), "s"))
-            print(*(f"{row.name} {row.value:.2f}" for row in rows[-3:]), sep="\n", file=sys.stderr)
+            if RUNNING not in where:  # else the publisher's is among it
+                timed.append(Row(f"{what}, CPU", min(cpus[name]), "s"))
+            print(*(f"{row.name} {row.value:.2f}" for row in timed), sep="\n", file=sys.stderr)
+            rows += timed
     return rows
 
 
@@ -155,17 +141,6 @@ def _ask(uri: str, trials: int, patch: str, flags: Sequence[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, check=True)
     models = round(FRONTIER * trials)
     assert (done.stdout.count(b"run_id") if flags else done.stdout.count(b"\n")) >= models
-
-
-@contextmanager
-def _unsealed(uri: str, trials: int) -> Iterator[None]:
-    """As a publisher leaves the parent run while trials change."""
-    client, parent = connect(uri), parent_of(uri, _name(trials))
-    for tag in (SEAL, MARKED):
-        client.set_tag(parent.info.run_id, tag, "")
-    yield
-    for tag in (SEAL, MARKED, TABLED):
-        client.set_tag(parent.info.run_id, tag, parent.data.tags[tag])
 
 
 @contextmanager

@@ -1,34 +1,26 @@
-"""The publisher's cost a trial over HTTP, and `tinynet frontier` on an MLflow server with 10,000 trials.
+"""The publisher's cost a trial over HTTP, and its start on an MLflow server with 10,000 trials.
 
-A search of 40 trials is published by the publisher to a real server, then its rows are multiplied by SQL to 10,000
-trials, 2,000 of them on the frontier, and the frontier's table is made anew. On PostgreSQL where its server is
-installed, and on SQLite.
+A search of 40 trials is published by the publisher to a real server on PostgreSQL, then its rows are multiplied by SQL
+to 10,000 trials, 2,000 of them on the frontier.
 """
 
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.measure import Row
 from search_spaces import get_space
 from search_spaces.samplers import draw
 from tests.tracking.helpers import FORMULA_TEXT, Search, calm
 from tests.tracking.servers import NO_POSTGRES, mlflow_server, postgres_programs, postgres_server
-from tinynet_search.mlflow_client.connection import connect, is_served, preload
-from tinynet_search.mlflow_client.reading import read
+from tinynet_search.mlflow_client.connection import preload
 from tinynet_search.plan.candidates import candidate_of
-from tinynet_search.tracking.models_table import TABLE, TABLED, document
-from tinynet_search.tracking.queries import trial_rows
 from tinynet_search.tracking.search_runs import SEAL, SearchRuns
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 SEEDS, EPOCHS, TRIALS, FRONTIER = 40, 10, 10_000, 0.2
 ROUNDS = 3
@@ -52,19 +44,8 @@ def run() -> list[Row]:
             rows += [*published(home, server), *live(home, server)]
             with on_postgres(database) as execute:
                 multiply(execute, TRIALS)
-            rows += [
-                *asked("PostgreSQL server", server, 2.0),
-                *listed("PostgreSQL server", server, home),
-            ]
-            stack.close()
-        home = Path(folder) / "sqlite"
-        home.mkdir()
-        with mlflow_server(home) as server:
-            filled(home, server, SEEDS)
-            with on_sqlite(home / "mlflow.db") as execute:
-                multiply(execute, TRIALS)
-            rows += asked("SQLite server", server, None)
-        return [*rows, *asked("SQLite file", f"sqlite:///{home}/mlflow.db", None)]
+            rows += listed("PostgreSQL server", server, home)
+    return rows
 
 
 def searched(home: Path, name: str, trials: int) -> Search:
@@ -197,79 +178,6 @@ def counted() -> Iterator[list[int]]:
         yield calls
     finally:
         requests.Session.send = send
-
-
-def asked(name: str, uri: str, target: float | None) -> list[Row]:
-    """Wall time of the command and of the call within it, the least of the rounds."""
-    command = [
-        str(Path(sys.executable).with_name("tinynet")),
-        "frontier",
-        "--search",
-        NAME,
-        "--tracking",
-        uri,
-        "--json",
-    ]
-    called, whole, running = [], [], [told_by_runs(uri)] if is_served(uri) else []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        rows = trial_rows(NAME, tracking_uri=uri)
-        called.append(time.perf_counter() - started)
-        assert len(rows) == round(FRONTIER * TRIALS)
-        started = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, check=True)
-        whole.append(time.perf_counter() - started)
-        assert done.stdout.count(b"run_id") == len(rows)
-    return [
-        Row(f"frontier of {TRIALS:,} trials, {name}: trial_rows()", min(called), "s", target),
-        Row(
-            f"frontier of {TRIALS:,} trials, {name}: tinynet frontier --json",
-            min(whole),
-            "s",
-            target,
-        ),
-        *[
-            Row(f"frontier of {TRIALS:,} trials, {name}: trial_rows() while it runs", seconds, "s")
-            for seconds in running
-        ],
-    ]
-
-
-def told_by_runs(uri: str) -> float:
-    """Seconds to ask the runs themselves, as of a search that is not whole; the table is made anew of what they say."""
-    client, parent = connect(uri), parent_of(uri, NAME)
-    client.set_tag(parent.info.run_id, TABLED, "")
-    started = time.perf_counter()
-    rows = trial_rows(NAME, tracking_uri=uri)
-    seconds = time.perf_counter() - started
-    write_models(uri, NAME)
-    assert trial_rows(NAME, tracking_uri=uri) == rows
-    return seconds
-
-
-def parent_of(uri: str, name: str) -> "Run":
-    """The parent run of a search."""
-    client = connect(uri)
-    ids = [
-        experiment.experiment_id
-        for experiment in client.search_experiments(filter_string="name LIKE 'tinynet-%'")
-    ]
-    (parent,) = client.search_runs(
-        ids, f"tags.`tinynet.kind` = 'search' and tags.`tinynet.search` = '{name}'"
-    )
-    return parent
-
-
-def write_models(uri: str, name: str) -> None:
-    """models.json of a search whose runs are in MLflow."""
-    client, parent = connect(uri), parent_of(uri, name)
-    run = parent.info.run_id
-    wanted = f"tags.`mlflow.parentRunId` = '{run}' and tags.frontier = 'true'"
-    text, tag = document(
-        parent.data.tags, read(uri, lambda reader: reader.runs([parent.info.experiment_id], wanted))
-    )
-    client.log_text(run, text, TABLE)
-    client.set_tag(run, TABLED, tag)
 
 
 def listed(name: str, server: str, home: Path) -> list[Row]:

@@ -236,7 +236,7 @@ def whole(storage: Path, uri: str, name: str) -> tuple[Search, Candidate, Candid
 
 
 def on_frontier(uri: str, name: str) -> set[str]:
-    """By the tags of the runs and by the frontier's file, which must agree."""
+    """By the tags of the runs and by the query of the frontier, which must agree."""
     shown = {row.run_id for row in trial_rows(name, tracking_uri=uri)}
     tagged = {
         r.info.run_id: run

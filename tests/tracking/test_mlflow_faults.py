@@ -111,7 +111,7 @@ def check_whole(
         len(models),
     ] == [1, 1]
     names = sorted(item.path for item in window.client.list_artifacts(window.parent.info.run_id))
-    assert names == ["formula.json", "frontier.csv", "frontier.json", "models.json"]
+    assert names == ["formula.json", "frontier.csv", "frontier.json"]
 
 
 def formula_of(name: str) -> str:

@@ -27,11 +27,8 @@ from tinynet_search import TrackingError, frontier_models
 from tinynet_search.mlflow_client.connection import resolve_uri
 from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.tracking.background import Background
-from tinynet_search.tracking.models_table import TABLE, TABLED, is_tabled
 from tinynet_search.tracking.publisher import Publisher
-from tinynet_search.tracking.queries import ModelRow, trial_rows
-from tinynet_search.tracking.registered_models import content_digest
-from tinynet_search.tracking.search_runs import MARKED, SEAL
+from tinynet_search.tracking.queries import trial_rows
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
 
@@ -212,43 +209,8 @@ def test_frontier_formula_and_finals(storage: Path, uri: str) -> None:
     shown = [asdict(row) for row in rows]
     assert json.loads(json.dumps(shown)) == shown
     check_artifacts_and_registry(uri, after, search.rows([c, a]))
-    check_table(uri, after, [row for row in rows if row.frontier])
-
-
-def check_table(uri: str, window: Window, rows: list[ModelRow]) -> None:
-    """The frontier's file says what the runs say, and is read where it is the one that was written for what is sealed."""
-    parent, client = window.parent, window.client
-    run = parent.info.run_id
-
-    def read() -> list[ModelRow]:
-        return trial_rows("concluded", tracking_uri=uri)
-
-    assert read() == rows
-    assert is_tabled(parent.data.tags)
-    table = Path(client.download_artifacts(run, TABLE)).read_text()
-    doubled = json.dumps([*json.loads(table), json.loads(table)[0]])
-    sealed = " ".join(parent.data.tags[tag] for tag in (SEAL, MARKED))
-    client.log_text(run, doubled, TABLE)  # by somebody else
-    assert read() == rows
-    client.set_tag(run, TABLED, f"{sealed} {content_digest(doubled)}")
-    assert len(read()) == len(rows) + 1
-    for tag in (SEAL, MARKED):
-        client.set_tag(run, tag, "")  # as where a trial is under way
-        assert read() == rows
-        client.set_tag(run, tag, parent.data.tags[tag])
-    for damaged in (
-        "",
-        "[3]",
-        "{}",
-        '[{"run_id": 1}]',
-        "[" * 10_000,
-        table.replace('"r": 0', '"r": "x'),
-    ):
-        client.log_text(run, damaged, TABLE)
-        client.set_tag(run, TABLED, f"{sealed} {content_digest(damaged)}")
-        assert read() == rows
-    client.set_tag(run, TABLED, parent.data.tags[TABLED])
-    client.log_text(run, table, TABLE)
+    on_frontier = [row for row in rows if row.frontier]
+    assert trial_rows("concluded", tracking_uri=uri) == on_frontier
 
 
 def check_artifacts_and_registry(uri: str, window: Window, rows: list[dict[str, Any]]) -> None:

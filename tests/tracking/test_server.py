@@ -25,11 +25,8 @@ from tinynet_search import TrackingError, frontier_models
 from tinynet_search.export import load_exported
 from tinynet_search.formula.files import read_text
 from tinynet_search.formula.tiny_formula import TinyFormula
-from tinynet_search.mlflow_client.reading import Found, RunReader, read
 from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.store.directory import FINALS, FORMULA, FRONTIER
-from tinynet_search.tracking import queries as tracking
-from tinynet_search.tracking.models_table import TABLE, is_tabled, tabled
 from tinynet_search.tracking.queries import trial_rows
 from tinynet_search.tracking.sync import sync_search
 
@@ -148,22 +145,7 @@ def test_sync_catches_up_on_a_real_server(tmp_path: Path, server: str) -> None:
     assert sorted(models["id"]) == sorted([b.id, c.id])
     by_run = trial_rows("caught-up", tracking_uri=server, all_trials=True)
     assert trial_rows("caught-up", tracking_uri=server) == [row for row in by_run if row.frontier]
-    assert is_tabled(again.parent.data.tags)
-    assert trial_rows("caught-up", tracking_uri=server) == read_with_the_table_alone(server, again)
     check_registry_over_http(server, again)
-
-
-def read_with_the_table_alone(server: str, window: Window) -> list[tracking.ModelRow]:
-    """As a server gives the file out, without a look at any trial."""
-
-    def ask(reader: RunReader) -> list[Found]:
-        found = tabled(reader.text(window.parent.info.run_id, TABLE), window.parent.data.tags)
-        assert found is not None
-        assert reader.text(window.parent.info.run_id, "no such file") is None
-        return found
-
-    rows = [row for model in read(server, ask) if (row := tracking.model_row(model))]
-    return sorted(rows, key=lambda row: row.c)
 
 
 def published() -> str:
@@ -176,7 +158,7 @@ def check_registry_over_http(server: str, window: Window) -> None:
     (version,) = window.client.search_model_versions("name = 'tiny-formula'")
     assert version.run_id == window.parent.info.run_id
     names = [item.path for item in window.client.list_artifacts(window.parent.info.run_id)]
-    assert sorted(names) == ["formula.json", "frontier.csv", "frontier.json", "models.json"]
+    assert sorted(names) == ["formula.json", "frontier.csv", "frontier.json"]
 
 
 def test_a_job_and_its_weights_over_http(

@@ -14,20 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from search_spaces.errors import RequestError
 from tinynet_search.errors import TrackingError
 from tinynet_search.mlflow_client.connection import RefusedError, address, reaching
-from tinynet_search.mlflow_client.reading import Found
 from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.tracking.background import Background
 from tinynet_search.tracking.conclusion import Conclusion, marks_of, write_conclusion
 from tinynet_search.tracking.feed import Feed, News, ProgressReader, Sheet
-from tinynet_search.tracking.models_table import model_of, write_table
 from tinynet_search.tracking.projection import (
     FRONTIER_TAG,
-    ID,
-    RANK_TAG,
-    SEARCH,
     begun_ms,
     created_ms,
     epoch_points,
@@ -161,10 +155,6 @@ class Publisher(Background[SearchRuns]):
                 return finished - {run_of(key) for key in runs.children}
             if conclusion is not None:
                 write_conclusion(runs, conclusion)
-        models = self._models(runs, conclusion.frontier or ()) if conclusion else []
-        with reaching(self._uri):
-            if models:
-                write_table(runs, seal, models)
             runs.tell(seal)
         return set()
 
@@ -230,29 +220,6 @@ class Publisher(Background[SearchRuns]):
                     run = news.candidate.run
                     self._complete[run] = self._digest_of(run)
                     del self._waiting[run]
-
-    def _models(self, runs: SearchRuns, frontier: Iterable[Mapping[str, Any]]) -> list[Found]:
-        """The frontier's, all or none."""
-        found: list[Found] = []
-        for row in frontier:
-            candidate, child = (
-                self._watched.get(row["run"]),
-                runs.children.get(trial_key(self._plan, row["run"])),
-            )
-            try:
-                result = self._store.result(row["run"])
-            except RequestError:
-                return []
-            if candidate is None or child is None or result is None:
-                return []
-            tags = {
-                SEARCH: self._plan["search"],
-                ID: candidate.id,
-                FRONTIER_TAG: "true",
-                RANK_TAG: str(row["pareto_rank"]),
-            }
-            found.append(model_of(candidate, result, child.run_id, runs.experiment_id, tags))
-        return found
 
     def _wanted(self, runs: SearchRuns, news: News) -> Wanted:
         candidate = news.candidate

@@ -12,7 +12,6 @@ from search_spaces.errors import RequestError
 from tinynet_search.errors import one_line
 from tinynet_search.mlflow_client.connection import address, database_file, reaching, resolve_uri
 from tinynet_search.mlflow_client.reading import Found, RunReader, read
-from tinynet_search.tracking.models_table import FLOATS, INTS, TABLE, is_tabled, tabled
 from tinynet_search.tracking.projection import (
     FRONTIER_TAG,
     ID,
@@ -27,6 +26,9 @@ from tinynet_search.tracking.projection import (
 if TYPE_CHECKING:
     import pandas
 
+# Metrics that are columns.
+INTS = ("resolution", "macs", "params", "activation_bytes")
+FLOATS = ("r", "d", "w", "c", "top1", "top1_raw", "top1_ema")
 # Of a figure: beyond it floats skip whole numbers.
 LARGEST = 2.0**53
 
@@ -116,10 +118,6 @@ def _trials(
     reader: RunReader, uri: str, search: str | None, space: str | None, every: bool
 ) -> list[Found]:
     parent = _find_search(reader, uri, search, space)
-    if not every and is_tabled(parent.tags):
-        models = tabled(reader.text(parent.run_id, TABLE), parent.tags)
-        if models is not None:
-            return models
     wanted = f"tags.`{PARENT}` = '{parent.run_id}' and tags.`{KIND}` = 'trial'"
     return reader.runs(
         [parent.experiment_id], wanted if every else f"{wanted} and tags.{FRONTIER_TAG} = 'true'"
