@@ -23,13 +23,17 @@ ROOMS = {
     ],
     "tinynet_search": [
         *["errors", "text", "version", "signals", "store"],
-        *["mlflow_client", "callbacks", "export"],
+        *["mlflow_client", "export"],
         *["formula", "config", "plan"],
-        *["cluster", "tracking", "search", "train"],
+        *["cluster", "callbacks", "tracking", "search", "train"],
         *["jobs", "__init__", "cli"],
     ],
 }
 MOST_FLOORS = 10
+# The one file that may use Ray's private internals, and the attributes of Ray's objects that are private.
+RAY_INTERNALS = "tinynet_search.cluster.ray_internals"
+PRIVATE_PACKAGES = ("ray.core", "ray.dashboard", "ray.tune.execution", "ray.train.v2")
+PRIVATE_ATTRIBUTES = {"temporary_state", "_actor_id", "_do_request"}
 
 
 def modules(package: str) -> dict[str, Path]:
@@ -46,9 +50,13 @@ def imports() -> dict[str, set[str]]:
     return {name: set(_imported(path, known)) - {name} for name, path in files.items()}
 
 
-def _names(file: Path) -> Iterator[str]:
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _names(tree: ast.Module) -> Iterator[str]:
     """What a file imports, as dotted names: of ``from a import b``, ``a.b``."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -56,7 +64,7 @@ def _names(file: Path) -> Iterator[str]:
 
 
 def _imported(file: Path, known: set[str]) -> Iterator[str]:
-    for name in _names(file):
+    for name in _names(_tree(file)):
         # The module itself, or the one that the name is taken from.
         parents = [name, f"{name}.__init__", name.rpartition(".")[0]]
         parents.append(f"{parents[-1]}.__init__")
@@ -86,7 +94,7 @@ def room_graph(package: str) -> dict[str, set[str]]:
 def test_packages_import_one_way(package: str) -> None:
     above = set(PACKAGES[PACKAGES.index(package) + 1 :])
     for file in (ROOT / package).rglob("*.py"):
-        wrong = [name for name in _names(file) if name.split(".")[0] in above]
+        wrong = [name for name in _names(_tree(file)) if name.split(".")[0] in above]
         assert not wrong, f"{file.name} imports {wrong[0]}"
 
 
@@ -124,6 +132,56 @@ def test_make_check_touches_every_room(room: str) -> None:
     """The tests of every room are in a folder of its name, and some of them are quick."""
     files = (ROOT / "tests" / room).glob("test_*.py")
     assert any("mark.quick" in file.read_text(encoding="utf-8") for file in files)
+
+
+def is_private_in_ray(name: str) -> bool:
+    """Of a dotted name: ``ray._private.state``, ``ray.autoscaler._private``, or a package without a public interface."""
+    parts = name.split(".")
+    hidden = any(part.startswith("_") and not part.endswith("__") for part in parts)
+    packages = tuple(f"{package}." for package in PRIVATE_PACKAGES)
+    return parts[0] == "ray" and (hidden or f"{name}.".startswith(packages))
+
+
+def _uses_of_ray_internals(tree: ast.Module) -> Iterator[str]:
+    """Imports of private modules of Ray, and accesses like ``ray._private`` and ``trial.temporary_state``."""
+    yield from filter(is_private_in_ray, _names(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            if node.attr in PRIVATE_ATTRIBUTES or is_private_in_ray(name):
+                yield name
+
+
+@pytest.mark.parametrize(
+    ("code", "is_use"),
+    [
+        ("from ray._private import state", True),
+        ("from ray import _raylet", True),
+        ("import ray._private.utils as utils", True),
+        ("from ray.core.generated import gcs_pb2", True),
+        ("from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE", True),
+        ("import ray\nray._private.worker.global_worker", True),
+        ("actor = trial.temporary_state.ray_actor", True),
+        ("number = handle._actor_id.binary()", True),
+        ("from ray.tune.search import Searcher", False),
+        ("from ray.util.placement_group import PlacementGroup", False),
+        ("import ray\nray.get_runtime_context().get_job_id()", False),
+        ("import ray\nprint(ray.__version__)", False),
+        ("from tinynet_search.cluster.ray_internals import trial_actor", False),
+    ],
+)
+def test_uses_of_ray_internals_are_seen(code: str, is_use: bool) -> None:
+    assert any(_uses_of_ray_internals(ast.parse(code))) is is_use
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_one_file_uses_rays_private_internals(package: str) -> None:
+    uses = {
+        name: sorted(set(_uses_of_ray_internals(_tree(path))))
+        for name, path in modules(package).items()
+    }
+    assert {name for name, found in uses.items() if found} <= {RAY_INTERNALS}, uses
+    assert uses.get(RAY_INTERNALS) != [], "the check finds nothing where there is something"
 
 
 def _loaded(code: str) -> set[str]:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.search.helpers import results, tiny_config
-from tinynet_search.callbacks.crashes import RETURNS, Guilt, Losses, described, died_alone
+from tinynet_search.callbacks.crashes import RETURNS, Guilt, Losses
+from tinynet_search.cluster.ray_internals import death_detail, process_died_on_live_node
 from tinynet_search.plan.candidates import grow
 from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.search.driver import _Driver, run_search
@@ -73,11 +74,11 @@ def searched(tmp_path: Path) -> tuple[Losses, Candidate, Tune]:
 
 
 def test_what_ray_says_of_a_death() -> None:
-    assert died_alone(KILLED)
-    assert died_alone(FULL)
-    assert not any(map(died_alone, OTHERS))
-    assert described(KILLED) == "Worker unexpectedly exits with a connection error code 2"
-    assert described(FULL) == "Memory on the node (IP: 10.0.0.7) was 30.1GB / 31.0GB (0.97)"
+    assert process_died_on_live_node(KILLED)
+    assert process_died_on_live_node(FULL)
+    assert not any(map(process_died_on_live_node, OTHERS))
+    assert death_detail(KILLED) == "Worker unexpectedly exits with a connection error code 2"
+    assert death_detail(FULL) == "Memory on the node (IP: 10.0.0.7) was 30.1GB / 31.0GB (0.97)"
 
 
 @pytest.mark.parametrize(

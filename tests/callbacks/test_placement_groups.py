@@ -1,44 +1,51 @@
 """What a dead actor had reserved is given back; what anybody else holds is left alone."""
 
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tinynet_search.callbacks.placement_groups import CONTROLLER, orphaned, sweep, waiting
+from tinynet_search.callbacks.placement_groups import is_abandoned, sweep, waiting
+from tinynet_search.cluster.ray_internals import TRAIN_CONTROLLER, ActorRow, PlacementGroupRow
 
 pytestmark = pytest.mark.quick
 
-OURS, GONE, OTHERS = b"1", b"2", b"3"
+THIS_JOB, ENDED_JOB, OTHER_JOB = b"1", b"2", b"3"
 
 
 @pytest.mark.parametrize(
-    ("job", "dead", "name", "told", "detached", "given_back"),
+    ("job", "dead", "name", "recorded", "detached", "given_back"),
     [
-        (
-            OURS,
-            True,
-            CONTROLLER,
-            False,
-            False,
-            True,
-        ),  # made after Ray had looked for the dead actor's groups
-        (OURS, False, CONTROLLER, True, False, True),
-        (OURS, True, "Holder", False, False, True),
-        (OURS, False, CONTROLLER, False, False, False),
-        (OURS, True, CONTROLLER, True, True, False),
-        (GONE, True, CONTROLLER, False, False, True),  # and after the job that had been killed
-        (GONE, True, "Somebody's", True, False, False),
-        (GONE, False, CONTROLLER, False, False, False),
-        (OTHERS, True, CONTROLLER, True, False, False),
+        # Made after Ray had looked for the dead actor's groups.
+        (THIS_JOB, True, TRAIN_CONTROLLER, False, False, True),
+        (THIS_JOB, False, TRAIN_CONTROLLER, True, False, True),
+        (THIS_JOB, True, "Holder", False, False, True),
+        (THIS_JOB, False, TRAIN_CONTROLLER, False, False, False),
+        (THIS_JOB, True, TRAIN_CONTROLLER, True, True, False),
+        # And after the job that had been killed.
+        (ENDED_JOB, True, TRAIN_CONTROLLER, False, False, True),
+        (ENDED_JOB, True, "Somebody's", True, False, False),
+        (ENDED_JOB, False, TRAIN_CONTROLLER, False, False, False),
+        (OTHER_JOB, True, TRAIN_CONTROLLER, True, False, False),
     ],
 )
 def test_whose_groups_are_given_back(
-    job: bytes, dead: bool, name: str, told: bool, detached: bool, given_back: bool
+    job: bytes, dead: bool, name: str, recorded: bool, detached: bool, given_back: bool
 ) -> None:
-    group = SimpleNamespace(creator_job_id=job, creator_actor_dead=told, is_detached=detached)
-    assert orphaned(group, OURS, {GONE}, lambda: (dead, name)) is given_back
+    group = PlacementGroupRow(b"group", job, b"actor", recorded, detached, "CREATED")
+    actor = ActorRow(name, dead, process=b"process", owner=b"owner")
+    assert is_abandoned(group, THIS_JOB, {ENDED_JOB}, lambda _: actor) is given_back
+
+
+def test_an_actor_that_ray_has_forgotten_is_a_dead_controller() -> None:
+    for job in (THIS_JOB, ENDED_JOB):
+        group = PlacementGroupRow(b"group", job, b"actor", False, False, "CREATED")
+        assert is_abandoned(group, THIS_JOB, {ENDED_JOB}, lambda _: None)
+
+
+def test_groups_of_drivers_and_tasks_are_left_alone() -> None:
+    group = PlacementGroupRow(b"group", THIS_JOB, None, False, False, "CREATED")
+    assert not is_abandoned(group, THIS_JOB, set(), lambda _: None)
 
 
 @pytest.mark.ray

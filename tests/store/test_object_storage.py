@@ -17,7 +17,7 @@ from tests.search.helpers import tiny_arguments, tiny_config
 from tests.tracking.helpers import Window, wait_until, wanted_points
 from tests.trainables.helpers import without_times
 from tinynet_search.cli.main import run
-from tinynet_search.cluster.tune import _keep_secrets
+from tinynet_search.cluster.ray_internals import drop_aws_variables
 from tinynet_search.formula import files as formula_io
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.plan.candidates import candidates_of, grow
@@ -223,7 +223,7 @@ def test_keys_are_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "AWS_SECURITY_TOKEN",
     ):
         monkeypatch.setenv(name, "SECRETWORD")
-    _keep_secrets()
+    drop_aws_variables()
     assert "SECRETWORD" not in str(vars(_ActorClassCache().get(type("Trainable", (), {}))))
 
 

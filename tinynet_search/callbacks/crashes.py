@@ -4,24 +4,23 @@ A process that the kernel kills for its memory, or that crashes in somebody's ex
 it again. What tells it from a cluster's faults is that its node lives, and that it comes no further from one time to the next.
 """
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ray.tune import Callback
 
-from tinynet_search.errors import one_line
+from tinynet_search.cluster.ray_internals import (
+    death_detail,
+    failure_texts,
+    killed_for_memory,
+    process_died_on_live_node,
+)
 from tinynet_search.store.directory import Candidate, SearchStore
 
 DIED, MEMORY = "died", "out of memory"
 # Times that a trial is given again which Tune gave up before it began.
 RETURNS = 2
-# As Ray says it of a process that ended without a word, of one that it killed itself for the node's memory, and of a node.
-_PROCESS, _FULL = "unexpectedly exits with a connection error code", "running low on memory"
-_NODE = ("node has died", "node died", "node was terminated", "preempted")
-_DETAIL = re.compile(r"Worker exit detail: (.{1,150}?)(?:\. |\.?\n|\.?$)")
-_ONE = re.compile(r"^Failure # \d+ \(occurred at [^)]*\)\n", re.MULTILINE)
 
 
 class Guilt(NamedTuple):
@@ -106,15 +105,15 @@ class Losses(Callback):
             return None
         epochs = [epochs for _, epochs, _ in found]
         if (
-            not all(began and died_alone(said) for began, _, said in found)
+            not all(began and process_died_on_live_node(said) for began, _, said in found)
             or epochs[-1] > epochs[0]
         ):
             return None
         said = found[-1][2]
         times = "once" if len(found) == 1 else f"{len(found)} times without a new epoch in between"
         return Guilt(
-            MEMORY if _FULL in said else DIED,
-            f"its process died {times}, and its node lives: {described(said)}",
+            MEMORY if killed_for_memory(said) else DIED,
+            f"its process died {times}, and its node lives: {death_detail(said)}",
         )
 
     def _failures(self, run: str) -> list[tuple[bool, int, str]]:
@@ -122,30 +121,10 @@ class Losses(Callback):
         tries = self._tries.get(run)
         if tries is None:
             return []
-        said = failures(tries.trial)
+        said = failure_texts(tries.trial)
         if len(said) != len(tries.before) + 1:
             return []  # its last try did not fail
         return [
             (*how, words)
             for how, words in zip([*tries.before, (tries.began, tries.epochs)], said, strict=True)
         ]
-
-
-def died_alone(said: str) -> bool:
-    """Whether these words are of a process that died while its node lived."""
-    return (_PROCESS in said or _FULL in said) and not any(words in said for words in _NODE)
-
-
-def described(said: str) -> str:
-    """The part of Ray's words that tells something."""
-    found = _DETAIL.search(said)
-    return one_line(found[1] if found else said.strip().rpartition("\n")[2], 200)
-
-
-def failures(trial: Any) -> list[str]:
-    """What Tune wrote of each failure of a trial, the oldest first."""
-    try:
-        with open(trial.error_file, errors="replace") as file:
-            return _ONE.split(file.read())[1:]
-    except (OSError, TypeError):
-        return []

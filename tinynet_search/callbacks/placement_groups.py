@@ -6,14 +6,23 @@ trial never starts again, in this job or in the next.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ray.tune import Callback
 
+from tinynet_search.cluster.ray_internals import (
+    TRAIN_CONTROLLER,
+    ActorRow,
+    PlacementGroupRow,
+    actor_id,
+    actor_row,
+    dead_jobs,
+    placement_groups,
+)
+
 # Seconds between two looks at the cluster.
 EVERY = 5.0
-CONTROLLER = "TrainController"
 
 
 class Orphans(Callback):
@@ -38,10 +47,10 @@ def sweep() -> int:
     from ray.util import remove_placement_group
     from ray.util.placement_group import PlacementGroup
 
-    found = [PlacementGroup(PlacementGroupID(group.placement_group_id)) for group in _orphans()]
-    for group in found:
+    groups = [PlacementGroup(PlacementGroupID(group.id)) for group in _abandoned()]
+    for group in groups:
         remove_placement_group(group)
-    return len(found)
+    return len(groups)
 
 
 def waiting(trials: Mapping[str, Any]) -> set[str]:
@@ -50,90 +59,50 @@ def waiting(trials: Mapping[str, Any]) -> set[str]:
     Args:
         trials: by name the actors that they are for Tune: the process of each has made a Train controller, which has made a group.
     """
-    from ray.core.generated import gcs_pb2
-
-    kind: Any = gcs_pb2
-    tables, groups, job = _groups()
-    placed = (kind.PlacementGroupTableData.CREATED, kind.PlacementGroupTableData.REMOVED)
-    makers = {
-        group.creator_actor_id
-        for group in groups
-        if group.creator_job_id == job and group.state not in placed
+    job = _current_job()
+    creators = {
+        group.creator
+        for group in placement_groups()
+        if group.job == job and group.creator and group.state not in ("CREATED", "REMOVED")
     }
-    owners = {
-        found.owner_address.worker_id
-        for maker in makers
-        if (found := _actor(tables, maker)) is not None
-    }
+    rows = [actor_row(creator) for creator in creators]
+    owners = {row.owner for row in rows if row is not None}
     if not owners:
         return set()
-    rows = {name: _actor(tables, actor._actor_id.binary()) for name, actor in trials.items()}
-    return {
-        name for name, row in rows.items() if row is not None and row.address.worker_id in owners
-    }
+    found = {name: actor_row(actor_id(actor)) for name, actor in trials.items()}
+    return {name for name, row in found.items() if row is not None and row.process in owners}
 
 
-def _actor(tables: Any, number: bytes) -> Any:
-    """Ray's row of an actor, None where there is none."""
-    from ray._raylet import ActorID
-    from ray.core.generated import gcs_pb2
-
-    kind: Any = gcs_pb2
-    raw = tables.get_actor_info(ActorID(number))
-    return kind.ActorTableData.FromString(raw) if raw else None
-
-
-def _groups() -> tuple[Any, list[Any], bytes]:
-    """Ray's own tables, their placement groups, and this job; ``ray.util.placement_group_table`` leaves out whose they are."""
+def _current_job() -> bytes:
     import ray
-    from ray._private import state
-    from ray.core.generated import gcs_pb2
 
-    kind: Any = gcs_pb2
-    tables = state.state._connect_and_get_accessor()
-    groups = [
-        kind.PlacementGroupTableData.FromString(row) for row in tables.get_placement_group_table()
+    return bytes.fromhex(ray.get_runtime_context().get_job_id())
+
+
+def _abandoned() -> list[PlacementGroupRow]:
+    job, groups, ended = _current_job(), placement_groups(), dead_jobs()
+    return [
+        group
+        for group in groups
+        if group.state != "REMOVED" and is_abandoned(group, job, ended, actor_row)
     ]
-    return tables, groups, bytes.fromhex(ray.get_runtime_context().get_job_id())
 
 
-def _orphans() -> Iterator[Any]:
-    from ray._private import state
-    from ray._raylet import ActorID
-    from ray.core.generated import gcs_pb2
-
-    kind: Any = gcs_pb2
-    tables, groups, job = _groups()
-    dead_jobs = {bytes.fromhex(row["JobID"]) for row in state.jobs() if row["IsDead"]}
-    for group in groups:
-        if (
-            group.state != kind.PlacementGroupTableData.REMOVED
-            and group.creator_actor_id != ActorID.nil().binary()
-        ):
-
-            def actor(creator: bytes = group.creator_actor_id) -> tuple[bool, str]:
-                found = _actor(tables, creator)
-                return (
-                    found is None or found.state == kind.ActorTableData.DEAD,
-                    found.class_name if found else CONTROLLER,
-                )
-
-            if orphaned(group, job, dead_jobs, actor):
-                yield group
-
-
-def orphaned(
-    group: Any, job: bytes, dead_jobs: Collection[bytes], actor: Callable[[], tuple[bool, str]]
+def is_abandoned(
+    group: PlacementGroupRow,
+    job: bytes,
+    ended: Collection[bytes],
+    find_actor: Callable[[bytes], ActorRow | None],
 ) -> bool:
-    """Whether nobody is left who could use a group that an actor made.
+    """Whether nothing is left that could use a group that an actor made.
 
     Args:
-        group: Ray's row of it, of which ``creator_actor_dead`` may be late; job: this one.
-        actor: asked whether the actor is dead, and of which class it was.
+        job: this driver's; ended: jobs that have ended.
+        find_actor: Ray's record of the creator, which is looked up only where it decides.
     """
-    if group.is_detached or (group.creator_job_id != job and group.creator_job_id not in dead_jobs):
+    if group.creator is None or group.detached or (group.job != job and group.job not in ended):
         return False
-    dead, name = actor()
-    return (dead or group.creator_actor_dead) and (
-        group.creator_job_id == job or name.startswith(CONTROLLER)
-    )
+    creator = find_actor(group.creator)
+    name = creator.class_name if creator else TRAIN_CONTROLLER
+    died = creator is None or creator.dead or group.creator_died
+    return died and (group.job == job or name.startswith(TRAIN_CONTROLLER))

@@ -6,6 +6,7 @@ from typing import Any
 from ray.tune import Callback
 
 from tinynet_search.callbacks.placement_groups import waiting
+from tinynet_search.cluster.ray_internals import trial_actor
 from trainables.spec import TrialSpec
 from trainables.storage.folder import open_folder
 from trainables.trial import write_failure
@@ -74,7 +75,7 @@ class Watchdog(Callback):
             for trial in trials
             if self._heard.get(trial.trial_id, since) < since and trial.status == "RUNNING"
         ]
-        actors = {trial.trial_id: trial.temporary_state.ray_actor for trial in silent}
+        actors = {trial.trial_id: trial_actor(trial) for trial in silent}
         there = {name: actor for name, actor in actors.items() if actor is not None}
         return waiting(there) if there else set()
 
@@ -97,6 +98,6 @@ class Watchdog(Callback):
             )
         except OSError:
             return
-        actor = trial.temporary_state.ray_actor
+        actor = trial_actor(trial)
         if actor is not None:
             ray.kill(actor)

@@ -4,14 +4,13 @@ import contextlib
 import importlib.util
 import logging
 import os
-import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from search_spaces import RequestError
+from tinynet_search.cluster.ray_internals import loopback_only, own_sigterm_handler
 from tinynet_search.config import Config
 
 # Tune's and Train's own files are scratch: no loggers, no snapshots, no preemption watcher a trial.
@@ -50,7 +49,7 @@ def cluster(config: Config) -> Iterator[None]:
         )
     ours = not ray.is_initialized()
     if ours:
-        with _own_signals():
+        with own_sigterm_handler():
             _start(config.run.address or os.environ.get("RAY_ADDRESS"), needs_dashboard)
     try:
         if needs_dashboard:
@@ -59,22 +58,6 @@ def cluster(config: Config) -> Iterator[None]:
     finally:
         if ours:
             ray.shutdown()
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Ray's init takes SIGTERM for itself, and dies of it with a dump; an interrupted search has more to say."""
-    from ray._private import utils
-
-    theirs = utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda sigterm_handler: None
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = theirs
-        if threading.current_thread() is threading.main_thread() and callable(handler):
-            signal.signal(signal.SIGTERM, handler)
 
 
 def _start(address: str | None, dashboard: bool) -> None:
@@ -91,7 +74,7 @@ def _start(address: str | None, dashboard: bool) -> None:
             ) from error
     else:
         # "local" and nothing else: a bare init would join whatever cluster this machine is in.
-        with _on_loopback():
+        with loopback_only():
             ray.init(
                 address="local",
                 num_cpus=os.cpu_count(),
@@ -99,27 +82,6 @@ def _start(address: str | None, dashboard: bool) -> None:
                 dashboard_host="127.0.0.1",
                 **quiet,
             )
-
-
-@contextlib.contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Ray without a token runs whatever comes from whoever reaches it, and listens on every interface, on Linux.
-
-    Elsewhere its own clusters keep to loopback; this has it do so here, in this process and in those it starts.
-    """
-    from ray._private import ray_constants
-
-    before, variable = ray_constants.ENABLE_RAY_CLUSTER, ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    said = os.environ.get(variable)
-    ray_constants.ENABLE_RAY_CLUSTER, os.environ[variable] = False, "0"
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-        if said is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = said
 
 
 def _probe(address: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from search_spaces import RequestError
+from tinynet_search.cluster.ray_internals import node_groups
 from tinynet_search.config import Config, refuse_sync_bn
 from tinynet_search.text import duration
 from trainables.executors import Scaling
@@ -206,14 +207,8 @@ def present() -> list[Nodes]:
 def grown() -> list[Nodes]:
     """The nodes of a cluster whose autoscaler tells Ray of them, when it has grown as far as it may; else as they are."""
     import ray
-    from ray._private import state
 
-    config = state.state.get_cluster_config()
-    kinds = {
-        group.name: group
-        for group in (config.node_group_configs if config else [])
-        if group.max_count > 0
-    }
+    kinds = {group.name: group for group in node_groups() if group.max_count > 0}
     fixed = [
         node
         for node in ray.nodes()
@@ -221,7 +216,7 @@ def grown() -> list[Nodes]:
     ]
     return [
         *(Nodes(node["Resources"]) for node in fixed),
-        *(Nodes(dict(group.resources), group.max_count) for group in kinds.values()),
+        *(Nodes(group.resources, group.max_count) for group in kinds.values()),
     ]
 
 

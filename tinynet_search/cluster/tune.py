@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from ray.tune.search import Searcher
 
 from tinynet_search.cluster.placement import of_trial
+from tinynet_search.cluster.ray_internals import drop_aws_variables
 from tinynet_search.config import Config
 from tinynet_search.signals import Stopping
 from tinynet_search.store.directory import Candidate
@@ -173,7 +174,7 @@ def run_source(
     """
     from ray import tune
 
-    _keep_secrets()
+    drop_aws_variables()
     scaling = of_trial(config)
     settings: Mapping[str, Any] = {
         "root": root,
@@ -206,15 +207,6 @@ def run_source(
                     failure_config=tune.FailureConfig(max_failures=config.run.max_failures),
                 ),
             ).fit()
-
-
-def _keep_secrets() -> None:
-    """Tune hands the driver's keys of S3 on to its trials, and Ray writes them into a log of every node: nodes have their own."""
-    from ray.tune.execution import class_cache
-
-    class_cache.ENV_VARS_TO_PROPAGATE -= {
-        name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")
-    }
 
 
 @contextlib.contextmanager

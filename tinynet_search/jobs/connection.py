@@ -1,7 +1,6 @@
 """The Ray Jobs API of a cluster: reached within seconds, allowed in, and of the same version of Ray as here."""
 
 import contextlib
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -10,6 +9,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from search_spaces.errors import RequestError
+from tinynet_search.cluster.ray_internals import (
+    cluster_version,
+    job_client,
+    reports_no_dashboard,
+    silence_uploads,
+)
 from tinynet_search.errors import JobError, one_line
 
 if TYPE_CHECKING:
@@ -20,8 +25,6 @@ PATIENCE = 5.0
 # Seconds for an answer: an upload of a working folder takes its time.
 ANSWER = 60.0
 PORTS = {"http": 80, "https": 443}
-# Of Ray: they tell of each folder that is uploaded.
-CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 # Where Ray keeps the address of its dashboard for clients.
 VARIABLE, CLUSTER = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
 TOKEN, TOKEN_FILE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
@@ -42,22 +45,13 @@ def connect(address: str | None) -> "JobSubmissionClient":
     _probe(url)
     require_client()
     import ray
-    from ray.job_submission import JobSubmissionClient
 
-    class Client(JobSubmissionClient):
-        """Ray's own, with an end to every request: a tunnel whose other end is gone takes them and never answers."""
-
-        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-            options.setdefault("timeout", (PATIENCE, ANSWER))
-            return super()._do_request(method, endpoint, **options)
-
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    silence_uploads()
     with reaching(url):
         try:
             with _nothing_else_named():
-                client = Client(url, headers=_headers(), verify=_certificates())
-            theirs = client._do_request("GET", "/api/version").json()["ray_version"]
+                client = job_client(url, _headers(), _certificates(), (PATIENCE, ANSWER))
+            theirs = cluster_version(client)
         except (KeyError, TypeError) as error:
             raise RequestError(
                 f"the cluster at {url} does not answer as a Ray dashboard (it tells no version)"
@@ -108,7 +102,7 @@ def reaching(url: str) -> Iterator[None]:
             f"the cluster at {url} does not answer as a Ray dashboard ({_cause(error)})"
         ) from error
     except (RuntimeError, ValueError) as error:
-        if "404" in str(error) and "Version check" in str(error):
+        if reports_no_dashboard(error):
             raise RequestError(
                 f"the cluster at {url} does not answer as a Ray dashboard (404)"
             ) from error

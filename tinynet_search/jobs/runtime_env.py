@@ -1,7 +1,6 @@
 """What travels to the cluster with a job: the user's modules, our wheel, and settings of the environment that are no secrets."""
 
 import contextlib
-import os
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces.errors import RequestError
+from tinynet_search.cluster.ray_internals import upload_size
 from tinynet_search.errors import one_line
 from tinynet_search.jobs.connection import require_client
 
@@ -46,35 +46,13 @@ def _folder(path: str) -> str:
         raise RequestError(
             f"--working-dir {one_line(path)!r} is no folder: give the one that holds your module"
         )
-    size = _size(folder)
+    require_client()
+    size = upload_size(folder)
     if size > LARGEST:
         much = f"{size / 2**20:.0f} MiB, and {LARGEST / 2**20:.0f} can be sent"
         better = "give a folder of code, or name in its .rayignore what stays here; data belong where the nodes reach them"
         raise RequestError(f"--working-dir {one_line(path)!r} has {much}: {better}")
     return str(folder)
-
-
-def _size(folder: Path) -> int:
-    """Bytes of what Ray would pack, by its own walk: without .git and environments, nor what .gitignore and .rayignore name."""
-    require_client()
-    from ray._private import ray_constants
-    from ray._private.runtime_env import packaging
-
-    size = 0
-
-    def add(path: Path) -> None:
-        nonlocal size
-        with contextlib.suppress(OSError):  # gone since
-            size += 0 if path.is_dir() else path.stat().st_size
-
-    left = packaging._get_excludes(folder, ray_constants.get_runtime_env_default_excludes())
-    packaging._dir_travel(
-        folder,
-        [left],
-        add,
-        include_gitignore=os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE) != "1",
-    )
-    return size
 
 
 def _unpacked(path: str, scratch: Path) -> list[str]:
