@@ -1,6 +1,10 @@
-"""Plain text tables and durations, the same on a terminal and in a file."""
+"""Numbers, sizes, durations, dates and tables as plain text, the same on a terminal and in a file.
+
+The only home of such helpers: every room writes its figures with them, so that one quantity has one form.
+"""
 
 import re
+import time
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
@@ -31,8 +35,66 @@ def apart(groups: Iterable[Sequence[Sequence[str]]]) -> list[Sequence[str]]:
     return [*chain.from_iterable([[""] * len(group[0]), *group] for group in groups)][1:]
 
 
+def number(value: float | None, digits: int, missing: str = "") -> str:
+    """``12.3`` with so many decimals; ``missing`` for None."""
+    return missing if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """``75.2 %``, of a value that is in percent already."""
+    return f"{value:.{digits}f} %"
+
+
+def millions(value: float, digits: int = 1, *, grouped: bool = False) -> str:
+    """``1234.5M``; grouped, as in sentences, ``1,234.5M``."""
+    return f"{value / 1e6:{',' if grouped else ''}.{digits}f}M"
+
+
+def short_millions(value: float) -> str:
+    """``12.34M``, and from 100 million on ``123M``: for tables with many columns."""
+    return millions(value, 2 if value < 1e8 else 0)
+
+
+def scaled(value: float, unit: str = "") -> str:
+    """With the prefix that fits: ``1.98M``, ``1.50MB`` with the unit ``B``; below 1000 ``12`` and ``12 bytes``."""
+    for scale, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= scale:
+            return f"{value / scale:.2f}{prefix}{unit}"
+    return f"{value:g} bytes" if unit else f"{value:g}"
+
+
+def memory_size(size: float, *, grouped: bool = False) -> str:
+    """Bytes of memory as they stand beside FLOPs and params: ``1.50MB``."""
+    return f"{millions(size, 2, grouped=grouped)}B"
+
+
+def megabytes(size: float, digits: int = 0) -> str:
+    """Bytes of files: ``12 MB``."""
+    return f"{size / 1e6:.{digits}f} MB"
+
+
+def mebibytes(size: float) -> str:
+    """Bytes under a limit that is a power of two: ``500 MiB``."""
+    return f"{size / 2**20:.0f} MiB"
+
+
+def data_size(size: float) -> str:
+    """Bytes of an image set in three significant digits, as estimates have: ``12.3 GB``, ``1.5 GB``, ``812 MB``."""
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+
+
+def exact_data_size(size: float) -> str:
+    """Bytes of an image set that were counted: from 1 GB on with two decimals, ``12.35 GB``, ``1.50 GB``, ``812 MB``."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else data_size(size)
+
+
+def in_seconds(value: float, digits: int = 0) -> str:
+    """``75 s``, for times that are compared with each other; ``duration`` is for people who wait."""
+    return f"{value:.{digits}f} s"
+
+
 def duration(seconds: float | None) -> str:
-    """``1 h 05 min``, ``4 min 10 s``, ``12 s``."""
+    """``1 h 05 min``, ``4 min 10 s``, ``12 s``; ``?`` for None."""
     if seconds is None:
         return "?"
     minutes, rest = divmod(int(seconds + 0.5), 60)
@@ -40,6 +102,11 @@ def duration(seconds: float | None) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def local_minute(seconds: float | None) -> str:
+    """A time since the epoch on this machine's clock, ``2026-11-23 03:44``; empty for None and 0."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else ""
 
 
 def seconds(text: str | None) -> float | None:
@@ -59,4 +126,5 @@ def seconds(text: str | None) -> float | None:
 
 
 def counted(epochs: int) -> str:
+    """``1 epoch``, ``12 epochs``."""
     return f"{epochs} epoch" if epochs == 1 else f"{epochs} epochs"

@@ -13,7 +13,7 @@ import numpy as np
 from ray.tune import Callback
 
 from tinynet_search.store.directory import Candidate
-from tinynet_search.text import duration
+from tinynet_search.text import duration, in_seconds, number, percent
 
 
 @dataclass(slots=True)
@@ -177,7 +177,7 @@ class Progress(Callback):
         left = self.time_left()
         more = f"  {duration(left)} left" if left and self.done < len(self.rows) else ""
         print(
-            f"[{self.done}/{len(self.rows)}] {_title(row)}  {_end(row)}  {row.seconds:.0f} s{more}",
+            f"[{self.done}/{len(self.rows)}] {_title(row)}  {_end(row)}  {in_seconds(row.seconds)}{more}",
             file=sys.stderr,
             flush=True,
         )
@@ -216,16 +216,14 @@ class Progress(Callback):
             r, d, w = row.candidate.spec.rdw
             epochs = f"{row.epochs}/{row.candidate.spec.recipe['epochs']}"
             figures = (
-                f"{r:.2f}",
-                f"{d:.2f}",
-                f"{w:.2f}",
+                number(r, 2),
+                number(d, 2),
+                number(w, 2),
                 str(row.candidate.network["resolution"]),
-                f"{row.candidate.c:.3f}",
+                number(row.candidate.c, 3),
                 epochs,
             )
-            table.add_row(
-                row.candidate.id, *figures, "" if row.top1 is None else f"{row.top1:.1f}", row.state
-            )
+            table.add_row(row.candidate.id, *figures, number(row.top1, 1), row.state)
         return table
 
 
@@ -246,5 +244,5 @@ def _end(row: Row) -> str:
     return (
         row.state
         + (f" ({row.why})" if row.why else "")
-        + ("" if row.top1 is None else f"  top-1 {row.top1:.1f} %")
+        + ("" if row.top1 is None else f"  top-1 {percent(row.top1)}")
     )

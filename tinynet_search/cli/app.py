@@ -1,4 +1,4 @@
-"""The application that every verb joins, the options that several share, and how figures are written."""
+"""The application that every verb joins, and the options that several share."""
 
 from typing import Annotated
 
@@ -20,7 +20,3 @@ Tracking = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-
-
-def millions(value: float, digits: int = 1) -> str:
-    return f"{value / 1e6:.{digits}f}M"

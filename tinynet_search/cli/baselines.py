@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tinynet_search.cli.app import SPACES, AsJson, Tracking, app, millions
+from tinynet_search.cli.app import SPACES, AsJson, Tracking, app
+from tinynet_search.text import apart, memory_size, millions, number, table
 
 
 @app.command()
@@ -52,7 +53,6 @@ def baselines(
     if as_json:
         print(json.dumps([_figures(target, c, row) for c, row in rows], indent=1))
         return
-    from tinynet_search.text import apart, table
 
     head = ("network", "budget", "r", "d", "w", "pixels", "FLOPs", "c", "params", "memory", "")
     # What holds for every row of the formula is said once.
@@ -99,8 +99,8 @@ def _cells(c: float, row: Any, note: str) -> tuple[str, ...]:
     twist = (*spelled(network), str(network.resolution))
     costs = (
         millions(network.macs),
-        f"{network.c:.4f}",
+        number(network.c, 4),
         millions(network.params, 2),
-        f"{millions(network.activation_bytes, 2)}B",
+        memory_size(network.activation_bytes),
     )
     return (row.rule, f"{c:g}", *twist, *costs, note)

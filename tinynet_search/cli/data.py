@@ -10,6 +10,7 @@ import typer
 
 from search_spaces.errors import RequestError
 from tinynet_search.cli.app import AsJson, app
+from tinynet_search.text import exact_data_size
 
 if TYPE_CHECKING:
     from trainables.data.sources.encoded import EncodedData
@@ -136,15 +137,11 @@ def _text(out: Path, done: dict[str, Any]) -> str:
     )
     return "\n".join(
         [
-            f"{out}: {images}, {_amount(done['bytes'])} ({how})",
+            f"{out}: {images}, {exact_data_size(done['bytes'])} ({how})",
             f"{did}; files.csv has SHA-256 {done['files_sha256']}",
             f"next: {done['next']}",
         ]
     )
-
-
-def _amount(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
 class _Progress:
@@ -165,7 +162,7 @@ class _Progress:
     def begin(self, images: int, size: int, kept: int) -> None:
         there = f"; {kept} are there" if kept else ""
         print(
-            f"copying {images} images, about {_amount(size)}, to {self._out}{there}",
+            f"copying {images} images, about {exact_data_size(size)}, to {self._out}{there}",
             file=sys.stderr,
         )
         self._images = images

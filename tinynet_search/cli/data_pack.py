@@ -13,6 +13,7 @@ import typer
 from search_spaces.errors import RequestError
 from tinynet_search.cli.app import SPACES, AsJson
 from tinynet_search.cli.data import data_app
+from tinynet_search.text import data_size, in_seconds
 
 if TYPE_CHECKING:
     from trainables.data.packed.packing import Cost, Packing
@@ -172,25 +173,25 @@ def _plan_text(packing: "Packing", costs: "Cost", missing: int) -> str:
     about = "" if costs.exact else "about "
     shards = len(list(packing.settings.tasks()))
     left = (
-        f"; {shards - missing} of {shards} shards are there, {_size(costs.missing)} to go"
+        f"; {shards - missing} of {shards} shards are there, {data_size(costs.missing)} to go"
         if missing < shards
         else ""
     )
     largest = int(packing.short_side * 0.875)
     return (
         f"{packing.data.train_size} training and {packing.data.val_size} validation images, short side {packing.short_side} "
-        f"(evaluation up to {largest} pixels): {about}{_size(costs.whole)}{left}; {_size(costs.free)} free"
+        f"(evaluation up to {largest} pixels): {about}{data_size(costs.whole)}{left}; {data_size(costs.free)} free"
     )
 
 
 def _text(record: dict[str, Any], out: Path, seconds: float | None) -> str:
     """What was done; ``seconds`` is None where nothing had to be."""
     counts, skipped = record["counts"], record["skipped"]
-    images = f"{counts['train']} training and {counts['val']} validation images, {_size(record['bytes'])}"
+    images = f"{counts['train']} training and {counts['val']} validation images, {data_size(record['bytes'])}"
     lines = [
         f"already packed, nothing changed: {images}: {out}"
         if seconds is None
-        else f"packed {images}, in {seconds:.1f} s: {out}"
+        else f"packed {images}, in {in_seconds(seconds, 1)}: {out}"
     ]
     if skipped:
         lines.append(
@@ -214,10 +215,6 @@ class _Progress:
             _say(
                 f"{self._done} of {self._total} images, {self._done / (now - self._started):.0f} images/s"
             )
-
-
-def _size(value: float) -> str:
-    return f"{value / 1e9:.3g} GB" if value >= 1e9 else f"{value / 1e6:.3g} MB"
 
 
 def _say(text: str) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from search_spaces.errors import RequestError
-from tinynet_search.cli.app import SPACES, AsJson, app, millions
+from tinynet_search.cli.app import SPACES, AsJson, app
+from tinynet_search.text import megabytes, millions, percent, table
 
 
 @app.command()
@@ -92,8 +93,6 @@ def _settings(data: str | None, data_path: str | None) -> dict[str, Any]:
 
 
 def _text(done: dict[str, Any]) -> str:
-    from tinynet_search.text import table
-
     figures = done["network"]
     size = f"{figures['resolution']} px, {millions(figures['macs'])} FLOPs, {millions(figures['params'], 2)} params"
     lines = [
@@ -106,7 +105,7 @@ def _text(done: dict[str, Any]) -> str:
         rows.append(
             (
                 name,
-                f"{file['bytes'] / 1e6:.2f} MB",
+                megabytes(file["bytes"], 2),
                 f"{off['largest_difference']:.3g}",
                 f"{off['largest_output']:.3g}",
             )
@@ -118,13 +117,11 @@ def _text(done: dict[str, Any]) -> str:
 
 
 def _int8_text(cost: dict[str, Any]) -> str:
-    from tinynet_search.text import table
-
     rows = [
-        (name, f"{cost['top1'][name]:.2f} %", f"{cost['images_per_s'][name]:.0f}")
+        (name, percent(cost["top1"][name], 2), f"{cost['images_per_s'][name]:.0f}")
         for name in ("float32", "int8")
     ]
-    same = f"int8 {cost['top1_change']:+.2f} points; same class on {cost['agreement']:.2f} % of {cost['images']} images"
+    same = f"int8 {cost['top1_change']:+.2f} points; same class on {percent(cost['agreement'], 2)} of {cost['images']} images"
     return "\n".join(
         [
             table(("in ONNX Runtime", "top-1", "images/s"), rows),

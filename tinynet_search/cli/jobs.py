@@ -25,7 +25,7 @@ from tinynet_search.cli.searches import (
     chosen,
     configured,
 )
-from tinynet_search.text import duration, table
+from tinynet_search.text import duration, local_minute, table
 
 if TYPE_CHECKING:
     from tinynet_search.train.request import TrainRequest
@@ -194,7 +194,7 @@ def status(job: Name, address: Address = None, as_json: AsJson = False) -> None:
         ("job", found["id"]),
         ("kind", found["kind"]),
         ("status", found["status"]),
-        ("started", _at(found["started"])),
+        ("started", local_minute(found["started"])),
     ]
     lines += [
         ("for", _for(found)),
@@ -325,14 +325,10 @@ def _row(job: Mapping[str, Any]) -> tuple[str, ...]:
         job["id"],
         job["kind"],
         job["status"].lower(),
-        _at(job["started"]),
+        local_minute(job["started"]),
         _for(job),
         job["storage"],
     )
-
-
-def _at(seconds: float | None) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else ""
 
 
 def _for(job: Mapping[str, Any]) -> str:

@@ -20,9 +20,9 @@ from search_spaces.paper_tables import (
     off,
     value,
 )
-from tinynet_search.cli.app import AsJson, app, millions
+from tinynet_search.cli.app import AsJson, app
 from tinynet_search.formula.digits import spelled
-from tinynet_search.text import apart, table
+from tinynet_search.text import apart, millions, number, table
 
 NONE = "-"
 ARCHITECTURE = "the layers of GhostNet-A, from the stage list that is counted and built here"
@@ -228,9 +228,7 @@ def _paper_cells(row: Row, *, weights: bool, top5: bool) -> list[str]:
             (NONE, NONE, NONE) if ours is None else _beside(printed, getattr(ours, key), digits)
         )
         cells += [printed or NONE, exact, away]
-    return cells + [
-        NONE if top is None else f"{top:.1f}" for top in (row.top1, row.top5)[: 1 + top5]
-    ]
+    return cells + [number(top, 1, missing=NONE) for top in (row.top1, row.top5)[: 1 + top5]]
 
 
 def _side_by_side(tables: Sequence[str]) -> str:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from search_spaces.errors import RequestError
-from tinynet_search.cli.app import SPACES, AsJson, Tracking, app, millions
+from tinynet_search.cli.app import SPACES, AsJson, Tracking, app
+from tinynet_search.text import memory_size, millions, number, table
 
 _DIGITS = r"([0-9.]+(?:e[+-]?[0-9]+)?)"
 _BYTES = re.compile(_DIGITS + "(?:([kmg])(i?))?b?", re.IGNORECASE)
@@ -75,7 +76,6 @@ def suggest(
         print(json.dumps([s.to_dict() for s in found], indent=1))
         return
     from tinynet_search.formula.digits import spelled
-    from tinynet_search.text import table
 
     head = (
         "budget",
@@ -97,11 +97,11 @@ def suggest(
             *spelled(s.network),
             str(s.resolution),
             millions(s.macs),
-            f"{s.c:.4f}",
+            number(s.c, 4),
             millions(s.params, 2),
-            f"{millions(s.activation_bytes, 2)}B",
-            f"{s.r_std:.3f}",
-            f"{s.d_std:.3f}",
+            memory_size(s.activation_bytes),
+            number(s.r_std, 3),
+            number(s.d_std, 3),
             *([", ".join(s.binding) or "none"] if limits else []),
         )
         for s in found

@@ -13,7 +13,7 @@ from tinynet_search.formula.frontier import TrialPoint, spearman
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.search.outcome import TINY
 from tinynet_search.store.directory import FINALS, FORMULA
-from tinynet_search.text import table
+from tinynet_search.text import in_seconds, megabytes, number, percent, short_millions, table
 
 if TYPE_CHECKING:
     from tinynet_search.search.driver import SearchOutcome
@@ -61,25 +61,24 @@ def cost_lines(preview: Mapping[str, Any]) -> list[str]:
         f"(three forward passes an image and epoch, two evaluations an epoch)"
     ]
     lines += [preview[key] for key in ("warning", "continued") if preview[key]]
-    weights, kept, peak = (
-        preview[key] / 1e6 for key in ("weights_bytes", "kept_bytes", "checkpoint_bytes_peak")
-    )
-    last = f" and {kept:.0f} MB of last checkpoints, for longer trainings" if kept else ""
+    kept = preview["kept_bytes"]
+    last = f" and {megabytes(kept)} of last checkpoints, for longer trainings" if kept else ""
+    weights, peak = (megabytes(preview[key]) for key in ("weights_bytes", "checkpoint_bytes_peak"))
     return [
         *lines,
-        f"{weights:.0f} MB of weights{last} at the end, up to {peak:.0f} MB of checkpoints a running trial",
+        f"{weights} of weights{last} at the end, up to {peak} of checkpoints a running trial",
     ]
 
 
 def _figures(row: Mapping[str, Any]) -> tuple[str, ...]:
-    rdw = [f"{row[key]:.3f}" for key in ("r", "d", "w")]
+    rdw = [number(row[key], 3) for key in ("r", "d", "w")]
     return (
         str(row["id"]),
         *rdw,
         f"{row['resolution']:g}",
-        _millions(row["macs"]),
-        f"{row['c']:.3f}",
-        _millions(row["params"]),
+        short_millions(row["macs"]),
+        number(row["c"], 3),
+        short_millions(row["params"]),
     )
 
 
@@ -89,7 +88,7 @@ def frontier_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return table(
         head,
         [
-            (*_figures(row), _number(row["top1"], 1), _number(row.get("pareto_rank"), 0))
+            (*_figures(row), number(row["top1"], 1), number(row.get("pareto_rank"), 0))
             for row in rows
         ],
     )
@@ -158,7 +157,11 @@ def formula_table(formula: TinyFormula) -> str:
             (
                 f"{c:g}",
                 *cells,
-                *([f"{theirs.r_mean:.2f}", f"{theirs.d_mean:.2f}"] if theirs else ["...", "..."]),
+                *(
+                    [number(theirs.r_mean, 2), number(theirs.d_mean, 2)]
+                    if theirs
+                    else ["...", "..."]
+                ),
             )
         )
     return (
@@ -208,7 +211,7 @@ def finals_table(outcome: "SearchOutcome") -> str:
             "formula" if row["label"] == TINY else f"shrunken baseline ({row['label']})",
             f"{row['budget']:g}",
             *_figures(row)[1:],
-            _number(row["top1"], 1),
+            number(row["top1"], 1),
             "beyond the data" if row["extrapolated"] else row["note"] or "",
         )
         for row in rows
@@ -223,11 +226,11 @@ def longer_table(outcome: "SearchOutcome") -> str:
     cells = [
         (
             row["id"],
-            f"{row['c']:.3f}",
+            number(row["c"], 3),
             row["run"].rpartition("-e")[2],
-            _number(row["top1"], 1),
+            number(row["top1"], 1),
             str(longer["epochs"]),
-            _number(longer["top1"], 1),
+            number(longer["top1"], 1),
         )
         for row in rows
         for longer in [row["longer"]]
@@ -267,22 +270,26 @@ def _spearman_line(outcome: "SearchOutcome") -> str:
         return ""
     found = _spearman(outcome.frontier)
     return (
-        "  ".join(f"{key} {_number(value, 2)}" for key, value in found.items())
+        "  ".join(f"{key} {number(value, 2)}" for key, value in found.items())
         + f"  over {len(outcome.frontier)} models"
     )
 
 
 def _time_lines(outcome: "SearchOutcome") -> str:
     if not outcome.new or "trials" not in outcome.seconds:
-        return f"{outcome.seconds['total']:.1f} s: every trial had its result"
+        return f"{in_seconds(outcome.seconds['total'], 1)}: every trial had its result"
     seconds, bare = outcome.seconds, outcome.trained / outcome.at_once
     total, ray, trials = seconds["total"], seconds["ray"], seconds["trials"]
+    overhead = (
+        f"{in_seconds(total - bare)} ({percent(100 * (total - bare) / total, 0)} of the wall)"
+    )
     return (
-        f"{total:.0f} s in all, {outcome.at_once} trials at a time: {outcome.trained:.0f} s of bare training, {bare:.0f} s of the wall\n"
-        f"overhead {total - bare:.0f} s ({100 * (total - bare) / total:.0f} % of the wall): Ray's start and stop {ray:.1f} s; "
-        f"process start, imports, data, checkpoints and idle ends {trials - bare:.1f} s; "
-        f"plan, frontier, formula, tracking {total - ray - trials:.1f} s\n"
-        f"MLflow took {seconds['mlflow']:.1f} s, beside the trials"
+        f"{in_seconds(total)} in all, {outcome.at_once} trials at a time: {in_seconds(outcome.trained)} of bare training, "
+        f"{in_seconds(bare)} of the wall\n"
+        f"overhead {overhead}: Ray's start and stop {in_seconds(ray, 1)}; "
+        f"process start, imports, data, checkpoints and idle ends {in_seconds(trials - bare, 1)}; "
+        f"plan, frontier, formula, tracking {in_seconds(total - ray - trials, 1)}\n"
+        f"MLflow took {in_seconds(seconds['mlflow'], 1)}, beside the trials"
     )
 
 
@@ -322,11 +329,3 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
         **{key: value for key, value in row.items() if key != "rdw"},
         **dict(zip("rdw", row["rdw"], strict=True)),
     }
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _millions(value: float) -> str:
-    return f"{value / 1e6:.2f}M" if value < 1e8 else f"{value / 1e6:.0f}M"

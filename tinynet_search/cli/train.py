@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from search_spaces.errors import RequestError
-from tinynet_search.cli.app import SPACES, AsJson, Tracking, app, millions
+from tinynet_search.cli.app import SPACES, AsJson, Tracking, app
+from tinynet_search.text import duration, millions, table
 
 if TYPE_CHECKING:
     from tinynet_search.train.request import TrainRequest
@@ -164,7 +165,6 @@ def _train(request: "TrainRequest", *, as_json: bool) -> None:
 
 def _text(outcome: "TrainOutcome", result: Mapping[str, Any]) -> str:
     from tinynet_search.cli.summary import mlflow_server
-    from tinynet_search.text import duration, table
 
     job, metrics = outcome.job, result["metrics"]
     seconds = sum(epoch["seconds"] for epoch in result["epochs"])
@@ -201,7 +201,6 @@ def _text(outcome: "TrainOutcome", result: Mapping[str, Any]) -> str:
 
 def _evaluate(request: "TrainRequest", weights: str, *, as_json: bool) -> None:
     from tinynet_search.mlflow_client.connection import resolve_uri
-    from tinynet_search.text import table
     from tinynet_search.train.evaluate import evaluate_weights
 
     uri = resolve_uri(request.tracking, None, "searches") if request.tracking is not None else None

@@ -12,6 +12,7 @@ from tinynet_search.config import Config
 from tinynet_search.errors import last_line
 from tinynet_search.plan.candidates import TRAIN_PASSES, candidate_of
 from tinynet_search.plan.plan import make_plan
+from tinynet_search.text import in_seconds, millions
 from trainables.spec import TrialSpec
 
 # Multiply-adds a second that these GPUs do at most in bf16 or fp16 (half their dense tensor FLOPS), by the makers' figures.
@@ -128,14 +129,14 @@ def calibrated(config: Config, spec: TrialSpec) -> tuple[float, str]:
         images, device = ray.get(task, timeout=PATIENCE)
     except GetTimeoutError:
         ray.cancel(task, force=True)
-        late = f"the calibration was not done within {PATIENCE:.0f} s: no worker was free, or it is a slow one"
+        late = f"the calibration was not done within {in_seconds(PATIENCE)}: no worker was free, or it is a slow one"
         raise TimeoutError(f"{late}; --gpu NAME estimates without it") from None
     except Exception as error:
         raise RequestError(f"a trial cannot be trained there: {last_line(error)}") from error
     macs = spec.network().macs
     return (
         TRAIN_PASSES * macs * images,
-        f"measured: {images:.0f} images/s of {macs / 1e6:.1f}M FLOPs on one {device}",
+        f"measured: {images:.0f} images/s of {millions(macs)} FLOPs on one {device}",
     )
 
 

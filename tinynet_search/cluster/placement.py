@@ -15,7 +15,7 @@ from typing import Any
 from search_spaces import RequestError
 from tinynet_search.cluster.ray_internals import node_groups
 from tinynet_search.config import Config, refuse_sync_bn
-from tinynet_search.text import duration
+from tinynet_search.text import duration, in_seconds
 from trainables.executors import Scaling
 
 # What the choice assumes, where nothing was measured: multiply-adds a second of a GPU and of a CPU core, what doubling the
@@ -273,7 +273,7 @@ def _awaited(config: Config, patience: float, say: Callable[[str], None]) -> lis
             if waited - told >= TOLD:
                 trial = f"{config.scaling.workers} x {_listed(needs(config), needs(config))}"
                 say(
-                    f"waiting for the cluster to grow, {waited:.0f} s: a trial takes {trial}, {len(there)} nodes are there"
+                    f"waiting for the cluster to grow, {in_seconds(waited)}: a trial takes {trial}, {len(there)} nodes are there"
                 )
                 told = waited
             time.sleep(1.0)

@@ -12,6 +12,7 @@ import numpy as np
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import one_line
+from tinynet_search.text import scaled
 
 
 class Limit(NamedTuple):
@@ -82,8 +83,4 @@ def amount(name: str, value: float) -> str:
     """A figure as people read it: ``1.98M``, ``1.50MB``; c as ``0.2500``."""
     if name == "c":
         return f"{value:.4f}"
-    unit = LIMITS[name].unit
-    for scale, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= scale:
-            return f"{value / scale:.2f}{prefix}{unit}"
-    return f"{value:g} bytes" if unit else f"{value:g}"
+    return scaled(value, LIMITS[name].unit)

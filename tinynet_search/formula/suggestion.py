@@ -9,6 +9,7 @@ from search_spaces import Network
 from tinynet_search.formula.budget import amount
 from tinynet_search.formula.digits import spelled
 from tinynet_search.formula.gaussian_process import Prediction
+from tinynet_search.text import memory_size, millions
 
 if TYPE_CHECKING:
     import torch
@@ -160,14 +161,20 @@ class Suggestion:
             ("r, d, w", ", ".join(spelled(self.network))),
             ("resolution", f"{self.resolution} pixels"),
             *((_label(key, value), _text(value)) for key, value in self.network.details.items()),
-            ("FLOPs (multiply-adds)", f"{self.macs / 1e6:,.1f}M"),
-            ("parameters", f"{self.params / 1e6:,.2f}M with {self.network.num_classes:,} classes"),
-            ("peak activation memory", f"{self.activation_bytes / 1e6:,.2f}MB (float32, batch 1)"),
+            ("FLOPs (multiply-adds)", millions(self.macs, grouped=True)),
+            (
+                "parameters",
+                f"{millions(self.params, 2, grouped=True)} with {self.network.num_classes:,} classes",
+            ),
+            (
+                "peak activation memory",
+                f"{memory_size(self.activation_bytes, grouped=True)} (float32, batch 1)",
+            ),
             ("r(c)", f"{self.r_mean:.4f} ± {self.r_std:.4f}"),
             ("d(c)", f"{self.d_mean:.4f} ± {self.d_std:.4f}"),
             (
                 "largest c" if self.limits else "budget",
-                f"c = {self.budget:g} of {base / 1e6:,.1f}M; met with {self.c:.4f} ({self.c / self.budget - 1:+.1%})",
+                f"c = {self.budget:g} of {millions(base, grouped=True)}; met with {self.c:.4f} ({self.c / self.budget - 1:+.1%})",
             ),
             *self._limit_rows(),
             ("formula", f"{self.formula}, {self.form} form"),
@@ -192,8 +199,8 @@ class Suggestion:
         r, d, w = spelled(self.network)
         return (
             f"Suggestion({self.space} at c = {self.budget:g}: r={r}, d={d}, w={w}, "
-            f"{self.resolution}px, {self.macs / 1e6:,.1f}M FLOPs, {self.params / 1e6:,.2f}M params, "
-            f"{self.activation_bytes / 1e6:,.2f}MB peak, c={self.c:.4f}{bound}{mark})"
+            f"{self.resolution}px, {millions(self.macs, grouped=True)} FLOPs, {millions(self.params, 2, grouped=True)} params, "
+            f"{memory_size(self.activation_bytes, grouped=True)} peak, c={self.c:.4f}{bound}{mark})"
         )
 
     def __str__(self) -> str:

@@ -11,6 +11,7 @@ from search_spaces.errors import RequestError
 from tinynet_search.cluster.ray_internals import upload_size
 from tinynet_search.errors import one_line
 from tinynet_search.jobs.connection import require_client
+from tinynet_search.text import mebibytes
 
 # Seconds that a stopped job has to commit checkpoints before Ray kills it; Ray's own are three.
 STOP_SECONDS = 90
@@ -49,7 +50,7 @@ def _folder(path: str) -> str:
     require_client()
     size = upload_size(folder)
     if size > LARGEST:
-        much = f"{size / 2**20:.0f} MiB, and {LARGEST / 2**20:.0f} can be sent"
+        much = f"{mebibytes(size)}, and {LARGEST / 2**20:.0f} can be sent"
         better = "give a folder of code, or name in its .rayignore what stays here; data belong where the nodes reach them"
         raise RequestError(f"--working-dir {one_line(path)!r} has {much}: {better}")
     return str(folder)

@@ -23,6 +23,7 @@ from tinynet_search.mlflow_client.connection import (
     refuse_endless,
     search_runs,
 )
+from tinynet_search.text import mebibytes
 
 PAGE = 1000
 # Bytes of a page: ours have a tenth of it.
@@ -167,7 +168,7 @@ def _over_http(server: str) -> RunReader:
                 text = answer.read(LARGEST_PAGE + 1)
             if len(text) > LARGEST_PAGE:
                 raise RequestError(
-                    f"a page of MLflow's {kind} at {server} has more than {LARGEST_PAGE / 2**20:.0f} MiB: it is not ours"
+                    f"a page of MLflow's {kind} at {server} has more than {mebibytes(LARGEST_PAGE)}: it is not ours"
                 )
             page = json.loads(text)
             some = page.get(kind, [])

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tinynet_search.text import duration
+from tinynet_search.text import duration, number, percent
 from tinynet_search.tracking.job_publisher import seconds_left
 
 
@@ -29,9 +29,9 @@ class EpochLines:
     def _line(self, record: Mapping[str, Any]) -> str:
         parts = [
             f"epoch {record['epoch']:>{len(str(self._total))}}/{self._total}",
-            f"loss {record['train_loss']:.4f}",
-            f"top-1 {record['top1_raw']:.2f} % raw, {record['top1_ema']:.2f} % EMA",
-            *([f"top-5 {record['top5']:.2f} %"] if "top5" in record else []),
+            f"loss {number(record['train_loss'], 4)}",
+            f"top-1 {percent(record['top1_raw'], 2)} raw, {percent(record['top1_ema'], 2)} EMA",
+            *([f"top-5 {percent(record['top5'], 2)}"] if "top5" in record else []),
             f"{record['images_per_s']:,.0f} images/s",
             *(
                 [f"{duration(seconds_left(self._records, self._total))} left"]

@@ -16,7 +16,7 @@ from tinynet_search.signals import stoppable
 from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.store.lease import Lease
 from tinynet_search.store.train_job import TrainJob, agreed_job, ended_or_begun, found_job
-from tinynet_search.text import counted
+from tinynet_search.text import counted, millions
 from tinynet_search.train.local import Drive, take_machine, train_here
 from tinynet_search.train.progress import EpochLines
 from trainables.data import opened_data
@@ -138,7 +138,7 @@ def pixels_warning(data: Any, network: Network) -> str | None:
 def _lines(store: SearchStore, job: TrainJob, say: Callable[[str], None]) -> EpochLines:
     """Say what is going to be trained, and where it goes on."""
     network, recipe = job.spec.network(), job.recipe
-    size = f"{network.resolution} px, {network.macs / 1e6:.1f}M FLOPs, {network.params / 1e6:.2f}M params"
+    size = f"{network.resolution} px, {millions(network.macs)} FLOPs, {millions(network.params, 2)} params"
     images = (
         f"{job.train} training and {job.val} validation images of {network.num_classes} classes"
     )
