@@ -1,4 +1,7 @@
-"""What a person sees while a search runs: a live table on a terminal, a line an ended trial elsewhere; all on stderr."""
+"""What a person sees of a running search on stderr: a bar and a table on a terminal, one line per ended trial elsewhere.
+
+Called by the driver of a search; the metrics for Prometheus count the same rows.
+"""
 
 import contextlib
 import heapq
@@ -7,13 +10,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ray.tune import Callback
 
 from tinynet_search.store.directory import Candidate
 from tinynet_search.text import duration, in_seconds, number, percent
+
+if TYPE_CHECKING:
+    from rich import progress
+    from rich.console import Group
+    from rich.table import Table
 
 
 @dataclass(slots=True)
@@ -184,29 +192,36 @@ class Progress(Callback):
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
-        """Draw the table while inside, if stderr is a terminal."""
+        """Draw the bar and the table while inside, if stderr is a terminal."""
         if not sys.stderr.isatty():
             yield
             return
         from rich.console import Console
         from rich.live import Live
 
+        bar = _trial_bar()
         with Live(
-            get_renderable=self._table,
+            get_renderable=lambda: self._view(bar),
             console=Console(stderr=True),
             refresh_per_second=2,
             transient=True,
         ):
             yield
 
-    def _table(self) -> Any:
-        from rich.table import Table
+    def _view(self, bar: "progress.Progress") -> "Group":
+        """What is drawn: the bar as it is now, and the table below it."""
+        from rich.console import Group
 
         left = self.time_left()
-        title = (
-            f"{self.done} of {len(self.rows)} trials, {duration(time.time() - self.started)} gone"
-        )
-        table = Table(title=title + (f", about {duration(left)} left" if left is not None else ""))
+        times = f"{duration(time.time() - self.started)} elapsed"
+        times += "" if left is None else f", about {duration(left)} left"
+        bar.update(bar.task_ids[0], completed=self.done, total=len(self.rows), times=times)
+        return Group(bar.get_renderable(), self._table())
+
+    def _table(self) -> "Table":
+        from rich.table import Table
+
+        table = Table()
         for name in ("trial", "r", "d", "w", "pixels", "c", "epochs", "top-1", "state"):
             table.add_column(name, justify="left" if name in ("trial", "state") else "right")
         order = {"training": 0, "waiting": 2}
@@ -225,6 +240,21 @@ class Progress(Callback):
             )
             table.add_row(row.candidate.id, *figures, number(row.top1, 1), row.state)
         return table
+
+
+def _trial_bar() -> "progress.Progress":
+    """The bar of all trials, over the whole width. It is drawn by the view's ``Live``, so it is never started."""
+    from rich import progress
+
+    bar = progress.Progress(
+        progress.BarColumn(bar_width=None),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("trials"),
+        progress.TextColumn("{task.fields[times]}"),
+        expand=True,
+    )
+    bar.add_task("", total=None, times="")
+    return bar
 
 
 def _title(row: Row) -> str:

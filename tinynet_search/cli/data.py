@@ -10,6 +10,7 @@ import typer
 
 from search_spaces.errors import RequestError
 from tinynet_search.cli.app import AsJson, app
+from tinynet_search.cli.image_bar import ImageBar
 from tinynet_search.text import exact_data_size
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from trainables.data.subset.selection import Selection
 
 NUM_CLASSES, IMAGES_PER_CLASS = 100, 500
-# Where nobody watches, a line for each such part of the images.
+# Where stderr is not a terminal, one line for each of this many parts of the images.
 LINES = 10
 
 data_app = typer.Typer(help="Image sets: draw ImageNet-100, pack images.", rich_markup_mode=None)
@@ -79,9 +80,9 @@ def imagenet100(
         files,
     )
     about = {"source": name, "version": __version__}
-    with _Progress(out) as progress:
+    with ImageBar() as bar:
         try:
-            done = build(source, selection, out, about, workers, progress)
+            done = build(source, selection, out, about, workers, _CopyProgress(out, bar))
         except OSError as error:
             print(f"tinynet: {error}: the same command goes on from here", file=sys.stderr)
             raise typer.Exit(1) from error
@@ -144,20 +145,15 @@ def _text(out: Path, done: dict[str, Any]) -> str:
     )
 
 
-class _Progress:
-    """What a person sees of the copying, on stderr: a bar on a terminal, elsewhere a line now and then."""
+class _CopyProgress:
+    """What a person sees of the copying, on stderr: the bar where there is one, elsewhere a line for each tenth.
 
-    def __init__(self, out: Path) -> None:
-        self._out = out
-        self._bar: Any = None
+    It is told of the copying by ``trainables.data.subset.build``.
+    """
+
+    def __init__(self, out: Path, bar: ImageBar) -> None:
+        self._out, self._bar = out, bar
         self._images = self._done = 0
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
 
     def begin(self, images: int, size: int, kept: int) -> None:
         there = f"; {kept} are there" if kept else ""
@@ -166,22 +162,11 @@ class _Progress:
             file=sys.stderr,
         )
         self._images = images
-        if sys.stderr.isatty():
-            from rich import progress
-            from rich.console import Console
-
-            columns = (
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TimeRemainingColumn(),
-            )
-            self._bar = progress.Progress(*columns, console=Console(stderr=True), transient=True)
-            self._bar.add_task("", total=images)
-            self._bar.start()
+        self._bar.begin(images)
 
     def copied(self, size: int) -> None:
         self._done += 1
-        if self._bar:
-            self._bar.advance(self._bar.task_ids[0])
-        elif self._done * LINES // self._images > (self._done - 1) * LINES // self._images:
+        self._bar.advance()
+        part = self._done * LINES // self._images
+        if not self._bar.drawn and part > (self._done - 1) * LINES // self._images:
             print(f"{self._done} of {self._images} images", file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ import typer
 from search_spaces.errors import RequestError
 from tinynet_search.cli.app import SPACES, AsJson
 from tinynet_search.cli.data import data_app
+from tinynet_search.cli.image_bar import ImageBar
 from tinynet_search.text import data_size, in_seconds
 
 if TYPE_CHECKING:
@@ -114,10 +115,10 @@ def pack(
     if missing and not yes and sys.stdin.isatty():
         typer.confirm("Start?", abort=True, err=True)
     started, before = time.monotonic(), packing.record()
+    images = sum(task.stop - task.first for task in missing)
     try:
-        record = packing.run(
-            count, on_error, _Progress(sum(task.stop - task.first for task in missing)).add
-        )
+        with ImageBar() as bar:
+            record = packing.run(count, on_error, _PackProgress(images, bar).add)
     except PackingError as error:
         said = " ".join(str(error).split())
         _say(f"tinynet: {said}")
@@ -200,18 +201,20 @@ def _text(record: dict[str, Any], out: Path, seconds: float | None) -> str:
     return "\n".join([*lines, f"fingerprint {record['fingerprint']}"])
 
 
-class _Progress:
-    """A line every few seconds."""
+class _PackProgress:
+    """What a person sees of the packing, on stderr: the bar where there is one, elsewhere a line every few seconds."""
 
-    def __init__(self, total: int) -> None:
-        self._total, self._done, self._started = total, 0, time.monotonic()
-        self._said = self._started
+    def __init__(self, total: int, bar: ImageBar) -> None:
+        self._bar, self._total, self._done = bar, total, 0
+        self._started = self._last_line = time.monotonic()
+        bar.begin(total)
 
     def add(self, done: "Done") -> None:
         self._done += done.images
+        self._bar.advance(done.images)
         now = time.monotonic()
-        if now - self._said >= EVERY_SECONDS:
-            self._said = now
+        if not self._bar.drawn and now - self._last_line >= EVERY_SECONDS:
+            self._last_line = now
             _say(
                 f"{self._done} of {self._total} images, {self._done / (now - self._started):.0f} images/s"
             )
