@@ -16,6 +16,7 @@ from tinynet_search.text import in_seconds, millions
 from trainables.spec import TrialSpec
 
 # Multiply-adds a second that these GPUs do at most in bf16 or fp16 (half their dense tensor FLOPS), by the makers' figures.
+# Nothing here was measured: the source of an estimate that rests on it begins with "assumed", and is printed beside it.
 GPUS = {
     "t4": 32.5e12,
     "v100": 62.5e12,
