@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.search.helpers import results, tiny_config
-from tinynet_search.callbacks.crashes import RETURNS, Guilt, Losses
+from tinynet_search.callbacks.crashes import RETURNS, CrashTally, OwnFailure
 from tinynet_search.cluster.ray_internals import death_detail, process_died_on_live_node
 from tinynet_search.plan.candidates import grow
 from tinynet_search.plan.plan import agreed_plan
@@ -43,13 +43,13 @@ OTHERS = (
 class Tune:
     """What Tune tells of one trial: its starts, and its failures as it writes them down."""
 
-    def __init__(self, losses: Losses, run: str, place: Path) -> None:
-        self._losses, self._place, self._said = losses, place, list[str]()
+    def __init__(self, tally: CrashTally, run: str, place: Path) -> None:
+        self._tally, self._place, self._said = tally, place, list[str]()
         self.config, self.error_file = {"run": run}, str(place / "error.txt")
         self.last_result: dict[str, Any] | None = None
 
     def begins(self, epochs: int = 0) -> None:
-        self._losses.on_trial_start(0, [], self)
+        self._tally.on_trial_start(0, [], self)
         self.last_result = {"epochs_done": epochs} if epochs else self.last_result
 
     def fails(self, said: str, *, last: bool = False) -> None:
@@ -60,17 +60,17 @@ class Tune:
         ]
         Path(self.error_file).write_text("".join(rows))
         if not last:
-            self._losses.on_trial_recover(0, [], self)
+            self._tally.on_trial_recover(0, [], self)
 
 
 @pytest.fixture
-def searched(tmp_path: Path) -> tuple[Losses, Candidate, Tune]:
+def searched(tmp_path: Path) -> tuple[CrashTally, Candidate, Tune]:
     """Of a search whose trials are started again twice."""
     config = tiny_config(tmp_path, trials=2)
     store = SearchStore(config.url)
     candidate = grow(agreed_plan(store, config), store, config)[0]
-    losses = Losses(store, 2)
-    return losses, candidate, Tune(losses, candidate.run, tmp_path)
+    tally = CrashTally(store, 2)
+    return tally, candidate, Tune(tally, candidate.run, tmp_path)
 
 
 def test_what_ray_says_of_a_death() -> None:
@@ -93,48 +93,48 @@ def test_what_ray_says_of_a_death() -> None:
     ],
 )
 def test_deaths_of_its_own_are_a_failure(
-    searched: tuple[Losses, Candidate, Tune], deaths: list[tuple[str, int]], reason: str | None
+    searched: tuple[CrashTally, Candidate, Tune], deaths: list[tuple[str, int]], reason: str | None
 ) -> None:
-    losses, candidate, tune = searched
+    tally, candidate, tune = searched
     for number, (said, epochs) in enumerate(deaths):
-        assert losses.guilty(candidate) is None  # Tune would start it once more
+        assert tally.own_failure(candidate) is None  # Tune would start it once more
         tune.begins(epochs)
         tune.fails(said, last=number == 2)
-    guilt = losses.guilty(candidate)
-    assert (guilt and guilt.reason) == reason
-    if guilt:
-        assert guilt.detail.startswith(
+    failure = tally.own_failure(candidate)
+    assert (failure and failure.reason) == reason
+    if failure:
+        assert failure.detail.startswith(
             "its process died 3 times without a new epoch in between, and its node lives: "
         )
-    assert not losses.given_up_early(candidate)
+    assert not tally.given_up_early(candidate)
 
 
-def test_a_trial_that_ends_otherwise_is_not_guilty(
-    searched: tuple[Losses, Candidate, Tune],
+def test_a_trial_that_ends_otherwise_has_not_failed_by_itself(
+    searched: tuple[CrashTally, Candidate, Tune],
 ) -> None:
     """Its processes died as often as they may; the next one trained on until it was asked to end."""
-    losses, candidate, tune = searched
+    tally, candidate, tune = searched
     for _ in range(2):
         tune.begins()
         tune.fails(KILLED)
     tune.begins(epochs=7)
-    assert losses.guilty(candidate) is None
-    assert not losses.given_up_early(candidate)
+    assert tally.own_failure(candidate) is None
+    assert not tally.given_up_early(candidate)
 
 
 def test_a_trial_that_never_began_is_given_again(
-    searched: tuple[Losses, Candidate, Tune], tmp_path: Path
+    searched: tuple[CrashTally, Candidate, Tune], tmp_path: Path
 ) -> None:
     """A process that Tune kept has died: it tells of that twice, and neither is the next trial's fault."""
-    losses, candidate, tune = searched
+    tally, candidate, tune = searched
     for number in range(RETURNS + 1):
         place = tmp_path / str(number)
         place.mkdir()
-        tune = Tune(losses, candidate.run, place)
+        tune = Tune(tally, candidate.run, place)
         tune.fails(KILLED)
         tune.fails(KILLED, last=True)
-        assert losses.given_up_early(candidate) == (number < RETURNS)
-        assert losses.guilty(candidate) is None
+        assert tally.given_up_early(candidate) == (number < RETURNS)
+        assert tally.own_failure(candidate) is None
 
 
 def test_who_was_asked_to_end_or_was_taken_over_judges_nobody(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_who_was_asked_to_end_or_was_taken_over_judges_nobody(tmp_path: Path) ->
     store = SearchStore(config.url)
     plan = agreed_plan(store, config)
     first, second = grow(plan, store, config)
-    found: Any = SimpleNamespace(guilty=lambda candidate: Guilt("died", "often"))
+    found: Any = SimpleNamespace(own_failure=lambda candidate: OwnFailure("died", "often"))
     with stoppable(pytest.fail) as stopping, Lease(store.folder, "search", "search") as lease:
         driver = _Driver(config, store, plan, [first, second], lease, stopping, pytest.fail)
         assert driver._guilt(first, found) == "died"
@@ -160,16 +160,16 @@ def test_who_was_asked_to_end_or_was_taken_over_judges_nobody(tmp_path: Path) ->
     assert store.finished() == {first.run}
 
 
-@pytest.mark.parametrize("end", [Losses.on_trial_complete, Losses.on_trial_error])
+@pytest.mark.parametrize("end", [CrashTally.on_trial_complete, CrashTally.on_trial_error])
 def test_trials_that_have_ended_are_let_go(
-    searched: tuple[Losses, Candidate, Tune], end: Callable[..., None], tmp_path: Path
+    searched: tuple[CrashTally, Candidate, Tune], end: Callable[..., None], tmp_path: Path
 ) -> None:
     """Tune's trials take some 100 kB each, and of ten thousand it keeps one wave."""
-    losses, candidate, _ = searched
-    tune = Tune(losses, candidate.run, tmp_path)
+    tally, candidate, _ = searched
+    tune = Tune(tally, candidate.run, tmp_path)
     tune.begins()
     kept = weakref.ref(tune)
-    end(losses, 0, [], tune)
+    end(tally, 0, [], tune)
     del tune
     gc.collect()
     assert kept() is None

@@ -13,7 +13,7 @@ from search_spaces import RequestError
 from tests.search.helpers import tiny_config
 from tests.tracking.helpers import SQLALCHEMY
 from tinynet_search.cluster import placement
-from tinynet_search.cluster.placement import grown, take_place
+from tinynet_search.cluster.placement import grown, wait_for_placement
 from tinynet_search.search.driver import run_search
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(SQLALCHEMY)]
@@ -92,7 +92,7 @@ def test_a_cluster_that_grows_is_waited_for(
     assert sum(node.holds({"CPU": 2.0}) * node.count for node in grown()) == 1
     places: list[placement.Placement] = []
     waiting = threading.Thread(
-        target=lambda: places.append(take_place(config, [1.0], said.append)), daemon=True
+        target=lambda: places.append(wait_for_placement(config, [1.0], said.append)), daemon=True
     )
     waiting.start()
     time.sleep(3.0)
@@ -113,7 +113,7 @@ def test_one_that_does_not_grow_is_given_up(
         RequestError,
         match=r"no room for a trial of 1 x 2 CPU on nodes of .*; the cluster has not grown for",
     ):
-        take_place(tiny_config(tmp_path, "scaling.cpus=2"), [1.0], lambda line: None)
+        wait_for_placement(tiny_config(tmp_path, "scaling.cpus=2"), [1.0], lambda line: None)
 
 
 def test_one_that_tells_nothing_is_waited_for_where_the_user_says_so(
@@ -123,12 +123,14 @@ def test_one_that_tells_nothing_is_waited_for_where_the_user_says_so(
     said = list[str]()
     slow = tiny_config(tmp_path, "scaling.cpus=2", "run.wait_for_nodes=1s")
     with pytest.raises(RequestError, match=r"has not grown for 1 s"):
-        take_place(slow, [1.0], said.append)
+        wait_for_placement(slow, [1.0], said.append)
     assert said[0].startswith("waiting for the cluster to grow, 0 s")
     wide = tiny_config(tmp_path, "run.wait_for_nodes=30m", "run.concurrency=7")
-    assert (take_place(wide, [1.0], said.append).at_once, len(said)) == (7, 1)
+    assert (wait_for_placement(wide, [1.0], said.append).at_once, len(said)) == (7, 1)
 
 
 def test_one_that_can_never_hold_a_trial_is_refused_at_once(growing: Any, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no room for a trial of 1 x 3 CPU"):
-        take_place(tiny_config(tmp_path, "scaling.cpus=3"), [1.0], lambda line: pytest.fail(line))
+        wait_for_placement(
+            tiny_config(tmp_path, "scaling.cpus=3"), [1.0], lambda line: pytest.fail(line)
+        )

@@ -1,7 +1,8 @@
 """Trials whose processes die again and again: by themselves, or with their nodes.
 
-A process that the kernel kills for its memory, or that crashes in somebody's extension, says nothing of why, and would do
-it again. What tells it from a cluster's faults is that its node lives, and that it comes no further from one time to the next.
+Called by the driver of a search. A process that the kernel kills for its memory, or that crashes in an extension, leaves
+no reason and would do it again. It is told from a fault of the cluster by two facts: its node lives, and it comes no
+further from one time to the next.
 """
 
 from collections import Counter
@@ -19,39 +20,54 @@ from tinynet_search.cluster.ray_internals import (
 from tinynet_search.store.directory import Candidate, SearchStore
 
 DIED, MEMORY = "died", "out of memory"
-# Times that a trial is given again which Tune gave up before it began.
+# How often a trial is given to Tune again that Tune gave up before it began.
 RETURNS = 2
 
 
-class Guilt(NamedTuple):
-    """Why a trial has failed, though it could not say so."""
+class OwnFailure(NamedTuple):
+    """Why a trial has failed by itself, though its process left no reason."""
 
     reason: str
     detail: str
 
 
+class _Try(NamedTuple):
+    """One try of a trial: whether it began, and the epochs that were done at its end."""
+
+    began: bool
+    epochs: int
+
+
+class _FailedTry(NamedTuple):
+    """A try that failed, with Ray's text about it."""
+
+    began: bool
+    epochs: int
+    text: str
+
+
 @dataclass
 class _Tries:
-    """Of one trial of Tune's: whether the last one began, and of those that were started again whether they had, and how far they were."""
+    """The tries of one trial of Tune's: whether the last one began, and those before it."""
 
     trial: Any
     began: bool = False
-    before: list[tuple[bool, int]] = field(default_factory=list)
+    before: list[_Try] = field(default_factory=list)
 
     @property
-    def epochs(self) -> int:
-        return int((self.trial.last_result or {}).get("epochs_done", 0))
+    def last(self) -> _Try:
+        return _Try(self.began, int((self.trial.last_result or {}).get("epochs_done", 0)))
 
 
-class Losses(Callback):
-    """Tune's callback that follows how often trials are started again, and after what.
+class CrashTally(Callback):
+    """Tune's callback that counts how often trials are started again, and after what.
 
     Args:
-        most: times that Tune does so, ``run.max_failures``.
+        max_failures: how often Tune does so, ``run.max_failures``.
     """
 
-    def __init__(self, store: SearchStore, most: int) -> None:
-        self._store, self._most = store, most
+    def __init__(self, store: SearchStore, max_failures: int) -> None:
+        self._store, self._max_failures = store, max_failures
         self._tries: dict[str, _Tries] = {}
         self._returned: Counter[str] = Counter()
 
@@ -64,11 +80,11 @@ class Losses(Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         tries = self._of(trial)
-        tries.before.append((tries.began, tries.epochs))
+        tries.before.append(tries.last)
         tries.began = False
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """By now it was judged; Tune's trials are large, and it lets go of them after each wave."""
+        """By now it was judged; Tune's trials are large, and it drops them after each wave."""
         self._tries.pop(trial.config["run"], None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -86,45 +102,44 @@ class Losses(Callback):
 
         Tune counts the death of a process that it keeps for the next trial twice, and gives up that trial, which never began.
         """
-        found = self._failures(candidate.run)
-        begun = sum(began for began, _, _ in found)
+        failed = self._failed_tries(candidate.run)
+        begun = sum(each.began for each in failed)
         if (
-            not found
-            or begun == len(found)
-            or begun > self._most
+            not failed
+            or begun == len(failed)
+            or begun > self._max_failures
             or self._returned[candidate.run] >= RETURNS
         ):
             return False
         self._returned[candidate.run] += 1
         return self._store.summary(candidate.run) is None
 
-    def guilty(self, candidate: Candidate) -> Guilt | None:
-        """Of what a trial that was given up has failed by itself: every process of its died, its node lived, and no epoch was new."""
-        found = self._failures(candidate.run)
-        if len(found) <= self._most or self._store.summary(candidate.run) is not None:
+    def own_failure(self, candidate: Candidate) -> OwnFailure | None:
+        """Of a trial that Tune gave up: how it failed by itself, None where it did not.
+
+        It did where each of its processes died, its node lived, and no epoch was new.
+        """
+        failed = self._failed_tries(candidate.run)
+        if len(failed) <= self._max_failures or self._store.summary(candidate.run) is not None:
             return None
-        epochs = [epochs for _, epochs, _ in found]
-        if (
-            not all(began and process_died_on_live_node(said) for began, _, said in found)
-            or epochs[-1] > epochs[0]
-        ):
+        if not all(each.began and process_died_on_live_node(each.text) for each in failed):
             return None
-        said = found[-1][2]
-        times = "once" if len(found) == 1 else f"{len(found)} times without a new epoch in between"
-        return Guilt(
-            MEMORY if killed_for_memory(said) else DIED,
-            f"its process died {times}, and its node lives: {death_detail(said)}",
+        if failed[-1].epochs > failed[0].epochs:
+            return None
+        text, count = failed[-1].text, len(failed)
+        times = "once" if count == 1 else f"{count} times without a new epoch in between"
+        return OwnFailure(
+            MEMORY if killed_for_memory(text) else DIED,
+            f"its process died {times}, and its node lives: {death_detail(text)}",
         )
 
-    def _failures(self, run: str) -> list[tuple[bool, int, str]]:
-        """Of a trial that Tune has given up: whether each try had begun, its epochs, and what Ray said; empty where it ended otherwise."""
+    def _failed_tries(self, run: str) -> list[_FailedTry]:
+        """The tries of a trial that Tune has given up; empty where the last one did not fail."""
         tries = self._tries.get(run)
         if tries is None:
             return []
-        said = failure_texts(tries.trial)
-        if len(said) != len(tries.before) + 1:
-            return []  # its last try did not fail
-        return [
-            (*how, words)
-            for how, words in zip([*tries.before, (tries.began, tries.epochs)], said, strict=True)
-        ]
+        texts = failure_texts(tries.trial)
+        if len(texts) != len(tries.before) + 1:
+            return []
+        every_try = [*tries.before, tries.last]
+        return [_FailedTry(*each, text) for each, text in zip(every_try, texts, strict=True)]

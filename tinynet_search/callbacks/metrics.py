@@ -1,4 +1,4 @@
-"""A search's figures for those who watch the cluster: through Ray's metrics, on every node's Prometheus endpoint.
+"""Metrics of a search for Prometheus, exported by Ray on every node. Called by the driver of a search.
 
 ray_tinynet_trials{search, state}                    trials that wait, train, are finished, failed, lost or stopped
 ray_tinynet_epochs_total{search}                     epochs that have ended; its rate is the search's speed
@@ -14,15 +14,20 @@ from typing import Any
 from ray.tune import Callback
 from ray.util import metrics
 
-STATES = ("waiting", "training", "finished", "failed", "lost", "stopped")
-# Seconds between two looks; Ray itself exports every ten.
+from tinynet_search.callbacks.progress import STATES, Row
+
+# Seconds between two updates; Ray itself exports every ten.
 EVERY = 5.0
 
 
-class Gauges(Callback):
-    """Tune's callback; ``rows`` are the progress's, ``lag`` the publisher's."""
+class SearchMetrics(Callback):
+    """Tune's callback that keeps the metrics up to date.
 
-    def __init__(self, search: str, rows: Mapping[str, Any], lag: Callable[[], float]) -> None:
+    Args:
+        rows: of ``Progress``; lag: of the publisher, in seconds.
+    """
+
+    def __init__(self, search: str, rows: Mapping[str, Row], lag: Callable[[], float]) -> None:
         self._rows, self._lag = rows, lag
         self._speeds: dict[str, float] = {}
         self._next = 0.0
@@ -67,7 +72,7 @@ class Gauges(Callback):
             self.look()
 
     def look(self) -> None:
-        """Set every gauge to what is so now."""
+        """Set every gauge to its value now."""
         self._next = time.monotonic() + EVERY
         states = Counter(row.state for row in list(self._rows.values()))
         for state in STATES:

@@ -21,12 +21,12 @@ from tinynet_search.cluster.ray_internals import (
     placement_groups,
 )
 
-# Seconds between two looks at the cluster.
+# Seconds between two sweeps.
 EVERY = 5.0
 
 
-class Orphans(Callback):
-    """Tune's callback that gives back what dead actors of this job, and dead Train controllers of dead jobs, had reserved."""
+class PlacementGroupCleaner(Callback):
+    """Tune's callback that removes the groups of dead actors of this job, and of dead Train controllers of dead jobs."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -42,7 +42,7 @@ class Orphans(Callback):
 
 
 def sweep() -> int:
-    """Remove every such group; how many there were."""
+    """Remove every group that nothing can use any more; how many there were."""
     from ray import PlacementGroupID
     from ray.util import remove_placement_group
     from ray.util.placement_group import PlacementGroup

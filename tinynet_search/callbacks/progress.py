@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from ray.tune import Callback
@@ -24,12 +24,21 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+State = Literal["waiting", "training", "finished", "failed", "lost", "stopped"]
+STATES: tuple[State, ...] = get_args(State)
+
+
 @dataclass(slots=True)
 class Row:
-    """One trial as it is known to the driver."""
+    """One trial as it is known to the driver.
+
+    Attributes:
+        epochs: done; timed: those of them whose seconds are known, and summed up in ``seconds``.
+        top1: of the last epoch, in percent; why: the reason of a trial that failed or was lost.
+    """
 
     candidate: Candidate
-    state: str = "waiting"
+    state: State = "waiting"
     epochs: int = 0
     seconds: float = 0.0
     timed: int = 0
@@ -46,7 +55,10 @@ class Row:
 
 
 class Sums:
-    """What the time left follows from, kept up to date row by row: thousands of rows are not gone through at every report."""
+    """Sums over the rows from which the time left follows.
+
+    They are kept up to date row by row, so that a report does not go through thousands of rows.
+    """
 
     def __init__(self) -> None:
         # Of rows with epochs left, by epochs: 1, size, root of size. Of rows with times: 1, x, y, x x, x y, root of x, for a line of
@@ -80,15 +92,22 @@ class Sums:
         return y / roots * left_roots / at_once
 
 
+class ExpectedEnd(NamedTuple):
+    """The state of a trial once Tune has given it up, and the reason."""
+
+    state: State
+    why: str
+
+
 @dataclass
 class Progress(Callback):
-    """Tune's callback; keeps the rows, prints the lines, draws the table."""
+    """Tune's callback; keeps the rows, prints the lines, draws the bar and the table."""
 
     at_once: int = 1
     rows: dict[str, Row] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
     sums: Sums = field(default_factory=Sums)
-    expected: dict[str, tuple[str, str]] = field(default_factory=dict)
+    expected: dict[str, ExpectedEnd] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune saves its callbacks; there is nothing here to save."""
@@ -136,16 +155,17 @@ class Progress(Callback):
         self._line(row)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        state, why = self.expected.pop(trial.config["run"], None) or ("lost", _why(trial))
+        expected = self.expected.pop(trial.config["run"], None)
+        end = expected or ExpectedEnd("lost", _last_error(trial))
         with self._changed(self._row(trial)) as row:
-            row.state, row.why = state, why
-            row.top1 = None if state == "failed" else row.top1
-        if state != "waiting":
+            row.state, row.why = end
+            row.top1 = None if end.state == "failed" else row.top1
+        if end.state != "waiting":
             self._line(row)
 
-    def expect(self, run: str, state: str, why: str = "") -> None:
-        """What a trial becomes that Tune is about to give up, where that is not ``lost``: failed, or waiting to be given again."""
-        self.expected[run] = (state, why)
+    def expect(self, run: str, state: State, why: str = "") -> None:
+        """Set the state of a trial that Tune is about to give up, where it is not ``lost`` but failed, or waiting again."""
+        self.expected[run] = ExpectedEnd(state, why)
 
     def time_left(self) -> float | None:
         """Seconds to the end, from what an epoch has cost so far as a line in the multiply-adds; None before any has ended."""
@@ -262,12 +282,12 @@ def _title(row: Row) -> str:
     return f"{row.candidate.id}  r {r:.2f}  d {d:.2f}  w {w:.2f}  {row.candidate.network['resolution']} px  c {row.candidate.c:.3f}"
 
 
-def _why(trial: Any) -> str:
-    """The last line of what ended a trial: as storage has it, or where Tune has not copied it there yet, as it lies here."""
-    said = str(trial.get_error() or "").strip()
+def _last_error(trial: Any) -> str:
+    """The last line of the error that ended a trial, from storage, or from here where Tune has not copied it there yet."""
+    text = str(trial.get_error() or "").strip()
     with contextlib.suppress(OSError, TypeError):
-        said = said or Path(trial.error_file).read_text(errors="replace").strip()
-    return said.rsplit("\n", 1)[-1]
+        text = text or Path(trial.error_file).read_text(errors="replace").strip()
+    return text.rsplit("\n", 1)[-1]
 
 
 def _end(row: Row) -> str:

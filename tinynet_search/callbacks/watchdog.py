@@ -1,4 +1,4 @@
-"""Trials that hang: ended from outside, with a failed result."""
+"""Trials that hang: ended from outside, with a failed result. Called by the driver of a search and by jobs on Ray."""
 
 import time
 from typing import Any
@@ -13,10 +13,10 @@ from trainables.trial import write_failure
 from trainables.trial_folder import newest_progress
 
 HUNG = "hung"
-# Seconds between two looks after which it was the driver that hung, and every trial gets its time anew.
-STOOD_STILL = 30.0
-# Seconds between two questions whether silent trials wait for a node.
-ASKED = 30.0
+# Seconds between two steps of Tune after which it was the driver that hung: every trial gets its whole time again.
+DRIVER_PAUSE = 30.0
+# Seconds between two checks whether silent trials wait for a node.
+WAITING_CHECK = 30.0
 
 
 class Watchdog(Callback):
@@ -27,63 +27,65 @@ class Watchdog(Callback):
 
     def __init__(self, root: str, timeout: float) -> None:
         self._root, self._timeout = root, timeout
-        self._heard: dict[str, float] = {}
-        self._looked = self._asked = time.monotonic()
+        self._last_report: dict[str, float] = {}
+        self._last_step = self._last_check = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune saves its callbacks; there is nothing here to save."""
         return {
             "_root": self._root,
             "_timeout": self._timeout,
-            "_heard": {},
-            "_looked": 0.0,
-            "_asked": 0.0,
+            "_last_report": {},
+            "_last_step": 0.0,
+            "_last_check": 0.0,
         }
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._heard[trial.trial_id] = time.monotonic()
+        self._last_report[trial.trial_id] = time.monotonic()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self._heard[trial.trial_id] = time.monotonic()
+        self._last_report[trial.trial_id] = time.monotonic()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._heard.pop(trial.trial_id, None)
+        self._last_report.pop(trial.trial_id, None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._heard.pop(trial.trial_id, None)
+        self._last_report.pop(trial.trial_id, None)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         now = time.monotonic()
-        if now - self._looked > STOOD_STILL:
-            self._heard = dict.fromkeys(self._heard, now)
-        self._looked = now
-        often = min(ASKED, self._timeout / 3)
-        if now - self._asked > often:
-            self._asked = now
-            self._heard |= dict.fromkeys(self._waiting(trials, now - often), now)
-        late = {name for name, heard in self._heard.items() if now - heard > self._timeout}
+        if now - self._last_step > DRIVER_PAUSE:
+            self._last_report = dict.fromkeys(self._last_report, now)
+        self._last_step = now
+        often = min(WAITING_CHECK, self._timeout / 3)
+        if now - self._last_check > often:
+            self._last_check = now
+            self._last_report |= dict.fromkeys(self._waiting(trials, now - often), now)
+        late = {
+            name for name, reported in self._last_report.items() if now - reported > self._timeout
+        }
         for trial in trials if late else ():
             if trial.trial_id in late and trial.status == "RUNNING":
                 self._end(trial)
 
     def _waiting(self, trials: list[Any], since: float) -> set[str]:
-        """Of the trials that have said nothing since then, those that have not begun, or not again: their workers have no node."""
+        """Of the trials without a report since then, those whose workers have no node, at the start or again."""
         silent = [
             trial
             for trial in trials
-            if self._heard.get(trial.trial_id, since) < since and trial.status == "RUNNING"
+            if self._last_report.get(trial.trial_id, since) < since and trial.status == "RUNNING"
         ]
         actors = {trial.trial_id: trial_actor(trial) for trial in silent}
-        there = {name: actor for name, actor in actors.items() if actor is not None}
-        return waiting(there) if there else set()
+        running = {name: actor for name, actor in actors.items() if actor is not None}
+        return waiting(running) if running else set()
 
     def _end(self, trial: Any) -> None:
         import ray
 
-        # Tried again after as long, should the storage fail or the process live on.
-        self._heard[trial.trial_id] = time.monotonic()
+        # Tried again after the same time, should the storage fail or the process survive.
+        self._last_report[trial.trial_id] = time.monotonic()
         spec = TrialSpec.from_json(trial.config["trial"])
         try:
             root = open_folder(self._root)

@@ -220,7 +220,9 @@ def grown() -> list[Nodes]:
     ]
 
 
-def take_place(config: Config, macs: Sequence[float], say: Callable[[str], None]) -> Placement:
+def wait_for_placement(
+    config: Config, macs: Sequence[float], say: Callable[[str], None]
+) -> Placement:
     """The search's place on the cluster at hand; one that scales up is waited for.
 
     That is one whose autoscaler has told Ray of nodes to come, or any with ``run.wait_for_nodes``: most autoscalers tell Ray nothing.
@@ -230,7 +232,7 @@ def take_place(config: Config, macs: Sequence[float], say: Callable[[str], None]
     """
     there = grown()
     if config.run.wait_for_nodes and at_once(config, there) < 1:
-        refuse_blind(config)
+        require_named_gpus(config)
         there = _awaited(config, config.run.wait_for_nodes, say)
     place = placed(config, macs, there)
     if at_once(place.config, present()) < 1:
@@ -249,7 +251,7 @@ def as_wished(place: Placement) -> Placement:
     )
 
 
-def refuse_blind(config: Config) -> None:
+def require_named_gpus(config: Config) -> None:
     """Raises RequestError where ``auto`` would have to choose from nodes that are not there yet."""
     if config.scaling.auto and "gpus" not in config.scaling.model_fields_set:
         raise RequestError(

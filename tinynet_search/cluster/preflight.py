@@ -119,14 +119,14 @@ def _check_room(config: Config, findings: Findings, gpu: str | None) -> None:
         grown,
         placed,
         present,
-        refuse_blind,
+        require_named_gpus,
     )
 
     rows = findings.plan["candidates"] if findings.plan else []
     nodes = grown()
     macs = all_macs(config, rows)
     if config.run.wait_for_nodes and at_once(config, nodes) < 1:
-        refuse_blind(config)
+        require_named_gpus(config)
         findings.notes.append(
             "no trial fits on the nodes there are: the search will wait for more (run.wait_for_nodes)"
         )

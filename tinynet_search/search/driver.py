@@ -214,19 +214,19 @@ class _Driver:
 
     def _train(self) -> None:
         """Everything pending in one Tune run: the trials; once they have all ended the finals that follow; then what is continued."""
-        from tinynet_search.callbacks.crashes import Losses
-        from tinynet_search.callbacks.metrics import Gauges
-        from tinynet_search.callbacks.placement_groups import Orphans
+        from tinynet_search.callbacks.crashes import CrashTally
+        from tinynet_search.callbacks.metrics import SearchMetrics
+        from tinynet_search.callbacks.placement_groups import PlacementGroupCleaner
         from tinynet_search.callbacks.progress import Progress
         from tinynet_search.callbacks.watchdog import Watchdog
         from tinynet_search.cluster.connect import cluster
-        from tinynet_search.cluster.placement import take_place
+        from tinynet_search.cluster.placement import wait_for_placement
         from tinynet_search.cluster.tune import Guarded, Phases, run_source
 
         started = time.perf_counter()
         with cluster(self.config):
             pending = [*self._pending_trials(), *self._pending([*self.finals, *self.continued])]
-            place = take_place(
+            place = wait_for_placement(
                 self.config, [training_macs(self.plan, c) for c in pending], self.say
             )
             self.config, self.at_once = place.config, place.at_once
@@ -237,7 +237,7 @@ class _Driver:
             phases = Phases(
                 [self._trial_source, lambda: self._final_source(progress)], idle=prepare
             )
-            losses = Losses(self.store, self.config.run.max_failures)
+            losses = CrashTally(self.store, self.config.run.max_failures)
 
             def ended(candidate: Candidate) -> None:
                 if guilt := self._guilt(candidate, losses):
@@ -251,13 +251,13 @@ class _Driver:
 
             source = Guarded(phases, self.stopping, ended, again)
             most = self.config.search.trials * 2 + 2 * len(self.config.search.finals) + 1
-            gauges = Gauges(self.store.name, progress.rows, lambda: self.publisher.lag)
+            gauges = SearchMetrics(self.store.name, progress.rows, lambda: self.publisher.lag)
             watching = [
                 progress,
                 gauges,
                 losses,
                 Watchdog(self.store.url, self.config.run.trial_timeout),
-                Orphans(),
+                PlacementGroupCleaner(),
             ]
             with progress.shown(), self.stopping.gently(self.lease.ask_to_stop):
                 run_source(
@@ -304,7 +304,7 @@ class _Driver:
 
     def _guilt(self, candidate: Candidate, losses: Any) -> str | None:
         """Give a trial that could not say why it failed its result; the reason. Not where it was asked to end, or is another driver's."""
-        guilt = None if self.stopping.why else losses.guilty(candidate)
+        guilt = None if self.stopping.why else losses.own_failure(candidate)
         if guilt is None or not self.lease.held():
             return None
         with contextlib.suppress(OSError):  # then it is lost

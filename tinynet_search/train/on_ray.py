@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 
-from tinynet_search.callbacks.placement_groups import Orphans
+from tinynet_search.callbacks.placement_groups import PlacementGroupCleaner
 from tinynet_search.callbacks.watchdog import Watchdog
 from tinynet_search.cluster.connect import cluster
-from tinynet_search.cluster.placement import take_place
+from tinynet_search.cluster.placement import wait_for_placement
 from tinynet_search.cluster.tune import Fixed, Guarded, run_source
 from tinynet_search.config import Config
 from tinynet_search.train.progress import EpochLines
@@ -43,12 +43,16 @@ def joined(config: Config, macs: float, say: Callable[[str], None]) -> Iterator[
         RequestError: the cluster does not answer, or has no room for the trial.
     """
     with cluster(config):
-        yield take_place(config, [macs], say).config
+        yield wait_for_placement(config, [macs], say).config
 
 
 def train_on_ray(drive: "Drive", lines: EpochLines, *, config: Config) -> None:
     """Run the trial to its result, or until its processes were lost too often; within ``joined``."""
-    watching = [_Watch(lines), Watchdog(drive.root, drive.config.run.trial_timeout), Orphans()]
+    watching = [
+        _Watch(lines),
+        Watchdog(drive.root, drive.config.run.trial_timeout),
+        PlacementGroupCleaner(),
+    ]
     source = Guarded(Fixed([drive.candidate]), drive.stopping, lambda candidate: None)
     with drive.stopping.gently(drive.lease.ask_to_stop):
         run_source(config, drive.root, source, 1, 1, watching, drive.lease.stop_file)
