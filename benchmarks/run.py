@@ -1,8 +1,9 @@
 """Measure, write ``benchmarks/results/<name>.json`` and print a table: ``python -m benchmarks.run [NAME...]``.
 
 Without names, about five minutes on two CPU cores, most of them the training of ``overhead``. ``train_speed`` and
-``train_data`` take some ten minutes more, ``search_scale`` some five, ``demo``, ``setup_time`` and ``frontier_time`` ten each,
-``search_scale_10000`` half an hour: they run when they are named. Targets are printed beside the figures as met or missed, and never asserted.
+``train_data`` take some ten minutes more, ``search_scale`` and ``formula_fit`` some five, ``demo``, ``setup_time`` and
+``frontier_time`` ten each, ``search_scale_10000`` half an hour: they run when they are named. Targets are printed beside the
+figures as met or missed, and never asserted.
 """
 
 import importlib
@@ -30,6 +31,7 @@ WHEN_NAMED = (
     "search_scale",
     "search_scale_10000",
     "tracking_scale",
+    "formula_fit",
     "frontier_time",
     "demo",
     "setup_time",

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from search_spaces import RequestError, get_space
 from tinynet_search import TinyFormula, TrackingError
-from tinynet_search.formula.files import MAX_BYTES
+from tinynet_search.formula import gaussian_process
+from tinynet_search.formula.files import MAX_BYTES, MAX_POINTS
+from tinynet_search.formula.gaussian_process import MOST_FITTED, spread
 from tinynet_search.formula.tiny_formula import fit_formula
 
 pytestmark = pytest.mark.quick
@@ -237,6 +239,55 @@ def test_shipped_formula_never_falls() -> None:
     assert (np.diff(paper.r_mean) < 0).any()
 
 
+# Frontiers of many models.
+
+
+def test_many_points_are_thinned_and_the_formula_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gaussian_process, "RESTARTS", 0)
+    points = sorted(noisy_points(2000))
+    thinned = fit_formula(B0, noisy_points(2000), provenance={"search": "long"})
+    assert len(thinned.points) == MOST_FITTED and set(thinned.points) < set(points)
+    assert thinned.range == (points[0][0], points[-1][0])
+    assert thinned.provenance == {"search": "long", "thinned_from": 2000}
+    again = TinyFormula.from_json(thinned.to_json())
+    assert again.to_json() == thinned.to_json() and again.predict(0.3) == thinned.predict(0.3)
+    assert again.predict(0.3).r_mean == pytest.approx(1.1 * 0.3**0.25, abs=0.05)
+    assert again.suggest(0.3).network.c == pytest.approx(0.3, rel=0.03)
+
+
+@pytest.mark.parametrize("count", [MOST_FITTED - 1, MOST_FITTED])
+def test_fewer_points_are_all_fitted(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gaussian_process, "RESTARTS", 0)
+    points = noisy_points(count)
+    formula = fit_formula(B0, points, provenance={})
+    assert formula.points == tuple(sorted(points)) and formula.provenance == {}
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.sampled_from([0.1, 0.2, 0.5]) | st.floats(0.03, 1.05), min_size=10, max_size=60),
+    st.integers(2, 10),
+)
+def test_spread_points_leave_no_point_far_from_all(costs: list[float], count: int) -> None:
+    points = [(c, float(i), 1.0) for i, c in enumerate(sorted(costs))]
+    taken = spread(points, count)
+    assert len(set(taken)) == count and set(taken) <= set(points) and list(taken) == sorted(taken)
+    assert (taken[0][0], taken[-1][0]) == (points[0][0], points[-1][0])
+    x, kept = np.log([p[0] for p in points]), np.log([p[0] for p in taken])
+    farthest = np.abs(x[:, None] - kept[None, :]).min(axis=1).max()
+    assert farthest <= (x[-1] - x[0]) / count + 1e-9
+
+
+@pytest.mark.slow
+def test_most_points_of_a_file_can_be_read() -> None:
+    points = [{"c": c, "r": r, "d": d} for c, r, d in sorted(noisy_points(MAX_POINTS))]
+    ends = [points[0]["c"], points[-1]["c"]]
+    formula = TinyFormula.from_json(changed(points=points, range=ends, forms=kernels(noise=0.01)))
+    assert formula.suggest(0.3).network.c == pytest.approx(0.3, rel=0.03)
+    with pytest.raises(RequestError, match=r"forms.paper.r is singular$"):
+        TinyFormula.from_json(changed(points=points, range=ends, forms=kernels(noise=0.0)))
+
+
 # Reading what cannot be trusted.
 
 
@@ -352,7 +403,7 @@ def kernels(**fields: Any) -> dict[str, Any]:
         (SHIPPED.read_text("utf-8")[:-50], "not JSON"),
         (changed(schema=2), "schema is 2, this version reads 1"),
         (changed(schema=True), "schema is True"),
-        (changed(points=GOOD["points"] * 2001), "10005 points, more than 10000"),
+        (changed(points=GOOD["points"] * 401), "2005 points, more than 2000"),
         (" " * (MAX_BYTES + 1), "over 5 MB"),
         (
             changed(points=[{**GOOD["points"][0], "r": 0}, *GOOD["points"][1:]]),

@@ -1,6 +1,5 @@
-"""What long searches rest on: results read once, candidates as they were written, Tune in waves, formulas over thousands of points."""
+"""What long searches rest on: results read once, candidates as they were written, Tune in waves."""
 
-import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -10,93 +9,13 @@ import numpy as np
 import pytest
 
 from benchmarks.simulated import simulated_result, simulated_trial
-from search_spaces import RequestError, get_space
+from search_spaces import RequestError
 from tests.search.helpers import tiny_config
-from tinynet_search.formula import gaussian_process as gaussian
-from tinynet_search.formula.gaussian_process import BOUNDS, Kernel, Posterior, fit_kernel
-from tinynet_search.formula.low_rank import MANY, Basis, Likelihood, nodes_for
-from tinynet_search.formula.tiny_formula import TinyFormula, fit_formula
 from tinynet_search.plan.candidates import candidates_of, grow
 from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.store.directory import Candidate, SearchStore
 from trainables.spec import describe
 from trainables.trial_folder import result_name
-
-B0 = get_space("efficientnet_b0")
-
-
-def points(count: int) -> list[tuple[float, float, float]]:
-    chance = np.random.default_rng(3)
-    c = np.exp(chance.uniform(np.log(0.03), np.log(1.05), count))
-    return [
-        (
-            float(x),
-            float(1.1 * x**0.25 + chance.uniform(-0.3, 0.3)),
-            float(x**0.3 + chance.uniform(0.1, 1.5)),
-        )
-        for x in c
-    ]
-
-
-@pytest.mark.parametrize("form", ["paper", "default"])
-def test_many_points_are_fitted_as_scikit_learn_does(
-    form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    c, r, _ = zip(*points(MANY), strict=True)
-    ours = form == "default"
-    options: dict[str, Any] = {"log_c": ours, "centred": ours, "bounds": BOUNDS[form], "seed": 0}
-    smooth = fit_kernel(c, r, **options)
-    monkeypatch.setattr(gaussian, "MANY", 10**9)
-    dense = fit_kernel(c, r, **options)
-    assert [smooth.amplitude, smooth.length_scale, smooth.noise] == pytest.approx(
-        [dense.amplitude, dense.length_scale, dense.noise], rel=2e-5
-    )
-
-
-@pytest.mark.parametrize("log_c", [True, False])
-@pytest.mark.parametrize("noise", [1e-6, 0.05])
-def test_likelihood_and_posterior_leave_nothing_out(log_c: bool, noise: float) -> None:
-    from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
-
-    c, r, _ = zip(*points(300), strict=True)
-    shortest = BOUNDS["default" if log_c else "paper"].length_scale[0]
-    kernel = Kernel(0.3, shortest, noise, 0.0, log_c)
-    x, y, where = kernel.inputs(c), np.array(r), np.array([0.01, 0.03, 0.2, 0.7, 1.05, 2.0])
-    nodes = nodes_for(x, shortest)
-    assert nodes
-    fixed: Any = {"alpha": 0, "optimizer": None}
-    dense: Any = GaussianProcessRegressor(
-        ConstantKernel(0.3) * RBF(shortest) + WhiteKernel(noise), **fixed
-    )
-    theta = np.log([0.3, shortest, noise])
-    value, gradient = dense.fit(x[:, None], y).log_marginal_likelihood(theta, eval_gradient=True)
-    ours, slope = Likelihood(Basis(x, nodes), y)(theta)
-    assert -ours == pytest.approx(value, rel=1e-8)
-    assert -slope == pytest.approx(gradient, rel=1e-6, abs=1e-6 * np.abs(gradient).max())
-    for got, wanted in zip(
-        gaussian.posterior(kernel, c, r)(where), Posterior(kernel, c, r)(where), strict=True
-    ):
-        assert got == pytest.approx(wanted, abs=1e-6)
-
-
-def test_a_formula_of_two_thousand_points() -> None:
-    formula = fit_formula(B0, points(2000), provenance={})
-    again = TinyFormula.from_json(formula.to_json())
-    assert again.predict(0.3) == formula.predict(0.3)
-    assert again.predict(0.3).r_mean == pytest.approx(1.1 * 0.3**0.25, abs=0.05)
-    assert again.suggest(0.3).network.c == pytest.approx(0.3, rel=0.03)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [({"noise": 0.0}, "singular"), ({"length_scale": 1e-6}, "too large: 2100 points")],
-)
-def test_kernels_that_no_fit_gives_are_refused(change: dict[str, float], words: str) -> None:
-    document = json.loads(fit_formula(B0, points(2100), provenance={}).to_json())
-    document["forms"]["default"]["r"] |= change
-    with pytest.raises(RequestError, match=words):
-        TinyFormula.from_json(json.dumps(document))
 
 
 @pytest.fixture

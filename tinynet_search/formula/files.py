@@ -13,7 +13,8 @@ SCHEMA = 1
 FORMS = ("paper", "default")
 MAX_BYTES = 5_000_000
 MIN_POINTS = 5
-MAX_POINTS = 10_000
+# A formula keeps a dense kernel matrix of its points for each of its four kernels: 32 MB each at this many.
+MAX_POINTS = 2000
 # A multiplier beyond these is no network (search_spaces refuses it too); a cost or variance beyond these is a damaged file.
 MULTIPLIER = (0.01, 64.0)
 COST = (1e-6, 100.0)

@@ -1,6 +1,6 @@
 """Gaussian process regression of one multiplier on c (equations 2-4): fitted by scikit-learn, used with numpy alone.
 
-Hundreds of points are fitted and used by ``smooth``, which computes the same in a time that does not grow with their cube.
+Called by ``tiny_formula``, which fits at most ``MOST_FITTED`` points.
 """
 
 import math
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinynet_search.formula.low_rank import MANY, Basis, Likelihood, SmoothPosterior, nodes_for
-
 RESTARTS = 9
-# Points of a dense kernel matrix, which has their number squared of entries.
-MOST_DENSE = 2000
+# The time of a fit grows with the cube of the points: some 4 s of 200, 30 s of 500 (benchmarks/formula_fit.py).
+MOST_FITTED = 200
+
+Points = Sequence[tuple[float, float, float]]
 
 
 @dataclass(frozen=True)
@@ -97,25 +97,27 @@ class Posterior:
         return mean, np.sqrt(np.maximum(variance, 0.0))
 
 
-def posterior(
-    kernel: Kernel, c: Sequence[float], targets: Sequence[float]
-) -> "Posterior | SmoothPosterior":
-    """Equation 4 for one target, in the way that suits the number of points.
+def spread(points: Points, count: int) -> Points:
+    """The ``count`` points that span log c best, of more (c, r, d) points by rising c.
 
-    Raises:
-        numpy.linalg.LinAlgError: the kernel matrix is singular, or too large to be tried.
+    Both ends are taken, then repeatedly the point that is farthest in log c from all that are taken: none is then farther
+    than twice what the best choice could reach (Gonzalez 1985). r and d have no part in it, which would change their noise.
     """
-    x = kernel.inputs(c)
-    nodes = nodes_for(x, kernel.length_scale) if len(x) >= MANY else None
-    if nodes:
-        return SmoothPosterior(kernel, x, np.asarray(targets, float), nodes)
-    if len(x) > MOST_DENSE:
-        raise np.linalg.LinAlgError(f"too large: {len(x)} points of so short a length scale")
-    return Posterior(kernel, c, targets)
+    x = np.log([c for c, _, _ in points])
+    taken = [0, len(x) - 1]
+    distance = np.minimum(x - x[0], x[-1] - x)
+    distance[taken] = -1.0
+    while len(taken) < count:
+        farthest = int(np.argmax(distance))
+        taken.append(farthest)
+        distance = np.minimum(distance, np.abs(x - x[farthest]))
+        # Below a point of equal c that is not taken.
+        distance[farthest] = -1.0
+    return [points[i] for i in sorted(taken)]
 
 
 def fit_forms(
-    points: Sequence[tuple[float, float, float]],
+    points: Points,
     seed: int,
     bounds: Mapping[tuple[str, str], Bounds],
 ) -> dict[str, dict[str, Kernel]]:
@@ -148,24 +150,11 @@ def fit_kernel(
 
     Hyper-parameters are kept to six digits: more would be the optimiser's rounding, and differ between machines.
     """
-    mean = float(np.mean(targets)) if centred else 0.0
-    x, y = Kernel(1.0, 1.0, 0.0, mean, log_c).inputs(c), np.asarray(targets, float) - mean
-    nodes = nodes_for(x, bounds.length_scale[0]) if len(x) >= MANY else None
-    theta = (
-        _best(Likelihood(Basis(x, nodes), y), bounds, seed)
-        if nodes
-        else _by_sklearn(x, y, bounds, seed)
-    )
-    amplitude, length_scale, noise = (float(f"{v:.6g}") for v in np.exp(theta))
-    return Kernel(amplitude, length_scale, noise, mean, log_c)
-
-
-def _by_sklearn(
-    x: NDArray[np.float64], y: NDArray[np.float64], bounds: Bounds, seed: int
-) -> NDArray[np.float64]:
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
+    mean = float(np.mean(targets)) if centred else 0.0
+    x, y = Kernel(1.0, 1.0, 0.0, mean, log_c).inputs(c), np.asarray(targets, float) - mean
     start = _middle(bounds)
     prior = ConstantKernel(start[0], bounds.amplitude) * RBF(
         start[1], bounds.length_scale
@@ -176,20 +165,8 @@ def _by_sklearn(
         # A hyper-parameter at its bound is what the bounds are for.
         warnings.simplefilter("ignore")
         regressor.fit(x[:, None], y)
-    return regressor.kernel_.theta
-
-
-def _best(objective: Any, bounds: Bounds, seed: int) -> NDArray[np.float64]:
-    """From the same starts as scikit-learn's."""
-    box = np.log([bounds.amplitude, bounds.length_scale, bounds.noise])
-    chance = np.random.RandomState(seed)
-    starts = [
-        np.log(_middle(bounds)),
-        *(chance.uniform(box[:, 0], box[:, 1]) for _ in range(RESTARTS)),
-    ]
-    return min((_maximise(objective, start, box) for start in starts), key=lambda found: found[1])[
-        0
-    ]
+    amplitude, length_scale, noise = (float(f"{v:.6g}") for v in np.exp(regressor.kernel_.theta))
+    return Kernel(amplitude, length_scale, noise, mean, log_c)
 
 
 def _middle(bounds: Bounds) -> list[float]:

@@ -29,15 +29,15 @@ from tinynet_search.formula.files import (
     read_text,
 )
 from tinynet_search.formula.gaussian_process import (
+    MOST_FITTED,
     Bounds,
     Kernel,
     Posterior,
     Prediction,
     fit_forms,
-    posterior,
+    spread,
 )
 from tinynet_search.formula.limits import largest
-from tinynet_search.formula.low_rank import SmoothPosterior
 from tinynet_search.formula.suggestion import Suggestion
 
 __all__ = ["Prediction", "Suggestion", "TinyFormula", "fit_formula", "suggest_rdw"]
@@ -51,7 +51,8 @@ class TinyFormula:
         space, space_version, num_classes: where the points were measured.
         points: (c, r, d) by rising c, c the exact fraction of the baseline's multiply-adds.
         forms: kernels by form (``paper``, ``default``) and target (``r``, ``d``); empty where unusable.
-        provenance: what it was fitted to; JSON data.
+        provenance: what it was fitted to; JSON data. ``thinned_from`` is the number of points given to ``fit_formula``
+            where ``points`` are only the ``MOST_FITTED`` of them that span c best.
         reason: why it cannot be used; None where it can.
         source: the name or file it was read from.
     """
@@ -64,7 +65,7 @@ class TinyFormula:
     provenance: Mapping[str, Any]
     reason: str | None = None
     source: str = "fitted here"
-    _posteriors: dict[tuple[str, str], Posterior | SmoothPosterior] = field(
+    _posteriors: dict[tuple[str, str], Posterior] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -238,20 +239,19 @@ class TinyFormula:
                 f"formula {one_line(self.source)} is not usable: {one_line(self.reason)}"
             )
 
-    def _posterior(self, form: str, target: str) -> Posterior | SmoothPosterior:
+    def _posterior(self, form: str, target: str) -> Posterior:
         self._require_usable()
         if form not in FORMS:
             raise unknown("form", form, FORMS)
         if (form, target) not in self._posteriors:
             targets = [point[1 if target == "r" else 2] for point in self.points]
             try:
-                self._posteriors[form, target] = posterior(
+                self._posteriors[form, target] = Posterior(
                     self.forms[form][target], [point[0] for point in self.points], targets
                 )
             except np.linalg.LinAlgError as error:
-                fault = str(error) if str(error).startswith("too large") else "singular"
                 raise RequestError(
-                    f"formula {one_line(self.source)}: the kernel matrix of forms.{form}.{target} is {fault}"
+                    f"formula {one_line(self.source)}: the kernel matrix of forms.{form}.{target} is singular"
                 ) from error
         return self._posteriors[form, target]
 
@@ -295,6 +295,8 @@ def fit_formula(
 ) -> TinyFormula:
     """Fit both forms to a frontier (equations 2-4); the order of the points does not matter.
 
+    Of more than ``MOST_FITTED`` points the formula is fitted to those that span c best, and its provenance says of how many.
+
     Args:
         points: (c, r, d) of each frontier model; repeated c are noise. Under five, the formula says it is not usable.
         provenance: JSON data that says where the points come from.
@@ -313,6 +315,9 @@ def fit_formula(
         origin = json.loads(json.dumps(dict(provenance), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise RequestError(f"no formula can be fitted: {one_line(error)}") from error
+    if len(checked) > MOST_FITTED:
+        origin["thinned_from"] = len(checked)
+        checked = tuple(spread(checked, MOST_FITTED))
     classes = space.num_classes if num_classes is None else num_classes
     formula = TinyFormula(space.name, space.version, classes, checked, {}, origin)
     if len(checked) < MIN_POINTS:
