@@ -15,7 +15,6 @@ from search_spaces import RequestError
 from tinynet_search.formula.frontier import (
     FrontierModel,
     TrialPoint,
-    pareto_ranks,
     select_frontier,
     spearman,
 )
@@ -32,9 +31,18 @@ def dominates(a: TrialPoint, b: TrialPoint) -> bool:
     return a.c <= b.c and a.top1 >= b.top1 and (a.c, a.top1) != (b.c, b.top1)
 
 
-def by_hand(points: list[TrialPoint]) -> dict[str, int]:
-    """Front numbers by peeling, straight from the definition."""
-    ranks, left, number = {}, list(points), 1
+def is_usable(trial: TrialPoint) -> bool:
+    return (
+        trial.status == "finished"
+        and trial.top1 is not None
+        and math.isfinite(trial.top1)
+        and math.isfinite(trial.c)
+    )
+
+
+def pareto_ranks(trials: list[TrialPoint]) -> dict[str, int]:
+    """Front number (1 is the nondominated one) of every usable trial by id, by peeling, straight from the definition."""
+    ranks, left, number = {}, [trial for trial in trials if is_usable(trial)], 1
     while left:
         front = [p for p in left if not any(dominates(q, p) for q in left)]
         ranks |= {p.id: number for p in front}
@@ -64,12 +72,10 @@ def test_selection_is_sound(
     rows: list[TrialPoint], fraction: float, minimum: int, random: object
 ) -> None:
     chosen = select_frontier(rows, fraction=fraction, minimum=minimum)
-    usable = [
-        t for t in rows if t.status == "finished" and t.top1 is not None and math.isfinite(t.top1)
-    ]
+    usable = [t for t in rows if is_usable(t)]
     smallest = {(t.c, t.top1): t.id for t in sorted(usable, key=lambda t: t.id, reverse=True)}
     distinct = [t for t in usable if smallest[t.c, t.top1] == t.id]
-    ranks = by_hand(distinct)
+    ranks = pareto_ranks(distinct)
 
     wanted = max(math.ceil(round(fraction * len(distinct), 9)), min(minimum, len(distinct)))
     assert len(chosen) == wanted
@@ -81,7 +87,10 @@ def test_selection_is_sound(
     assert max((m.pareto_rank for m in chosen), default=0) <= min(
         (ranks[i] for i in left_out), default=len(ranks) + 1
     )
+    # Trials of equal (top1, c) are on one front, and all fronts are those of the definition.
     assert pareto_ranks(rows) == {t.id: ranks[smallest[t.c, t.top1]] for t in usable}
+    everything = select_frontier(rows, fraction=1.0)
+    assert {m.id: m.pareto_rank for m in everything} == ranks
 
     shuffled = list(rows)
     random.shuffle(shuffled)  # pyright: ignore[reportAttributeAccessIssue]

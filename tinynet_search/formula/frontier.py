@@ -97,13 +97,6 @@ def select_frontier(
     ]
 
 
-def pareto_ranks(trials: Sequence[TrialPoint]) -> dict[str, int]:
-    """Front number (1 = nondominated) of every usable trial by id; trials of equal (top1, c) share theirs."""
-    points = _distinct(trials)
-    ranks = {(p.c, p.top1): rank for p, rank in zip(points, _ranks(points), strict=True)}
-    return {t.id: ranks[t.c, t.top1] for t in trials if _usable(t)}
-
-
 def spearman(points: Sequence[Costed]) -> dict[str, float | None]:
     """Spearman's rank correlation of r, d and w with c (Figure 3; the paper finds r > d > w, with .81 for r).
 
@@ -157,8 +150,6 @@ def _scaled(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _ranks(points: Sequence[TrialPoint]) -> list[int]:
-    if not points:
-        return []
     from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
     ranks = [0] * len(points)
