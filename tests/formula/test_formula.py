@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from search_spaces import RequestError, get_space
 from tinynet_search import TinyFormula, TrackingError
 from tinynet_search.formula import gaussian_process
-from tinynet_search.formula.files import MAX_BYTES, MAX_POINTS
+from tinynet_search.formula.contents import MAX_POINTS, FormulaContents
+from tinynet_search.formula.files import MAX_BYTES, parse
 from tinynet_search.formula.gaussian_process import MOST_FITTED, spread
 from tinynet_search.formula.tiny_formula import fit_formula
 
@@ -231,6 +232,15 @@ def test_shipped_formula_is_what_the_script_fits(script: types.ModuleType) -> No
     assert "dips" in shipped["provenance"]["paper_form"]
 
 
+def test_shipped_formula_is_a_valid_document() -> None:
+    """It is read without the model, since a suggestion does not load pydantic."""
+    text = SHIPPED.read_text("utf-8")
+    contents = parse(text)
+    assert contents == FormulaContents.from_json(json.loads(text))
+    loaded = TinyFormula.load("published")
+    assert loaded == TinyFormula.from_json(text, "published") and loaded.to_json() == text
+
+
 def test_shipped_formula_never_falls() -> None:
     predicted = TinyFormula.load("published").predict(np.geomspace(0.06, 0.9, 5001))
     assert (np.diff(predicted.r_mean) >= 0).all() and (np.diff(predicted.d_mean) >= 0).all()
@@ -401,25 +411,45 @@ def kernels(**fields: Any) -> dict[str, Any]:
         ("[" * 100_000, "not JSON"),
         ("[]", "not a JSON object"),
         (SHIPPED.read_text("utf-8")[:-50], "not JSON"),
-        (changed(schema=2), "schema is 2, this version reads 1"),
-        (changed(schema=True), "schema is True"),
-        (changed(points=GOOD["points"] * 401), "2005 points, more than 2000"),
+        (changed(schema=2), r"schema: this version reads 1 \(it is 2\)"),
+        (changed(schema=True), r"schema: Input should be a valid integer \(it is True\)"),
+        (changed(schema=1.0), "schema: Input should be a valid integer"),
+        (changed(points=GOOD["points"] * 401), "points: List should have at most 2000 items"),
+        (changed(space=None), r"space: Input should be a valid string \(it is None\)"),
+        (changed(num_classes=10**400), "num_classes: Input should be less than or equal to"),
+        (changed(num_classes=True), r"num_classes: Input should be a valid integer"),
+        (changed(usable=1), r"usable: Input should be a valid boolean"),
+        (changed(usable=False), r"reason: Input should be a valid string"),
+        (changed(usable=False, reason="few"), r"forms: Dictionary should have at most 0 items"),
+        (changed(reason="few"), r"reason: Input should be None"),
         (" " * (MAX_BYTES + 1), "over 5 MB"),
         (
             changed(points=[{**GOOD["points"][0], "r": 0}, *GOOD["points"][1:]]),
-            r"points\[0\].r is not a number in",
+            r"points\[0\].r: Input should be greater than or equal to 0.01 \(it is 0\)",
         ),
         (
             changed(points=[{**GOOD["points"][0], "d": -1.0}, *GOOD["points"][1:]]),
-            r"points\[0\].d is not",
+            r"points\[0\].d: Input should be greater",
         ),
-        (changed(points=GOOD["points"][1:]), "usable is true with 4 points"),
-        (changed(points=[*GOOD["points"][1:], {"c": 0.05, "r": 1}]), r"points\[4\].d is not"),
-        (changed(range=[0.01, 1.0]), "range is not that of its points"),
-        (changed(forms={"default": GOOD["forms"]["default"]}), "forms.paper is missing"),
-        (changed(forms=kernels(noise=math.nan)), "not JSON"),
-        (changed(forms=kernels(amplitude=-1)), "forms.paper.r.amplitude is not a number"),
-        (changed(forms=kernels(length_scale="1")), "forms.paper.r.length_scale is not a number"),
+        (
+            changed(points=[*GOOD["points"][1:], {**GOOD["points"][0], "c": True}]),
+            r"\[4\].c: Input",
+        ),
+        (changed(points=[*GOOD["points"][1:], [0.05, 1, 1]]), r"points\[4\]: Input should be"),
+        (changed(points=GOOD["points"][1:]), "points: List should have at least 5 items"),
+        (changed(points=[*GOOD["points"][1:], {"c": 0.05, "r": 1}]), r"points\[4\].d: Field req"),
+        (changed(range=[0.01, 1.0]), "range: this is not the range of the points"),
+        (changed(range=None), "range: this is not the range of the points"),
+        (changed(forms={"default": GOOD["forms"]["default"]}), "forms.paper: Field required"),
+        (changed(forms=kernels(noise=math.nan)), r"forms.paper.r.noise: Input should be a finite"),
+        (changed(forms=kernels(amplitude=-1)), "forms.paper.r.amplitude: Input should be greater"),
+        (changed(forms=kernels(amplitude=10**400)), "forms.paper.r.amplitude: Input should be"),
+        (
+            changed(forms=kernels(length_scale="1")),
+            r"forms.paper.r.length_scale: Input should be a valid number \(it is '1'\)",
+        ),
+        (changed(forms=kernels(log_c=1)), "forms.paper.r.log_c: Input should be a valid boolean"),
+        (changed(provenance=[]), "provenance: Input should be a valid dictionary"),
         (
             changed(forms=kernels(noise=0.0, length_scale=1e5)),
             "kernel matrix of forms.paper.r is singular",
@@ -428,10 +458,13 @@ def kernels(**fields: Any) -> dict[str, Any]:
             changed(forms=kernels(noise=0.0), points=[GOOD["points"][0], *GOOD["points"]]),
             "singular",
         ),
-        (changed(provenance={"x": json.loads("[" * 200 + "]" * 200)}), "nested too deeply"),
+        (
+            changed(provenance={"x": json.loads("[" * 200 + "]" * 200)}),
+            "provenance: nested too deep",
+        ),
         (
             SHIPPED.read_text("utf-8").replace('"fitted_to": ', '"fitted_to": 1e999, "was": '),
-            "no finite number",
+            "provenance: a number is not finite",
         ),
     ],
 )

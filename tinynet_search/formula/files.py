@@ -1,31 +1,19 @@
-"""Where a formula's text comes from, and whether it is one: the package, a file or MLflow's registry; JSON only, nothing is run."""
+"""Where a formula's text comes from, and whether it is one: the package, a file or MLflow's registry; JSON only, nothing is run.
+
+Called by ``TinyFormula`` and by what publishes formulas.
+"""
 
 import json
-import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import one_line
+from tinynet_search.formula.contents import DamagedError, FormulaContents
 
-SCHEMA = 1
-FORMS = ("paper", "default")
 MAX_BYTES = 5_000_000
-MIN_POINTS = 5
-# A formula keeps a dense kernel matrix of its points for each of its four kernels: 32 MB each at this many.
-MAX_POINTS = 2000
-# A multiplier beyond these is no network (search_spaces refuses it too); a cost or variance beyond these is a damaged file.
-MULTIPLIER = (0.01, 64.0)
-COST = (1e-6, 100.0)
-VARIANCE = (0.0, 1e6)
-SCALE = (1e-6, 1e6)
+PUBLISHED = "published"
 
 _PUBLISHED = Path(__file__).parent / "published.json"
-
-
-class DamagedError(ValueError):
-    """What is wrong with a formula, without the name of its file."""
 
 
 def read_text(name: str, tracking_uri: str | None = None) -> str:
@@ -36,7 +24,7 @@ def read_text(name: str, tracking_uri: str | None = None) -> str:
         RequestError: there is no such formula, or its file is unreadable or over ``MAX_BYTES``.
         TrackingError: MLflow does not answer.
     """
-    if name == "published":
+    if name == PUBLISHED:
         return _read_file(_PUBLISHED)
     if name.startswith("models:"):
         from tinynet_search.mlflow_client.registry import fetched
@@ -87,115 +75,20 @@ def _read_stored(url: str) -> str:
         ) from error
 
 
-def parse(text: str) -> dict[str, Any]:
-    """A formula's JSON as checked plain data: every field present, typed, finite and in range.
+def parse(text: str) -> FormulaContents:
+    """The contents of a formula's JSON, checked: every field is present, typed, finite and in range.
 
     Raises:
-        DamagedError: it is no formula of this schema; says which field is wrong.
+        DamagedError: it is not a formula of this schema; the line names the wrong field.
     """
+    from tinynet_search.formula.document import check_document
+
     if len(text) > MAX_BYTES:
         raise DamagedError(f"over {MAX_BYTES // 1_000_000} MB, too large for a formula")
     try:
-        data = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"not JSON ({one_line(error, 80)})") from error
-    if not isinstance(data, dict):
+    if not isinstance(document, dict):
         raise DamagedError("not a JSON object")
-    if data.get("schema") != SCHEMA or isinstance(data.get("schema"), bool):
-        raise DamagedError(
-            f"schema is {one_line(repr(data.get('schema')), 40)}, this version reads {SCHEMA}"
-        )
-    usable = _take(data, "usable", bool)
-    points = _take(data, "points", list)
-    if len(points) > MAX_POINTS:
-        raise DamagedError(f"{len(points)} points, more than {MAX_POINTS}")
-    checked = {
-        "space": _take(data, "space", str),
-        "space_version": _whole(data, "space_version", 0),
-        "num_classes": _whole(data, "num_classes", 2),
-        "reason": None if usable else _take(data, "reason", str),
-        "points": [check_point(point, f"points[{i}]") for i, point in enumerate(points)],
-        "forms": _forms(_take(data, "forms", dict)) if usable else {},
-        "provenance": _take(data, "provenance", dict),
-    }
-    if usable and len(points) < MIN_POINTS:
-        raise DamagedError(
-            f"usable is true with {len(points)} points, at least {MIN_POINTS} are needed"
-        )
-    costs = [c for c, _, _ in checked["points"]]
-    # A range wider than the points would extrapolate in silence.
-    if _take(data, "range", object) != ([min(costs), max(costs)] if costs else None):
-        raise DamagedError("range is not that of its points")
-    _check_depth(checked["provenance"])
-    return checked
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{one_line(text, 40)} is no finite number")
-    return value
-
-
-def _take(data: Mapping[str, Any], key: str, kind: type, where: str = "") -> Any:
-    if key not in data:
-        raise DamagedError(f"{where}{key} is missing")
-    if not isinstance(data[key], kind):
-        raise DamagedError(f"{where}{key} is not a {kind.__name__}")
-    return data[key]
-
-
-def _whole(data: Mapping[str, Any], key: str, low: int) -> int:
-    value = _take(data, key, int)
-    if isinstance(value, bool) or not low <= value <= 10**9:
-        raise DamagedError(f"{key} is not a whole number of at least {low}")
-    return value
-
-
-def _number(data: Mapping[str, Any], key: str, span: tuple[float, float], where: str) -> float:
-    value = data.get(key)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not span[0] <= value <= span[1]
-    ):
-        raise DamagedError(f"{where}{key} is not a number in [{span[0]:g}, {span[1]:g}]")
-    return float(value)
-
-
-def check_point(point: Any, where: str) -> tuple[float, float, float]:
-    """(c, r, d) of a training point; raises ``DamagedError`` naming ``where`` and the wrong one."""
-    if not isinstance(point, dict):
-        raise DamagedError(f"{where} is not an object")
-    spans = {"c": COST, "r": MULTIPLIER, "d": MULTIPLIER}
-    c, r, d = (_number(point, key, span, f"{where}.") for key, span in spans.items())
-    return c, r, d
-
-
-def _forms(forms: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    return {form: {target: _kernel(forms, form, target) for target in "rd"} for form in FORMS}
-
-
-def _kernel(forms: Mapping[str, Any], form: str, target: str) -> dict[str, Any]:
-    where = f"forms.{form}.{target}."
-    kernel = _take(_take(forms, form, dict, "forms."), target, dict, f"forms.{form}.")
-    spans = {
-        "amplitude": SCALE,
-        "length_scale": SCALE,
-        "noise": VARIANCE,
-        "mean": (-MULTIPLIER[1], MULTIPLIER[1]),
-    }
-    return {
-        **{key: _number(kernel, key, span, where) for key, span in spans.items()},
-        "log_c": _take(kernel, "log_c", bool, where),
-    }
-
-
-def _check_depth(value: Any, left: int = 20) -> None:
-    """What is nested without end can be read, but not written or shown."""
-    if left == 0:
-        raise DamagedError("provenance is nested too deeply")
-    for inner in (
-        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    ):
-        _check_depth(inner, left - 1)
+    return check_document(document)
