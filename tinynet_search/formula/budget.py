@@ -29,7 +29,7 @@ LIMITS = {
 }
 
 
-def checked_request(request: Mapping[str, Any]) -> dict[str, float]:
+def checked_request(request: Mapping[str, object]) -> dict[str, float]:
     """What was given of c and the limits, as floats.
 
     Raises:

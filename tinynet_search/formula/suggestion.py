@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces import Network
 from tinynet_search.formula.budget import amount
+from tinynet_search.formula.contents import Json
 from tinynet_search.formula.digits import spelled
 from tinynet_search.formula.gaussian_process import Prediction
 from tinynet_search.text import memory_size, millions
@@ -120,7 +121,7 @@ class Suggestion:
         """The torch module, freshly initialised; options are the family's own (``drop_rate=.2``, ...)."""
         return self.network.build(**options)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Every figure as plain JSON data, with the family's own details (channels and repeats per stage, ...)."""
         own = (
             "budget",
