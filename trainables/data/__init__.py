@@ -5,7 +5,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from trainables.recipe import Recipe
 
-# The last data that were opened: trial processes are reused, and a listing of ImageNet takes a while.
-_open: dict[str, Any] = {}
-
+# The values of ``[data]``: the name of the data, and what its maker takes.
+Setting = str | int | float | bool | None
+Settings = Mapping[str, Setting]
 
 # timm's and the paper's normalisation, of RGB in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
@@ -71,12 +71,14 @@ class ImageData(Protocol):
 
     Attributes:
         fingerprint: names the content: relative names and sizes, or generator, version and seed; never a path.
+        largest_pixels: the resolution above which evaluation enlarges what was shrunk before; None where nothing was.
     """
 
     class_names: Sequence[str]
     train_size: int
     val_size: int
     fingerprint: str
+    largest_pixels: int | None = None
 
     def loader(
         self,
@@ -91,17 +93,21 @@ class ImageData(Protocol):
         ...
 
 
-def absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
+# The last data that were opened: trial processes are reused, and a listing of ImageNet takes a while.
+_open: dict[str, ImageData] = {}
+
+
+def absolute(settings: Settings) -> dict[str, Setting]:
     """The settings with their folders absolute: trials run elsewhere than where the search was asked for."""
-    folders = {
-        key: str(Path(settings[key]).expanduser().absolute())
-        for key in ("path", "cache")
-        if isinstance(settings.get(key), str)
-    }
-    return {**settings, **folders}
+    made = dict(settings)
+    for key in ("path", "cache"):
+        folder = made.get(key)
+        if isinstance(folder, str):
+            made[key] = str(Path(folder).expanduser().absolute())
+    return made
 
 
-def open_data(settings: Mapping[str, Any]) -> ImageData:
+def open_data(settings: Settings) -> ImageData:
     """The data that ``[data]`` names.
 
     ``petals`` (built in), ``imagefolder`` (a tree with ``train`` and ``val``), ``imagenet`` (its original files, or
@@ -111,7 +117,7 @@ def open_data(settings: Mapping[str, Any]) -> ImageData:
         RequestError: unknown name or setting, a missing folder, fewer than two classes, classes that differ.
     """
     options = dict(settings)
-    name = options.pop("name", "petals")
+    name = str(options.pop("name", "petals"))
     if name not in MAKERS:
         raise unknown("data", name, MAKERS)
     module, maker = MAKERS[name]
@@ -128,9 +134,8 @@ def open_data(settings: Mapping[str, Any]) -> ImageData:
     return make(**options)
 
 
-def opened_data(settings: Mapping[str, Any], fingerprint: str | None = None) -> Any:
+def opened_data(settings: Settings, fingerprint: str | None = None) -> ImageData:
     """The data of settings, opened once a process; anew where they had another fingerprint then."""
-
     key = json.dumps(settings, sort_keys=True)
     if key not in _open or fingerprint not in (None, _open[key].fingerprint):
         _open.clear()

@@ -43,7 +43,7 @@ def restore_optimizer(
 ) -> None:
     """Put a state from ``optimizer_state`` back."""
     pieces = [p for group in optimizer.param_groups for p in group["params"]]
-    states: list[dict[str, Any]] = [
+    states: list[dict[str, Tensor]] = [
         {key: torch.tensor(value) for key, value in scalars.items()} for _ in pieces
     ]
     for key in dict.fromkeys(name.rpartition(".")[2] for name in tensors):
