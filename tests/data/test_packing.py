@@ -380,7 +380,7 @@ def test_cost_is_exact_and_a_dry_run_writes_nothing(
         check_room(Cost(10**10, 10**10, 9 * 10**9, exact=False), "x")
 
 
-@pytest.mark.parametrize("damage", ["short", "missing", "index", "record"])
+@pytest.mark.parametrize("damage", ["short", "missing", "index", "record", "list", "field"])
 def test_damage_is_found_at_opening_and_mended_by_the_same_command(
     tree: Path, tmp_path: Path, damage: str
 ) -> None:
@@ -396,8 +396,11 @@ def test_damage_is_found_at_opening_and_mended_by_the_same_command(
         rows = np.load(index)
         rows[0, 1] = 1 - rows[0, 1]
         np.save(index, rows)
+    elif damage == "field":
+        record = json.loads((out / "packed.json").read_text())
+        (out / "packed.json").write_text(json.dumps(record | {"class_names": ["cat", 1]}))
     else:
-        (out / "packed.json").write_text("{")
+        (out / "packed.json").write_text("{" if damage == "record" else "[]")
     with pytest.raises(
         RequestError, match="run the same tinynet data pack command again"
     ) as refused:
@@ -405,6 +408,17 @@ def test_damage_is_found_at_opening_and_mended_by_the_same_command(
     assert "\n" not in str(refused.value)
     packed(tree, out)
     assert contents(out) == whole
+
+
+@pytest.mark.parametrize("settings", ["{", "[]", "{}", '{"unreadable": []}'])
+def test_damaged_settings_are_refused_in_one_line(
+    tree: Path, tmp_path: Path, settings: str
+) -> None:
+    packed(tree, tmp_path / "out")
+    (tmp_path / "out" / "settings.json").write_text(settings)
+    with pytest.raises(RequestError, match=r"the images are others .* None there") as refused:
+        packed(tree, tmp_path / "out")
+    assert "\n" not in str(refused.value)
 
 
 def test_no_store_and_another_version(tree: Path, tmp_path: Path) -> None:

@@ -8,15 +8,15 @@ packed.json        classes, counts, digests, skipped images; written last, so wi
 """
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from search_spaces.errors import RequestError
 from trainables.data import IN_PROCESS, ImageData, Loader, Reading
+from trainables.data.packed.record import OtherVersionError, PackedRecord
 from trainables.data.packed.shards import (
     AGAIN,
     EVAL_RATIO,
@@ -25,7 +25,6 @@ from trainables.data.packed.shards import (
     NUMBER,
     PARTS,
     SETTINGS,
-    VERSION,
     WHOLE,
     WIDTH,
     DamagedShardError,
@@ -33,6 +32,7 @@ from trainables.data.packed.shards import (
     Shard,
     bytes_of,
 )
+from trainables.storage.documents import parsed
 
 if TYPE_CHECKING:
     import torch
@@ -51,13 +51,13 @@ class PackedData(ImageData):
     def __init__(self, path: str) -> None:
         root = Path(path).expanduser()
         record = _record(root)
-        self.class_names: Sequence[str] = record["class_names"]
-        self.fingerprint: str = record["fingerprint"]
-        self.skipped: Sequence[str] = record["skipped"]
-        self.largest_pixels = int(record["short_side"] * EVAL_RATIO)
-        self.train, self.val = (_part(root, part, record["shards"][part]) for part in PARTS)
+        self.class_names: Sequence[str] = record.class_names
+        self.fingerprint = record.fingerprint
+        self.skipped: Sequence[str] = record.skipped
+        self.largest_pixels = int(record.settings.short_side * EVAL_RATIO)
+        self.train, self.val = (_part(root, part, record.shards[part]) for part in PARTS)
         self.train_size, self.val_size = len(self.train.labels), len(self.val.labels)
-        if [self.train_size, self.val_size] != [record["counts"][part] for part in PARTS]:
+        if [self.train_size, self.val_size] != [record.counts[part] for part in PARTS]:
             raise RequestError(f"packed data {str(root)!r}: {WHOLE} was changed: {AGAIN}")
 
     def loader(
@@ -80,26 +80,25 @@ class PackedData(ImageData):
         return other
 
 
-def _record(root: Path) -> dict[str, Any]:
+def _record(root: Path) -> PackedRecord:
     if not root.is_dir():
         raise RequestError(
             f"packed data {str(root)!r} does not exist: make it with tinynet data pack --data DIR --out {root}"
         )
     try:
-        record = json.loads((root / WHOLE).read_text())
+        return PackedRecord.from_json(parsed((root / WHOLE).read_text()))
     except FileNotFoundError:
         if (root / SETTINGS).exists():
             raise RequestError(f"packed data {str(root)!r} is not finished: {AGAIN}") from None
         raise RequestError(
             f"{str(root)!r} is no packed set: make one with tinynet data pack --data DIR --out ANOTHER"
         ) from None
-    except ValueError:
-        raise RequestError(f"packed data {str(root)!r}: {WHOLE} is damaged: {AGAIN}") from None
-    if record.get("version") != VERSION:
+    except OtherVersionError:
         raise RequestError(
             f"packed data {str(root)!r} was packed by another version of this program: pack it again, into a new folder"
-        )
-    return record
+        ) from None
+    except ValueError:
+        raise RequestError(f"packed data {str(root)!r}: {WHOLE} is damaged: {AGAIN}") from None
 
 
 def _part(root: Path, part: str, digests: Sequence[str]) -> PackedPart:

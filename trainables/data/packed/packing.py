@@ -6,7 +6,7 @@ Every shard is written aside and renamed, its index last, so a packing that was 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -16,6 +16,7 @@ import numpy as np
 
 from search_spaces.errors import RequestError
 from trainables.data.packed.files import alone, write_file
+from trainables.data.packed.record import PackedRecord, PackingSettings, PackingState
 from trainables.data.packed.shards import (
     HEIGHT,
     NUMBER,
@@ -39,6 +40,7 @@ from trainables.data.packed.workers import (
 )
 from trainables.data.sources.encoded import EncodedData, Part
 from trainables.data.sources.imagefolder import fingerprint
+from trainables.storage.documents import parsed
 
 # Small shards divide the work evenly and lose little when it stops; few files, since a reader keeps each one open.
 LEAST_SHARD, MOST_SHARDS = 512, 400
@@ -46,24 +48,6 @@ LEAST_SHARD, MOST_SHARDS = 512, 400
 SAMPLE = 1000
 UNREADABLE = "unreadable.txt"
 OnError = Literal["fail", "skip"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the pixels of a store, and how they are divided."""
-
-    source: str
-    short_side: int
-    train: int
-    val: int
-    shard_images: int
-    version: int = VERSION
-
-    def tasks(self) -> Iterator[Task]:
-        for part in PARTS:
-            count = getattr(self, part)
-            for number, first in enumerate(range(0, count, self.shard_images)):
-                yield Task(part, number, first, min(count, first + self.shard_images))
 
 
 @dataclass
@@ -75,13 +59,15 @@ class Packing:
     short_side: int
     shard_images: int | None = None
     parts: dict[str, Part] = field(init=False)
-    settings: Settings = field(init=False)
+    settings: PackingSettings = field(init=False)
 
     def __post_init__(self) -> None:
         self.parts = {"train": self.data.train, "val": self.data.val}
         sizes = (self.data.train_size, self.data.val_size)
         shard_images = self.shard_images or max(LEAST_SHARD, -(-max(sizes) // MOST_SHARDS))
-        self.settings = Settings(self.data.fingerprint, self.short_side, *sizes, shard_images)
+        self.settings = PackingSettings(
+            self.data.fingerprint, self.short_side, *sizes, shard_images
+        )
 
     def todo(self, on_error: OnError) -> list[Task]:
         """The shards that are missing, damaged, or (unless they are to be skipped) lack an image.
@@ -90,15 +76,16 @@ class Packing:
             RequestError: the folder holds something else, or a packing of another set or with other settings.
         """
         mended = self._check_settings()
-        whole = self.record()
-        if on_error == "fail" and (skipped := whole.get("skipped")):
+        whole = self.packed()
+        if on_error == "fail" and whole and whole.skipped:
+            skipped = whole.skipped
             said = (
                 f"was packed without {len(skipped)} images that cannot be read ({skipped[0]}, ...)"
             )
             raise RequestError(
                 f"{str(self.root)!r} {said}: give --on-error skip to keep it so, or pack into a new folder"
             )
-        known = whole.get("shards", {})
+        known = whole.shards if whole else {}
         return [
             task
             for task in self.settings.tasks()
@@ -108,7 +95,13 @@ class Packing:
     def run(
         self, workers: int, on_error: OnError, report: Callable[[Done], None] = lambda done: None
     ) -> dict[str, Any]:
-        """Write what is missing, then ``packed.json``, and return what it says.
+        """``pack``, and the record as JSON, as the command prints it."""
+        return self.pack(workers, on_error, report).to_json()
+
+    def pack(
+        self, workers: int, on_error: OnError, report: Callable[[Done], None] = lambda done: None
+    ) -> PackedRecord:
+        """Write what is missing, then ``packed.json``, and return its record.
 
         Raises:
             RequestError: as ``todo``; or another packing is at work in the folder.
@@ -138,11 +131,16 @@ class Packing:
             return record
 
     def record(self) -> dict[str, Any]:
-        """What ``packed.json`` says; nothing where it is missing or damaged, since it can be made again."""
+        """``packed`` as JSON, as the command compares it; empty where there is none."""
+        whole = self.packed()
+        return whole.to_json() if whole else {}
+
+    def packed(self) -> PackedRecord | None:
+        """The record in ``packed.json``; None where it is missing or damaged, since it can be made again."""
         try:
-            return json.loads((self.root / WHOLE).read_text())
+            return PackedRecord.from_json(parsed((self.root / WHOLE).read_text()))
         except (OSError, ValueError):
-            return {}
+            return None
 
     def _refusal(self, unreadable: dict[str, str]) -> UnreadableImagesError:
         """Note what cannot be read, for people and for the packing that goes on, and say it."""
@@ -166,16 +164,13 @@ class Packing:
 
     def _write_settings(self, unreadable: dict[str, int]) -> None:
         """Beside the settings the bytes of each image that could not be read, where there are such."""
-        noted = {"unreadable": unreadable} if unreadable else {}
-        write_file(
-            self.root / SETTINGS, json.dumps(asdict(self.settings) | noted, indent=1).encode()
-        )
+        state = PackingState(self.settings, unreadable)
+        write_file(self.root / SETTINGS, json.dumps(state.to_json(), indent=1).encode())
 
-    def _mended(self, found: dict[str, Any]) -> bool:
+    def _mended(self, state: PackingState) -> bool:
         """Whether nothing changed in the source but images that could not be read: with their old sizes it is the one there."""
-        before: dict[str, int] = found.get("unreadable") or {}
 
-        def source(old: dict[str, int]) -> str:
+        def source(old: Mapping[str, int]) -> str:
             content: list[list[tuple[PurePosixPath, int]]] = []
             for split, part in self.parts.items():
                 sizes: list[int] = part.sizes.tolist()
@@ -190,15 +185,15 @@ class Packing:
 
         # Sets whose fingerprint is made otherwise (Parquet) tell nothing.
         return (
-            bool(before)
+            bool(state.unreadable)
             and source({}) == self.settings.source
-            and source(before) == found.get("source")
+            and source(state.unreadable) == state.settings.source
         )
 
     def _check_settings(self) -> bool:
         """Whether the packing there is one of these images before some of them were mended."""
         try:
-            found = json.loads((self.root / SETTINGS).read_text())
+            state = PackingState.from_json(json.loads((self.root / SETTINGS).read_text()))
         except NotADirectoryError:
             raise RequestError(f"{str(self.root)!r} is a file: give --out a folder") from None
         except FileNotFoundError:
@@ -210,22 +205,26 @@ class Packing:
                 ) from None
             return False
         except ValueError:
-            found = {}
-        found = found if isinstance(found, dict) else {}
-        mended = found.get("source") != self.settings.source and self._mended(found)
+            state = None
+        mended = (
+            state is not None
+            and state.settings.source != self.settings.source
+            and self._mended(state)
+        )
         for key, value in asdict(self.settings).items():
-            if found.get(key) != value and not (key == "source" and mended):
+            was = getattr(state.settings, key) if state else None
+            if was != value and not (key == "source" and mended):
                 what = {
                     "source": "the images are others (names or sizes)",
                     "short_side": "the short side is another",
                 }.get(key, f"{key} differs")
-                said = f"{what}: {found.get(key)} there, {value} now"
+                said = f"{what}: {was} there, {value} now"
                 raise RequestError(
                     f"{str(self.root)!r} holds a packing in which {said}: pack into a new folder, or delete this one"
                 )
         return mended
 
-    def _kept(self, task: Task, known: dict[str, Sequence[str]], gaps: bool) -> bool:
+    def _kept(self, task: Task, known: Mapping[str, Sequence[str]], gaps: bool) -> bool:
         digests = known.get(task.part, ())
         try:
             index = Shard.at(self.root, task.part, task.number).read(
@@ -235,7 +234,7 @@ class Packing:
             return False
         return len(index) == task.stop - task.first and (gaps or bool(index[:, HEIGHT].all()))
 
-    def _finish(self) -> dict[str, Any]:
+    def _finish(self) -> PackedRecord:
         indexes = {
             part: [
                 Shard.at(self.root, part, t.number).read()
@@ -253,18 +252,18 @@ class Packing:
             if not counts[part]:
                 raise PackingError(f"no image of {part}/ can be read: nothing is left to pack")
         named = json.dumps([VERSION, self.settings.source, self.short_side, skipped])
-        record = {
-            **asdict(self.settings),
-            "fingerprint": f"packed-{hashlib.sha256(named.encode()).hexdigest()[:16]}",
-            "class_names": list(self.data.class_names),
-            "counts": counts,
-            "bytes": int(sum(bytes_of(rows).sum() for found in indexes.values() for rows in found)),
-            "skipped": skipped,
-            "shards": {
+        record = PackedRecord(
+            self.settings,
+            fingerprint=f"packed-{hashlib.sha256(named.encode()).hexdigest()[:16]}",
+            class_names=list(self.data.class_names),
+            counts=counts,
+            bytes=int(sum(bytes_of(rows).sum() for found in indexes.values() for rows in found)),
+            skipped=skipped,
+            shards={
                 part: [index_digest(rows) for rows in found] for part, found in indexes.items()
             },
-        }
-        write_file(self.root / WHOLE, json.dumps(record, indent=1).encode())
+        )
+        write_file(self.root / WHOLE, json.dumps(record.to_json(), indent=1).encode())
         return record
 
 
