@@ -340,6 +340,24 @@ def test_another_set_or_other_files_there(tmp_path: Path, make: Callable[..., Sa
     assert "was changed since it was written" in make(out, *ASKED).err
 
 
+@pytest.mark.parametrize(
+    "damage", ["{", "[]", {"seed": "0"}, {"drawn_from": "elsewhere"}, {"files_sha256": None}]
+)
+def test_a_damaged_record_is_refused_in_one_line(
+    tmp_path: Path, make: Callable[..., Said], damage: str | dict[str, object]
+) -> None:
+    out = tmp_path / "out"
+    make(out, *ASKED)
+    file = out / "imagenet100.json"
+    record = json.loads(file.read_text())
+    document = json.loads(make(out, *ASKED, "--json").out)
+    assert {key: document[key] for key in record} == record
+    file.write_text(damage if isinstance(damage, str) else json.dumps(record | damage))
+    said = make(out, *ASKED)
+    assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert "holds other files: give --out an empty folder or a new one" in said.err
+
+
 def test_no_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Said]
 ) -> None:

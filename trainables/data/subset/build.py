@@ -11,9 +11,9 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -23,7 +23,9 @@ from search_spaces.errors import RequestError
 from trainables.data.sources.encoded import EncodedData, Part
 from trainables.data.sources.parquet import ParquetPart
 from trainables.data.subset.file_list import SPLITS, Row, from_csv, row_of, to_csv, whole_rows
+from trainables.data.subset.record import SubsetRecord, SubsetRequest
 from trainables.data.subset.selection import DRAWING, Selection
+from trainables.storage.documents import parsed
 
 RECORD, FILES, CLASSES, BUILDING = "imagenet100.json", "files.csv", "classes.txt", ".building"
 # Of the disk's room: a file takes whole blocks.
@@ -41,11 +43,16 @@ class Progress(Protocol):
 
 
 class Built(NamedTuple):
-    """What ``imagenet100.json`` says, and how many images were written and found there."""
+    """The subset's record, and how many images were written and found there."""
 
-    record: dict[str, Any]
+    subset: SubsetRecord
     written: int
     kept: int
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """``subset`` as JSON, as the command prints it."""
+        return self.subset.to_json()
 
 
 @dataclass(frozen=True)
@@ -64,13 +71,14 @@ def build(
     data: EncodedData,
     selection: Selection,
     out: Path,
-    about: dict[str, Any],
+    about: Mapping[str, str],
     workers: int,
     progress: Progress,
 ) -> Built:
     """Make ``out`` the selection: ``train/<class>/<file>``, ``val/<class>/<file>``, bytes unchanged, and the three lists.
 
-    ``about`` joins the record. Nothing is written where nothing is missing.
+    ``about`` is what else the record holds: ``source`` (the kind of set) and ``version`` (of this program). Nothing is
+    written where nothing is missing.
 
     Raises:
         RequestError: ``out`` holds something else or another run is at it, the disk has too little room, a listed file
@@ -103,7 +111,7 @@ def build(
             for row in copies:
                 rows.append(row)
                 progress.copied(row.bytes)
-        record = _finish(out, selection, request | about, rows)
+        record = _finish(out, selection, request, about, rows)
     return Built(record, len(todo), len(kept))
 
 
@@ -123,16 +131,19 @@ def _images(data: EncodedData, selection: Selection) -> Iterator[_Image]:
             yield _Image(split, name, part, index)
 
 
-def _request(selection: Selection, paths: list[str]) -> dict[str, Any]:
-    counts = {
-        "classes": len(selection.classes),
-        **{split: len(selection.chosen[split]) for split in SPLITS},
-    }
-    names = hashlib.sha256("\n".join(sorted(paths)).encode()).hexdigest()
-    return {**selection.drawn, **counts, "names_sha256": names}
+def _request(selection: Selection, paths: list[str]) -> SubsetRequest:
+    return SubsetRequest(
+        drawn_from=selection.drawn.drawn_from,
+        seed=selection.drawn.seed,
+        images_per_class=selection.drawn.images_per_class,
+        classes=len(selection.classes),
+        train=len(selection.chosen["train"]),
+        val=len(selection.chosen["val"]),
+        names_sha256=hashlib.sha256("\n".join(sorted(paths)).encode()).hexdigest(),
+    )
 
 
-def _check(out: Path, request: dict[str, Any], images: dict[str, _Image]) -> dict[str, Any] | None:
+def _check(out: Path, request: SubsetRequest, images: dict[str, _Image]) -> SubsetRecord | None:
     """The record of a finished set; refuses a folder that holds anything else than a part of what was asked for."""
     if not out.exists() or (
         out.is_dir()
@@ -140,21 +151,17 @@ def _check(out: Path, request: dict[str, Any], images: dict[str, _Image]) -> dic
         and not (out / BUILDING / RECORD).exists()
     ):
         return None
-    finished = (out / RECORD).is_file()
     try:
-        there = json.loads(
-            (out / RECORD if finished else out / BUILDING / RECORD).read_text(encoding="utf-8")
-        )
+        finished, there = _read_record(out)
     except (OSError, ValueError) as error:
         raise RequestError(
             f"{str(out)!r} holds other files: give --out an empty folder or a new one"
         ) from error
-    for key, wanted in request.items():
-        if there.get(key) != wanted:
+    for key, wanted in asdict(request).items():
+        was = getattr(there, key)
+        if was != wanted:
             differ = (
-                "images of other names"
-                if key == "names_sha256"
-                else f"{key} {there.get(key)}, not {wanted}"
+                "images of other names" if key == "names_sha256" else f"{key} {was}, not {wanted}"
             )
             raise RequestError(
                 f"{str(out)!r} holds another set ({differ}): give another --out, or what it was made with"
@@ -170,11 +177,23 @@ def _check(out: Path, request: dict[str, Any], images: dict[str, _Image]) -> dic
         raise RequestError(
             f"{len(strange)} of the files in {str(out)!r} are not of the set ({strange[0]!r} first): remove them"
         )
-    if finished and hashlib.sha256((out / FILES).read_bytes()).hexdigest() != there["files_sha256"]:
+    if finished and hashlib.sha256((out / FILES).read_bytes()).hexdigest() != finished.files_sha256:
         raise RequestError(
             f"{str(out / FILES)!r} was changed since it was written: put it back, or give another --out"
         )
-    return there if finished else None
+    return finished
+
+
+def _read_record(out: Path) -> tuple[SubsetRecord | None, SubsetRequest]:
+    """The record of a finished set, None where one is under way; and what was asked for.
+
+    Raises:
+        OSError: there is neither. DocumentError: it is damaged.
+    """
+    if (out / RECORD).is_file():
+        record = SubsetRecord.from_json(parsed((out / RECORD).read_bytes()))
+        return record, record.request
+    return None, SubsetRequest.from_json(parsed((out / BUILDING / RECORD).read_bytes()))
 
 
 def _check_room(out: Path, size: int, count: int) -> None:
@@ -188,7 +207,7 @@ def _check_room(out: Path, size: int, count: int) -> None:
 
 
 @contextlib.contextmanager
-def _underway(out: Path, request: dict[str, Any]) -> Iterator[Path]:
+def _underway(out: Path, request: SubsetRequest) -> Iterator[Path]:
     """The folder of what is not yet done, held by this process alone; gone after a good end."""
     building = out / BUILDING
     try:
@@ -204,7 +223,7 @@ def _underway(out: Path, request: dict[str, Any]) -> Iterator[Path]:
             raise RequestError(
                 f"another run is writing {str(out)!r}: wait for it, or stop it"
             ) from error
-        _write(building / RECORD, json.dumps(request))
+        _write(building / RECORD, json.dumps(request.to_json()))
         yield building
         shutil.rmtree(building, ignore_errors=True)
 
@@ -243,15 +262,24 @@ def _copies(
 
 
 def _finish(
-    out: Path, selection: Selection, about: dict[str, Any], rows: list[Row]
-) -> dict[str, Any]:
+    out: Path,
+    selection: Selection,
+    request: SubsetRequest,
+    about: Mapping[str, str],
+    rows: list[Row],
+) -> SubsetRecord:
     listing = to_csv(rows)
-    digest = hashlib.sha256(listing.encode()).hexdigest()
-    how = {} if selection.drawn["drawn_from"] == "list" else {"drawing": DRAWING}
-    record = {**about, **how, "bytes": sum(row.bytes for row in rows), "files_sha256": digest}
+    record = SubsetRecord(
+        request,
+        source=about["source"],
+        version=about["version"],
+        drawing=None if request.drawn_from == "list" else DRAWING,
+        bytes=sum(row.bytes for row in rows),
+        files_sha256=hashlib.sha256(listing.encode()).hexdigest(),
+    )
     _write(out / CLASSES, "".join(f"{name}\n" for name in selection.classes))
     _write(out / FILES, listing)
-    _write(out / RECORD, json.dumps(record, indent=1) + "\n")
+    _write(out / RECORD, json.dumps(record.to_json(), indent=1) + "\n")
     return record
 
 

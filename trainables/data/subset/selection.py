@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -18,6 +18,17 @@ DRAWING = (
     "classes with the key [1, seed, 0], the training images of a class with the key [1, seed, 1, the first 8 bytes of the "
     "SHA-256 of its name as a big-endian number]; all validation images of the classes."
 )
+DrawnFrom = Literal["seed", "classes", "list"]
+DRAWN_FROM: tuple[DrawnFrom, ...] = get_args(DrawnFrom)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How a subset was chosen: ``seed`` and ``images_per_class`` are None for a list."""
+
+    drawn_from: DrawnFrom
+    seed: int | None
+    images_per_class: int | None
 
 
 @dataclass(frozen=True)
@@ -25,13 +36,13 @@ class Selection:
     """A subset of a set.
 
     Attributes:
-        drawn: ``drawn_from`` (``seed``, ``classes`` or ``list``), ``seed`` and ``images_per_class`` (None for a list).
+        drawn: how it was chosen.
         classes: their names, sorted.
         chosen: indices into the set's ``train`` and ``val``, int64, sorted.
         expected: what a listed file, by split and name, must turn out to be.
     """
 
-    drawn: dict[str, Any]
+    drawn: Drawn
     classes: list[str]
     chosen: dict[str, np.ndarray]
     expected: Mapping[tuple[str, str], Row] = field(default_factory=dict)
@@ -72,11 +83,7 @@ def draw(
         for name in names
     ]
     val = np.flatnonzero(np.isin(data.val.labels, [number[name] for name in names]))
-    drawn = {
-        "drawn_from": "seed" if isinstance(classes, int) else "classes",
-        "seed": seed,
-        "images_per_class": images_per_class,
-    }
+    drawn = Drawn("seed" if isinstance(classes, int) else "classes", seed, images_per_class)
     return Selection(drawn, names, {"train": np.sort(np.concatenate(train)), "val": val})
 
 
@@ -148,9 +155,8 @@ def listed(data: EncodedData, file: Path) -> Selection:
                 f"{len(missing)} {split} images of {str(file)!r} are not there ({missing[0]!r} first): another ImageNet?"
             )
         chosen[split] = np.sort(np.array([index[name] for name in wanted], dtype=np.int64))
-    drawn = {"drawn_from": "list", "seed": None, "images_per_class": None}
     return Selection(
-        drawn,
+        Drawn("list", None, None),
         sorted({row.folder for row in rows}),
         chosen,
         {(row.split, row.name): row for row in rows},
