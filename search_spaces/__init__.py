@@ -5,11 +5,12 @@ from functools import lru_cache
 from search_spaces import efficientnet, ghostnet, resnet
 from search_spaces.errors import RequestError, unknown
 from search_spaces.own import is_own, load_space
-from search_spaces.space import RDW, Cost, Network, SearchSpace
+from search_spaces.space import RDW, Cost, Details, Network, SearchSpace
 
 __all__ = [
     "RDW",
     "Cost",
+    "Details",
     "Network",
     "RequestError",
     "SearchSpace",

@@ -5,7 +5,6 @@ per stage, channels to the nearest multiple of 8 but never more than 10 % down, 
 1280, squeeze-excite reducing to a quarter of a block's input channels.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from search_spaces.errors import unknown
 from search_spaces.rounding import round_channels, round_repeats
-from search_spaces.space import Cost, Network, SearchSpace
+from search_spaces.space import Cost, Details, Network, SearchSpace
 from search_spaces.tally import highest
 
 if TYPE_CHECKING:
@@ -184,7 +183,7 @@ class EfficientNetSpace(SearchSpace):
         stages = ".".join(f"{c}x{n}" for c, n in zip(shape.channels, shape.repeats, strict=True))
         return f"{shape.resolution}px-{self.table.stem}.{stages}.{shape.head}"
 
-    def details(self, shape: Shape) -> Mapping[str, Any]:
+    def details(self, shape: Shape) -> Details:
         return {
             "stem": self.table.stem,
             "channels": list(shape.channels),
@@ -229,7 +228,9 @@ class EfficientNetSpace(SearchSpace):
         return model
 
 
-def _block_args(stage: Stage, channels: int, repeats: int) -> list[dict[str, Any]]:
+def _block_args(
+    stage: Stage, channels: int, repeats: int
+) -> list[dict[str, str | int | float | None]]:
     """timm's decoded block arguments of one stage (the builder lets only the first block keep the stride)."""
     shared = {
         "out_chs": channels,

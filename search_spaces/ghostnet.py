@@ -8,7 +8,7 @@ has convolutions where the table changes the shape, whatever the rounding makes 
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +17,7 @@ import numpy as np
 
 from search_spaces.errors import unknown
 from search_spaces.rounding import round_channels, round_repeats
-from search_spaces.space import Cost, Network, SearchSpace
+from search_spaces.space import Cost, Details, Network, SearchSpace
 from search_spaces.tally import Tally
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ class GhostNetSpace(SearchSpace):
         )
         return f"{shape.resolution}px-{shape.stem}.{stages}.{shape.head}"
 
-    def details(self, shape: Shape) -> Mapping[str, Any]:
+    def details(self, shape: Shape) -> Details:
         return {
             "stem": shape.stem,
             "channels": list(shape.channels),

@@ -5,13 +5,13 @@ stage, stem and planes to the nearest multiple of 8 but never more than 10 % dow
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from search_spaces.errors import unknown
 from search_spaces.rounding import round_channels, round_repeats
-from search_spaces.space import Cost, Network, SearchSpace
+from search_spaces.space import Cost, Details, Network, SearchSpace
 from search_spaces.tally import Tally
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class ResNetSpace(SearchSpace):
         stages = ".".join(f"{p}x{n}" for p, n in zip(shape.planes, shape.repeats, strict=True))
         return f"{shape.resolution}px-{shape.stem}.{stages}"
 
-    def details(self, shape: Shape) -> Mapping[str, Any]:
+    def details(self, shape: Shape) -> Details:
         return {"stem": shape.stem, "planes": list(shape.planes), "repeats": list(shape.repeats)}
 
     def build(

@@ -34,6 +34,8 @@ MOST_CLASSES = 1_000_000
 # How far from the asked resolution the width solver may look for a network that meets the budget.
 MAX_NUDGE = 0.25
 FLOAT32_BYTES = 4
+# What a family shows of a shape: whole numbers, and lists of one per stage (channels, repeats, ...).
+Details = Mapping[str, int | list[int]]
 
 
 class RDW(NamedTuple):
@@ -115,7 +117,7 @@ class Network:
         return f"{self.space.describe(self.shape)}-{self.num_classes}"
 
     @property
-    def details(self) -> Mapping[str, Any]:
+    def details(self) -> Details:
         """The family's own figures for people to read (repeats and channels per stage, ...)."""
         return self.space.details(self.shape)
 
@@ -188,7 +190,8 @@ class SearchSpace(ABC):
     def describe(self, shape: Any) -> str:
         """A short text that names a shape and no other."""
 
-    def details(self, shape: Any) -> Mapping[str, Any]:
+    def details(self, shape: Any) -> Details:
+        """The family's own figures for people to read, as JSON has them; none by default."""
         return {}
 
     def narrowed(

@@ -248,7 +248,8 @@ class SpaceContract:
                 counts.append((network, counted(network)))
         return counts
 
-    def _costs(self, r: Any, d: Any, w: Any) -> dict[str, Any]:
+    def _costs(self, r: Any, d: Any, w: Any) -> dict[str, int | np.ndarray]:
+        """Each figure of the cost, and what ``count`` gives: whole numbers, or arrays for arrays."""
         shape = self.space.decode(r, d, w)
         return {
             **self.space.cost(shape, CLASSES)._asdict(),

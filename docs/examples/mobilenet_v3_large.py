@@ -4,14 +4,14 @@ Four methods make a space: ``decode`` rounds (r, d, w) to a real network, ``cost
 module, ``describe`` names it. The baseline (1, 1, 1) is torchvision's own network, and torchvision's weights fit it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch import nn
 from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
 from torchvision.ops import StochasticDepth
 
-from search_spaces import Cost, Network, SearchSpace
+from search_spaces import Cost, Details, Network, SearchSpace
 from search_spaces.errors import unknown
 from search_spaces.rounding import round_channels, round_repeats
 from search_spaces.tally import Tally, highest
@@ -99,7 +99,7 @@ class Space(SearchSpace):
         stages = (f"{c}x{n}e{'-'.join(map(str, e))}" for c, e, n in zip(*shape[2:], strict=True))
         return f"{shape.resolution}px-{shape.stem}.{'.'.join(stages)}"
 
-    def details(self, shape: Shape) -> Mapping[str, Any]:
+    def details(self, shape: Shape) -> Details:
         return {"stem": shape.stem, "channels": [*shape.channels], "repeats": [*shape.repeats]}
 
     # 5. The module. A training passes both rates; torchvision's blocks have no stochastic depth, so it is added.

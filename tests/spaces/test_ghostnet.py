@@ -127,7 +127,7 @@ def test_repeats(d: float, repeats: list[int]) -> None:
 def test_coinciding_channels_keep_their_shortcuts(name: str) -> None:
     """The fifth stage changes the table's channels without a stride; its convolutions stay where rounding makes them equal."""
     network = get_space(name).network((0.2, 0.05, 0.02))
-    assert set(network.details["channels"][3:5]) == {4}
+    assert set(network.shape.channels[3:5]) == {4}
     blocks = [
         block for block in network.build().modules() if type(block).__name__ == "GhostBottleneck"
     ]

@@ -216,15 +216,15 @@ def test_table7_is_what_is_counted() -> None:
     outputs = [
         layer.out for layer in layers if layer.operator == "G-bneck" for _ in range(layer.repeats)
     ]
-    details = network.details
+    shape = network.shape
     assert outputs == [
         channels
-        for channels, repeats in zip(details["channels"], details["repeats"], strict=True)
+        for channels, repeats in zip(shape.channels, shape.repeats, strict=True)
         for _ in range(repeats)
     ]
     assert (layers[0].out, layers[-4].out, layers[0].size) == (
-        details["stem"],
-        details["head"],
+        shape.stem,
+        shape.head,
         network.resolution,
     )
 

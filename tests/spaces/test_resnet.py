@@ -62,7 +62,7 @@ def test_repeats(d: float, repeats: list[int]) -> None:
 def test_coinciding_channels_keep_their_shortcuts(name: str) -> None:
     """A first block that the table projects is projected though its planes have shrunk to those before it."""
     network = get_space(name).network((0.2, 1, 0.02))
-    assert set(network.details["planes"]) - {16} == {8}
+    assert set(network.shape.planes) - {16} == {8}
     module = network.build()
     projected = [
         module.get_submodule(f"layer{stage}.0").get_parameter("downsample.0.weight").shape
