@@ -205,29 +205,23 @@ def _samplers() -> list[Row]:
 
 def _optuna() -> None:
     """A hundred draws of the adaptive sampler, each told a made-up result before the next; files included."""
+    from benchmarks.simulated import simulated_result
     from tinynet_search.config import load_config
     from tinynet_search.plan.plan import make_plan
     from tinynet_search.search.adaptive import Adaptive
+    from tinynet_search.search.state import SearchState
     from tinynet_search.store.directory import Candidate, SearchStore
+    from trainables.trial_folder import result_name
 
     config = load_config(
         preset="demo", settings=['space.name="efficientnet_b0"', 'search.sampler="optuna"']
     )
     with tempfile.TemporaryDirectory() as scratch:
         store = SearchStore(scratch)
-        source = Adaptive(make_plan(config), store, 100, 1)
+        state = SearchState(trials=100, epochs=1, adaptive=True, stop_at_failed=1.0, candidates=[])
+        source = Adaptive(make_plan(config.resolve()), store, state, lambda drawn: None)
         while isinstance(found := source.next(), Candidate):
-            top1 = dict.fromkeys(("top1", "top1_raw", "top1_ema"), 100 * found.c)
-            epoch = {"epoch": 1, "ts": 0, "seconds": 1.0, "train_loss": 1.0, **top1}
-            result = {
-                "run": found.run,
-                "status": "finished",
-                "epochs": [epoch],
-                "metrics": epoch,
-                "started": 0,
-                "ended": 1,
-            }
-            store.write_json(
-                f"results/{found.run}.json", {**result, "network": dict(found.network)}
-            )
+            result = simulated_result(found.spec, found.run, 0.0, found.network)
+            store.write_json(result_name(found.run), result.to_json())
+            state.ended(found.run, store.summary(found.run))
             source.done(found)

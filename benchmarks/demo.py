@@ -74,7 +74,7 @@ def _specs(storage: Path) -> list[TrialSpec]:
     store = SearchStore(str(storage / "demo"))
     plan = store.plan()
     assert plan is not None
-    trials = sorted(candidates_of(plan, store), key=lambda c: (-c.network["macs"], c.run))
+    trials = sorted(candidates_of(plan, store), key=lambda c: (-c.network.macs, c.run))
     finals = {c.run: c for c in final_candidates(store)}
     return [
         c.spec

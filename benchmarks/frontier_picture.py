@@ -5,7 +5,7 @@ formula's network beside the baseline shrunk by the inverse giant rule.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 
 from search_spaces import RequestError, get_space
 from tinynet_search.plan.candidates import candidates_of, final_candidates
-from tinynet_search.search.outcome import TINY
-from tinynet_search.store.directory import FINALS, FRONTIER, Candidate, SearchStore
+from tinynet_search.search.conclusion import TINY
+from tinynet_search.store.directory import Candidate, SearchStore
+from tinynet_search.store.schema import FinalRow, FrontierRow, Plan
+from trainables.run_name import RunName
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "frontier.svg"
 INK, GREY, EDGE, BLUE, ORANGE, GREEN, SOFT = (
@@ -85,19 +87,19 @@ def draw(store: SearchStore, target: Path) -> None:
     finals = trained(store, final_candidates(store))
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.2, 5.0), layout="constrained", facecolor="white")
-        frontier = store.read_json(FRONTIER) or []
+        frontier = store.frontier_rows() or []
         _trials(
             axes,
-            [point for run, point in trials.items() if run not in {row["run"] for row in frontier}],
+            [point for run, point in trials.items() if run not in {row.run for row in frontier}],
         )
         _frontier(axes, frontier)
-        rows = store.read_json(FINALS) or []
+        rows = store.final_rows()
         _budgets(axes, plan, rows)
         for label, name, marker, colour in (
             (TINY, "the tiny formula's network (the tip is its value)", CARETDOWN, ORANGE),
             ("inverse giant", "the inverse giant rule's, at the same FLOPs", CARETUP, GREEN),
         ):
-            runs = [row["run"] for row in rows if row["label"] == label]
+            runs = [row.run for row in rows if row.label == label]
             _finals(axes, [finals[run] for run in runs if run in finals], name, marker, colour)
         _dress(axes, plan, len(trials))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -107,13 +109,13 @@ def draw(store: SearchStore, target: Path) -> None:
         plt.close(figure)
 
 
-def trained(store: SearchStore, candidates: Sequence[Candidate]) -> dict[str, Point]:
+def trained(store: SearchStore, candidates: Sequence[Candidate]) -> dict[RunName, Point]:
     """Points of the candidates that finished, by run."""
     results = store.results(dict.fromkeys(c.run for c in candidates))
     return {
-        run: Point(result["network"]["macs"] / 1e6, result["metrics"]["top1"], result["rdw"][0])
+        run: Point(result.network.macs / 1e6, result.metrics.top1, result.rdw[0])
         for run, result in results.items()
-        if result["status"] == "finished"
+        if result.finished and result.metrics
     }
 
 
@@ -144,21 +146,21 @@ def _size(r: float) -> float:
     return (3.0 + 8.0 * r) ** 2
 
 
-def _frontier(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+def _frontier(axes: Axes, rows: Sequence[FrontierRow]) -> None:
     """The models the formula was fitted to; those of the first front joined."""
-    first = [row for row in rows if row["pareto_rank"] == 1]
+    first = [row for row in rows if row.pareto_rank == 1]
     axes.plot(
-        [row["macs"] / 1e6 for row in first],
-        [row["top1"] for row in first],
+        [row.macs / 1e6 for row in first],
+        [row.top1 for row in first],
         color=BLUE,
         linewidth=1.8,
         zorder=3,
     )
     for row in rows:
         axes.scatter(
-            row["macs"] / 1e6,
-            row["top1"],
-            _size(row["rdw"][0]),
+            row.macs / 1e6,
+            row.top1,
+            _size(row.r),
             color=BLUE,
             edgecolor="white",
             linewidth=1.0,
@@ -182,10 +184,10 @@ def _finals(axes: Axes, points: Sequence[Point], name: str, marker: int, colour:
     axes.scatter([], [], 90, color=colour, marker="v" if marker == CARETDOWN else "^", label=name)
 
 
-def _budgets(axes: Axes, plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+def _budgets(axes: Axes, plan: Plan, rows: Sequence[FinalRow]) -> None:
     """A dotted line at each budget that finals were trained for."""
-    baseline = get_space(plan["space"]["name"]).baseline_macs(plan["space"]["num_classes"]) / 1e6
-    for c in sorted({row["c"] for row in rows}):
+    baseline = get_space(plan.space.name).baseline_macs(plan.space.num_classes) / 1e6
+    for c in sorted({row.c for row in rows}):
         axes.axvline(c * baseline, color=EDGE, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
         axes.annotate(
             f"c = {c:g}",
@@ -197,15 +199,15 @@ def _budgets(axes: Axes, plan: Mapping[str, Any], rows: Sequence[Mapping[str, An
         )
 
 
-def _dress(axes: Axes, plan: Mapping[str, Any], trials: int) -> None:
-    petals = plan["data"]["settings"]["name"] == "petals"
+def _dress(axes: Axes, plan: Plan, trials: int) -> None:
+    petals = plan.data.settings["name"] == "petals"
     title = (
         "Accuracy over FLOPs on the demo's synthetic set, not ImageNet"
         if petals
-        else f"Accuracy over FLOPs in search {plan['search']}"
+        else f"Accuracy over FLOPs in search {plan.search}"
     )
     axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", pad=36)
-    about = f"{trials} twists of {plan['space']['name']}, {plan['recipe']['epochs']} epochs each"
+    about = f"{trials} twists of {plan.space.name}, {plan.recipe.epochs} epochs each"
     axes.text(0, 1.085, about, transform=axes.transAxes, color=SOFT)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

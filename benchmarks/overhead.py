@@ -22,6 +22,9 @@ from benchmarks.measure import Row
 from tinynet_search.config import load_config
 from tinynet_search.plan.candidates import candidate_of, planned_networks
 from tinynet_search.plan.plan import make_plan
+from tinynet_search.store.directory import SearchStore
+from trainables.result import TrialResult
+from trainables.run_name import RunName
 from trainables.spec import Alone, TrialSpec
 from trainables.trial import run_trial
 
@@ -41,16 +44,13 @@ class Taken(NamedTuple):
     """Wall seconds of one training of all trials, their results, and, searched, the driver's own account."""
 
     wall: float
-    results: dict[str, dict[str, Any]]
+    results: dict[RunName, TrialResult]
     report: dict[str, Any]
 
     @property
     def trained(self) -> float:
         """Seconds of wall that bare training needs when it is spread evenly: every epoch's, over the trials at once."""
-        return (
-            sum(epoch["seconds"] for result in self.results.values() for epoch in result["epochs"])
-            / AT_ONCE
-        )
+        return sum(result.seconds for result in self.results.values()) / AT_ONCE
 
 
 def run() -> list[Row]:
@@ -134,18 +134,17 @@ def bare(storage: Path, specs: Sequence[TrialSpec]) -> Taken:
         AT_ONCE, multiprocessing.get_context("spawn"), initializer=_one_thread
     ) as pool:
         results = list(pool.map(run_trial, specs, [root] * len(specs), [Alone()] * len(specs)))
-    return Taken(time.perf_counter() - started, {result["run"]: result for result in results}, {})
+    return Taken(time.perf_counter() - started, {result.run: result for result in results}, {})
 
 
 def _specs(storage: Path) -> Sequence[TrialSpec]:
     """The search's trials, in the order it starts them."""
     config = load_config(preset="demo", settings=[*SETTINGS, f'storage.path="{storage}"'])
-    plan = make_plan(config)
+    plan = make_plan(config.resolve())
     candidates = [
-        candidate_of(plan, network, epochs=EPOCHS)
-        for network in planned_networks(plan, config, TRIALS)
+        candidate_of(plan, network, epochs=EPOCHS) for network in planned_networks(plan, TRIALS)
     ]
-    return [c.spec for c in sorted(candidates, key=lambda c: (-c.network["macs"], c.run))]
+    return [c.spec for c in sorted(candidates, key=lambda c: (-c.network.macs, c.run))]
 
 
 def _one_thread() -> None:
@@ -174,10 +173,8 @@ def searched(storage: Path, settings: Sequence[str]) -> Taken:
     started = time.perf_counter()
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     wall = time.perf_counter() - started
-    files = (storage / "demo" / "results").glob("*.json")
-    return Taken(
-        wall, {file.stem: json.loads(file.read_text()) for file in files}, json.loads(done.stdout)
-    )
+    store = SearchStore(str(storage / "demo"))
+    return Taken(wall, store.results(store.finished()), json.loads(done.stdout))
 
 
 def require_equal(a: Taken, b: Taken, count: int) -> None:
@@ -192,8 +189,9 @@ def require_equal(a: Taken, b: Taken, count: int) -> None:
         raise RuntimeError(f"bare and searched results differ: {', '.join(differ)}")
 
 
-def _timeless(result: dict[str, Any]) -> list[Any]:
+def _timeless(result: TrialResult) -> list[Any]:
+    epochs = [epoch.to_json() for epoch in result.epochs]
     return [
-        result["status"],
-        *({k: v for k, v in epoch.items() if k not in TIMES} for epoch in result["epochs"]),
+        result.status,
+        *({k: v for k, v in epoch.items() if k not in TIMES} for epoch in epochs),
     ]

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.simulated import EPOCHS, simulated_trial
 from tinynet_search.config import Config, load_config
+from tinynet_search.search.outcome import SearchOutcome
 
 # The mini space of the demo holds fewer than 4,000 networks.
 SETTINGS = (
@@ -46,13 +47,13 @@ def bare(trials: int, folder: Path, uri: str) -> dict[str, Any]:
     from tinynet_search.plan.plan import make_plan
 
     config = config_of(trials, folder)
-    plan = make_plan(config)
+    plan = make_plan(config.resolve())
     specs = [
         candidate_of(plan, network, epochs=EPOCHS).spec
-        for network in planned_networks(plan, config, trials)
+        for network in planned_networks(plan, trials)
     ]
     started = time.perf_counter()
-    with cluster(config), tempfile.TemporaryDirectory() as scratch, _hushed():
+    with cluster(config.run), tempfile.TemporaryDirectory() as scratch, _hushed():
         from ray import tune
 
         from benchmarks.listed import Listed
@@ -101,22 +102,23 @@ def ours(trials: int, folder: Path, uri: str) -> dict[str, Any]:
 
 def again(trials: int, folder: Path, uri: str, *, silent: bool = False) -> dict[str, Any]:
     """The search again when all is done, with its parts' seconds; ``silent`` leaves the publisher out."""
-    from tinynet_search.search import driver as search
+    from tinynet_search.search import conclusion, driver
     from tinynet_search.tracking import publisher
 
     if silent:
         publisher.Publisher = Silent  # pyright: ignore[reportAttributeAccessIssue]
     seconds: dict[str, float] = {}
     for name in ("write_frontier", "write_formula"):
-        setattr(search, name, _timed(getattr(search, name), name.removeprefix("write_"), seconds))
-    whole = search._Driver.run
+        timed = _timed(getattr(conclusion, name), name.removeprefix("write_"), seconds)
+        setattr(conclusion, name, timed)
+    made = driver._Driver._outcome
 
-    def run(self: Any) -> None:
-        whole(self)
+    def outcome_of(*parts: Any, **named: Any) -> SearchOutcome:
         seconds["known"] = time.time()
+        return made(*parts, **named)
 
-    search._Driver.run = run
-    outcome = search.run_search(config_of(trials, folder), tracking=uri)
+    driver._Driver._outcome = outcome_of
+    outcome = driver.run_search(config_of(trials, folder), tracking=uri)
     return {
         "results": len(outcome.results),
         "new": outcome.new,

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinynet_search.store.directory import SearchStore
-from trainables.spec import TrialSpec, describe
+from trainables.executors import reported
+from trainables.result import FINISHED, EpochRecord, NetworkFigures, TrialResult
+from trainables.run_name import RunName
+from trainables.spec import TrialSpec
 from trainables.trial_folder import result_name
 
 EPOCHS = 3
@@ -21,53 +24,56 @@ def simulated_trial(config: Mapping[str, Any]) -> None:
     result = store.result(run)
     if result is None:
         result = simulated_result(spec, run, time.time())
-        for epoch in result["epochs"]:
-            tune.report({"epochs_done": epoch["epoch"], **epoch})
-        store.write_json(result_name(run), result, once=True)
-    top1, c = result["metrics"]["top1"], result["network"]["c"]
-    tune.report({"epochs_done": len(result["epochs"]), "top1": top1, "c": c, "status": "finished"})
+        for epoch in result.epochs:
+            tune.report(reported(epoch))
+        store.write_json(result_name(run), result.to_json(), once=True)
+    top1, c = result.top1, result.network.c
+    tune.report({"epochs_done": len(result.epochs), "top1": top1, "c": c, "status": result.status})
 
 
-def simulated_result(spec: TrialSpec, run: str, started: float) -> dict[str, Any]:
-    """A result as ``run_trial`` writes it; top-1 rises with c, and differs from trial to trial by chance that the run's name seeds."""
-    network, chance = describe(spec.network()), random.Random(run)
-    best = 30.0 + 40.0 * network["c"] ** 0.3 + chance.gauss(0.0, 1.5)
-    epochs = [_epoch(epoch, best, started) for epoch in range(1, spec.recipe["epochs"] + 1)]
-    return {
-        "schema": 1,
-        "id": run.rsplit("-e", 1)[0],
-        "run": run,
-        "kind": spec.kind,
-        "space": spec.space,
-        "rdw": list(spec.rdw),
-        "network": network,
-        "budget_epochs": spec.recipe["epochs"],
-        "seed": spec.seed,
-        "workers": 1,
-        "execution": {},
-        "host": "simulated",
-        "started": round(started, 3),
-        "ended": round(started + len(epochs), 3),
-        "status": "finished",
-        "reason": None,
-        "detail": None,
-        "metrics": epochs[-1],
-        "epochs": epochs,
-    }
+def simulated_result(
+    spec: TrialSpec, run: RunName, started: float, network: NetworkFigures | None = None
+) -> TrialResult:
+    """A result as ``run_trial`` writes it; top-1 rises with c, and differs from trial to trial by chance that the run's name seeds.
+
+    Args:
+        network: figures of the trial's network where they are known.
+    """
+    network, chance = network or NetworkFigures.of(spec.network()), random.Random(run)
+    best = 30.0 + 40.0 * network.c**0.3 + chance.gauss(0.0, 1.5)
+    epochs = [_epoch(epoch, best, started) for epoch in range(1, spec.recipe.epochs + 1)]
+    return TrialResult(
+        run=run,
+        kind=spec.kind,
+        space=spec.space,
+        rdw=spec.rdw,
+        network=network,
+        seed=spec.seed,
+        workers=1,
+        execution=None,
+        host="simulated",
+        started=round(started, 3),
+        ended=round(started + len(epochs), 3),
+        status=FINISHED,
+        reason=None,
+        detail=None,
+        metrics=epochs[-1],
+        epochs=epochs,
+    )
 
 
-def _epoch(epoch: int, best: float, started: float) -> dict[str, Any]:
+def _epoch(epoch: int, best: float, started: float) -> EpochRecord:
     top1 = best - 3.0 / epoch
-    return {
-        "epoch": epoch,
-        "ts": int(1000 * (started + epoch)),
-        "lr": 0.1 / epoch,
-        "train_loss": 3.0 / epoch,
-        "seconds": 0.9,
-        "images_per_s": 3000.0,
+    return EpochRecord(
+        epoch=epoch,
+        ts=int(1000 * (started + epoch)),
+        lr=0.1 / epoch,
+        train_loss=3.0 / epoch,
+        seconds=0.9,
+        images_per_s=3000.0,
         **{
             f"{name}{which}": value
             for which in ("", "_raw", "_ema")
             for name, value in (("top1", top1), ("top5", 90.0), ("val_loss", 2.0))
         },
-    }
+    )

@@ -1,8 +1,7 @@
 """What a measurement of training alone needs: images that are ready, and a folder that keeps nothing."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -84,13 +83,12 @@ class Nowhere:
 
 def spec_of(network: Network, recipe: Recipe, data: ImageData) -> TrialSpec:
     """The trial of a network on data that is at hand."""
-    settings: dict[str, Any] = asdict(recipe)
     return TrialSpec(
         network.space.name,
         network.space.version,
         network.rdw,
         network.num_classes,
-        settings,
+        recipe,
         {},
         data.fingerprint,
         seed=0,

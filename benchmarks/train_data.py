@@ -70,7 +70,7 @@ def run() -> list[Row]:
 
 def made(root: Path, train: int, *, photos: bool) -> Trees:
     make_tree(root / "files", train, CLASSES, photos=photos)
-    Packing(ImageFolderData(str(root / "files")), root / "packed", SHORT_SIDE).run(1, "fail")
+    Packing(ImageFolderData(str(root / "files")), root / "packed", SHORT_SIDE).pack(1, "fail")
     return Trees(root / "files", PackedData(str(root / "packed")))
 
 

@@ -3,16 +3,16 @@
 The machine's moods then fall on both. The first turn warms up; a ratio is the median of the turns' ratios.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
 from benchmarks.synthetic import Nowhere, spec_of
 from search_spaces import Network
 from trainables.data import ImageData
 from trainables.execution import Execution
 from trainables.recipe import Recipe
+from trainables.result import EpochRecord
 from trainables.trainer import Trainer
 
 
@@ -26,8 +26,8 @@ class Turns:
     rank: int = 0
     world_size: int = 1
 
-    def report(self, metrics: Mapping[str, Any]) -> None:
-        self.all_ours.append(metrics["images_per_s"])
+    def report(self, record: EpochRecord) -> None:
+        self.all_ours.append(record.images_per_s)
         self.all_others.append(self.other())
 
     @property

@@ -35,7 +35,7 @@ MOST_CLASSES = 1_000_000
 MAX_NUDGE = 0.25
 FLOAT32_BYTES = 4
 # What a family shows of a shape: whole numbers, and lists of one per stage (channels, repeats, ...).
-Details = Mapping[str, int | list[int]]
+Details = Mapping[str, int | float | str | list[int] | list[float] | list[str]]
 
 
 class RDW(NamedTuple):

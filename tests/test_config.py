@@ -14,13 +14,15 @@ pytestmark = pytest.mark.quick
 def test_presets_load(preset: str) -> None:
     config = load_config(preset=preset)
     assert config.search.name == preset
-    assert config.get_recipe().epochs >= 1
-    assert config.get_space().band[1] == 1.05
+    inputs = config.resolve()
+    assert inputs.recipe.epochs >= 1
+    assert inputs.space.band[1] == 1.05
 
 
 def test_imagenet100_is_the_papers_search() -> None:
     config = load_config(preset="imagenet100")
-    recipe, space = config.get_recipe(), config.get_space()
+    inputs = config.resolve()
+    recipe, space = inputs.recipe, inputs.space
     assert (config.search.trials, config.search.sampler, config.search.fraction) == (
         100,
         "uniform",
@@ -39,14 +41,15 @@ def test_file_then_settings(tmp_path: Path) -> None:
         file, settings=["search.trials=9", "data.train=480", "storage.path=elsewhere"]
     )
     assert (config.search.name, config.search.trials, config.search.seed) == ("mine", 9, 3)
-    assert config.get_recipe().epochs == 4
+    assert config.resolve().recipe.epochs == 4
     assert config.data_settings() == {"name": "petals", "train": 480}
     assert config.url == "elsewhere/mine"
 
 
 def test_another_recipe_starts_anew() -> None:
     config = load_config(preset="demo", settings=["recipe.epochs=3", 'recipe.name="resnet"'])
-    assert (config.get_recipe().name, config.get_recipe().epochs) == ("resnet", 90)
+    recipe = config.resolve().recipe
+    assert (recipe.name, recipe.epochs) == ("resnet", 90)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ def checked(
     tmp_path: Path, *names: str
 ) -> tuple[subprocess.CompletedProcess[str], dict[str, dict[str, object]]]:
     for module in NOT_THERE:
-        (tmp_path / f"{module}.py").write_text(f"raise ImportError('{module} is not installed')\n")
+        (tmp_path / f"{module}.py").write_text(
+            f"raise ModuleNotFoundError('{module} is not installed')\n"
+        )
     out = tmp_path / "out.json"
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),

@@ -17,8 +17,19 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ["search_spaces", "trainables", "tinynet_search"]
 ROOMS = {
     "trainables": [
-        *["storage", "recipe", "execution", "optim", "modules", "watch", "evaluation", "stopping"],
-        *["spec", "trial_folder", "memory", "data", "checkpoint", "trainer", "try_step", "trial"],
+        *["storage", "run_name", "recipe", "execution", "optim", "modules", "watch", "evaluation"],
+        *[
+            "stopping",
+            "result",
+            "spec",
+            "trial_folder",
+            "memory",
+            "data",
+            "checkpoint",
+            "trainer",
+            "try_step",
+            "trial",
+        ],
         *["calibration", "executors"],
     ],
     "tinynet_search": [

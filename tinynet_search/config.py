@@ -7,9 +7,10 @@ and epochs may grow); ``[run] [scaling] [execution] [storage] [tracking]`` say w
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
@@ -22,14 +23,19 @@ from tinynet_search.errors import one_line
 from tinynet_search.formula.baselines import RULES
 from tinynet_search.text import seconds
 from trainables.data import absolute
-from trainables.execution import Switch
+from trainables.execution import Execution, Switch
 from trainables.recipe import Recipe, get_recipe, validated
+from trainables.spec import Settings
 from trainables.storage.documents import parsed
 from trainables.storage.folder import below, read_file
 
 PRESETS = ("demo", "imagenet100")
 
 
+# Values by section and key, as TOML and JSON have them, before they are checked.
+Values = Mapping[str, Any]
+# Of one option of a command.
+Override = str | int | float | bool | None
 # Bytes of a file, and dots in one of its lines.
 LARGEST, LARGEST_LINE = 1_000_000, 1000
 
@@ -175,27 +181,29 @@ class Config(BaseModel):
     storage: StorageSection = StorageSection()
     tracking: TrackingSection = TrackingSection()
 
-    def get_space(self) -> SearchSpace:
-        """The space with the configuration's ranges and band."""
-        changed = {
-            key: span for key in ("r", "d", "w") if (span := getattr(self.space, key)) is not None
-        }
-        return get_space(self.space.name).narrowed(changed, self.space.band)
+    def resolve(self) -> "PlanInputs":
+        """What the configuration names, loaded: the space, the recipe, where the data are.
 
-    def get_recipe(self) -> Recipe:
-        changes = self.recipe.model_extra or {}
-        recipe = get_recipe(self.recipe.name)
-        known = [field.name for field in fields(recipe) if field.name != "name"]
-        for key in changes:
-            if key not in known:
-                raise unknown("recipe setting", key, known)
-        try:
-            values = TypeAdapter(Recipe).validate_python({**asdict(recipe), **changes})
-        except ValidationError as error:
-            raise _explained(error, "recipe") from None
-        return validated(values)
+        Raises:
+            RequestError: an unknown space, recipe, recipe setting or sampler.
+        """
+        recipe, named, search = _recipe(self.recipe), self.space, self.search
+        spans = {"r": named.r, "d": named.d, "w": named.w}
+        ranges = {key: span for key, span in spans.items() if span is not None}
+        space = get_space(named.name).narrowed(ranges, named.band)
+        if search.sampler not in (*SAMPLERS, *ADAPTIVE):
+            raise unknown("sampler", search.sampler, (*SAMPLERS, *ADAPTIVE))
+        return PlanInputs(
+            name=str(search.name),
+            url=self.url,
+            space=space,
+            space_name=named.name if ":" in named.name else space.name,
+            recipe=recipe,
+            data=self.data_settings(),
+            search=search,
+        )
 
-    def data_settings(self) -> dict[str, Any]:
+    def data_settings(self) -> Settings:
         return absolute(self.data.model_dump())
 
     @property
@@ -203,21 +211,69 @@ class Config(BaseModel):
         """The search directory; a storage URL keeps its options (``s3://bucket/searches?region=...``) behind it."""
         return below(self.storage.path, str(self.search.name))
 
+    @property
+    def computed(self) -> Execution:
+        """How trainings are computed; the readers of images are part of the scaling."""
+        return Execution(**self.execution.model_dump())
+
+
+@dataclass(frozen=True)
+class PlanInputs:
+    """What a plan is made of, resolved once from a configuration.
+
+    Attributes:
+        name: of the search; url: of its directory.
+        space: with the configuration's ranges and band; space_name: as ``get_space`` takes it.
+        data: ``[data]`` settings with absolute paths.
+    """
+
+    name: str
+    url: str
+    space: SearchSpace
+    space_name: str
+    recipe: Recipe
+    data: Settings
+    search: SearchSection
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether candidates are drawn while the search runs, each from the results before it."""
+        return self.search.sampler in ADAPTIVE
+
+
+def _recipe(section: OpenSection) -> Recipe:
+    """The named recipe with the section's other keys in place of its settings."""
+    recipe, changes = get_recipe(section.name), section.model_extra or {}
+    known = [field.name for field in fields(recipe) if field.name != "name"]
+    for key in changes:
+        if key not in known:
+            raise unknown("recipe setting", key, known)
+    try:
+        values = TypeAdapter(Recipe).validate_python({**asdict(recipe), **changes})
+    except ValidationError as error:
+        raise _explained(error, "recipe") from None
+    return validated(values)
+
 
 def load_config(
-    source: str | Path | None = None, *, preset: str | None = None, settings: Iterable[str] = ()
+    source: str | Path | None = None,
+    *,
+    preset: str | None = None,
+    settings: Iterable[str] = (),
+    overrides: Values = MappingProxyType({}),
 ) -> Config:
     """Read a configuration.
 
     Args:
         source: a TOML file, or a JSON one of the same sections.
         preset: a shipped configuration, ``demo`` or ``imagenet100``; a file on top of it changes what it names.
-        settings: ``section.key=value`` texts that come last; values are TOML, or plain text.
+        settings: ``section.key=value`` texts on top of both; values are TOML, or plain text.
+        overrides: values by section and key, which come last.
 
     Raises:
         RequestError: no such file or preset, an unknown key, a value out of range.
     """
-    values = with_settings(read_values(source, preset=preset), settings)
+    values = merged(with_settings(read_values(source, preset=preset), settings), overrides)
     name = Path(source).stem if source is not None else preset or "search"
     defaults = {"search": name, "recipe": "efficientnet", "data": "petals"}
     for section, named in defaults.items():
@@ -227,31 +283,39 @@ def load_config(
 
 
 def read_values(source: str | Path | None = None, *, preset: str | None = None) -> dict[str, Any]:
-    """What a preset and a file on top of it say, not checked yet.
+    """The values of a preset and of a file on top of it, not checked yet.
 
     Raises:
         RequestError: no such file or preset.
     """
-    values: dict[str, Any] = {}
-    if preset is not None:
-        values = _merged(values, _preset(preset))
-    return values if source is None else _merged(values, _file(Path(source)))
+    values = _preset(preset) if preset is not None else {}
+    return values if source is None else merged(values, _file(Path(source)))
 
 
-def with_settings(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-    """Plain values with ``section.key=value`` texts on top.
+def with_settings(values: Values, settings: Iterable[str]) -> dict[str, Any]:
+    """Values with ``section.key=value`` texts on top.
 
     Raises:
-        RequestError: a text is none.
+        RequestError: a text is not of that form.
     """
     changed = dict(values)
     for setting in settings:
-        changed = _merged(changed, _setting(setting))
+        changed = merged(changed, _setting(setting))
     return changed
 
 
-def validate(values: Mapping[str, Any], where: str) -> Config:
-    """A configuration from plain values.
+def overriding(options: Mapping[str, Override]) -> dict[str, dict[str, Override]]:
+    """Options of a command by ``section.key`` as values by section and key; those that are None were not given."""
+    values: dict[str, dict[str, Override]] = {}
+    for name, value in options.items():
+        section, _, key = name.partition(".")
+        if value is not None:
+            values.setdefault(section, {})[key] = value
+    return values
+
+
+def validate(values: Values, where: str) -> Config:
+    """A configuration from values by section and key.
 
     Raises:
         RequestError: as ``load_config``.
@@ -260,50 +324,53 @@ def validate(values: Mapping[str, Any], where: str) -> Config:
         config = Config.model_validate(values)
     except ValidationError as error:
         raise _explained(error, where) from None
-    config.get_recipe()
-    config.get_space()
-    sampler = config.search.sampler
-    if sampler not in (*SAMPLERS, *ADAPTIVE):
-        raise unknown("sampler", sampler, (*SAMPLERS, *ADAPTIVE))
-    if (sampler == "near") != (config.search.c is not None):
-        raise RequestError("search.c is the target of the sampler 'near': give both or neither")
-    if config.run.executor == "inline" and (config.scaling.workers > 1 or config.scaling.gpus > 1):
-        raise RequestError(
-            'scaling: more than one worker or GPU a trial needs run.executor = "ray_train"'
-        )
-    if config.scaling.workers > 1 and 0 < config.scaling.gpus < 1:
-        raise RequestError(
-            "scaling: workers of one trial cannot share a GPU; use scaling.workers = 1 with a fraction of a GPU"
-        )
-    if not (config.scaling.auto and "gpus" not in config.scaling.model_fields_set):
-        refuse_sync_bn(config)
-    _check_continuing(config)
-    share = config.get_recipe().micro_batches
-    if share % config.scaling.workers:
-        workers = config.scaling.workers
-        raise RequestError(
-            f"scaling.workers = {workers} cannot share the recipe's {share} micro-batches a step: use a divisor"
-        )
+    _check(config, config.resolve())
     return config
 
 
-def refuse_sync_bn(config: Config) -> None:
+def _check(config: Config, inputs: PlanInputs) -> None:
+    """What no section can check alone.
+
+    Raises:
+        RequestError: two settings contradict each other.
+    """
+    search, scaling, recipe = config.search, config.scaling, inputs.recipe
+    if (search.sampler == "near") != (search.c is not None):
+        raise RequestError("search.c is the target of the sampler 'near': give both or neither")
+    if config.run.executor == "inline" and (scaling.workers > 1 or scaling.gpus > 1):
+        raise RequestError(
+            'scaling: more than one worker or GPU a trial needs run.executor = "ray_train"'
+        )
+    if scaling.workers > 1 and 0 < scaling.gpus < 1:
+        raise RequestError(
+            "scaling: workers of one trial cannot share a GPU; use scaling.workers = 1 with a fraction of a GPU"
+        )
+    if not (scaling.auto and "gpus" not in scaling.model_fields_set):
+        refuse_sync_bn(recipe, scaling)
+    _check_continuing(search, recipe)
+    if recipe.micro_batches % scaling.workers:
+        raise RequestError(
+            f"scaling.workers = {scaling.workers} cannot share the recipe's {recipe.micro_batches} micro-batches a step: use a divisor"
+        )
+
+
+def refuse_sync_bn(recipe: Recipe, scaling: ScalingSection) -> None:
     """Raises RequestError where batch norm is to be synchronised and workers have no GPU."""
-    if config.get_recipe().sync_bn and config.scaling.gpus < 1:
+    if recipe.sync_bn and scaling.gpus < 1:
         raise RequestError(
             "recipe.sync_bn: synchronised batch norm exists on GPUs only; set scaling.gpus = 1, or leave it out"
         )
 
 
-def _check_continuing(config: Config) -> None:
-    recipe, epochs = config.get_recipe(), config.search.frontier_epochs
+def _check_continuing(search: SearchSection, recipe: Recipe) -> None:
+    epochs = search.frontier_epochs
     if epochs is None:
         return
     if epochs <= recipe.epochs:
         raise RequestError(
             f"{epochs} epochs for the frontier are no more than the search's {recipe.epochs}: give more"
         )
-    if not (recipe.continues or config.search.anew):
+    if not (recipe.continues or search.anew):
         ends = f"the cosine schedule of recipe {recipe.name!r} ends at epoch {recipe.epochs}, so its models cannot go on to {epochs}"
         raise RequestError(f"{ends}: train them from the start by --anew (search.anew = true)")
 
@@ -355,7 +422,7 @@ def _setting(text: str) -> dict[str, Any]:
     return {section: {name: parsed}}
 
 
-def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Values, top: Values) -> dict[str, Any]:
     """Section by section; a section that names another thing (recipe, data, space) starts anew."""
     merged = dict(base)
     for section, values in top.items():

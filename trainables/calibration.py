@@ -3,10 +3,9 @@
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from trainables.execution import Execution
+from trainables.result import EpochRecord
 from trainables.spec import TrialSpec
 from trainables.stopping import Stopped
 from trainables.trial import run_trial
@@ -25,8 +24,8 @@ class _Clock:
         self._begun: list[float] = []
         self._of_epoch: float | None = None
 
-    def report(self, metrics: Mapping[str, Any]) -> None:
-        self._of_epoch = metrics["images_per_s"]
+    def report(self, record: EpochRecord) -> None:
+        self._of_epoch = record.images_per_s
 
     def __call__(self) -> bool:
         self._begun.append(time.perf_counter())
@@ -55,7 +54,7 @@ def images_per_s(spec: TrialSpec, seconds: float, execution: Execution | None = 
         try:
             result = run_trial(spec, scratch, clock, execution, clock)
         except Stopped:
-            return clock.images_per_s(spec.recipe["batch"])
-    if result["status"] != "finished":
-        raise RuntimeError(f"{result['reason']}: {result['detail']}")
-    return clock.images_per_s(spec.recipe["batch"])
+            return clock.images_per_s(spec.recipe.batch)
+    if not result.finished:
+        raise RuntimeError(f"{result.reason}: {result.detail}")
+    return clock.images_per_s(spec.recipe.batch)

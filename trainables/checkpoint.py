@@ -10,8 +10,7 @@ learning rate follows from the step, so the position is the state.
 import hashlib
 import json
 import logging
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 import torch
 from safetensors import SafetensorError
@@ -19,9 +18,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from trainables.memory import ran_out
+from trainables.optim.flat import Flat
 from trainables.optim.optimizers import Average, float_state
 from trainables.optim.state import optimizer_state, restore_optimizer
-from trainables.storage.documents import LARGE, check_epochs, check_numbers, parsed
+from trainables.result import EpochRecord, epochs_from
+from trainables.storage.documents import LARGE, parsed, typed
 from trainables.storage.folder import Folder, below
 from trainables.trial_folder import PROGRESS, checkpoints, make_room, position
 
@@ -48,8 +49,8 @@ class State:
     model: nn.Module
     average: Average
     optimizer: torch.optim.Optimizer
-    flat: Any
-    epochs: list[dict[str, Any]] = field(default_factory=list)
+    flat: Flat | None
+    epochs: list[EpochRecord] = field(default_factory=list)
     step: int = 0
     loss: float = 0.0
     seconds: float = 0.0
@@ -59,9 +60,61 @@ class State:
         """Epochs done."""
         return len(self.epochs)
 
-    def end_epoch(self, record: dict[str, Any]) -> None:
+    def end_epoch(self, record: EpochRecord) -> None:
         self.epochs.append(record)
         self.step, self.loss, self.seconds = 0, 0.0, 0.0
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The epoch that has begun: steps done, the sum of their losses, time in steps."""
+
+    step: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The document that makes a checkpoint whole.
+
+    Attributes:
+        trial: the run's name.
+        optimizer: its single numbers, by key; files: SHA-256 of the other files, by name.
+    """
+
+    trial: str
+    epochs: list[EpochRecord]
+    begun: Begun
+    optimizer: dict[str, float]
+    files: dict[str, str]
+
+    def to_json(self) -> bytes:
+        """With a digest of all the rest."""
+        document = {
+            "schema": SCHEMA,
+            "trial": self.trial,
+            "epochs": [epoch.to_json() for epoch in self.epochs],
+            "begun": asdict(self.begun),
+            "optimizer": self.optimizer,
+            "files": self.files,
+        }
+        return _sealed(json.dumps(document, allow_nan=False))
+
+    @classmethod
+    def from_json(cls, body: bytes) -> "Progress":
+        """Raises ValueError, KeyError or TypeError where it is damaged or of another version."""
+        document = parsed(body)
+        if document["schema"] != SCHEMA:
+            raise ValueError(f"it is of version {document['schema']}, and this is {SCHEMA}")
+        rest = {key: value for key, value in document.items() if key != SEAL}
+        if body != _sealed(json.dumps(rest, allow_nan=False)):
+            raise ValueError(f"{PROGRESS} is damaged")
+        made = {
+            "epochs": epochs_from(document["epochs"]),
+            "begun": typed(Begun, document["begun"], "begun"),
+        }
+        return typed(cls, {**document, **made})
 
 
 def checkpoint_name(epoch: int, step: int = 0) -> str:
@@ -78,15 +131,10 @@ def save_checkpoint(folder: Folder, trial: str, state: State) -> None:
     files = {WEIGHTS: save(_plain(weights)), OPTIMIZER: save(_plain(tensors))}
     for file, data in files.items():
         folder.write(f"{name}/{file}", data)
-    progress = {
-        "schema": SCHEMA,
-        "trial": trial,
-        "epochs": state.epochs,
-        "begun": {"step": state.step, "loss": state.loss, "seconds": state.seconds},
-        "optimizer": scalars,
-        "files": {file: hashlib.sha256(data).hexdigest() for file, data in files.items()},
-    }
-    folder.write(f"{name}/{PROGRESS}", _sealed(progress))
+    digests = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
+    begun = Begun(state.step, state.loss, state.seconds)
+    progress = Progress(trial, state.epochs, begun, scalars, digests)
+    folder.write(f"{name}/{PROGRESS}", progress.to_json())
     make_room(folder, checkpoints(folder)[:-KEPT])
 
 
@@ -117,7 +165,7 @@ def load_checkpoint(folder: Folder, trial: str, epoch: int, step: int, state: St
             }
         )
         restore_optimizer(
-            state.optimizer, state.flat, state.model, load(files[OPTIMIZER]), progress["optimizer"]
+            state.optimizer, state.flat, state.model, load(files[OPTIMIZER]), progress.optimizer
         )
     except (
         SafetensorError,
@@ -133,10 +181,9 @@ def load_checkpoint(folder: Folder, trial: str, epoch: int, step: int, state: St
         raise ValueError(
             f"checkpoint {below(folder.url, name)} is of another network ({error!r:.100}): remove its folder"
         ) from error
-    state.epochs[:] = progress["epochs"]
-    state.step, state.loss, state.seconds = (
-        progress["begun"][key] for key in ("step", "loss", "seconds")
-    )
+    state.epochs[:] = progress.epochs
+    begun = progress.begun
+    state.step, state.loss, state.seconds = begun.step, begun.loss, begun.seconds
 
 
 def final_weights(state: State, ranks: str) -> bytes:
@@ -152,15 +199,13 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _sealed(progress: dict[str, Any]) -> bytes:
-    """As JSON, with a digest of all the rest."""
-    body = json.dumps(progress, allow_nan=False)
-    return json.dumps({**progress, SEAL: hashlib.sha256(body.encode()).hexdigest()}).encode()
+def _sealed(text: str) -> bytes:
+    """A JSON object with a digest of its text as the last member."""
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f'{text.removesuffix("}")}, "{SEAL}": "{digest}"}}'.encode()
 
 
-def _intact(
-    folder: Folder, name: str, trial: str
-) -> tuple[dict[str, Any], dict[str, bytes]] | None:
+def _intact(folder: Folder, name: str, trial: str) -> tuple[Progress, dict[str, bytes]] | None:
     """(progress, files) of a checkpoint whose files are all there and as they were written."""
     try:
         body = folder.read(f"{name}/{PROGRESS}", LARGE)
@@ -170,21 +215,13 @@ def _intact(
         log.warning("checkpoint %s is passed over: %s", below(folder.url, name), error)
         return None
     try:
-        progress = parsed(body)
-        if progress["schema"] != SCHEMA:
-            raise ValueError(f"it is of version {progress['schema']}, and this is {SCHEMA}")
-        if body != _sealed({key: value for key, value in progress.items() if key != SEAL}):
-            raise ValueError(f"{PROGRESS} is damaged")
-        if progress["trial"] != trial or (
-            len(progress["epochs"]),
-            progress["begun"]["step"],
-        ) != position(name):
+        progress = Progress.from_json(body)
+        done = len(progress.epochs), progress.begun.step
+        if progress.trial != trial or done != position(name):
             raise ValueError("it belongs to another trial or step")
-        check_epochs(progress["epochs"])
-        check_numbers(progress["begun"], ("step", "loss", "seconds"), "begun")
         files = {file: folder.read(f"{name}/{file}", LARGEST) for file in (WEIGHTS, OPTIMIZER)}
         for file, data in files.items():
-            if hashlib.sha256(data).hexdigest() != progress["files"][file]:
+            if hashlib.sha256(data).hexdigest() != progress.files[file]:
                 raise ValueError(f"{file} is damaged")
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("checkpoint %s is passed over: %s", below(folder.url, name), error)

@@ -2,7 +2,7 @@
 
 import shutil
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -79,5 +79,5 @@ class Chosen:
 
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, str | bool]:
         return asdict(self)

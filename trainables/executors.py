@@ -5,26 +5,25 @@
 Both call the same ``run_trial`` on the same search directory. Tune and Train see metrics only; what they keep
 themselves is scratch.
 
-``config`` holds ``trial`` (a TrialSpec as plain values), ``root`` (the search directory), ``stop`` (the file below it that
-asks trials to end), ``scaling``, ``execution``, and ``start_timeout``, the seconds that a worker group gets to start. A
-trial that was asked to end comes back without a result.
+``config`` is a ``TrialTask`` as plain values, which is how Ray hands it on. A trial that was asked to end comes back
+without a result.
 """
 
 import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
+from trainables.execution import Execution
+from trainables.result import EpochRecord, TrialResult
+from trainables.run_name import RunName
 from trainables.spec import Stop, TrialSpec, never
 from trainables.stopping import StopFile, Stopped
 from trainables.storage.folder import open_folder
 from trainables.trial import run_trial
 from trainables.trial_folder import read_result
-
-if TYPE_CHECKING:
-    from trainables.execution import Execution
 
 # Seconds after which a collective whose peer is gone gives up.
 COLLECTIVE_TIMEOUT = 120
@@ -56,19 +55,74 @@ class Scaling:
         }
 
 
+PlacementStrategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What all trials of one Tune run share.
+
+    Attributes:
+        root: the search directory; stop: the file below it that asks trials to end, empty where none does.
+        placement: of a trial's workers; start_timeout: seconds that they get to start, 0 is Ray Train's own minute.
+    """
+
+    root: str
+    scaling: Scaling
+    execution: Execution = field(default_factory=Execution)
+    stop: str = ""
+    placement: PlacementStrategy = "PACK"
+    start_timeout: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """One trial as Ray hands it to a process."""
+
+    spec: TrialSpec
+    run: RunName
+    settings: TaskSettings
+
+    def to_config(self) -> dict[str, Any]:
+        """The Tune configuration: plain values."""
+        return {**asdict(self.settings), "trial": self.spec.to_json(), "run": str(self.run)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "TrialTask":
+        made = {
+            "scaling": Scaling(**config["scaling"]),
+            "execution": Execution(**config["execution"]),
+        }
+        shared = {key: value for key, value in config.items() if key not in ("trial", "run")}
+        settings = TaskSettings(**{**shared, **made})
+        return cls(TrialSpec.from_json(config["trial"]), RunName.parse(config["run"]), settings)
+
+    @property
+    def execution(self) -> Execution:
+        """With the readers of images that the scaling names."""
+        settings = self.settings
+        return replace(settings.execution, loader_workers=settings.scaling.loader_workers)
+
+    @property
+    def should_stop(self) -> Stop:
+        name = self.settings.stop
+        return StopFile(open_folder(self.settings.root), name) if name else never
+
+    def result(self) -> TrialResult | None:
+        """The trial's result, None before it has one."""
+        return read_result(open_folder(self.settings.root), self.spec.run)
+
+
 def inline_trial(config: Mapping[str, Any]) -> None:
     """Tune trainable: the whole trial in this process."""
     # Of the next trial, for this thread to end; where it has not, Tune forgets that trial, and the search waits for it for ever.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
-    _take_place(config["scaling"])
+    task = TrialTask.from_config(config)
+    _take_place(task.settings.scaling)
     with contextlib.suppress(Stopped):
         _finished(
             run_trial(
-                TrialSpec.from_json(config["trial"]),
-                config["root"],
-                _TuneReporter(),
-                _execution(config),
-                _stop(config),
+                task.spec, task.settings.root, _TuneReporter(), task.execution, task.should_stop
             )
         )
 
@@ -79,15 +133,14 @@ def ray_train_trial(config: Mapping[str, Any]) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    if config.get(
-        "start_timeout"
-    ):  # on a cluster that grows; Ray Train's own minute is for nodes that are there
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config["start_timeout"])
-    scaling = Scaling(**config["scaling"])
-    spec = TrialSpec.from_json(config["trial"])
-    there = read_result(open_folder(config["root"]), spec.run)
-    if there is not None:
-        _finished(there)
+    task = TrialTask.from_config(config)
+    settings, scaling = task.settings, task.settings.scaling
+    if settings.start_timeout:
+        # On a cluster that grows; Ray Train's own minute is for nodes that exist already.
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.start_timeout)
+    result = task.result()
+    if result is not None:
+        _finished(result)
         return
     with tempfile.TemporaryDirectory(prefix="tinynet-train-") as scratch:
         TorchTrainer(
@@ -97,13 +150,13 @@ def ray_train_trial(config: Mapping[str, Any]) -> None:
                 num_workers=scaling.workers,
                 use_gpu=scaling.gpus > 0,
                 resources_per_worker=scaling.resources,
-                placement_strategy=config.get("placement", "PACK"),
+                placement_strategy=settings.placement,
             ),
             torch_config=TorchConfig(
                 backend="nccl" if scaling.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT
             ),
             run_config=ray.train.RunConfig(
-                name=f"{spec.run}-{os.getpid()}",
+                name=f"{task.run}-{os.getpid()}",
                 storage_path=scratch,
                 callbacks=[TuneReportCallback()],
                 failure_config=ray.train.FailureConfig(
@@ -111,11 +164,11 @@ def ray_train_trial(config: Mapping[str, Any]) -> None:
                 ),
             ),
         ).fit()
-    result = read_result(open_folder(config["root"]), spec.run)
-    if result is None and _stop(config)():
+    result = task.result()
+    if result is None and task.should_stop():
         return
     if result is None:
-        raise RuntimeError(f"trial {spec.run} ended without a result")
+        raise RuntimeError(f"trial {task.run} ended without a result")
     _finished(result)
 
 
@@ -135,10 +188,10 @@ def tune_resources(executor: str, scaling: Scaling) -> dict[str, float]:
 class _TuneReporter:
     rank, world_size = 0, 1
 
-    def report(self, metrics: Mapping[str, Any]) -> None:
+    def report(self, record: EpochRecord) -> None:
         from ray import tune
 
-        tune.report(dict(metrics))
+        tune.report(reported(record))
 
 
 class _TrainReporter:
@@ -148,61 +201,48 @@ class _TrainReporter:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
 
-    def report(self, metrics: Mapping[str, Any]) -> None:
+    def report(self, record: EpochRecord) -> None:
         import ray.train
 
-        ray.train.report(dict(metrics))
+        ray.train.report(reported(record))
 
 
 def _train_worker(config: Mapping[str, Any]) -> None:
     """One rank. A trial that has its result (a restart after its own failure) ends at once, on every rank."""
-    _take_place(config["scaling"])
-    if config["scaling"]["gpus"]:
+    task = TrialTask.from_config(config)
+    _take_place(task.settings.scaling)
+    if task.settings.scaling.gpus:
         import torch
         from ray.train.torch import get_device
 
         torch.cuda.set_device(get_device())
     with contextlib.suppress(Stopped):
-        run_trial(
-            TrialSpec.from_json(config["trial"]),
-            config["root"],
-            _TrainReporter(),
-            _execution(config),
-            _stop(config),
-        )
+        run_trial(task.spec, task.settings.root, _TrainReporter(), task.execution, task.should_stop)
 
 
-def _finished(result: Mapping[str, Any]) -> None:
-    """The last thing Tune hears of a trial."""
+def reported(record: EpochRecord) -> dict[str, int | float]:
+    """An epoch as Tune and Train get it."""
+    return {"epochs_done": record.epoch, **record.to_json()}
+
+
+def _finished(result: TrialResult) -> None:
+    """The last report of a trial to Tune."""
     from ray import tune
 
-    told = {key: result[key] for key in ("status", "reason") if result[key]}
-    top1 = result["metrics"].get("top1", float("nan"))
-    tune.report(
-        {"epochs_done": len(result["epochs"]), "top1": top1, "c": result["network"]["c"], **told}
-    )
+    top1 = float("nan") if result.top1 is None else result.top1
+    last = {"epochs_done": len(result.epochs), "top1": top1, "c": result.network.c}
+    reason = {"reason": result.reason} if result.reason else {}
+    tune.report({**last, "status": result.status, **reason})
 
 
-def _take_place(scaling: Mapping[str, Any]) -> None:
+def _take_place(scaling: Scaling) -> None:
     """Keep to what the trial was given: its CPUs as torch threads, no GPU where it asked for none."""
-    if not scaling["gpus"]:
+    if not scaling.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
-    if scaling["gpus"] and not torch.cuda.is_available():
+    if scaling.gpus and not torch.cuda.is_available():
         raise RuntimeError(
             "this trial was given a GPU and torch finds none: the node's driver or torch build is at fault"
         )
-    torch.set_num_threads(max(1, int(scaling["cpus"])))
-
-
-def _stop(config: Mapping[str, Any]) -> Stop:
-    return StopFile(open_folder(config["root"]), config["stop"]) if config.get("stop") else never
-
-
-def _execution(config: Mapping[str, Any]) -> "Execution":
-    from trainables.execution import Execution
-
-    return Execution(
-        **{**config.get("execution", {}), "loader_workers": config["scaling"]["loader_workers"]}
-    )
+    torch.set_num_threads(max(1, int(scaling.cpus)))

@@ -46,10 +46,10 @@ def what_fits(spec: TrialSpec, execution: "Execution | None") -> str:
     Tried by real steps on blank images in a process of its own, some seconds each: what the failed training leaves of a
     process's memory is not to be relied on.
     """
-    recipe = spec.get_recipe()
+    recipe = spec.recipe
     for size in smaller(recipe):
         # Two micro-batches a step, so that accumulation is part of it.
-        tried = replace(spec, recipe={**spec.recipe, "micro_batch": size, "batch": 2 * size})
+        tried = replace(spec, recipe=replace(recipe, micro_batch=size, batch=2 * size))
         code, said = _tried(tried, execution)
         if code == 0:
             return f"recipe.micro_batch = {size} fits, as {recipe.batch // size} parts of a batch of {recipe.batch}"

@@ -8,12 +8,12 @@ micro-batch, so where a trial runs is no part of its result.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 from search_spaces.errors import RequestError, unknown
+from trainables.storage.documents import DocumentError, typed
 
 # In a batch: beyond it is a typing error or a damaged file.
 MOST_IMAGES = 2**20
@@ -90,7 +90,7 @@ class Recipe:
         """Whether a longer training begins as a shorter one: nothing in the first epochs depends on how many there are."""
         return self.schedule == "step"
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, str | int | float | bool | None]:
         """What is part of a trial's id: all but the name and the epochs (each epoch budget is a result under the id).
 
         The learning rate is the one that is used. Settings younger than some ids are in only where they are set.
@@ -191,30 +191,17 @@ def recipe_from(settings: Mapping[str, Any]) -> Recipe:
 @lru_cache(maxsize=64)
 def _recipe_of(settings: tuple[tuple[str, type, Any], ...]) -> Recipe:
     """Searches ask for the same recipe with every candidate. The types are in the key since 1 and True are one."""
-    values, known = (
-        {key: value for key, _, value in settings},
-        [field.name for field in fields(Recipe)],
-    )
+    values = {key: value for key, _, value in settings}
+    known = [field.name for field in fields(Recipe)]
     for key in values:
         if key not in known:
             raise unknown("recipe setting", str(key)[:100], known)
-    for field in fields(Recipe):
-        if field.name not in values and field.default is MISSING:
-            raise RequestError(f"recipe: {field.name} is missing")
-        if field.name in values and not _fits(values[field.name], field.type):
-            raise RequestError(
-                f"recipe: {field.name} is of another kind ({values[field.name]!r:.80})"
-            )
+    try:
+        typed(Recipe, values)
+    except DocumentError as error:
+        raise RequestError(f"recipe: {error}") from error
+    # The numbers as they were written, not as pydantic returns them: an id tells 3 from 3.0.
     return validated(Recipe(**values))
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a field's type, which a dataclass does not look at."""
-    if isinstance(kind, UnionType):
-        return any(_fits(value, each) for each in get_args(kind))
-    if get_origin(kind) is Literal:
-        return isinstance(value, str) and value in get_args(kind)
-    return type(value) in ((int, float) if kind is float else (kind,))
 
 
 def validated(recipe: Recipe) -> Recipe:

@@ -1,4 +1,4 @@
-"""What one trial is, as plain values, and what it reports to.
+"""What one trial is, and what it reports to.
 
 Called by plans, executors and the training itself.
 """
@@ -6,15 +6,20 @@ Called by plans, executors and the training itself.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
 from search_spaces import Network, SearchSpace, get_space
 from trainables.recipe import Recipe, recipe_from
+from trainables.result import EpochRecord
+from trainables.run_name import RunName
 from trainables.storage.documents import LONGEST_TEXT
 
 Stop = Callable[[], bool]
+# Of ``[data]``: a name and the options of that kind of data.
+Setting = str | int | float | bool | None
+Settings = Mapping[str, Setting]
 
 
 def never() -> bool:
@@ -39,7 +44,7 @@ class Reporter(Protocol):
     @property
     def world_size(self) -> int: ...
 
-    def report(self, metrics: Mapping[str, Any]) -> None:
+    def report(self, record: EpochRecord) -> None:
         """Called on every rank, once an epoch; on rank 0 after the epoch's checkpoint is committed."""
         ...
 
@@ -51,17 +56,17 @@ class Alone:
     rank: int = 0
     world_size: int = 1
 
-    def report(self, metrics: Mapping[str, Any]) -> None:
+    def report(self, record: EpochRecord) -> None:
         return None
 
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """Everything that decides a trial's result, in plain values that survive JSON.
+    """Everything that decides a trial's result.
 
     Attributes:
         space, space_version, rdw, num_classes: the network.
-        recipe: ``dataclasses.asdict`` of the recipe, the epochs included.
+        recipe: how it is trained, the epochs included.
         data: the ``[data]`` settings; data_fingerprint: what they held when the search was planned.
         seed: of weights, order, augmentation and dropout.
         kind: ``trial`` or ``final``.
@@ -71,8 +76,8 @@ class TrialSpec:
     space_version: int
     rdw: tuple[float, float, float]
     num_classes: int
-    recipe: Mapping[str, Any]
-    data: Mapping[str, Any]
+    recipe: Recipe
+    data: Settings
     data_fingerprint: str
     seed: int
     kind: str = "trial"
@@ -80,16 +85,13 @@ class TrialSpec:
     def network(self) -> Network:
         return get_space(self.space).network(self.rdw, self.num_classes)
 
-    def get_recipe(self) -> Recipe:
-        return recipe_from(self.recipe)
-
     @property
     def id(self) -> str:
         """Ten hex digits of what decides the result; the epochs are not in it."""
         return trial_id(
             get_space(self.space),
             self.network(),
-            self.get_recipe(),
+            self.recipe,
             self.data_fingerprint,
             self.seed,
         )
@@ -100,16 +102,22 @@ class TrialSpec:
         return f"trials/{self.run}"
 
     @property
-    def run(self) -> str:
-        """Names one epoch budget of the trial: ``<id>-e<epochs>``."""
-        return f"{self.id}-e{self.recipe['epochs']}"
+    def run(self) -> RunName:
+        """Names the training: the trial and its number of epochs."""
+        return RunName(self.id, self.recipe.epochs)
+
+    def with_epochs(self, epochs: int) -> "TrialSpec":
+        """The same trial trained for another number of epochs."""
+        return replace(self, recipe=replace(self.recipe, epochs=epochs))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TrialSpec":
-        return cls(**{**values, "rdw": tuple(values["rdw"])})
+        """Raises RequestError where the recipe is not valid."""
+        made = {"rdw": tuple(values["rdw"]), "recipe": recipe_from(values["recipe"])}
+        return cls(**{**values, **made})
 
 
 def trial_id(
@@ -124,17 +132,3 @@ def trial_id(
 def _identity(recipe: Recipe) -> str:
     """As JSON; thousands of candidates of a search share it."""
     return json.dumps(recipe.identity(), sort_keys=True)
-
-
-def describe(network: Network) -> dict[str, Any]:
-    """The real network's figures, as they stand in candidates, results and MLflow."""
-    return {
-        **network.details,
-        "resolution": network.resolution,
-        "macs": network.macs,
-        "params": network.params,
-        "activations": network.activations,
-        "activation_bytes": network.activation_bytes,
-        "c": network.c,
-        "num_classes": network.num_classes,
-    }

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +34,9 @@ from trainables.modules import compiled, keep_layout, pick_device, prepared, see
 from trainables.optim.flat import Flat
 from trainables.optim.optimizers import Average, StepSums, make_optimizer, set_lr
 from trainables.recipe import Recipe, ema_decay_at, lr_at
-from trainables.spec import Reporter, Stop, TrialFailure, TrialSpec, describe, never
+from trainables.result import EpochRecord, NetworkFigures
+from trainables.run_name import RunName
+from trainables.spec import Reporter, Stop, TrialFailure, TrialSpec, never
 from trainables.stopping import Stopped
 from trainables.storage.folder import Folder
 from trainables.trial_folder import CONFIG_FILE, WEIGHTS_FILE, shorter_budgets
@@ -50,7 +51,7 @@ AGREED_EVERY = 8
 
 
 class Trainer:
-    """One training. ``run`` returns (the last epoch's metrics, every epoch's)."""
+    """One training. ``run`` returns the figures of every epoch."""
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class Trainer:
         stop: Stop = never,
     ) -> None:
         self.spec, self.data, self.reporter, self.stop = spec, data, reporter, stop
-        self.recipe: Recipe = spec.get_recipe()
+        self.recipe: Recipe = spec.recipe
         self.folder, self.root = root.sub(spec.folder), root
         self.device = pick_device()
         hold_memory()
@@ -93,16 +94,16 @@ class Trainer:
             keep_layout(self.model)
         self.forward: nn.Module = compiled(self.model) if self.chosen.compile else self.model
 
-    def run(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def run(self) -> list[EpochRecord]:
         self._resume()
         for epoch in range(self.state.epoch, self.recipe.epochs):
             record = self._epoch(epoch)
             self.state.end_epoch(record)
             self._save()
-            self.reporter.report({"epochs_done": epoch + 1, **record})
+            self.reporter.report(record)
         if self.reporter.rank == 0:
             self._finish()
-        return self.state.epochs[-1], self.state.epochs
+        return self.state.epochs
 
     def try_step(self) -> None:
         """One optimizer step and one batch of evaluation on blank images: do they fit into memory?"""
@@ -146,15 +147,15 @@ class Trainer:
             int, self._summed(torch.tensor(found, device=self.device)).tolist()
         )
         if epoch or step:
-            run = f"{self.spec.id}-e{budget}"
+            run = self.spec.run.with_epochs(budget)
             load_checkpoint(self.root.sub(f"trials/{run}"), run, epoch, step, self.state)
 
-    def _newest(self, runs: Sequence[str]) -> tuple[int, int, int]:
+    def _newest(self, runs: Sequence[RunName]) -> tuple[int, int, int]:
         """(the run's epochs, epochs done, steps done) of the first run that has a whole checkpoint; zeros where none has."""
         for run in runs:
             epoch, step = newest_checkpoint(self.root.sub(f"trials/{run}"), run)
             if epoch or step:
-                return int(run.rpartition("-e")[2]), epoch, step
+                return run.epochs, epoch, step
         return 0, 0, 0
 
     def _agree(self) -> None:
@@ -172,7 +173,7 @@ class Trainer:
         if self.reporter.rank == 0:
             save_checkpoint(self.folder, self.spec.run, self.state)
 
-    def _epoch(self, epoch: int) -> dict[str, Any]:
+    def _epoch(self, epoch: int) -> EpochRecord:
         started = time.perf_counter()
         before, resumed_at = self.state.seconds, self.state.step
         total = self._train(epoch)
@@ -194,19 +195,23 @@ class Trainer:
                 f"validation loss {raw.loss:g} after epoch {epoch + 1}, {ema.loss:g} of the average",
             )
         ranked = ema if self.recipe.ranks == "ema" else raw
-        return {
-            "epoch": epoch + 1,
-            "ts": int(time.time() * 1000),
-            "lr": lr_at(self.recipe, (epoch + 1) * self.steps - 1, self.steps),
-            "train_loss": total / self.steps,
-            "top1": ranked.top1,
-            "top5": ranked.top5,
-            "val_loss": ranked.loss,
-            **_named("raw", raw),
-            **_named("ema", ema),
-            "seconds": round(before + time.perf_counter() - started, 3),
-            "images_per_s": round((self.steps - resumed_at) * self.recipe.batch / trained, 1),
-        }
+        return EpochRecord(
+            epoch=epoch + 1,
+            ts=int(time.time() * 1000),
+            lr=lr_at(self.recipe, (epoch + 1) * self.steps - 1, self.steps),
+            train_loss=total / self.steps,
+            top1=ranked.top1,
+            top5=ranked.top5,
+            val_loss=ranked.loss,
+            top1_raw=raw.top1,
+            top5_raw=raw.top5,
+            val_loss_raw=raw.loss,
+            top1_ema=ema.top1,
+            top5_ema=ema.top5,
+            val_loss_ema=ema.loss,
+            seconds=round(before + time.perf_counter() - started, 3),
+            images_per_s=round((self.steps - resumed_at) * self.recipe.batch / trained, 1),
+        )
 
     def _train(self, epoch: int) -> float:
         """The epoch's steps, from where it was left; the sum of its losses."""
@@ -318,8 +323,8 @@ class Trainer:
         """The weights that ``top1`` belongs to, and everything needed to build their network again."""
         config = {
             **self.spec.to_json(),
-            "network": describe(self.spec.network()),
-            "metrics": self.state.epochs[-1],
+            "network": NetworkFigures.of(self.spec.network()).to_json(),
+            "metrics": self.state.epochs[-1].to_json(),
         }
         self.folder.write(WEIGHTS_FILE, final_weights(self.state, self.recipe.ranks))
         self.folder.write(CONFIG_FILE, json.dumps(config, indent=1).encode())
@@ -341,14 +346,6 @@ def built(network: Network, recipe: Recipe) -> nn.Module:
 def evaluated_at_once(recipe: Recipe) -> int:
     """Images of an evaluation's batch: as many as take no more memory than a training step."""
     return max(recipe.micro_batch, min(EVALUATED_AT_ONCE, LIGHTER * recipe.micro_batch))
-
-
-def _named(kind: str, scores: Scores) -> dict[str, float]:
-    return {
-        f"top1_{kind}": scores.top1,
-        f"top5_{kind}": scores.top5,
-        f"val_loss_{kind}": scores.loss,
-    }
 
 
 def stream_seed(*parts: int) -> int:

@@ -8,13 +8,13 @@ cannot be read, an exception in a user's space are results, written once with th
 import json
 import socket
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from search_spaces import RequestError
-from trainables.data import opened_data
-from trainables.spec import Alone, Reporter, Stop, TrialFailure, TrialSpec, describe, never
+from trainables.data import ImageData, opened_data
+from trainables.result import FAILED, FINISHED, EpochRecord, NetworkFigures, TrialResult
+from trainables.spec import Alone, Reporter, Stop, TrialFailure, TrialSpec, never
 from trainables.stopping import Stopped
 from trainables.storage.folder import Folder, open_folder
 from trainables.trial_folder import (
@@ -36,7 +36,7 @@ def run_trial(
     reporter: Reporter,
     execution: "Execution | None" = None,
     stop: Stop = never,
-) -> dict[str, Any]:
+) -> TrialResult:
     """Train a trial, or take up what is there of it, and write its result.
 
     Args:
@@ -59,29 +59,16 @@ def run_trial(
 
     started = time.time()
     try:
-        metrics, epochs = _trained(spec, root, reporter, execution, stop)
-        outcome: dict[str, Any] = {
-            "status": "finished",
-            "reason": None,
-            "detail": None,
-            "metrics": metrics,
-            "epochs": epochs,
-        }
+        epochs = _trained(spec, root, reporter, execution, stop)
+        result = _result(spec, reporter, execution, started, epochs)
     except TrialFailure as failure:
         epochs = newest_progress(root.sub(spec.folder))
-        outcome = {
-            "status": "failed",
-            "reason": failure.reason,
-            "detail": failure.detail,
-            "metrics": {},
-            "epochs": epochs,
-        }
+        result = _result(spec, reporter, execution, started, epochs, failure)
         log.warning("trial %s failed: %s", spec.id, failure)
     finally:
         release()
-    result = _described(spec, reporter, execution, started) | outcome
-    if reporter.rank == 0 or outcome["status"] == "failed":
-        written = root.write_once(result_name(spec.run), json.dumps(result, indent=1).encode())
+    if reporter.rank == 0 or not result.finished:
+        written = _write_once(root, result)
         result = result if written else read_result(root, spec.run) or result
         _tidy(spec, root, result)
     return result
@@ -89,21 +76,18 @@ def run_trial(
 
 def write_failure(spec: TrialSpec, root: Folder, reason: str, detail: str) -> bool:
     """Give a trial a failed result from outside of it; False where it has one. Its checkpoints stay, its process may still write."""
-    epochs = newest_progress(root.sub(spec.folder))
-    outcome = {
-        "status": "failed",
-        "reason": reason,
-        "detail": detail,
-        "metrics": {},
-        "epochs": epochs,
-    }
-    result = _described(spec, Alone(), None, time.time()) | outcome
-    return root.write_once(result_name(spec.run), json.dumps(result, indent=1).encode())
+    epochs, failure = newest_progress(root.sub(spec.folder)), TrialFailure(reason, detail)
+    return _write_once(root, _result(spec, Alone(), None, time.time(), epochs, failure))
+
+
+def _write_once(root: Folder, result: TrialResult) -> bool:
+    """False where the trial has a result already."""
+    return root.write_once(result_name(result.run), json.dumps(result.to_json(), indent=1).encode())
 
 
 def _trained(
     spec: TrialSpec, root: Folder, reporter: Reporter, execution: "Execution | None", stop: Stop
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> list[EpochRecord]:
     """The training, with everything that is the trial's own fault turned into TrialFailure."""
     from trainables.memory import ran_out, release, what_fits
 
@@ -115,7 +99,7 @@ def _trained(
         said = str(error).splitlines()[0] if str(error) else "memory ran out"
     # Past the handler nothing holds the training's tensors any more.
     release()
-    detail = f"{said}; recipe.micro_batch = {spec.recipe['micro_batch']} does not fit"
+    detail = f"{said}; recipe.micro_batch = {spec.recipe.micro_batch} does not fit"
     if reporter.world_size == 1:
         detail += f": {what_fits(spec, execution)}"
     raise TrialFailure("out of memory", detail)
@@ -123,7 +107,7 @@ def _trained(
 
 def _attempted(
     spec: TrialSpec, root: Folder, reporter: Reporter, execution: "Execution | None", stop: Stop
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> list[EpochRecord]:
     import torch
 
     from trainables.data.sources.encoded import UnreadableImageError
@@ -156,7 +140,7 @@ def _last_line(error: Exception) -> str:
     return last.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
 
 
-def _data(spec: TrialSpec) -> Any:
+def _data(spec: TrialSpec) -> ImageData:
     data = opened_data(spec.data, spec.data_fingerprint)
     if data.fingerprint != spec.data_fingerprint:
         raise TrialFailure(
@@ -174,34 +158,40 @@ def _process_lost(error: Exception, world_size: int) -> bool:
     )
 
 
-def _described(
-    spec: TrialSpec, reporter: Reporter, execution: "Execution | None", started: float
-) -> dict[str, Any]:
-    network = spec.network()
-    return {
-        "schema": 1,
-        "id": spec.id,
-        "run": spec.run,
-        "kind": spec.kind,
-        "space": spec.space,
-        "rdw": list(spec.rdw),
-        "network": describe(network),
-        "budget_epochs": spec.recipe["epochs"],
-        "seed": spec.seed,
-        "workers": reporter.world_size,
-        "execution": asdict(execution) if execution else {},
-        "host": socket.gethostname(),
-        "started": round(started, 3),
-        "ended": round(time.time(), 3),
-    }
+def _result(
+    spec: TrialSpec,
+    reporter: Reporter,
+    execution: "Execution | None",
+    started: float,
+    epochs: Sequence[EpochRecord],
+    failure: TrialFailure | None = None,
+) -> TrialResult:
+    return TrialResult(
+        run=spec.run,
+        kind=spec.kind,
+        space=spec.space,
+        rdw=spec.rdw,
+        network=NetworkFigures.of(spec.network()),
+        seed=spec.seed,
+        workers=reporter.world_size,
+        execution=execution,
+        host=socket.gethostname(),
+        started=round(started, 3),
+        ended=round(time.time(), 3),
+        status=FAILED if failure else FINISHED,
+        reason=failure.reason if failure else None,
+        detail=failure.detail if failure else None,
+        metrics=None if failure else epochs[-1],
+        epochs=epochs,
+    )
 
 
-def _tidy(spec: TrialSpec, root: Folder, result: Mapping[str, Any]) -> None:
+def _tidy(spec: TrialSpec, root: Folder, result: TrialResult) -> None:
     """After the end only the final weights stay, and the last checkpoint where a longer training may go on from it.
 
     A trial that failed keeps its checkpoints, for another try.
     """
-    if result["status"] == "finished":
+    if result.finished:
         folder = root.sub(spec.folder)
         there = checkpoints(folder)
-        make_room(folder, there[:-1] if spec.get_recipe().continues else there)
+        make_room(folder, there[:-1] if spec.recipe.continues else there)

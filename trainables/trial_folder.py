@@ -6,11 +6,12 @@ Called by the training, the driver and the publishers.
 import logging
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from search_spaces import RequestError
+from trainables.result import EpochRecord, TrialResult, epochs_from
+from trainables.run_name import RunName
 from trainables.spec import TrialSpec
-from trainables.storage.documents import LARGE, check_epochs, check_result, parsed
+from trainables.storage.documents import LARGE, parsed
 from trainables.storage.folder import Folder, StorageError, below
 
 log = logging.getLogger("tinynet")
@@ -23,16 +24,14 @@ def result_name(run: str) -> str:
     return f"results/{run}.json"
 
 
-def read_result(root: Folder, run: str) -> dict[str, Any] | None:
+def read_result(root: Folder, run: str) -> TrialResult | None:
     """A trial's result, or None where it has none yet.
 
     Raises:
         RequestError: the file is there and is not a result.
     """
     try:
-        result = parsed(root.read(result_name(run), LARGE))
-        check_result(result, run)
-        return result
+        return TrialResult.from_json(parsed(root.read(result_name(run), LARGE)), run)
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -55,30 +54,21 @@ def position(checkpoint: str) -> tuple[int, int]:
     return int(found[1]), int(found[2] or 0)
 
 
-def shorter_budgets(root: Folder, spec: TrialSpec) -> list[str]:
+def shorter_budgets(root: Folder, spec: TrialSpec) -> list[RunName]:
     """Runs of the same trial for fewer epochs that have a folder, the longest first."""
-    stem = f"{spec.id}-e"
-    found = [
-        int(name.removeprefix(stem))
-        for name in root.names("trials")
-        if re.fullmatch(re.escape(stem) + r"\d{1,6}", name)
-    ]
-    return [
-        f"{stem}{epochs}"
-        for epochs in sorted(found, reverse=True)
-        if epochs < spec.recipe["epochs"]
-    ]
+    own = spec.run
+    runs = [run for run in RunName.parsed(root.names("trials")) if run.id == own.id]
+    shorter = [run for run in runs if run.epochs < own.epochs]
+    return sorted(shorter, key=lambda run: run.epochs, reverse=True)
 
 
-def newest_progress(folder: Folder) -> list[dict[str, Any]]:
-    """Every committed epoch's metrics, read without touching weights; empty where nothing was committed."""
+def newest_progress(folder: Folder) -> list[EpochRecord]:
+    """Every committed epoch's figures, read without touching weights; empty where nothing was committed."""
     for name in reversed(checkpoints(folder)):
         try:
-            epochs = parsed(folder.read(f"{name}/{PROGRESS}", LARGE))["epochs"]
-            check_epochs(epochs)
+            return epochs_from(parsed(folder.read(f"{name}/{PROGRESS}", LARGE))["epochs"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             continue
-        return epochs
     return []
 
 

@@ -43,7 +43,7 @@ def main(text: str) -> int:
     torch.set_num_threads(threads)
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            data = Blank(trial.recipe["batch"], trial.num_classes)
+            data = Blank(trial.recipe.batch, trial.num_classes)
             Trainer(trial, data, open_folder(scratch), Alone(), Execution(**execution)).try_step()
     except Exception as error:
         if not ran_out(error):

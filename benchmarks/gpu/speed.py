@@ -2,7 +2,7 @@
 
 import multiprocessing
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -21,6 +21,7 @@ from search_spaces.networks import get_named
 from trainables.execution import Execution
 from trainables.modules import pick_device
 from trainables.recipe import Recipe, get_recipe
+from trainables.result import EpochRecord
 from trainables.spec import Alone
 from trainables.trainer import Trainer
 
@@ -63,13 +64,13 @@ def _rates(network: Network, setting: Setting) -> tuple[float, float]:
     epochs = trained_epochs(
         network, data, _recipe(batch, setting.pick(4, 2)), Execution(compile="off")
     )
-    return inferred, median(epoch["images_per_s"] for epoch in epochs[1:])
+    return inferred, median(epoch.images_per_s for epoch in epochs[1:])
 
 
 def trained_epochs(
     network: Network, data: Ready, recipe: Recipe, execution: Execution
-) -> list[dict[str, Any]]:
-    return Trainer(spec_of(network, recipe, data), data, Nowhere(), Alone(), execution).run()[1]
+) -> list[EpochRecord]:
+    return Trainer(spec_of(network, recipe, data), data, Nowhere(), Alone(), execution).run()
 
 
 def _recipe(batch: int, epochs: int) -> Recipe:
@@ -131,8 +132,10 @@ def compiled(setting: Setting) -> Outcome:
 
     def other() -> float:
         return median(
-            e["images_per_s"]
-            for e in trained_epochs(network, data, _recipe(batch, 2), Execution(compile="off"))[1:]
+            epoch.images_per_s
+            for epoch in trained_epochs(network, data, _recipe(batch, 2), Execution(compile="off"))[
+                1:
+            ]
         )
 
     turns = in_turns_with(other, network, eager, data, Execution(compile="on"))
@@ -185,8 +188,8 @@ class _Warmed:
     rank: int = 0
     world_size: int = 1
 
-    def report(self, metrics: Mapping[str, Any]) -> None:
-        if metrics["epoch"] == 1:
+    def report(self, record: EpochRecord) -> None:
+        if record.epoch == 1:
             self.barrier.wait(WAIT)
             self.started = time.time()
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -21,6 +21,7 @@ from trainables.evaluation import evaluate
 from trainables.execution import Execution
 from trainables.modules import prepared
 from trainables.recipe import get_recipe
+from trainables.result import EpochRecord
 from trainables.spec import Alone, TrialSpec
 from trainables.storage.folder import open_folder
 from trainables.trainer import Trainer
@@ -44,11 +45,9 @@ def accuracy(setting: Setting) -> Outcome:
             result = run_trial(
                 spec, str(root), Alone(), Execution(precision=precision, compile="off")
             )
-            if result["status"] != "finished" or not math.isfinite(result["metrics"]["train_loss"]):
-                return Outcome(
-                    False, f"{precision}, seed {seed}: {result['reason']}, {result['detail']}"
-                )
-            tops.setdefault(precision, []).append(result["metrics"]["top1"])
+            if result.metrics is None or not math.isfinite(result.metrics.train_loss):
+                return Outcome(False, f"{precision}, seed {seed}: {result.reason}, {result.detail}")
+            tops.setdefault(precision, []).append(result.metrics.top1)
     apart = abs(mean(tops["bf16"]) - mean(tops["float32"]))
     told = f"top-1 {mean(tops['bf16']):.1f} in bf16, {mean(tops['float32']):.1f} in float32: {apart:.1f} points apart"
     return Outcome(
@@ -70,7 +69,7 @@ def petals(
         chosen.version,
         (r, r, r),
         24,
-        asdict(recipe),
+        recipe,
         dict(settings),
         data.fingerprint,
         seed,
@@ -89,9 +88,9 @@ def families(setting: Setting) -> Outcome:
     for space in ("resnet50", "ghostnet_a"):
         spec = petals(settings, 0, setting.pick(3, 1), space, 0.25 if setting.tiny else 0.5)
         result = run_trial(spec, str(setting.scratch / space), Alone(), Execution(compile="off"))
-        losses[space] = [epoch["train_loss"] for epoch in result["epochs"]]
-        if result["status"] != "finished":
-            return Outcome(False, f"{space}: {result['reason']}, {result['detail']}", losses)
+        losses[space] = [epoch.train_loss for epoch in result.epochs]
+        if not result.finished:
+            return Outcome(False, f"{space}: {result.reason}, {result.detail}", losses)
     finite = all(math.isfinite(loss) for row in losses.values() for loss in row)
     return Outcome(
         finite,
@@ -152,12 +151,12 @@ def out_of_memory(setting: Setting) -> Outcome:
     spec = petals(settings, 0, 1, "efficientnet_b0", 1.2)
     recipe = get_recipe("efficientnet", epochs=1, batch=4096, micro_batch=4096, augment="shift")
     before = torch.cuda.memory_allocated()
-    result = run_trial(replace(spec, recipe=asdict(recipe)), str(setting.scratch), Alone())
+    result = run_trial(replace(spec, recipe=recipe), str(setting.scratch), Alone())
     kept = (torch.cuda.memory_allocated() - before) / 2**20
-    passed = result["status"] == "failed" and result["reason"] == "out of memory" and kept < 64
+    passed = result.status == "failed" and result.reason == "out of memory" and kept < 64
     return Outcome(
         passed,
-        f"{result['status']}, {result['reason']}; {kept:.0f} MB kept after it",
+        f"{result.status}, {result.reason}; {kept:.0f} MB kept after it",
         {"kept_mb": kept},
     )
 
@@ -201,8 +200,8 @@ class _StopsAfter:
     rank: int = 0
     world_size: int = 1
 
-    def report(self, metrics: Mapping[str, Any]) -> None:
-        if metrics["epoch"] == self.epoch:
+    def report(self, record: EpochRecord) -> None:
+        if record.epoch == self.epoch:
             raise _Stopped
 
 
@@ -217,18 +216,17 @@ def resume(setting: Setting) -> Outcome:
     }
     spec, data = petals(settings, 0, count), open_data(settings)
     execution = Execution(compile="off")
-    through, _ = Trainer(spec, data, Nowhere(), Alone(), execution).run()
+    through = Trainer(spec, data, Nowhere(), Alone(), execution).run()[-1]
     root = open_folder(setting.scratch / "stopped")
     with suppress(_Stopped):
         Trainer(spec, data, root, _StopsAfter(count // 2), execution).run()
     second = _Counted()
-    resumed, epochs = Trainer(spec, data, root, second, execution).run()
-    apart = abs(resumed["train_loss"] / through["train_loss"] - 1)
-    told = f"last epoch's loss {resumed['train_loss']:.4f} resumed, {through['train_loss']:.4f} in one go; {second.epochs} of {count} epochs"
+    epochs = Trainer(spec, data, root, second, execution).run()
+    resumed = epochs[-1]
+    apart = abs(resumed.train_loss / through.train_loss - 1)
+    told = f"last epoch's loss {resumed.train_loss:.4f} resumed, {through.train_loss:.4f} in one go; {second.epochs} of {count} epochs"
     passed = second.epochs == count - count // 2 and len(epochs) == count and apart < 0.05
-    return Outcome(
-        passed, told, {"loss_resumed": resumed["train_loss"], "loss": through["train_loss"]}
-    )
+    return Outcome(passed, told, {"loss_resumed": resumed.train_loss, "loss": through.train_loss})
 
 
 @dataclass
@@ -237,7 +235,7 @@ class _Counted:
     rank: int = 0
     world_size: int = 1
 
-    def report(self, metrics: Mapping[str, Any]) -> None:
+    def report(self, record: EpochRecord) -> None:
         self.epochs += 1
 
 
@@ -265,7 +263,7 @@ def packed(setting: Setting) -> Outcome:
 
     files, store = setting.scratch / "files", setting.scratch / "packed"
     make_tree(files, setting.pick(480, 24), 24, photos=not setting.tiny)
-    Packing(ImageFolderData(str(files)), Path(store), 384).run(1, "fail")
+    Packing(ImageFolderData(str(files)), Path(store), 384).pack(1, "fail")
     data, recipe = PackedData(str(store)), get_recipe("efficientnet")
     pixels = setting.pick(192, 32)
     host = PackedLoader(

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from tests.search.helpers import results, tiny_config
+from tests.search.helpers import results, tiny_config, tiny_search
 from tinynet_search.callbacks.crashes import RETURNS, CrashTally, OwnFailure
+from tinynet_search.cluster.placement import ClusterRequest
 from tinynet_search.cluster.ray_internals import death_detail, process_died_on_live_node
-from tinynet_search.plan.candidates import grow
-from tinynet_search.plan.plan import agreed_plan
-from tinynet_search.search.driver import _Driver, run_search
+from tinynet_search.search.driver import opened_state, run_search
+from tinynet_search.search.tune_run import TuneRun
 from tinynet_search.signals import stoppable
-from tinynet_search.store.directory import Candidate, SearchStore
+from tinynet_search.store.directory import Candidate
 from tinynet_search.store.lease import Lease, read_lease
 
 pytestmark = pytest.mark.quick
@@ -66,9 +66,7 @@ class Tune:
 @pytest.fixture
 def searched(tmp_path: Path) -> tuple[CrashTally, Candidate, Tune]:
     """Of a search whose trials are started again twice."""
-    config = tiny_config(tmp_path, trials=2)
-    store = SearchStore(config.url)
-    candidate = grow(agreed_plan(store, config), store, config)[0]
+    store, _, (candidate, _) = tiny_search(tiny_config(tmp_path, trials=2))
     tally = CrashTally(store, 2)
     return tally, candidate, Tune(tally, candidate.run, tmp_path)
 
@@ -139,24 +137,35 @@ def test_a_trial_that_never_began_is_given_again(
 
 def test_who_was_asked_to_end_or_was_taken_over_judges_nobody(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, trials=2)
-    store = SearchStore(config.url)
-    plan = agreed_plan(store, config)
-    first, second = grow(plan, store, config)
+    store, plan, (first, second) = tiny_search(config)
+    inputs = config.resolve()
+    state, _ = opened_state(store, plan, inputs, 1.0)
+    nobody: Any = None
     found: Any = SimpleNamespace(own_failure=lambda candidate: OwnFailure("died", "often"))
     with stoppable(pytest.fail) as stopping, Lease(store.folder, "search", "search") as lease:
-        driver = _Driver(config, store, plan, [first, second], lease, stopping, pytest.fail)
-        assert driver._guilt(first, found) == "died"
+        on_tune = TuneRun(
+            store,
+            plan,
+            ClusterRequest.of(config, inputs),
+            state,
+            conclusion=nobody,
+            publisher=nobody,
+            lease=lease,
+            stopping=stopping,
+            say=pytest.fail,
+        )
+        assert on_tune._own_failure(first, found) == "died"
         result = store.result(first.run)
         assert result
-        assert (result["status"], result["reason"], result["detail"]) == ("failed", "died", "often")
+        assert (result.status, result.reason, result.detail) == ("failed", "died", "often")
         stopping.why = "interrupted"
-        assert driver._guilt(second, found) is None
+        assert on_tune._own_failure(second, found) is None
         stopping.why = None
         holder = read_lease(store.folder)
         assert holder
         theirs = replace(holder, number=holder.number + 1, owner="f" * 32)
         store.folder.write(f"{theirs.name}.json", theirs.to_json())
-        assert driver._guilt(second, found) is None
+        assert on_tune._own_failure(second, found) is None
     assert store.finished() == {first.run}
 
 

@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.search.helpers import tiny_config
+from tests.search.helpers import tiny_config, tiny_search
 from tinynet_search.callbacks.progress import Progress
-from tinynet_search.plan.candidates import grow
-from tinynet_search.plan.plan import agreed_plan
-from tinynet_search.store.directory import Candidate, SearchStore
+from tinynet_search.store.directory import Candidate
 
 pytestmark = pytest.mark.quick
 
@@ -31,16 +29,14 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def candidates(tmp_path: Path) -> list[Candidate]:
-    config = tiny_config(tmp_path, trials=3)
-    store = SearchStore(config.url)
-    return grow(agreed_plan(store, config), store, config)
+    return tiny_search(tiny_config(tmp_path, trials=3))[2]
 
 
 def finish(progress: Progress, candidate: Candidate) -> None:
     """One trial from its start to its end, as Tune reports it."""
     trial: Any = SimpleNamespace(trial_id=candidate.id, config={"run": candidate.run})
     progress.on_trial_start(0, [], trial)
-    epochs = candidate.spec.recipe["epochs"]
+    epochs = candidate.spec.recipe.epochs
     result = {"epochs_done": epochs, "seconds": 12.3, "top1": 75.26, "status": "finished"}
     progress.on_trial_result(0, [], trial, result)
     progress.on_trial_complete(0, [], trial)

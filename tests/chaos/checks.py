@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.search.helpers import results
+from tests.search.helpers import timeless_results, trial_results
 from tests.tracking.helpers import Window, wanted_points
-from tests.trainables.helpers import without_times
+from trainables.run_name import RunName
 
 FOLLOWS = ("frontier.json", "formula.json", "finals.json")
 WEIGHTS = "weights.safetensors"
@@ -15,14 +15,12 @@ WEIGHTS = "weights.safetensors"
 
 def check_like(storage: Path, undisturbed: Path) -> int:
     """The same trials, each with one result, and the same bits in all that does not tell the time; how many."""
-    found, wanted = results(storage), results(undisturbed)
+    found, wanted = trial_results(storage), trial_results(undisturbed)
     planned = planned_runs(undisturbed)
     assert set(wanted) == planned
     assert set(found) == planned, f"lost {planned - set(found)}, too many {set(found) - planned}"
-    assert {run: without_times(result) for run, result in found.items()} == {
-        run: without_times(result) for run, result in wanted.items()
-    }
-    assert all(result["status"] == "finished" for result in found.values())
+    assert timeless_results(storage) == timeless_results(undisturbed)
+    assert all(result.finished for result in found.values())
     for name in FOLLOWS:
         assert _bytes(storage, name) == _bytes(undisturbed, name), f"{name} differs"
     for run in planned:
@@ -34,15 +32,15 @@ def check_like(storage: Path, undisturbed: Path) -> int:
 
 def check_mlflow(storage: Path, uri: str, name: str = "demo") -> int:
     """One run a trial, every epoch once with the trial's own time, all FINISHED, the parent too; how many epochs."""
-    window, found = Window(uri, name), results(storage, name)
+    window, found = Window(uri, name), trial_results(storage, name)
     assert set(window.runs) == set(found)
     assert (window.parent.info.status, window.statuses()) == ("FINISHED", ["FINISHED"] * len(found))
     points = {run: window.points(run) for run in window.runs}
-    assert points == {run: wanted_points(result["epochs"]) for run, result in found.items()}
-    return sum(len(result["epochs"]) for result in found.values())
+    assert points == {run: wanted_points(result.epochs) for run, result in found.items()}
+    return sum(len(result.epochs) for result in found.values())
 
 
-def planned_runs(storage: Path) -> set[str]:
+def planned_runs(storage: Path) -> set[RunName]:
     """Runs of every candidate and final of a search, as its files name them."""
     folder = storage / "demo"
     batches: list[Mapping[str, Any]] = [
@@ -54,8 +52,8 @@ def planned_runs(storage: Path) -> set[str]:
         else []
     )
     epochs = json.loads((folder / "plan.json").read_text())["recipe"]["epochs"]
-    return {f"{row['id']}-e{epochs}" for batch in batches for row in batch["candidates"]} | {
-        row["run"] for row in finals
+    return {RunName(row["id"], epochs) for batch in batches for row in batch["candidates"]} | {
+        RunName.parse(row["run"]) for row in finals
     }
 
 

@@ -10,12 +10,9 @@ from tests.chaos.checks import check_like, check_mlflow
 from tests.chaos.cluster import ChaosCluster
 from tests.chaos.scenarios import QUICK, Scenario
 from tests.chaos.siege import INJECTED, ROOT, SETTINGS, TRIALS, Siege, prepared, template
-from tests.search.helpers import tiny_config
+from tests.search.helpers import tiny_config, tiny_search
 from tests.tracking.helpers import SQLALCHEMY, calm
 from tests.trainables.test_distributed import on_ranks
-from tinynet_search.plan.candidates import grow
-from tinynet_search.plan.plan import agreed_plan
-from tinynet_search.store.directory import SearchStore
 from trainables.execution import Execution
 from trainables.spec import Alone
 from trainables.trial import run_trial
@@ -51,8 +48,8 @@ def test_one_kill_of_each_kind(siege: Siege, scenario: Scenario) -> None:
 def undisturbed(storage: Path, executor: str) -> Path:
     """The same trials trained without Ray; the command has only to conclude."""
     config = tiny_config(storage, *SETTINGS[executor], trials=TRIALS[executor])
-    store = SearchStore(config.url)
-    for candidate in grow(agreed_plan(store, config), store, config):
+    store, _, candidates = tiny_search(config)
+    for candidate in candidates:
         if config.scaling.workers > 1:
             assert set(on_ranks(candidate.spec, config.scaling.workers, Path(store.url))) == {0}
         else:

@@ -28,13 +28,16 @@ def test_what_check_and_submit_print(
     gpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As text and as JSON: ``tinynet check`` prints both, ``tinynet submit`` the text before it asks."""
-    monkeypatch.setattr(placement, "grown", lambda: [placement.Nodes({"CPU": 8.0, "GPU": 1.0})])
+    monkeypatch.setattr(preflight, "grown", lambda: [placement.Nodes({"CPU": 8.0, "GPU": 1.0})])
     config = tiny_config(tmp_path, "scaling.gpus=1", at_once=None)
-    findings = preflight.Findings(preflight.versions(), plan=preview(config))
-    preflight._check_room(config, findings, gpu)
+    inputs = config.resolve()
+    findings = preflight.Findings(preflight.versions(), plan=preview(inputs))
+    preflight._check_room(placement.ClusterRequest.of(config, inputs), inputs, findings, gpu)
     document = json.loads(json.dumps(findings.to_json()))
     assert document["estimate"]["source"].startswith("assumed: ")
-    lines = [line for line in _findings_text(document).splitlines() if "GPU-hours" in line]
+    found = preflight.Findings.from_json(document)
+    assert found == findings
+    lines = [line for line in _findings_text(found).splitlines() if "GPU-hours" in line]
     assert len(lines) == 1
     assert f"(assumed: 2% of the peak of one {gpu.upper()})" in lines[0]
 
@@ -42,6 +45,7 @@ def test_what_check_and_submit_print(
 def test_a_choice_of_workers_is_marked_too() -> None:
     """``scaling.auto`` compares divisions by a rate that is assumed for every GPU."""
     config = tiny_config(Path("nowhere"), "scaling.auto=true", at_once=None)
-    place = placement.placed(config, [1e15], [placement.Nodes({"CPU": 8.0, "GPU": 1.0})])
+    request = placement.ClusterRequest.of(config, config.resolve())
+    place = placement.placed(request, [1e15], [placement.Nodes({"CPU": 8.0, "GPU": 1.0})])
     assert place.why is not None
     assert " in an assumed " in place.why

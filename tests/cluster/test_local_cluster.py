@@ -34,7 +34,7 @@ def sockets():
             except OSError:
                 continue
 
-with cluster(load_config(preset="demo", settings=["run.executor=ray_train"])):
+with cluster(load_config(preset="demo", settings=["run.executor=ray_train"]).run):
     import ray
     ray.get(ray.remote(lambda: 1).remote())
     ours = set(sockets())

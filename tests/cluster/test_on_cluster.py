@@ -13,7 +13,7 @@ from search_spaces import RequestError
 from tests.search.helpers import tiny_config
 from tests.tracking.helpers import SQLALCHEMY
 from tinynet_search.cluster import placement
-from tinynet_search.cluster.placement import grown, wait_for_placement
+from tinynet_search.cluster.placement import ClusterRequest, grown, wait_for_placement
 from tinynet_search.search.driver import run_search
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(SQLALCHEMY)]
@@ -60,6 +60,11 @@ def _figures(ports: set[tuple[str, int]]) -> dict[str, float]:
     return found
 
 
+def _request(storage: Path, *settings: str) -> ClusterRequest:
+    config = tiny_config(storage, *settings)
+    return ClusterRequest.of(config, config.resolve())
+
+
 @pytest.fixture
 def growing(ray_cluster: Any) -> Iterator[Any]:
     """The cluster with an autoscaler's word that one node of two CPUs may come; the test plays the autoscaler."""
@@ -88,11 +93,11 @@ def growing(ray_cluster: Any) -> Iterator[Any]:
 def test_a_cluster_that_grows_is_waited_for(
     growing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, said = tiny_config(tmp_path, "scaling.cpus=2", trials=1), list[str]()
+    request, said = _request(tmp_path, "scaling.cpus=2"), list[str]()
     assert sum(node.holds({"CPU": 2.0}) * node.count for node in grown()) == 1
     places: list[placement.Placement] = []
     waiting = threading.Thread(
-        target=lambda: places.append(wait_for_placement(config, [1.0], said.append)), daemon=True
+        target=lambda: places.append(wait_for_placement(request, [1.0], said.append)), daemon=True
     )
     waiting.start()
     time.sleep(3.0)
@@ -113,7 +118,7 @@ def test_one_that_does_not_grow_is_given_up(
         RequestError,
         match=r"no room for a trial of 1 x 2 CPU on nodes of .*; the cluster has not grown for",
     ):
-        wait_for_placement(tiny_config(tmp_path, "scaling.cpus=2"), [1.0], lambda line: None)
+        wait_for_placement(_request(tmp_path, "scaling.cpus=2"), [1.0], lambda line: None)
 
 
 def test_one_that_tells_nothing_is_waited_for_where_the_user_says_so(
@@ -121,16 +126,16 @@ def test_one_that_tells_nothing_is_waited_for_where_the_user_says_so(
 ) -> None:
     """Then as many trials are asked for at once as the user wants: what waits is what makes a cluster grow."""
     said = list[str]()
-    slow = tiny_config(tmp_path, "scaling.cpus=2", "run.wait_for_nodes=1s")
+    slow = _request(tmp_path, "scaling.cpus=2", "run.wait_for_nodes=1s")
     with pytest.raises(RequestError, match=r"has not grown for 1 s"):
         wait_for_placement(slow, [1.0], said.append)
     assert said[0].startswith("waiting for the cluster to grow, 0 s")
-    wide = tiny_config(tmp_path, "run.wait_for_nodes=30m", "run.concurrency=7")
+    wide = _request(tmp_path, "run.wait_for_nodes=30m", "run.concurrency=7")
     assert (wait_for_placement(wide, [1.0], said.append).at_once, len(said)) == (7, 1)
 
 
 def test_one_that_can_never_hold_a_trial_is_refused_at_once(growing: Any, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no room for a trial of 1 x 3 CPU"):
         wait_for_placement(
-            tiny_config(tmp_path, "scaling.cpus=3"), [1.0], lambda line: pytest.fail(line)
+            _request(tmp_path, "scaling.cpus=3"), [1.0], lambda line: pytest.fail(line)
         )

@@ -6,8 +6,8 @@ import pytest
 
 from search_spaces import RequestError
 from tinynet_search.cluster import placement
-from tinynet_search.cluster.placement import Nodes, at_once, placed
-from tinynet_search.config import Config, load_config
+from tinynet_search.cluster.placement import ClusterRequest, Nodes, at_once, placed
+from tinynet_search.config import load_config
 
 pytestmark = pytest.mark.quick
 
@@ -17,8 +17,9 @@ TRAIN = ("run.executor=ray_train", "recipe.batch=64", "recipe.micro_batch=8")
 HOUR = 3600 * placement.GPU_RATE
 
 
-def config(*settings: str) -> Config:
-    return load_config(preset="demo", settings=settings)
+def request(*settings: str) -> ClusterRequest:
+    config = load_config(preset="demo", settings=settings)
+    return ClusterRequest.of(config, config.resolve())
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def config(*settings: str) -> Config:
     ],
 )
 def test_trials_side_by_side(settings: tuple[str, ...], nodes: list[Nodes], fits: int) -> None:
-    assert at_once(config(*settings), nodes) == fits
+    assert at_once(request(*settings), nodes) == fits
 
 
 def test_spread_workers_fill_as_well_as_any_order_does() -> None:
@@ -77,32 +78,32 @@ def test_what_never_fits_is_refused_with_what_is_missing() -> None:
         RequestError,
         match=r"no room for a trial of 1 x 1 CPU and 1 GPU on nodes of 2 x 8 CPU and 0 GPU: lower",
     ):
-        placed(config("scaling.gpus=1"), [1.0], [Nodes({"CPU": 8.0}, 2)])
+        placed(request("scaling.gpus=1"), [1.0], [Nodes({"CPU": 8.0}, 2)])
     with pytest.raises(RequestError, match="no room"):
-        placed(config("scaling.auto=true"), [1.0], [HEAD])
+        placed(request("scaling.auto=true"), [1.0], [HEAD])
 
 
 def test_the_limit_of_trials_at_once_is_kept() -> None:
-    assert placed(config("run.concurrency=3"), [], [Nodes({"CPU": 8.0})]).at_once == 3
+    assert placed(request("run.concurrency=3"), [], [Nodes({"CPU": 8.0})]).at_once == 3
 
 
 def test_many_trials_take_a_gpu_each_and_few_take_several() -> None:
     """With a hundred equal trials nothing beats one GPU each, at full efficiency; a single one takes all that it can."""
-    auto = config(*TRAIN, "scaling.auto=true")
+    auto = request(*TRAIN, "scaling.auto=true")
     many = placed(auto, [HOUR] * 96, [HEAD, BOX, BOX])
-    assert (many.config.scaling.workers, many.at_once) == (1, 8)
+    assert (many.request.scaling.workers, many.at_once) == (1, 8)
     one = placed(auto, [HOUR], [HEAD, BOX, BOX])
-    assert (one.config.scaling.workers, one.at_once) == (8, 1)
+    assert (one.request.scaling.workers, one.at_once) == (8, 1)
     assert (
-        one.config.scaling.gpus,
-        one.config.scaling.cpus,
-        one.config.scaling.loader_workers,
+        one.request.scaling.gpus,
+        one.request.scaling.cpus,
+        one.request.scaling.loader_workers,
     ) == (1.0, 8.0, 7)
     assert one.why is not None
     assert one.why.startswith("1 at once on 8 GPUs each: 1 trials in an assumed ")
     # Nine on eight GPUs: a second round of one trial, or five rounds of two on four GPUs.
     nine = placed(auto, [HOUR] * 9, [BOX, BOX])
-    assert nine.config.scaling.workers == min((_by_hand(9, w), w) for w in (1, 2, 4, 8))[1]
+    assert nine.request.scaling.workers == min((_by_hand(9, w), w) for w in (1, 2, 4, 8))[1]
 
 
 def _by_hand(trials: int, workers: int) -> float:
@@ -114,33 +115,33 @@ def _by_hand(trials: int, workers: int) -> float:
 
 def test_workers_never_share_a_gpu() -> None:
     """A part of one is for trials of one worker; and what synchronises batch norm is looked at once the GPUs are chosen."""
-    part = placed(config(*TRAIN, "scaling.auto=true", "scaling.gpus=0.25"), [HOUR], [BOX])
-    assert (part.config.scaling.workers, part.config.scaling.gpus) == (1, 0.25)
-    together = config(*TRAIN, "scaling.auto=true", "recipe.sync_bn=true")
-    assert placed(together, [HOUR], [BOX]).config.scaling.gpus == 1
+    part = placed(request(*TRAIN, "scaling.auto=true", "scaling.gpus=0.25"), [HOUR], [BOX])
+    assert (part.request.scaling.workers, part.request.scaling.gpus) == (1, 0.25)
+    together = request(*TRAIN, "scaling.auto=true", "recipe.sync_bn=true")
+    assert placed(together, [HOUR], [BOX]).request.scaling.gpus == 1
     with pytest.raises(RequestError, match=r"recipe\.sync_bn: .* exists on GPUs only"):
         placed(together, [HOUR], [Nodes({"CPU": 8.0})])
     with pytest.raises(RequestError, match="GPUs only"):
-        config(*TRAIN, "scaling.auto=true", "scaling.gpus=0", "recipe.sync_bn=true")
+        request(*TRAIN, "scaling.auto=true", "scaling.gpus=0", "recipe.sync_bn=true")
 
 
 def test_short_trials_are_not_divided() -> None:
     """Starting the workers takes longer than they save."""
-    auto = config(*TRAIN, "scaling.auto=true")
-    assert placed(auto, [placement.GPU_RATE], [BOX]).config.scaling.workers == 1
+    auto = request(*TRAIN, "scaling.auto=true")
+    assert placed(auto, [placement.GPU_RATE], [BOX]).request.scaling.workers == 1
 
 
 def test_what_is_named_stays_and_one_process_is_never_divided() -> None:
-    inline = placed(config("scaling.auto=true", "scaling.cpus=2"), [HOUR], [Nodes({"CPU": 8.0})])
+    inline = placed(request("scaling.auto=true", "scaling.cpus=2"), [HOUR], [Nodes({"CPU": 8.0})])
     assert (
-        inline.config.scaling.workers,
-        inline.config.scaling.cpus,
-        inline.config.scaling.gpus,
+        inline.request.scaling.workers,
+        inline.request.scaling.cpus,
+        inline.request.scaling.gpus,
         inline.at_once,
     ) == (1, 2.0, 0.0, 4)
     assert (
         placed(
-            config(*TRAIN, "scaling.auto=true", "scaling.workers=2"), [HOUR] * 96, [BOX]
-        ).config.scaling.workers
+            request(*TRAIN, "scaling.auto=true", "scaling.workers=2"), [HOUR] * 96, [BOX]
+        ).request.scaling.workers
         == 1
     )

@@ -41,8 +41,8 @@ def test_reads_and_trains(tmp_path: Path) -> None:
     assert (data.train_size, data.val_size) == (40, 12)
     spec = tiny_spec((0.75, 0.4, 0.5), data=settings, batch=8, micro_batch=8, epochs=8, lr=3e-3)
     result = run_trial(spec, str(tmp_path / "search"), Alone())
-    assert result["status"] == "finished"
-    assert result["metrics"]["top1_raw"] > 60
+    assert result.status == "finished"
+    assert result.epochs[-1].top1_raw > 60
 
 
 def test_fingerprint_is_content_not_place(tmp_path: Path) -> None:
@@ -103,8 +103,8 @@ def test_unreadable_image_is_the_trials_failure_and_named(tmp_path: Path) -> Non
         data={"name": "imagefolder", "path": str(tree)}, batch=8, micro_batch=8, epochs=1
     )
     result = run_trial(spec, str(tmp_path / "search"), Alone())
-    assert (result["status"], result["reason"]) == ("failed", "unreadable data")
-    assert "03.jpg" in result["detail"]
+    assert (result.status, result.reason) == ("failed", "unreadable data")
+    assert "03.jpg" in (result.detail or "")
 
 
 def test_a_loader_process_names_the_unreadable_image_in_one_line(tmp_path: Path) -> None:
@@ -115,11 +115,9 @@ def test_a_loader_process_names_the_unreadable_image_in_one_line(tmp_path: Path)
         data={"name": "imagefolder", "path": str(tree)}, batch=8, micro_batch=8, epochs=1
     )
     result = run_trial(spec, str(tmp_path / "search"), Alone(), Execution(loader_workers=1))
-    assert (result["status"], result["reason"]) == ("failed", "unreadable data")
-    assert (
-        result["detail"].startswith(f"image {str(bad)!r} cannot be read: ")
-        and "\n" not in result["detail"]
-    )
+    assert (result.status, result.reason) == ("failed", "unreadable data")
+    detail = result.detail or ""
+    assert detail.startswith(f"image {str(bad)!r} cannot be read: ") and "\n" not in detail
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -201,14 +200,14 @@ def test_training_reaches_what_the_jpegs_reach(tmp_path: Path) -> None:
                 1,
                 (0.75, 0.3, 0.7),
                 24,
-                asdict(recipe),
+                recipe,
                 data,
                 fingerprint,
                 seed,
             )
-            top1.setdefault(name, []).append(
-                run_trial(spec, str(tmp_path / "search"), Alone())["metrics"]["top1"]
-            )
+            result = run_trial(spec, str(tmp_path / "search"), Alone())
+            assert result.finished, result.detail
+            top1.setdefault(name, []).append(result.epochs[-1].top1)
     assert min(top1["imagefolder"] + top1["packed"]) > 10, top1
     assert abs(np.mean(top1["imagefolder"]) - np.mean(top1["packed"])) < 12, top1
 

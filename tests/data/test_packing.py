@@ -48,7 +48,7 @@ def make_photos(root: Path, train: int = 16, val: int = 4, scale: int = 1) -> Pa
 def packed(
     tree: Path, out: Path, short: int = 40, shard_images: int | None = 6, workers: int = 1
 ) -> PackedData:
-    Packing(ImageFolderData(str(tree)), out, short, shard_images).run(workers, "fail")
+    Packing(ImageFolderData(str(tree)), out, short, shard_images).pack(workers, "fail")
     return PackedData(str(out))
 
 
@@ -99,7 +99,7 @@ def test_images_are_read_in_the_order_in_which_they_lie(tree: Path, tmp_path: Pa
     object.__setattr__(source.train, "order", order)
     read = source.train.read
     object.__setattr__(source.train, "read", lambda i: [seen.append(i), read(i)][1])
-    Packing(source, tmp_path / "out", 40, 6).run(1, "fail")
+    Packing(source, tmp_path / "out", 40, 6).pack(1, "fail")
     assert seen == order.tolist()
     one, other = PackedData(str(tmp_path / "out")).train, packed(tree, tmp_path / "plain").train
     assert np.array_equal(one.labels, other.labels)
@@ -124,7 +124,7 @@ from pathlib import Path
 from trainables.data.sources.imagefolder import ImageFolderData
 from trainables.data.packed.packing import Packing
 if __name__ == "__main__":
-    Packing(ImageFolderData(sys.argv[1]), Path(sys.argv[2]), 40, 6).run(2, "fail")
+    Packing(ImageFolderData(sys.argv[1]), Path(sys.argv[2]), 40, 6).pack(2, "fail")
 """
 
 
@@ -174,7 +174,7 @@ def test_a_killed_worker_ends_the_packing_in_one_line(tree: Path, tmp_path: Path
 
     packing = Packing(ImageFolderData(str(tree)), tmp_path / "out", 40, 1)
     with pytest.raises(PackingError, match="a worker process was killed"):
-        packing.run(2, "fail", kill)
+        packing.pack(2, "fail", kill)
     assert not list((tmp_path / "out").glob("packed.json"))
     packed(tree, tmp_path / "out", shard_images=1)
 
@@ -249,7 +249,7 @@ def test_a_mended_image_costs_its_own_shard_alone(
     with pytest.raises(RequestError, match="the images are others"):
         packed(tree, out)
     other.write_bytes(kept)
-    Packing(ImageFolderData(str(tree)), out, 40, 6).run(1, on_error)
+    Packing(ImageFolderData(str(tree)), out, 40, 6).pack(1, on_error)
     assert {
         file.name for file in out.glob("*.u8") if file.stat().st_mtime_ns != before[file.name]
     } == {"train-00001.u8"}
@@ -438,7 +438,7 @@ def test_two_packings_of_one_folder_exclude_each_other(tree: Path, tmp_path: Pat
     packing = Packing(data, tmp_path / "out", 40, 6)
 
     def second(_: object) -> None:
-        Packing(data, tmp_path / "out", 40, 6).run(1, "fail")
+        Packing(data, tmp_path / "out", 40, 6).pack(1, "fail")
 
     with pytest.raises(RequestError, match="another packing is at work"):
-        packing.run(1, "fail", second)
+        packing.pack(1, "fail", second)

@@ -303,7 +303,7 @@ def test_configurations_load_and_point_into_the_shared_volume(
     assert config.run.executor == "ray_train"
     assert config.storage.path == "/shared/searches"
     assert config.tracking.uri == f"http://mlflow:{PORTS['mlflow']}"
-    assert config.data_settings().get("path", "/shared/").startswith("/shared/")
+    assert str(config.data_settings().get("path", "/shared/")).startswith("/shared/")
 
 
 @pytest.mark.parametrize("which", SETS)

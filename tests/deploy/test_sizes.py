@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.deploy.manifests import DEPLOY, SETS, compose, containers, launcher, of_kind, quantity
-from tinynet_search.cluster.placement import Nodes, at_once
+from tinynet_search.cluster.placement import ClusterRequest, Nodes, at_once
 from tinynet_search.config import Config
 
 # Bytes of a head: Ray and the search's driver, and the controller and helpers of each trial that runs.
@@ -73,7 +73,8 @@ def shipped(where: str) -> Shipped:
 def test_a_search_runs_as_many_trials_at_once_as_its_workers_hold(where: str) -> None:
     """One that waits for nodes and does not say how many trials would run as many as the first node holds, to its end."""
     search = shipped(where)
-    assert search.config.run.concurrency == at_once(search.config, search.workers)
+    request = ClusterRequest.of(search.config, search.config.resolve())
+    assert search.config.run.concurrency == at_once(request, search.workers)
 
 
 @pytest.mark.parametrize("where", [*SETS, "compose"])

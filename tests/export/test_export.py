@@ -15,7 +15,7 @@ from search_spaces import get_space
 from search_spaces.weights import Source
 from tests.trainables.helpers import tiny_spec
 from tinynet_search.cli.main import run
-from tinynet_search.export import formats, images, load_exported, subject
+from tinynet_search.export import document, formats, images, load_exported, subject
 from trainables.data import open_data
 from trainables.spec import Alone, TrialSpec
 from trainables.trial import run_trial
@@ -46,7 +46,7 @@ def spec() -> TrialSpec:
 def trial(spec: TrialSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that a trial left."""
     root = tmp_path_factory.mktemp("searches")
-    assert run_trial(spec, str(root), Alone())["status"] == "finished"
+    assert run_trial(spec, str(root), Alone()).status == "finished"
     return root / spec.folder
 
 
@@ -249,13 +249,9 @@ def test_published_weights_keep_timms_preprocessing() -> None:
     found = subject.find_subject("efficientnet_b0")
     recipe = images.evaluation_recipe(found, None)
     steps = images.preprocessing_of(found, Source(Path("x"), "x", config), recipe, None)
-    assert (steps["mean"], steps["crop_ratio"], steps["resize_short_side"]) == (
-        [0.5, 0.5, 0.5],
-        0.9,
-        248,
-    )
+    assert (steps.mean, steps.crop_ratio, steps.resize_short_side) == ([0.5, 0.5, 0.5], 0.9, 248)
     steps = images.preprocessing_of(found, Source(Path("x"), "x"), recipe, None)
-    assert (steps["mean"], steps["resize_short_side"]) == ([0.485, 0.456, 0.406], 256)
+    assert (steps.mean, steps.resize_short_side) == ([0.485, 0.456, 0.406], 256)
 
 
 def test_a_file_that_disagrees_is_not_kept(
@@ -431,44 +427,104 @@ def test_what_is_there_is_never_overwritten(
     assert (tmp_path / "own" / "weights.safetensors").read_text() == "mine"
 
 
+@pytest.fixture(scope="module")
+def an_export(trial: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that an export of the trial left."""
+    out = tmp_path_factory.mktemp("exports") / "out"
+    assert run(["export", str(trial), "--format", "safetensors", "--out", str(out)]) == 0
+    return out
+
+
+BOTH = ("trial", "an_export")
+
+
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("left_by", "change", "words"),
     [
-        ({"space_version": 99}, "is of version 99"),
-        ({"rdw": [1, 1]}, "or damaged"),
-        ({"network": {"macs": 1}}, "its figures are not those"),
-        ({"rdw": [10**400, 1, 1]}, "or damaged"),
-        ({"weights": None}, "or damaged"),
-        ({"recipe": {"x": 1}}, "or damaged"),
-        ({"preprocessing": "abc"}, "or damaged"),
-        ({"space": "os:path"}, "would be code to run: say --space os:path"),
-        ({"space": None}, "unknown space"),
+        *((left_by, {"space_version": 99}, "is of version 99") for left_by in BOTH),
+        *((left_by, {"rdw": [1, 1]}, "or damaged (rdw.2: ") for left_by in BOTH),
+        *((left_by, {"rdw": [0.6, 0.4, 0.6]}, "its figures are not those") for left_by in BOTH),
+        *((left_by, {"network": {"macs": 1}}, "(network: resolution: ") for left_by in BOTH),
+        *((left_by, {"rdw": [10**400, 1, 1]}, "or damaged") for left_by in BOTH),
+        *((left_by, {"space": "os:path"}, "say --space os:path") for left_by in BOTH),
+        *((left_by, {"space": "efficientnet_x"}, "unknown space") for left_by in BOTH),
+        *((left_by, {"space": None}, "or damaged (space: ") for left_by in BOTH),
+        ("trial", {"recipe": {"x": 1}}, "or damaged (recipe: unknown recipe setting 'x'"),
+        ("trial", {"recipe": [1]}, "or damaged (recipe: "),
+        ("trial", {"metrics": {"top1": "x"}}, "or damaged (metrics.top1"),
+        ("an_export", {"schema": 2}, "or damaged (schema: "),
+        ("an_export", {"weights": None}, "or damaged (weights: "),
+        ("an_export", {"trained": {}}, "or damaged (trained.recipe: "),
+        ("an_export", {"preprocessing": "abc"}, "or damaged (preprocessing: "),
+        ("an_export", {"files": {"x": {"quantised": {}}}}, "or damaged (files.x.int8.format: "),
     ],
 )
 def test_a_configuration_is_checked(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
-    trial: Path,
+    request: pytest.FixtureRequest,
+    left_by: str,
     change: dict[str, Any],
     words: str,
 ) -> None:
-    config = json.loads((trial / "config.json").read_text())
+    config = json.loads((request.getfixturevalue(left_by) / "config.json").read_text())
+    capsys.readouterr()
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
     refused(capsys, words, tmp_path, "--format", "onnx", "--out", tmp_path / "out")
     (tmp_path / "config.json").write_text("{")
     refused(capsys, "or damaged", tmp_path, "--format", "onnx", "--out", tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"mean": [0.5, 0.5]}, {"std": [0.2, 0, 0.2]}, {"mean": [0, 0, 1e7]}, {"crop_ratio": 0.05}],
+)
+def test_a_preprocessing_that_prepares_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, an_export: Path, change: dict[str, Any]
+) -> None:
+    config = json.loads((an_export / "config.json").read_text())
+    capsys.readouterr()
+    damaged = {**config, "preprocessing": {**config["preprocessing"], **change}}
+    (tmp_path / "config.json").write_text(json.dumps(damaged))
+    (field,) = change
+    words = f"or damaged (preprocessing.{field}"
+    refused(capsys, words, tmp_path, "--format", "onnx", "--out", tmp_path / "out")
+
+
 def test_a_name_in_a_file_leads_nowhere_else(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, an_export: Path
 ) -> None:
     source, out = tmp_path / "received", tmp_path / "out"
     source.mkdir()
-    (source / "weights.safetensors").write_bytes((trial / "weights.safetensors").read_bytes())
-    config = json.loads((trial / "config.json").read_text())
+    capsys.readouterr()
+    (source / "weights.safetensors").write_bytes((an_export / "weights.safetensors").read_bytes())
+    config = json.loads((an_export / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "name": f"{tmp_path}/../elsewhere"}))
     exported(capsys, source, "--format", "pt2", "--out", out)
     assert {path.parent for path in tmp_path.rglob("*.pt2")} == {out}
+
+
+def test_a_configuration_comes_back_to_the_byte(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path, weights: str
+) -> None:
+    """Of a trial, quantised, and of a twist; with whole numbers where others have fractions."""
+    config = json.loads((trial / "config.json").read_text())
+    (tmp_path / "trial").mkdir()
+    whole = {**config, "recipe": {**config["recipe"], "eval_ratio": 1, "warmup_epochs": 1}}
+    (tmp_path / "trial" / "config.json").write_text(json.dumps(whole))
+    (tmp_path / "trial" / "weights.safetensors").write_bytes(
+        (trial / "weights.safetensors").read_bytes()
+    )
+    arguments = ("--format", "onnx", "--int8", "--images", "8", "--calibration", "8", "--out")
+    exported(capsys, tmp_path / "trial", *arguments, tmp_path / "a")
+    twist = (RDW, "--space", MINI, "--weights", weights, "--format", "safetensors", "--out")
+    exported(capsys, *twist, tmp_path / "b")
+    for out in (tmp_path / "a" / "config.json", tmp_path / "b" / "config.json"):
+        read = document.read_config(out)
+        assert isinstance(read, document.ExportConfig)
+        assert json.dumps(read.to_json(), indent=1) == out.read_text()
+    assert '"crop_ratio": 1,' in (tmp_path / "a" / "config.json").read_text()
+    assert '"warmup_epochs": 1,' in (tmp_path / "a" / "config.json").read_text()
 
 
 def test_a_damaged_export_is_no_export(

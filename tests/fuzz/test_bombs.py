@@ -76,8 +76,8 @@ def test_a_space_that_a_file_names_is_not_imported(
     own = "tinynet_named_space:Space"
     store, job = SearchStore(str(tmp_path / "demo")), SearchStore(str(tmp_path / "job"))
     config = tiny_config(tmp_path)
-    plan = agreed_plan(store, config)
-    spec = grow(plan, store, config)[0].spec
+    plan = agreed_plan(store, config.resolve())
+    spec = grow(plan, store, 6, 2)[0].spec
     written = TrainJob("job", "tinynet_e", spec, 96, 48, 1_700_000_000).to_json()
     job.write_json("job.json", {**written, "trial": {**written["trial"], "space": own}})
     final = {
@@ -92,7 +92,8 @@ def test_a_space_that_a_file_names_is_not_imported(
     with pytest.raises(RequestError, match="code to run: say --space"):
         read_job(job)
     (tmp_path / "demo" / "finals.json").unlink()
-    store.write_json("plan.json", {**plan, "space": {**plan["space"], "name": own}})
+    document = plan.to_json()
+    store.write_json("plan.json", {**document, "space": {**document["space"], "name": own}})
     for arguments in (
         [
             "sync",
@@ -117,7 +118,7 @@ def test_a_space_that_a_file_names_is_not_imported(
         assert run(arguments) == 2
         assert f"code to run: say --space {own}" in capsys.readouterr().err
     with pytest.raises(RequestError, match=r"space\.name was"):
-        agreed_plan(store, config)
+        agreed_plan(store, config.resolve())
     assert "tinynet_named_space" not in sys.modules
     assert store.plan(own) is not None
     assert read_job(job, own) is not None

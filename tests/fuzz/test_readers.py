@@ -19,6 +19,7 @@ from tests.fuzz.mutations import EVIL, HOSTILE, documents, files, hostile
 from tests.search.helpers import TINY, tiny_config
 from tinynet_search.config import load_config, validate
 from tinynet_search.errors import TrackingError
+from tinynet_search.export import ExportRequest, export_network
 from tinynet_search.export.subject import find_subject
 from tinynet_search.formula.tiny_formula import TinyFormula, suggest_rdw
 from tinynet_search.plan.candidates import candidates_of, final_candidates, grow
@@ -28,6 +29,7 @@ from tinynet_search.store.lease import Holder, read_lease
 from tinynet_search.store.train_job import TrainJob, ended_or_begun, read_job
 from tinynet_search.tracking import projection
 from trainables.checkpoint import newest_checkpoint
+from trainables.result import EpochRecord
 from trainables.spec import Alone, TrialSpec
 from trainables.storage.folder import open_folder
 from trainables.trial import run_trial
@@ -74,13 +76,13 @@ class Place:
         self.storage = storage
         self.store = SearchStore(str(storage / "demo"))
         config = tiny_config(storage, "recipe.epochs=1")
-        self.plan = agreed_plan(self.store, config)
-        candidate = min(grow(self.plan, self.store, config), key=lambda c: c.network["macs"])
+        self.plan = agreed_plan(self.store, config.resolve())
+        candidate = min(grow(self.plan, self.store, 6, 1), key=lambda c: c.network.macs)
         spec = candidate.spec
         self.run, self.spec = spec.run, spec
 
         class Stops(Alone):
-            def report(self, metrics: Any) -> None:
+            def report(self, record: EpochRecord) -> None:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
@@ -100,7 +102,8 @@ class Place:
         self.store.write_json(
             "finals.json", [{**final, "spec": {**spec.to_json(), "kind": "final"}}]
         )
-        figures = {key: candidate.network[key] for key in ("macs", "params", "resolution")}
+        network = candidate.network
+        figures = {"macs": network.macs, "params": network.params, "resolution": network.resolution}
         row = {
             "id": candidate.id,
             "run": spec.run,
@@ -125,6 +128,11 @@ class Place:
             }
         )
         self.store.folder.write("lease/000001.json", holder.to_json())
+        export_network(
+            ExportRequest(
+                str(storage / "demo" / "trials" / spec.run), "safetensors", storage / "export"
+            )
+        )
         shutil.copy(
             Path(sys.modules[TinyFormula.__module__].__file__ or "").parent / "published.json",
             storage / "formula.json",
@@ -138,6 +146,7 @@ class Place:
             "frontier": self.storage / "demo" / "frontier.json",
             "finals": self.storage / "demo" / "finals.json",
             "config": self.storage / "demo" / "trials" / self.run / "config.json",
+            "export": self.storage / "export" / "config.json",
             "lease": self.storage / "demo" / "lease" / "000001.json",
             "job": self.storage / "job" / "job.json",
             "progress": self.half / "epoch-0001" / "progress.json",
@@ -161,8 +170,8 @@ def _plan(place: Place) -> None:
     projection.search_tags(plan)
     projection.search_params(plan)
     projection.created_ms(plan)
-    projection.experiment_name(plan["space"]["name"])
-    too_large(plan, [64])
+    projection.experiment_name(plan.space.name)
+    too_large(plan.data.largest_pixels, [64])
     candidates_of(plan, place.store, 1)
 
 
@@ -176,22 +185,22 @@ def _result(place: Place) -> None:
     result = place.store.result(place.run)
     assert result is not None
     SearchStore(place.store.url).summary(place.run)
-    projection.epoch_points(result["epochs"])
+    projection.epoch_points(result.epochs)
     projection.result_points(result)
     projection.result_tags(result)
-    projection.begun_ms(result["epochs"], result)
+    projection.begun_ms(result.epochs, result)
     projection.ended_ms(result)
 
 
 def _frontier(place: Place) -> None:
     for row in place.store.frontier_rows() or []:
-        assert row["run"].rpartition("-e")[0]
-        assert row["pareto_rank"] > 0
-        assert all(0 < value < 100 for value in row["rdw"])
+        assert row.id
+        assert row.pareto_rank > 0
+        assert all(0 < value < 100 for value in row.rdw)
 
 
 def _finals(place: Place) -> None:
-    assert all(row["label"].isprintable() and row["run"] for row in place.store.final_rows())
+    assert all(row.label.isprintable() and row.run for row in place.store.final_rows())
     for candidate in final_candidates(place.store):
         assert len(candidate.run) > 12
 
@@ -227,6 +236,11 @@ def _config(place: Place) -> None:
     assert "/" not in subject.name
 
 
+def _export(place: Place) -> None:
+    subject = find_subject(str(place.file("export").parent))
+    assert "/" not in subject.name
+
+
 READERS: dict[str, Callable[[Place], None]] = {
     "plan": _plan,
     "candidates": _candidates,
@@ -238,6 +252,7 @@ READERS: dict[str, Callable[[Place], None]] = {
     "lease": _lease,
     "progress": _progress,
     "config": _config,
+    "export": _export,
 }
 
 
@@ -398,7 +413,7 @@ def test_mlflow_rows(tags: dict[str, str], metrics: dict[str, float]) -> None:
     """A run's tags and metrics, which anybody with the server's address may set."""
     import pandas as pd
 
-    from tinynet_search.cli.summary import frontier_table
+    from tinynet_search.cli.network_table import frontier_table
     from tinynet_search.mlflow_client.reading import Found
     from tinynet_search.tracking import queries as tracking
 
@@ -412,7 +427,7 @@ def test_mlflow_rows(tags: dict[str, str], metrics: dict[str, float]) -> None:
             ("pareto_rank", "activation_bytes"), "Int64"
         )
         pd.DataFrame([asdict(row)]).astype(kinds)
-        assert "\x1b" not in frontier_table([asdict(row)])
+        assert "\x1b" not in frontier_table([row])
 
 
 @fuzzed

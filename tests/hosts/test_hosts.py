@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from tinynet_search.cli.main import run
 from tinynet_search.config import load_config
 from tinynet_search.jobs.connection import connect
 from tinynet_search.jobs.watching import Jobs
-from tinynet_search.store.directory import SearchStore
+from tinynet_search.store.directory import PLAN, SearchStore
+from trainables.result import TrialResult
+from trainables.run_name import RunName
 
 pytestmark = pytest.mark.hosts
 HEAD, WORKERS = "head", ("one", "two")
@@ -190,16 +193,16 @@ def _submitted(made: Cluster, told: Told, name: str) -> SearchStore:
     return SearchStore(tiny_config(place, f"search.name={name}").url)
 
 
-def _undisturbed(made: Cluster, told: Told) -> dict[str, dict[str, Any]]:
+def _undisturbed(made: Cluster, told: Told) -> dict[RunName, TrialResult]:
     """The first results of the same search with nothing in its way."""
     store, jobs = _submitted(made, told, "undisturbed"), Jobs(made.url)
     until(
-        lambda: len(store.finished()) >= COMPARED or jobs.find("undisturbed")["status"] in ENDED,
+        lambda: len(store.finished()) >= COMPARED or jobs.find("undisturbed").status in ENDED,
         "some results",
         WAIT,
     )
     told.command("jobs", "stop", "undisturbed", "--address", made.url)
-    until(lambda: jobs.find("undisturbed")["status"] in ENDED, "it has stopped", WAIT)
+    until(lambda: jobs.find("undisturbed").status in ENDED, "it has stopped", WAIT)
     told.command("jobs", "status", "undisturbed", "--address", made.url)
     found = store.results(sorted(store.finished()))
     assert len(found) >= COMPARED, jobs.logs("undisturbed")
@@ -242,16 +245,16 @@ def test_a_host_is_cut_off_and_comes_back(made: Cluster, capfd: pytest.CaptureFi
         f"Ray on host two {'has ended by itself' if ended else 'was ended'}, and is started again as its init would"
     )
     made.start("two")
-    until(lambda: jobs.find("demo")["status"] in ENDED, "the job has ended", WAIT)
+    until(lambda: jobs.find("demo").status in ENDED, "the job has ended", WAIT)
     for line in jobs.logs("demo").splitlines():
         if line.startswith(("[", "tinynet")):
             told(line.rstrip())
     told.command("jobs", "status", "demo", "--address", made.url)
-    assert jobs.find("demo")["status"] == "SUCCEEDED", jobs.logs("demo")
+    assert jobs.find("demo").status == "SUCCEEDED", jobs.logs("demo")
     told.command(
         "jobs", "resume", "demo", "--address", made.url, "--no-wait"
     )  # a search that is whole has nothing to do
-    until(lambda: jobs.find("demo")["status"] in ENDED, "the second job has ended", WAIT)
+    until(lambda: jobs.find("demo").status in ENDED, "the second job has ended", WAIT)
     told.command("jobs", "list", "--address", made.url)
     told.command(
         "frontier",
@@ -267,7 +270,7 @@ def test_a_host_is_cut_off_and_comes_back(made: Cluster, capfd: pytest.CaptureFi
 
 
 def _check(
-    made: Cluster, store: SearchStore, beside: dict[str, dict[str, Any]], told: Told
+    made: Cluster, store: SearchStore, beside: dict[RunName, TrialResult], told: Told
 ) -> None:
     config, found = load_config(preset="demo"), store.results(sorted(store.finished()))
     assert len(found) == config.search.trials + 2 * len(config.search.finals), sorted(found)
@@ -280,16 +283,17 @@ def _check(
     window = Window(made.made.mlflow, "demo")
     assert (window.parent.info.status, window.statuses()) == ("FINISHED", ["FINISHED"] * len(found))
     points = {one: window.points(one) for one in window.runs}
-    assert points == {one: wanted_points(result["epochs"]) for one, result in found.items()}
-    epochs = sum(len(result["epochs"]) for result in found.values())
+    assert points == {one: wanted_points(result.epochs) for one, result in found.items()}
+    epochs = sum(len(result.epochs) for result in found.values())
     told(f"MLflow: one search, {len(window.runs)} runs, all FINISHED, {epochs} epochs, each once")
 
 
 def _check_secrets(made: Cluster, store: SearchStore, said: str, told: Told) -> None:
     """Nowhere but in the environment: no log, no plan, no tag, no list of jobs or processes tells one."""
-    texts = {"the job's log": said, "the list of jobs": json.dumps(Jobs(made.url).all())}
+    jobs = json.dumps([asdict(row) for row in Jobs(made.url).all()])
+    texts = {"the job's log": said, "the list of jobs": jobs}
     texts |= {f"job {job.submission_id}": str(vars(job)) for job in connect(made.url).list_jobs()}
-    texts["the plan"] = json.dumps(store.plan())
+    texts["the plan"] = json.dumps(store.read_json(PLAN))
     window = Window(made.made.mlflow, "demo")
     texts["MLflow"] = "".join(
         str(run.to_dictionary()) for run in (window.parent, *window.runs.values())

@@ -24,7 +24,7 @@ from tinynet_search.jobs import connection, submit_search
 from tinynet_search.jobs import runtime_env as environments
 from tinynet_search.jobs.connection import connect, find_token
 from tinynet_search.jobs.submission import order_search, order_train
-from tinynet_search.jobs.watching import Jobs
+from tinynet_search.jobs.watching import JobRow, Jobs
 from tinynet_search.plan.preview import preview
 from tinynet_search.train.request import TrainRequest
 
@@ -54,9 +54,9 @@ def head(ray_cluster: Any) -> str:
     return f"http://{ray_cluster.head_node.address_info['webui_url']}"
 
 
-def wait_for(jobs: Jobs, name: str, *states: str) -> dict[str, Any]:
+def wait_for(jobs: Jobs, name: str, *states: str) -> JobRow:
     end = time.monotonic() + 180
-    while (found := jobs.find(name))["status"] not in states:
+    while (found := jobs.find(name)).status not in states:
         assert time.monotonic() < end, jobs.logs(name)
         time.sleep(0.2)
     return found
@@ -113,7 +113,7 @@ def test_stopped_and_resumed(head: str, tmp_path: Path, capfd: pytest.CaptureFix
     at = time.time()
     assert run(["jobs", "stop", "stopped", "--address", head]) == 0
     assert f"job {job.id} stopped: tinynet jobs resume" in capfd.readouterr().err
-    assert jobs.find(job.id)["status"] == "STOPPED"
+    assert jobs.find(job.id).status == "STOPPED"
     assert "stopping once every training has committed a checkpoint" in jobs.logs(job.id)
     newest: dict[str, float] = {}
     for file in tmp_path.glob("stopped/trials/*/epoch-*/progress.json"):
@@ -125,7 +125,7 @@ def test_stopped_and_resumed(head: str, tmp_path: Path, capfd: pytest.CaptureFix
     resumed = jobs.resume(job.id)
     assert resumed.id == "stopped-2"
     wait_for(jobs, resumed.id, "RUNNING")
-    assert jobs.stop("stopped")["id"] == resumed.id
+    assert jobs.stop("stopped").id == resumed.id
 
 
 @pytest.mark.ray
@@ -142,7 +142,7 @@ def test_a_space_that_only_the_laptop_has(
         submit_search(config, head)
     job = submit_search(config, head, working_dir=str(folder))
     jobs = Jobs(head)
-    assert wait_for(jobs, job.id, "SUCCEEDED", "FAILED")["status"] == "SUCCEEDED", jobs.logs(job.id)
+    assert wait_for(jobs, job.id, "SUCCEEDED", "FAILED").status == "SUCCEEDED", jobs.logs(job.id)
     assert len(results(tmp_path, "own")) == 2
     with pytest.raises(RequestError, match="was sent with --working-dir"):
         jobs.resume(job.id)
@@ -184,7 +184,7 @@ def test_one_training_is_sent_the_same_way(
     (result,) = results(tmp_path, "sent").values()
     assert (result["status"], len(result["epochs"])) == ("finished", 2)
     job = Jobs(head).find("sent")
-    assert (job["kind"], job["status"]) == ("train", "SUCCEEDED")
+    assert (job.kind, job.status) == ("train", "SUCCEEDED")
 
 
 @pytest.mark.ray
@@ -209,7 +209,7 @@ def test_what_the_cluster_cannot_see_is_named(head: str, tmp_path: Path) -> None
     ):
         assert part in said
     assert not nowhere.exists()
-    assert not [job for job in Jobs(head).all() if job["name"] == "blind"]
+    assert not [job for job in Jobs(head).all() if job.name == "blind"]
     roomless = tiny_config(tmp_path, "scaling.gpus=1", "search.name=roomless", trials=2)
     with pytest.raises(
         RequestError, match="no room for a trial of 1 x 1 CPU and 1 GPU on nodes of"
@@ -501,7 +501,7 @@ def test_shipments_are_looked_at_before_they_are_sent(
     refused(tmp_path, None, "give a folder of code, or name in its .rayignore")
     (tmp_path / ".rayignore").write_text("big\n")
     with environments.runtime_env(str(tmp_path), None) as env:
-        assert env["working_dir"] == str(tmp_path)
+        assert env.get("working_dir") == str(tmp_path)
     for name in ("x.whl", "x.zip"):
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
             archive.writestr(
@@ -522,7 +522,7 @@ def test_a_wheel_travels_as_its_folders(tmp_path: Path) -> None:
         ):
             archive.writestr(name, "")
     with environments.runtime_env(None, str(tmp_path / "x.whl")) as env:
-        folders = [Path(folder) for folder in env["py_modules"]]
+        folders = [Path(folder) for folder in env.get("py_modules", [])]
         assert [folder.name for folder in folders] == [
             "tinynet_search",
             "tinynet_search-9.dist-info",
@@ -614,16 +614,18 @@ def test_a_cluster_that_grows_is_estimated_as_it_will_be(
     at_once: int,
     note: str | None,
 ) -> None:
-    monkeypatch.setattr(placement, "grown", lambda: nodes)
+    monkeypatch.setattr(preflight, "grown", lambda: nodes)
     own = ("run.wait_for_nodes=30m", "scaling.gpus=1", *settings)
     config = tiny_config(tmp_path, *own, at_once=None)
-    findings = preflight.Findings({}, plan=preview(config))
-    preflight._check_room(config, findings, "a100")
+    inputs = config.resolve()
+    findings = preflight.Findings({}, plan=preview(inputs))
+    request = placement.ClusterRequest.of(config, inputs)
+    preflight._check_room(request, inputs, findings, "a100")
     assert findings.at_once == at_once
     assert (
         findings.estimate
-        and findings.estimate["unit"] == "GPU-hours"
-        and findings.estimate["worker_hours"] > 0
+        and findings.estimate.unit == "GPU-hours"
+        and findings.estimate.worker_hours > 0
     )
     assert [text.startswith(note or "") for text in findings.notes] == [True] * (note is not None)
 

@@ -71,7 +71,7 @@ def test_a_moved_storage_goes_on(tmp_path: Path) -> None:
     assert not list(old.rglob("*")), list(old.rglob("*"))
     window = Window(uri, "moves")
     assert {run: window.points(run) for run in window.runs} == {
-        r["run"]: wanted_points(r["epochs"]) for r in (first, second)
+        r.run: wanted_points(r.epochs) for r in (first, second)
     }
     assert len(frontier_models("moves", storage=str(new))) == 2
     with fetched("models:/tiny-formula@champion", "formula.json", uri) as file:

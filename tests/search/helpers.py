@@ -4,7 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.trainables.helpers import without_times
 from tinynet_search.config import Config, load_config
+from tinynet_search.plan.candidates import grow
+from tinynet_search.plan.plan import agreed_plan
+from tinynet_search.store.directory import Candidate, SearchStore
+from tinynet_search.store.schema import Plan
+from trainables.result import FINISHED, ResultSummary, TrialResult
+from trainables.run_name import RunName
 
 TINY = (
     "data.train=96",
@@ -33,6 +40,14 @@ def tiny_config(
     return load_config(preset="demo", settings=[*TINY, *base, *settings])
 
 
+def tiny_search(config: Config) -> tuple[SearchStore, Plan, list[Candidate]]:
+    """The directory of a search, its plan, and all of its candidates, written down."""
+    inputs = config.resolve()
+    store = SearchStore(inputs.url)
+    plan = agreed_plan(store, inputs)
+    return store, plan, grow(plan, store, inputs.search.trials, inputs.recipe.epochs)
+
+
 def tiny_arguments(storage: Path | str, *settings: str, trials: int = 6) -> list[str]:
     """The same as arguments of ``tinynet search``."""
     every = (*TINY, "search.finals=[]", *settings)
@@ -53,3 +68,34 @@ def results(storage: Path, name: str = "demo") -> dict[str, dict[str, Any]]:
         p.stem: json.loads(p.read_text())
         for p in sorted((storage / name / "results").glob("*.json"))
     }
+
+
+def trial_results(storage: Path, name: str = "demo") -> dict[RunName, TrialResult]:
+    """The same as they are read."""
+    read = (TrialResult.from_json(values, run) for run, values in results(storage, name).items())
+    return {result.run: result for result in read}
+
+
+def timeless_results(storage: Path, name: str = "demo") -> dict[RunName, dict[str, Any]]:
+    """The same, with everything taken out that may differ between two runs of the same search."""
+    return {run: without_times(result) for run, result in trial_results(storage, name).items()}
+
+
+def summary(run: RunName, **changes: Any) -> ResultSummary:
+    """Of a trial that has finished, or as the changes have it."""
+    values: dict[str, Any] = {
+        "status": FINISHED,
+        "reason": None,
+        "detail": None,
+        "top1": 50.0,
+        "c": 1.0,
+        "macs": 10**6,
+        "params": 10**5,
+        "resolution": 32,
+        "started": 0.0,
+        "ended": 1.0,
+        "epochs_done": run.epochs,
+        "seconds": 1.0,
+        "first_ts": 1,
+    }
+    return ResultSummary(run=run, **{**values, **changes})

@@ -11,6 +11,7 @@ from tests.data.test_imagefolder import make_tree
 from tests.search.helpers import results, tiny_config
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.search.driver import run_search
+from trainables.run_name import RunName
 
 pytestmark = pytest.mark.ray
 
@@ -37,7 +38,7 @@ def test_every_trial_has_its_result(searched: tuple[Path, Any]) -> None:
 def test_frontier_and_formula_are_written(searched: tuple[Path, Any]) -> None:
     storage, outcome = searched
     frontier = json.loads((storage / "demo" / "frontier.json").read_text())
-    assert frontier == outcome.frontier
+    assert frontier == [row.to_json() for row in outcome.frontier]
     assert len(frontier) == 6
     formula = TinyFormula.load(storage / "demo" / "formula.json")
     assert formula.usable
@@ -80,7 +81,7 @@ def test_a_longer_budget_is_a_result_of_its_own(searched: tuple[Path, Any]) -> N
     outcome = run_search(tiny_config(storage, "recipe.epochs=3", trials=2))
     assert outcome.new == 2
     assert outcome.lost == []
-    assert {run for run in results(storage) if run.endswith("-e3")} == {
+    assert {run for run in results(storage) if RunName.parse(run).epochs == 3} == {
         c.run for c in outcome.candidates[:2]
     }
     assert all(results(storage)[run] == before[run] for run in before)

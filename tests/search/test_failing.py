@@ -9,16 +9,22 @@ import pytest
 
 from search_spaces import RequestError
 from tests.data.test_imagefolder import make_tree
-from tests.search.helpers import results, tiny_arguments, tiny_config
+from tests.search.helpers import results, summary, tiny_arguments, tiny_config, tiny_search
+from tests.trainables.helpers import tiny_spec
 from tinynet_search.cli.main import run
 from tinynet_search.config import load_config
 from tinynet_search.formula.tiny_formula import TinyFormula
-from tinynet_search.search.driver import run_search
+from tinynet_search.search.driver import opened_state, run_search
 from tinynet_search.search.failures import FailureTally
 from tinynet_search.search.retry import set_aside
 from tinynet_search.store.directory import SearchStore
+from trainables.run_name import RunName
+from trainables.trial import write_failure
+from trainables.trial_folder import result_name
 
-FAILED, FINE = {"status": "failed", "reason": "diverged"}, {"status": "finished", "reason": None}
+RUN = RunName("0123456789", 2)
+FINE = summary(RUN)
+FAILED = summary(RUN, status="failed", reason="diverged", top1=None)
 
 
 @pytest.mark.quick
@@ -122,7 +128,7 @@ def test_more_than_half_stop_a_search_and_are_tried_again(
     experiments = [e.experiment_id for e in client.search_experiments()]
     runs = client.search_runs(experiments, "tags.`tinynet.kind` = 'trial'")
     assert sorted(r.data.tags["tinynet.id"] for r in runs) == sorted(
-        run.rpartition("-e")[0] for run in after
+        RunName.parse(run).id for run in after
     )
     assert {r.info.status for r in runs} == {"FINISHED"}
     assert not any("reason" in r.data.tags for r in runs)
@@ -134,40 +140,41 @@ def test_more_than_half_stop_a_search_and_are_tried_again(
 def test_setting_aside_twice(tmp_path: Path) -> None:
     """A driver that died between the copy and the removal leaves both; each try is kept."""
     store = SearchStore(str(tmp_path / "demo"))
-    row = {
-        "epoch": 1,
-        "ts": 1,
-        "seconds": 1,
-        "top1": 1,
-        "top1_raw": 1,
-        "top1_ema": 1,
-        "train_loss": 1,
-    }
-    network = {"c": 1.0, "macs": 1, "params": 1, "resolution": 8}
-    result = {
-        "run": "0123456789-e2",
-        "status": "failed",
-        "reason": "hung",
-        "detail": "",
-        "metrics": {},
-        "epochs": [row],
-        "network": network,
-    }
-    store.write_json(
-        "results/0123456789-e2.json", result | {"started": 0, "ended": 0, "id": "0123456789"}
-    )
-    store.write_json("retried/0123456789-e2-1.json", result)
-    mine = {"0123456789-e2"}
+    spec = tiny_spec(epochs=2)
+    assert write_failure(spec, store.folder, "hung", "")
+    run, other = spec.run, RunName("9876543210", 2)
+    store.write_json(f"retried/{run}-1.json", store.read_json(result_name(run)))
+
+    def aside(*reasons: str, runs: tuple[RunName, ...] = (run,)) -> list[RunName]:
+        return set_aside(store, reasons, store.summaries(runs))
+
     with pytest.raises(RequestError, match=r"no trial of .* failed for 'error': there are hung"):
-        set_aside(store, ("error",), mine)
-    assert set_aside(store, (), mine) == 0
-    assert set_aside(store, ("failed",), {"9876543210-e2"}) == 0  # nobody would train it
-    assert set_aside(store, ("hung",), mine) == 1
-    assert store.folder.names("retried") == ["0123456789-e2-1.json", "0123456789-e2-2.json"]
+        aside("error")
+    assert aside() == []
+    assert aside("failed", runs=(other,)) == []
+    assert aside("hung") == [run]
+    assert store.folder.names("retried") == [f"{run}-1.json", f"{run}-2.json"]
     assert store.finished() == set()
     # The same command, after a kill: there is nothing left to set aside, and no reason to refuse it.
-    assert set_aside(store, ("hung",), mine) == 0
-    assert set_aside(store, ("failed",), mine) == 0
+    assert aside("hung") == []
+    assert aside("failed") == []
+
+
+@pytest.mark.quick
+def test_results_that_nobody_would_train_stay(tmp_path: Path) -> None:
+    """Of a search that wants two of its six candidates by now, and where a result of no candidate lies beside theirs."""
+    store, plan, candidates = tiny_search(tiny_config(tmp_path, trials=6))
+    for spec in (*(c.spec for c in candidates), tiny_spec((0.5, 0.5, 0.5))):
+        assert write_failure(spec, store.folder, "hung", "")
+    fewer = tiny_config(tmp_path, trials=2).resolve()
+    state, trainable = opened_state(store, plan, fewer, 1.0)
+    wanted = {c.run for c in candidates[:2]}
+    assert set(trainable) == wanted
+    assert set(state.results) == {c.run for c in candidates}
+    again = set_aside(store, ("failed",), trainable)
+    state.forget(again)
+    assert set(again) == {c.run for c in state.pending_trials} == wanted
+    assert len(store.finished()) == 5
 
 
 @pytest.mark.ray
@@ -180,15 +187,17 @@ def test_the_frontier_trains_on(ray_cluster: Any, tmp_path: Path) -> None:
     again = tiny_config(tmp_path / "there", *step, "search.frontier_epochs=3", trials=5)
     outcome = run_search(again)
     found = results(tmp_path / "there")
-    ids = {row["id"] for row in first.frontier}
+    ids = {row.id for row in first.frontier}
     assert len(ids) < 5
     assert {run: found[run] for run in short} == short
-    assert set(found) - set(short) == {f"{i}-e3" for i in ids}
+    assert set(found) - set(short) == {RunName(i, 3) for i in ids}
     assert outcome.new == len(ids)
     for i in ids:
-        assert found[f"{i}-e3"]["epochs"][:2] == short[f"{i}-e2"]["epochs"]
+        assert found[RunName(i, 3)]["epochs"][:2] == short[RunName(i, 2)]["epochs"]
     rows = json.loads((tmp_path / "there" / "demo" / "frontier.json").read_text())
-    assert [{k: v for k, v in row.items() if k != "longer"} for row in rows] == first.frontier
+    assert [{k: v for k, v in row.items() if k != "longer"} for row in rows] == [
+        row.to_json() for row in first.frontier
+    ]
     assert all(
         row["longer"]["top1"] == found[row["longer"]["run"]]["metrics"]["top1"] for row in rows
     )

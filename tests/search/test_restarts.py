@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.search.helpers import results, tiny_arguments, tiny_config
-from tests.trainables.helpers import without_times
+from tests.search.helpers import results, timeless_results, tiny_arguments, tiny_config
 from tinynet_search.search.driver import run_search
 from tinynet_search.store.lease import live_holder
 from trainables.storage.folder import LocalFolder
@@ -48,10 +47,7 @@ def test_a_killed_driver_is_taken_up(ray_cluster: Any, tmp_path: Path) -> None:
     assert 0 < len(done) < 6
     again = run_search(tiny_config(storage, "recipe.epochs=4", trials=6))
     assert again.new == 6 - len(done)
-    whole, cut = results(tmp_path / "whole"), results(storage)
-    assert {run: without_times(r) for run, r in cut.items()} == {
-        run: without_times(r) for run, r in whole.items()
-    }
+    assert timeless_results(storage) == timeless_results(tmp_path / "whole")
     assert again.frontier == undisturbed.frontier
     from mlflow import MlflowClient
 

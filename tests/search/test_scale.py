@@ -2,6 +2,8 @@
 
 import random
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,57 +12,62 @@ import pytest
 
 from benchmarks.simulated import simulated_result, simulated_trial
 from search_spaces import RequestError
-from tests.search.helpers import tiny_config
-from tinynet_search.plan.candidates import candidates_of, grow
-from tinynet_search.plan.plan import agreed_plan
+from tests.search.helpers import summary, tiny_config, tiny_search
+from tinynet_search.plan.candidates import candidates_of
+from tinynet_search.search.driver import opened_state
 from tinynet_search.store.directory import Candidate, SearchStore
-from trainables.spec import describe
+from tinynet_search.store.schema import Plan
+from trainables.result import NetworkFigures
+from trainables.run_name import RunName
 from trainables.trial_folder import result_name
 
 
 @pytest.fixture
-def drawn(tmp_path: Path) -> tuple[SearchStore, dict[str, Any], list[Candidate]]:
-    store = SearchStore(str(tmp_path / "demo"))
-    plan = agreed_plan(store, tiny_config(tmp_path))
-    return store, plan, grow(plan, store, tiny_config(tmp_path))
+def drawn(tmp_path: Path) -> tuple[SearchStore, Plan, list[Candidate]]:
+    return tiny_search(tiny_config(tmp_path))
 
 
 def test_a_result_is_read_once_and_kept_without_its_epochs(
-    drawn: tuple[SearchStore, dict[str, Any], list[Candidate]],
+    drawn: tuple[SearchStore, Plan, list[Candidate]], tmp_path: Path
 ) -> None:
-    store, _, candidates = drawn
+    """Storage is asked for results as often as there is something to look for; each is read when it is new."""
+    store, plan, candidates = drawn
     runs = [c.run for c in candidates]
-    for candidate in candidates[:3]:
-        store.write_json(
-            result_name(candidate.run),
-            simulated_result(candidate.spec, candidate.run, 1e9),
-            once=True,
-        )
+    results = {c.run: simulated_result(c.spec, c.run, 1e9) for c in candidates}
+
+    def end(ended: Sequence[RunName]) -> None:
+        for run in ended:
+            store.write_json(result_name(run), results[run].to_json(), once=True)
+
+    end(runs[:3])
     reads, read = Counter[str](), store.folder.read
 
     def counted(name: str, *most: Any) -> bytes:
-        reads[name] += 1
+        reads[name] += name.startswith("results/")
         return read(name, *most)
 
     store.folder.read = counted  # pyright: ignore[reportAttributeAccessIssue]
-    first = store.summaries(runs)
-    assert store.summaries(runs) == first
-    assert reads == {result_name(run): 1 for run in runs[:3]}
-    whole = store.result(runs[0])
-    assert whole is not None
-    summary = first[runs[0]]
-    assert "epochs" not in summary
-    assert (summary["epochs_done"], summary["seconds"]) == (
-        2,
-        sum(epoch["seconds"] for epoch in whole["epochs"]),
-    )
-    assert (summary["metrics"], summary["first_ts"]) == (whole["metrics"], whole["epochs"][0]["ts"])
+    inputs = tiny_config(tmp_path).resolve()
+    state, trainable = opened_state(store, plan, inputs, 1.0)
+    assert set(trainable) == set(state.results) == set(runs[:3])
+    state.read(store.summaries(state.unread))
+    end(runs[3:5])
+    state.read(store.summaries(state.unread))
+    assert +reads == {result_name(run): 1 for run in runs[:5]}
+    assert [c.run for c in state.pending_trials] == runs[5:]
+    whole = results[runs[0]]
+    found = state.results[runs[0]]
+    assert found == store.summary(runs[0]) == whole.summary()
+    assert "epochs" not in {field.name for field in fields(found)}
+    assert (found.epochs_done, found.seconds) == (2, sum(epoch.seconds for epoch in whole.epochs))
+    assert whole.metrics is not None
+    assert (found.top1, found.first_ts) == (whole.metrics.top1, whole.epochs[0].ts)
     store.remove_result(runs[0])
-    assert list(store.summaries(runs)) == runs[1:3]
+    assert list(store.summaries(runs)) == runs[1:5]
 
 
 def test_a_damaged_result_is_refused_however_often(
-    drawn: tuple[SearchStore, dict[str, Any], list[Candidate]],
+    drawn: tuple[SearchStore, Plan, list[Candidate]],
 ) -> None:
     store, _, (first, *_) = drawn
     store.folder.write(result_name(first.run), b'{"run": ')
@@ -81,7 +88,7 @@ def test_a_damaged_result_is_refused_however_often(
     ],
 )
 def test_figures_that_were_not_written_for_a_network_are_counted_anew(
-    drawn: tuple[SearchStore, dict[str, Any], list[Candidate]], change: dict[str, Any]
+    drawn: tuple[SearchStore, Plan, list[Candidate]], change: dict[str, Any]
 ) -> None:
     store, plan, candidates = drawn
     document = store.read_json("candidates/000000.json")
@@ -89,19 +96,17 @@ def test_figures_that_were_not_written_for_a_network_are_counted_anew(
     (row if "id" in change else row["network"]).update(change)
     store.write_json("candidates/000000.json", document)
     for read, candidate in zip(candidates_of(plan, store, 2), candidates, strict=True):
-        counted = describe(candidate.spec.network())
+        counted = NetworkFigures.of(candidate.spec.network())
         assert (
             (read.run, read.spec)
             == (candidate.run, candidate.spec)
             == (candidate.spec.run, candidate.spec)
         )
-        assert {key: counted[key] for key in read.network} | dict(read.network) == {
-            key: counted[key] for key in read.network
-        }
+        assert read.network in (counted, replace(counted, details={}))
 
 
 def test_the_time_left_is_that_of_all_rows(
-    drawn: tuple[SearchStore, dict[str, Any], list[Candidate]],
+    drawn: tuple[SearchStore, Plan, list[Candidate]],
 ) -> None:
     from tinynet_search.callbacks.progress import Progress
 
@@ -111,14 +116,11 @@ def test_the_time_left_is_that_of_all_rows(
     assert progress.time_left() is None
     for ended in range(1, len(candidates)):
         times = {
-            c.run: 2.0 + c.network["macs"] / 1e7 + chance.random() / 10 for c in candidates[:ended]
+            c.run: 2.0 + c.network.macs / 1e7 + chance.random() / 10 for c in candidates[:ended]
         }
-        done = {
-            run: {"status": "finished", "epochs_done": 2, "metrics": {}, "seconds": 2 * each}
-            for run, each in times.items()
-        }
+        done = {run: summary(run, seconds=2 * each) for run, each in times.items()}
         progress.watch(candidates, done)
-        macs = np.array([c.network["macs"] for c in candidates], float)
+        macs = np.array([c.network.macs for c in candidates], float)
         costs = np.array(list(times.values()))
         line = np.polyfit(macs[:ended], costs, 1) if ended > 3 else None
         shares = (
@@ -137,14 +139,14 @@ def test_one_source_through_several_tune_runs(
     """A phase may end with a wave; the one after it is made when all its results are there."""
     from tinynet_search.callbacks.progress import Progress
     from tinynet_search.cluster import tune
+    from tinynet_search.cluster.placement import ClusterRequest
     from tinynet_search.cluster.tune import Fixed, Phases
 
     config = tiny_config(tmp_path, trials=5)
-    store = SearchStore(config.url)
-    candidates = grow(agreed_plan(store, config), store, config)
+    store, _, candidates = tiny_search(config)
     monkeypatch.setattr(tune, "WAVE", 3)
     monkeypatch.setitem(tune.TRAINABLES, "inline", simulated_trial)
-    there: list[set[str]] = []
+    there: list[set[RunName]] = []
 
     def second() -> Fixed:
         there.append(store.finished())
@@ -153,13 +155,13 @@ def test_one_source_through_several_tune_runs(
     progress = Progress(2)
     progress.watch(candidates, {})
     tune.run_source(
-        config,
+        ClusterRequest.of(config, config.resolve()),
         store.url,
         Phases([lambda: Fixed(candidates[:3]), second]),
-        5,
-        2,
-        [progress],
-        "lease/none",
+        most=5,
+        at_once=2,
+        callbacks=[progress],
+        stop="lease/none",
     )
     assert there == [{c.run for c in candidates[:3]}]
     assert store.finished() == {c.run for c in candidates}

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from search_spaces import RequestError
-from tests.search.helpers import results, tiny_config
-from tests.trainables.helpers import without_times
+from tests.search.helpers import results, timeless_results, tiny_config
 from tinynet_search.search.driver import run_search
 from tinynet_search.store.directory import SearchStore
 
@@ -108,8 +107,6 @@ def test_a_search_on_a_disk_that_fills_up(
     again = run_search(tiny_config(small, trials=4), tracking=tracking)
     assert (again.new, again.lost) == (2, [])
     assert _parents(tracking) == ["FINISHED", "FINISHED"]
-    assert {run: without_times(r) for run, r in results(small).items()} == {
-        run: without_times(r) for run, r in results(tmp_path / "whole").items()
-    }
+    assert timeless_results(small) == timeless_results(tmp_path / "whole")
     assert (again.frontier, again.formula.points) == (whole.frontier, whole.formula.points)
     assert {file: data for file, data in _written(small).items() if file in before} == before

@@ -23,8 +23,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A search with one trial trained and one final written down."""
     storage = tmp_path_factory.mktemp("whole")
     store = SearchStore(str(storage / "demo"))
-    plan = agreed_plan(store, tiny_config(storage))
-    (first, *_) = grow(plan, store, tiny_config(storage))
+    plan = agreed_plan(store, tiny_config(storage).resolve())
+    (first, *_) = grow(plan, store, 6, 2)
     run_trial(first.spec, store.url, Alone())
     store.write_json(
         "finals.json",
@@ -43,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _read_all(storage: Path) -> None:
     store = SearchStore(str(storage / "demo"))
-    plan = agreed_plan(store, tiny_config(storage))
+    plan = agreed_plan(store, tiny_config(storage).resolve())
     store.results([c.run for c in candidates_of(plan, store, 2)])
     final_candidates(store)
 
@@ -121,4 +121,4 @@ def test_undamaged(whole: Path) -> None:
 def test_storage_that_is_none(tmp_path: Path, storage: str) -> None:
     (tmp_path / "afile").write_text("not a folder")
     with pytest.raises(RequestError, match="cannot be used"):
-        agreed_plan(SearchStore(str(tmp_path / storage / "demo")), tiny_config(tmp_path))
+        agreed_plan(SearchStore(str(tmp_path / storage / "demo")), tiny_config(tmp_path).resolve())

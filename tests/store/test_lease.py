@@ -224,21 +224,23 @@ def test_a_number_that_no_driver_wrote(folder: Folder, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "words"),
     [
-        {"pid": "x"},
-        {"seen": float("nan")},
-        {"user": "a\nb"},
-        {"number": 4},
-        {"seen": 1e12},
-        {"since": -1},
-        {"released": 0},
+        ({"pid": "x"}, "pid: "),
+        ({"seen": float("nan")}, "NaN is no number"),
+        ({"user": "a\nb"}, "user: "),
+        ({"number": 4}, "number: it is 4"),
+        ({"seen": 1e12}, "seen: "),
+        ({"since": -1}, "since: "),
+        ({"released": 0}, "released: "),
+        ({"host": "x" * 300}, "host: "),
+        ({"and": 1}, "and: "),
     ],
 )
-def test_hostile_values(folder: Folder, change: dict[str, Any]) -> None:
+def test_hostile_values(folder: Folder, change: dict[str, Any], words: str) -> None:
     values = {**json.loads(elsewhere(folder).to_json()), **change}
     folder.write("lease/000003.json", json.dumps(values).encode())
-    with pytest.raises(RequestError, match="is damaged"):
+    with pytest.raises(RequestError, match=rf"is damaged \({words}"):
         read_lease(folder)
 
 

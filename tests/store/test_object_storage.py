@@ -24,6 +24,7 @@ from tinynet_search.plan.candidates import candidates_of, grow
 from tinynet_search.plan.plan import agreed_plan
 from tinynet_search.search.driver import run_search
 from tinynet_search.store.directory import FORMULA, SearchStore
+from trainables.result import EpochRecord, TrialResult
 from trainables.spec import Alone, TrialSpec
 from trainables.storage.folder import Folder, StorageError, open_folder
 from trainables.trial import run_trial
@@ -183,23 +184,23 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrialSpec, dict[str, Any]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrialSpec, TrialResult]:
     """A trial on the local disk."""
     storage = tmp_path_factory.mktemp("undisturbed")
     store = SearchStore(str(storage / "demo"))
-    plan = agreed_plan(store, tiny_config(storage))
-    spec = min(grow(plan, store, tiny_config(storage)), key=lambda c: c.network["macs"]).spec
+    plan = agreed_plan(store, tiny_config(storage).resolve())
+    spec = min(grow(plan, store, 6, 2), key=lambda c: c.network.macs).spec
     return spec, run_trial(spec, store.url, Alone())
 
 
 def test_a_broken_off_trial_is_taken_up(
-    object_storage: Place, undisturbed: tuple[TrialSpec, dict[str, Any]]
+    object_storage: Place, undisturbed: tuple[TrialSpec, TrialResult]
 ) -> None:
     spec, whole = undisturbed
     root = object_storage(f"trial-{uuid.uuid4().hex[:8]}")
 
     class Stops(Alone):
-        def report(self, metrics: Any) -> None:
+        def report(self, record: EpochRecord) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -252,7 +253,7 @@ def test_a_whole_search_and_its_rerun(
     store = SearchStore(outcome.store.url)
     plan = store.plan()
     assert plan is not None
-    assert "test" not in json.dumps(plan["data"])
+    assert "test" not in json.dumps(plan.to_json()["data"])
     assert len(candidates_of(plan, store)) == 3
 
 
@@ -298,13 +299,13 @@ def test_two_drivers_at_once_are_harmless(
     beside = SearchStore(local.url)
     alone = {
         c.run: run_trial(c.spec, beside.url, Alone())
-        for c in grow(agreed_plan(beside, local), beside, local)
+        for c in grow(agreed_plan(beside, local.resolve()), beside, 4, 4)
     }
     assert {run: without_times(r) for run, r in there.items()} == {
         run: without_times(r) for run, r in alone.items()
     }
     window = Window(tracking, "demo")
     assert {run: window.points(run) for run in window.runs} == {
-        run: wanted_points(r["epochs"]) for run, r in there.items()
+        run: wanted_points(r.epochs) for run, r in there.items()
     }
     assert window.statuses() == ["FINISHED"] * 4

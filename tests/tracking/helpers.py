@@ -3,19 +3,20 @@
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from search_spaces import get_space
 from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.store.directory import PLAN, Candidate, SearchStore
+from tinynet_search.store.schema import FrontierRow, Plan
 from tinynet_search.tracking.publisher import Publisher
 from trainables.recipe import RECIPES
+from trainables.result import EpochRecord, TrialResult
 from trainables.trial_folder import result_name
 
 # SQLAlchemy 2.1 deprecates a loader that MLflow 3.17 still names.
@@ -68,7 +69,7 @@ class Search:
     ) -> None:
         self.store = SearchStore(str(folder / name))
         described = get_space(space)
-        self.plan: dict[str, Any] = {
+        document = {
             "schema": 1,
             "search": name,
             "space": {
@@ -91,7 +92,8 @@ class Search:
             "ranks": "ema",
             "created": CREATED,
         }
-        self.store.write_json(PLAN, self.plan, once=True)
+        self.store.write_json(PLAN, document, once=True)
+        self.plan = Plan.from_json(document)
         self.candidates = [
             candidate_of(self.plan, described.network(rdw, 10)) for rdw in TWISTS[:twists]
         ]
@@ -99,10 +101,11 @@ class Search:
 
     def commit(
         self, candidate: Candidate, epochs: int, *, again: int | None = None
-    ) -> list[dict[str, Any]]:
+    ) -> list[EpochRecord]:
         """What a trial leaves after its epochs, of which those from ``again`` on were done once more."""
         records = epoch_records(candidate, epochs, again)
-        progress = json.dumps({"schema": 1, "trial": candidate.run, "epochs": records})
+        rows = [record.to_json() for record in records]
+        progress = json.dumps({"schema": 1, "trial": candidate.run, "epochs": rows})
         self.store.folder.write(
             f"trials/{candidate.run}/epoch-{epochs:04d}/progress.json", progress.encode()
         )
@@ -115,40 +118,43 @@ class Search:
         *,
         failed: bool = False,
         again: int | None = None,
-    ) -> dict[str, Any]:
-        count = candidate.spec.recipe["epochs"] if epochs is None else epochs
+    ) -> TrialResult:
+        count = candidate.spec.recipe.epochs if epochs is None else epochs
         records = self.commit(candidate, count, again=again) if count else []
-        result = {
-            "schema": 1,
-            "id": candidate.id,
-            "run": candidate.run,
-            "kind": candidate.spec.kind,
-            "space": candidate.spec.space,
-            "rdw": list(candidate.spec.rdw),
-            "network": dict(candidate.network),
-            "started": CREATED + 50.5,
-            "ended": CREATED + (700.25 if again else 500.25),
-            "status": "failed" if failed else "finished",
-            "reason": "diverged" if failed else None,
-            "detail": "loss nan at epoch 3, step 1 of 10" if failed else None,
-            "metrics": {} if failed else records[-1],
-            "epochs": records,
-        }
-        self.store.write_json(result_name(candidate.run), result, once=True)
+        result = TrialResult(
+            run=candidate.run,
+            kind=candidate.spec.kind,
+            space=candidate.spec.space,
+            rdw=candidate.spec.rdw,
+            network=candidate.network,
+            seed=candidate.spec.seed,
+            workers=1,
+            execution=None,
+            host="a-host",
+            started=CREATED + 50.5,
+            ended=CREATED + (700.25 if again else 500.25),
+            status="failed" if failed else "finished",
+            reason="diverged" if failed else None,
+            detail="loss nan at epoch 3, step 1 of 10" if failed else None,
+            metrics=None if failed else records[-1],
+            epochs=records,
+        )
+        self.store.write_json(result_name(candidate.run), result.to_json(), once=True)
         return result
 
-    def rows(self, candidates: list[Candidate]) -> list[dict[str, Any]]:
-        """frontier.json of these candidates."""
+    def rows(self, candidates: list[Candidate]) -> list[FrontierRow]:
+        """A frontier of these candidates."""
         return [
-            {
-                "id": c.id,
-                "run": c.run,
-                "rdw": list(c.spec.rdw),
-                "c": c.c,
-                "top1": 80.0 + i,
-                "pareto_rank": 1 + i,
-            }
-            | {key: c.network[key] for key in ("macs", "params", "resolution")}
+            FrontierRow(
+                run=c.run,
+                rdw=c.spec.rdw,
+                c=c.c,
+                macs=c.network.macs,
+                params=c.network.params,
+                resolution=c.network.resolution,
+                top1=80.0 + i,
+                pareto_rank=1 + i,
+            )
             for i, c in enumerate(candidates)
         ]
 
@@ -162,23 +168,27 @@ class Search:
         return publisher
 
 
-def epoch_records(
-    candidate: Candidate, epochs: int, again: int | None = None
-) -> list[dict[str, Any]]:
+def epoch_records(candidate: Candidate, epochs: int, again: int | None = None) -> list[EpochRecord]:
     """Epochs with time stamps and values of their own; those from ``again`` on a second later, and no better."""
     start = 1000 * CREATED + 1000 * round(100 * candidate.c)
     return [
-        {
-            "epoch": epoch,
-            "ts": start + 10_000 * epoch + (1000 if again and epoch >= again else 0),
-            "lr": 0.1 / epoch,
-            "train_loss": 2.0 / epoch,
-            "top1": 50 + 10 * candidate.c + epoch,
-            "top1_raw": 49.0 + epoch,
-            "top1_ema": 50 + 10 * candidate.c + epoch,
-            "seconds": 9.5,
-            "images_per_s": 1234.5,
-        }
+        EpochRecord(
+            epoch=epoch,
+            ts=start + 10_000 * epoch + (1000 if again and epoch >= again else 0),
+            lr=0.1 / epoch,
+            train_loss=2.0 / epoch,
+            top1=50 + 10 * candidate.c + epoch,
+            top5=90.0 + epoch / 2,
+            val_loss=1.5 / epoch,
+            top1_raw=49.0 + epoch,
+            top5_raw=89.0 + epoch / 2,
+            val_loss_raw=1.6 / epoch,
+            top1_ema=50 + 10 * candidate.c + epoch,
+            top5_ema=90.0 + epoch / 2,
+            val_loss_ema=1.5 / epoch,
+            seconds=9.5,
+            images_per_s=1234.5,
+        )
         for epoch in range(1, epochs + 1)
     ]
 
@@ -239,6 +249,9 @@ class Window:
         return sorted(run.info.status for run in self.runs.values())
 
 
-def wanted_points(epochs: list[dict[str, Any]]) -> dict[str, list[tuple[int, float, int]]]:
+def wanted_points(epochs: Iterable[EpochRecord]) -> dict[str, list[tuple[int, float, int]]]:
     names = {key: "seconds" if key == "epoch_seconds" else key for key in EPOCH_METRICS}
-    return {key: [(e["epoch"], e[name], e["ts"]) for e in epochs] for key, name in names.items()}
+    records = list(epochs)
+    return {
+        key: [(e.epoch, getattr(e, name), e.ts) for e in records] for key, name in names.items()
+    }

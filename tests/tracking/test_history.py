@@ -1,8 +1,7 @@
 """Trainings whose history changed: epochs done again, failed trials trained anew. The run follows the directory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,6 +20,7 @@ from tinynet_search.store.directory import Candidate
 from tinynet_search.store.train_job import TrainJob
 from tinynet_search.tracking.job_publisher import JobPublisher
 from tinynet_search.tracking.queries import trial_rows
+from trainables.result import EpochRecord
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
 LATER = 1000 * CREATED + 10**6
@@ -82,7 +82,7 @@ def test_an_epoch_done_again_after_damage(storage: Path, uri: str, restarted: bo
     publisher.sync_once()
     window = Window(uri, f"damaged-{restarted}")
     assert window.points(a.run) == wanted_points(epoch_records(a, 4, again=3))
-    assert window.points(b.run) == wanted_points(ended["epochs"])
+    assert window.points(b.run) == wanted_points(ended.epochs)
     assert window.points(c.run) == wanted_points(epoch_records(c, 3))
     assert window.statuses() == ["FINISHED", "RUNNING", "RUNNING"]
     publisher = search.publisher(uri) if restarted else publisher
@@ -126,7 +126,7 @@ def test_a_failed_trial_trained_again(storage: Path, uri: str, seen_between: boo
     publisher.sync_once()
     publisher.finish("FINISHED", LATER)
     window = Window(uri, name)
-    assert window.points(b.run) == wanted_points(result["epochs"])
+    assert window.points(b.run) == wanted_points(result.epochs)
     assert {run: r.data.tags["frontier"] for run, r in window.runs.items()} == {
         a.run: "false",
         b.run: "true",
@@ -147,7 +147,7 @@ def test_a_search_published_whole_and_retried_while_mlflow_was_down(
     set_aside(search, b)
     result = search.end(b, again=2)
     published(search, uri)
-    assert Window(uri, "sealed").points(b.run) == wanted_points(result["epochs"])
+    assert Window(uri, "sealed").points(b.run) == wanted_points(result.epochs)
     third = search.publisher(uri)
     third.sync_once()
     assert third.epochs_sent == 0
@@ -170,7 +170,7 @@ def test_a_seal_is_broken_before_the_next_trial(storage: Path, uri: str) -> None
     published(search, uri)
     window = Window(uri, "broken")
     assert (window.points(b.run), window.statuses()) == (
-        wanted_points(ended["epochs"]),
+        wanted_points(ended.epochs),
         ["FINISHED", "FINISHED"],
     )
 
@@ -195,7 +195,7 @@ def test_a_trial_that_ends_between_two_looks_is_not_taken_for_sealed(
     second.sync_once()
     second.finish("FINISHED", LATER)
     window = Window(uri, "quick")
-    assert window.points(b.run) == wanted_points(result["epochs"])
+    assert window.points(b.run) == wanted_points(result.epochs)
     assert {run: r.data.tags["frontier"] for run, r in window.runs.items()} == {
         a.run: "false",
         b.run: "true",
@@ -220,7 +220,7 @@ def test_two_publishers_that_delete_each_others_doubles(storage: Path, uri: str)
     published(search, uri)
     window = Window(uri, "pair")
     assert {run: window.points(run) for run in window.runs} == {
-        run: wanted_points(r["epochs"]) for run, r in results.items()
+        run: wanted_points(r.epochs) for run, r in results.items()
     }
     assert window.parent.data.tags["tinynet.whole"]
 
@@ -337,8 +337,8 @@ class JobWindow:
         )
 
 
-def stamps(epochs: list[dict[str, Any]]) -> list[tuple[int, int]]:
-    return [(epoch["epoch"], epoch["ts"]) for epoch in epochs]
+def stamps(epochs: Sequence[EpochRecord]) -> list[tuple[int, int]]:
+    return [(epoch.epoch, epoch.ts) for epoch in epochs]
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -363,12 +363,12 @@ def test_a_job_follows_its_directory_too(storage: Path, uri: str, restarted: boo
     assert synced().points == stamps(epoch_records(candidate, 4, again=3))
     result = search.end(candidate, 3, failed=True)
     window = synced()
-    assert (window.points, window.run.info.status) == (stamps(result["epochs"]), "FAILED")
+    assert (window.points, window.run.info.status) == (stamps(result.epochs), "FAILED")
     set_aside(search, candidate)
     result = search.end(candidate, again=1)
     publisher = JobPublisher(search.store, [job], uri, warn=pytest.fail)
     window = synced()
-    assert (window.points, window.run.info.status) == (stamps(result["epochs"]), "FINISHED")
+    assert (window.points, window.run.info.status) == (stamps(result.epochs), "FINISHED")
     before = publisher.epochs_sent
     synced()
     assert publisher.epochs_sent == (0 if restarted else before)

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from tinynet_search.store.directory import SearchStore
 from tinynet_search.tracking import background
 from tinynet_search.tracking.publisher import Publisher
 from tinynet_search.tracking.sync import sync_search
+from trainables.result import TrialResult
+from trainables.run_name import RunName
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
 
@@ -78,17 +80,17 @@ def persevere(publisher: Publisher, most: int = 80) -> int:
 
 
 def check_whole(
-    uri: str, search: Search, results: dict[str, dict[str, Any]], frontier: set[str]
+    uri: str, search: Search, results: Mapping[RunName, TrialResult], frontier: set[RunName]
 ) -> None:
     """One run a trial with every epoch once, one parent, nothing running, one version of each formula."""
-    window = Window(uri, search.plan["search"])
+    window = Window(uri, search.plan.search)
     assert set(window.runs) == set(results)
     assert window.parent.info.status == "FINISHED"
     for run, result in results.items():
-        assert window.points(run) == wanted_points(result["epochs"]), run
+        assert window.points(run) == wanted_points(result.epochs), run
         status, end = (
-            ("FINISHED" if result["status"] == "finished" else "FAILED"),
-            int(1000 * result["ended"]),
+            ("FINISHED" if result.finished else "FAILED"),
+            int(1000 * result.ended),
         )
         assert (window.runs[run].info.status, window.runs[run].info.end_time) == (status, end)
     assert {run for run, r in window.runs.items() if r.data.tags["frontier"] == "true"} == frontier
@@ -164,7 +166,7 @@ def test_any_call_may_fail_at_any_moment(
     search = Search(tmp_path, name, twists=5)
     proxy.randomly(seed, 0.25, [mode for mode in QUICK if mode != "slow"])
     done = dict.fromkeys([candidate.run for candidate in search.candidates], 0)
-    ended: dict[str, dict[str, Any]] = {}
+    ended: dict[RunName, TrialResult] = {}
     publisher = search.publisher(proxy.url)
     while len(ended) < len(search.candidates):
         candidate = chance.choice([c for c in search.candidates if c.run not in ended])
@@ -195,7 +197,7 @@ def test_down_for_any_length_and_back(
     publisher = search.publisher(proxy.url, said)
     publisher.start(interval=0.05)
     wait_until(lambda: bool(said), 30)
-    ended: dict[str, dict[str, Any]] = {}
+    ended: dict[RunName, TrialResult] = {}
     modes = ["refused", "hanging", "500", "lost", "cut"]
     longest = 0.0
     for mode, candidate in zip(modes, search.candidates, strict=True):
@@ -403,5 +405,5 @@ def test_a_whole_search_while_mlflow_comes_and_goes(
         for run, result in found.items()
     }
     assert window.statuses() == ["FINISHED"] * 6
-    on_it = {row["run"] for row in outcome.frontier}
+    on_it = {row.run for row in outcome.frontier}
     assert {run for run, r in window.runs.items() if r.data.tags["frontier"] == "true"} == on_it

@@ -33,7 +33,7 @@ def test_a_search_and_its_frontier_on_postgres(server: str, database: str, tmp_p
     tracking_scale.publish(search, server)
     window = Window(server, tracking_scale.NAME)
     assert {run: window.points(run) for run in window.runs} == {
-        run: wanted_points(r["epochs"]) for run, r in results.items()
+        run: wanted_points(r.epochs) for run, r in results.items()
     }
     assert (window.parent.info.status, window.statuses()) == ("FINISHED", ["FINISHED"] * 10)
     assert sync_search(search.store, server).epochs == 0

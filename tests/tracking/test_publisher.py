@@ -24,8 +24,10 @@ from tests.tracking.helpers import (
     wanted_points,
 )
 from tinynet_search import TrackingError, frontier_models
+from tinynet_search.cli.main import run as run_command
 from tinynet_search.mlflow_client.connection import resolve_uri
 from tinynet_search.plan.candidates import candidate_of
+from tinynet_search.store.schema import FinalRow, FrontierRow
 from tinynet_search.tracking.background import Background
 from tinynet_search.tracking.publisher import Publisher
 from tinynet_search.tracking.queries import trial_rows
@@ -70,20 +72,19 @@ def test_every_trial_and_epoch_arrives_exactly_once(storage: Path, uri: str) -> 
     real = ("c", "macs", "params", "resolution", "activation_bytes")
     for candidate, result in zip((first, second), results, strict=True):
         run = window.runs[candidate.run]
-        assert window.points(candidate.run) == wanted_points(result["epochs"])
+        assert window.points(candidate.run) == wanted_points(result.epochs)
         assert (run.info.status, run.info.end_time) == ("FINISHED", 1000 * CREATED + 500_250)
-        assert run.info.start_time == min(result["epochs"][0]["ts"] - 9500, 1000 * CREATED + 50_500)
-        assert run.data.metrics["final_top1"] == result["metrics"]["top1"]
+        assert run.info.start_time == min(result.epochs[0].ts - 9500, 1000 * CREATED + 50_500)
+        assert run.data.metrics["final_top1"] == result.top1
         figures = {key: run.data.metrics[key] for key in ("r", "d", "w", *real)}
         assert list(figures.values()) == [
             *candidate.spec.rdw,
-            *(candidate.network[key] for key in real),
+            *(getattr(candidate.network, key) for key in real),
         ]
         assert {key: float(run.data.params[key]) for key in figures} == figures
         assert run.data.tags["mlflow.parentRunId"] == window.parent.info.run_id
     assert (
-        window.runs[first.run].info.run_name
-        == f"r0.86 d1.20 w1.00 · {first.network['resolution']}px"
+        window.runs[first.run].info.run_name == f"r0.86 d1.20 w1.00 · {first.network.resolution}px"
     )
 
     assert window.points(running.run) == wanted_points(epoch_records(running, 2))
@@ -98,7 +99,7 @@ def test_every_trial_and_epoch_arrives_exactly_once(storage: Path, uri: str) -> 
     fourth = search.end(running)
     again.sync_once()
     later = Window(uri, "arrives")
-    assert later.points(running.run) == wanted_points(fourth["epochs"])
+    assert later.points(running.run) == wanted_points(fourth.epochs)
     assert later.runs[running.run].info.status == "FINISHED"
 
 
@@ -112,7 +113,7 @@ def test_parent_tells_what_was_planned(storage: Path, uri: str) -> None:
         1000 * CREATED,
         "FINISHED",
     )
-    assert parent.data.params["recipe.lr"] == str(search.plan["recipe"]["lr"])
+    assert parent.data.params["recipe.lr"] == str(search.plan.recipe.lr)
     assert parent.data.params["space.band"] == "[0.03, 1.05]"
     assert parent.data.params["data.settings.name"] == "petals"
     assert "frontier_models('planned')" in parent.data.tags["mlflow.note.content"]
@@ -131,7 +132,7 @@ def test_a_longer_budget_is_a_run_of_its_own(storage: Path, uri: str) -> None:
     search = Search(storage, "longer")
     search.end(search.candidates[0])
     search.publisher(uri).sync_once()
-    grown = {**search.plan, "recipe": {**search.plan["recipe"], "epochs": 6}}
+    grown = search.plan.model_copy(update={"recipe": search.plan.recipe_for(6)})
     longer = candidate_of(grown, search.candidates[0].spec.network())
     search.end(longer)
     publisher = Publisher(search.store, grown, uri, warn=pytest.fail)
@@ -140,7 +141,9 @@ def test_a_longer_budget_is_a_run_of_its_own(storage: Path, uri: str) -> None:
     assert set(Window(uri, "longer").runs) == {search.candidates[0].run, longer.run}
 
 
-def test_frontier_formula_and_finals(storage: Path, uri: str) -> None:
+def test_frontier_formula_and_finals(
+    storage: Path, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     search = Search(storage, "concluded", twists=4)
     for candidate in search.candidates[:3]:
         search.end(candidate)
@@ -149,15 +152,7 @@ def test_frontier_formula_and_finals(storage: Path, uri: str) -> None:
         search.plan, get_space("efficientnet_mini").network((0.9, 0.9, 0.9), 10), kind="final"
     )
     a, b, c, _ = search.candidates
-    labels = [
-        {
-            "run": final.run,
-            "label": "tiny formula",
-            "c": 0.5,
-            "rdw": [0.9, 0.9, 0.9],
-            "spec": final.spec.to_json(),
-        }
-    ]
+    labels = [FinalRow(run=final.run, label="tiny formula", c=0.5, spec=final.spec)]
     publisher = search.publisher(uri)
     publisher.watch([final])
     publisher.conclude(search.rows([a, b]), FORMULA_TEXT, labels)
@@ -196,31 +191,37 @@ def test_frontier_formula_and_finals(storage: Path, uri: str) -> None:
     assert list(models["id"]) == [m.id for m in sorted((a, c), key=lambda m: m.c)]
     row = models[models["id"] == a.id].iloc[0]
     figures = (row["r"], row["d"], row["w"], row["c"], row["macs"], row["resolution"])
-    assert figures == (*a.spec.rdw, a.c, a.network["macs"], a.network["resolution"])
+    assert figures == (*a.spec.rdw, a.c, a.network.macs, a.network.resolution)
     assert (row["search"], row["frontier"], row["pareto_rank"], row["status"]) == (
         "concluded",
         True,
         2,
         "FINISHED",
     )
-    assert row["top1"] == epoch_records(a, 4)[-1]["top1"]
+    assert row["top1"] == epoch_records(a, 4)[-1].top1
     rows = trial_rows("concluded", tracking_uri=uri, all_trials=True)
     assert [row.status for row in rows].count("FAILED") == 1 and len(rows) == 4
     shown = [asdict(row) for row in rows]
     assert json.loads(json.dumps(shown)) == shown
+    assert run_command(["frontier", "--search", "concluded", "--storage", str(storage)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(cells[0], cells[4], cells[-1]) for cells in lines[-2:]] == [
+        (m.id, str(m.network.resolution), {c.id: "1", a.id: "2"}[m.id])
+        for m in sorted((a, c), key=lambda m: m.c)
+    ]
     check_artifacts_and_registry(uri, after, search.rows([c, a]))
     on_frontier = [row for row in rows if row.frontier]
     assert trial_rows("concluded", tracking_uri=uri) == on_frontier
 
 
-def check_artifacts_and_registry(uri: str, window: Window, rows: list[dict[str, Any]]) -> None:
+def check_artifacts_and_registry(uri: str, window: Window, rows: list[FrontierRow]) -> None:
     import mlflow
     from mlflow.artifacts import load_text
 
     mlflow.set_tracking_uri(uri)
     try:
         base = f"runs:/{window.parent.info.run_id}"
-        assert json.loads(load_text(f"{base}/frontier.json")) == rows
+        assert json.loads(load_text(f"{base}/frontier.json")) == [row.to_json() for row in rows]
         assert (
             load_text(f"{base}/frontier.csv").splitlines()[0]
             == "id,r,d,w,resolution,c,macs,params,top1,pareto_rank"
@@ -297,7 +298,7 @@ def test_the_thread_follows_a_search_to_its_end(storage: Path, uri: str) -> None
     assert resumed.close(60)
     ended = Window(uri, "followed")
     assert (ended.parent.info.status, ended.statuses()) == ("FINISHED", ["FINISHED", "FINISHED"])
-    assert ended.points(second.run) == wanted_points(result["epochs"])
+    assert ended.points(second.run) == wanted_points(result.epochs)
     assert said == []
 
 
@@ -338,7 +339,7 @@ def test_lost_answers_leave_no_second_run(
     window = Window(uri, "lost")
     assert len(window.runs) == 3
     for candidate, result in zip(search.candidates, results, strict=True):
-        assert window.points(candidate.run) == wanted_points(result["epochs"])
+        assert window.points(candidate.run) == wanted_points(result.epochs)
     assert window.statuses() == ["FINISHED"] * 3
 
 
@@ -346,7 +347,7 @@ def test_searches_are_found_by_name_and_the_newest_first(
     storage: Path, uri: str, tmp_path: Path
 ) -> None:
     newest = Search(tmp_path, "newest", twists=1, space="efficientnet_b0")
-    newest.plan["created"] = CREATED + 1000
+    newest.plan = newest.plan.model_copy(update={"created": CREATED + 1000})
     newest.end(newest.candidates[0])
     newest.publisher(uri).sync_once()
     (row,) = trial_rows(tracking_uri=uri, all_trials=True)

@@ -27,6 +27,7 @@ from tinynet_search.formula.files import read_text
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.store.directory import FINALS, FORMULA, FRONTIER
+from tinynet_search.store.schema import FinalRow
 from tinynet_search.tracking.queries import trial_rows
 from tinynet_search.tracking.sync import sync_search
 
@@ -119,15 +120,9 @@ def test_sync_catches_up_on_a_real_server(tmp_path: Path, server: str) -> None:
         epochs=5,
     )
     results[final.run] = search.end(final)
-    row = {
-        "run": final.run,
-        "label": "inverse giant",
-        "c": 0.5,
-        "rdw": [0.9, 0.9, 0.9],
-        "spec": final.spec.to_json(),
-    }
-    search.store.write_json(FINALS, [row])
-    search.store.write_json(FRONTIER, search.rows([b, c]))
+    row = FinalRow(run=final.run, label="inverse giant", c=0.5, spec=final.spec)
+    search.store.write_rows(FINALS, [row])
+    search.store.write_rows(FRONTIER, search.rows([b, c]))
     search.store.folder.write(FORMULA, published().encode())
     # The trial that was under way is sent from its start, as a new publisher knows nothing.
     assert sync_search(search.store, server).epochs == 4 + 4 + 5
@@ -137,7 +132,7 @@ def test_sync_catches_up_on_a_real_server(tmp_path: Path, server: str) -> None:
     for window in (whole, again):
         assert (window.parent.info.status, window.statuses()) == ("FINISHED", ["FINISHED"] * 5)
         assert {run: window.points(run) for run in window.runs} == {
-            run: wanted_points(r["epochs"]) for run, r in results.items()
+            run: wanted_points(r.epochs) for run, r in results.items()
         }
     assert again.parent.to_dictionary() == whole.parent.to_dictionary()
     assert again.runs[final.run].data.tags["label"] == "inverse giant"
@@ -208,5 +203,5 @@ def test_a_server_that_comes_back_gets_everything(
     down[0] = False
     assert publisher.close(60)
     window = Window(server, "comes-back")
-    assert window.points(search.candidates[0].run) == wanted_points(result["epochs"])
+    assert window.points(search.candidates[0].run) == wanted_points(result.epochs)
     assert len(said) == 1

@@ -14,6 +14,7 @@ from tinynet_search.tracking import publisher
 from tinynet_search.tracking import registered_models as weights
 from tinynet_search.tracking.publisher import Publisher
 from tinynet_search.tracking.sync import stored
+from trainables.run_name import RunName
 from trainables.storage.folder import open_folder
 
 pytestmark = pytest.mark.quick
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.quick
 
 def test_folders_of_other_names_are_left_alone(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, trials=2)
-    agreed_plan(SearchStore(config.url), config)
+    agreed_plan(SearchStore(config.url), config.resolve())
     for name in ("old search (copy)", ".trash", "umlaut-ä"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "plan.json").write_text("{}")
@@ -46,7 +47,8 @@ def test_a_result_too_large_to_be_one_is_not_read(
     """Somebody's file in a search that was published whole: it has no digest of ours."""
     config = tiny_config(tmp_path, trials=2)
     store = SearchStore(config.url)
-    plan = agreed_plan(store, config)
-    store.folder.write("results/ffffffffff-e1.json", bytes(2000))
+    plan = agreed_plan(store, config.resolve())
+    run = RunName("f" * 10, 1)
+    store.folder.write(f"results/{run}.json", bytes(2000))
     monkeypatch.setattr(publisher, "LARGE", 1000)
-    assert Publisher(store, plan, "sqlite://", warn=pytest.fail)._digest_of("ffffffffff-e1") == b""
+    assert Publisher(store, plan, "sqlite://", warn=pytest.fail)._digest_of(run) == b""

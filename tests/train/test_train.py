@@ -1,6 +1,7 @@
 """``tinynet train``: jobs in this process and on Ray, taken up and repeated, their window in MLflow, and evaluations."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from tinynet_search.store.train_job import agreed_job, read_job
 from tinynet_search.train.request import TrainRequest, make_job, settled
 from tinynet_search.train.run import _left_at, advice
 from trainables.storage.folder import LocalFolder
+from trainables.trial import write_failure
 from trainables.trial_folder import checkpoints
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
@@ -606,7 +608,10 @@ def test_what_a_failure_advises(tmp_path: Path) -> None:
         ("out of memory", f"or remove {tmp_path}/results/{job.spec.run}.json to try again"),
         ("error", f"remove {tmp_path}/results/{job.spec.run}.json to try again"),
     ):
-        assert words in advice(job, store, {"reason": reason})
+        shutil.rmtree(tmp_path / "results", ignore_errors=True)
+        assert write_failure(job.spec, store.folder, reason, "it was so")
+        result = store.result(job.spec.run)
+        assert result is not None and words in advice(job, store, result)
 
 
 @pytest.mark.quick
@@ -691,10 +696,9 @@ def test_weights_and_data_of_other_classes(
 
 def test_defaults_follow_the_space_and_the_data(tmp_path: Path) -> None:
     def chosen(space: str, name: str, classes: int, **values: Any) -> tuple[str, int]:
-        found = settled(
-            {"data": {"name": name}, **values}, space, TrainRequest(), classes=classes
-        ).get_recipe()
-        return found.name, found.epochs
+        found = settled({"data": {"name": name}, **values}, space, TrainRequest(), classes=classes)
+        recipe = found.resolve().recipe
+        return recipe.name, recipe.epochs
 
     assert chosen("efficientnet_b0", "petals", 24) == ("short", 10)
     assert chosen("efficientnet_b0", "imagenet", 100) == ("efficientnet", 100)
@@ -709,7 +713,7 @@ def test_defaults_follow_the_space_and_the_data(tmp_path: Path) -> None:
             "tinynet_e", data=str(tree), settings=["recipe.batch=8", "recipe.micro_batch=8"]
         )
     )
-    assert (job.name, job.spec.num_classes, job.spec.recipe["name"]) == (
+    assert (job.name, job.spec.num_classes, job.spec.recipe.name) == (
         "tinynet_e-pets",
         2,
         "efficientnet",
@@ -734,7 +738,7 @@ def test_a_configuration_is_a_searchs(tmp_path: Path) -> None:
     config, job = make_job(
         TrainRequest("tinynet_e", config=file, settings=["data.train=96", "recipe.lr=0.1"])
     )
-    assert (job.name, job.spec.seed, job.spec.recipe["epochs"], job.spec.recipe["lr"]) == (
+    assert (job.name, job.spec.seed, job.spec.recipe.epochs, job.spec.recipe.lr) == (
         "tinynet_e-petals",
         4,
         5,

@@ -1,10 +1,10 @@
 """A trial small enough to train in a second."""
 
-from dataclasses import asdict
 from typing import Any
 
 from trainables.data import open_data
 from trainables.recipe import get_recipe
+from trainables.result import TrialResult
 from trainables.spec import TrialSpec
 
 DATA = {"name": "petals", "train": 96, "val": 48}
@@ -23,20 +23,18 @@ def tiny_spec(
     data = data or DATA
     opened = open_data(data)
     made = get_recipe("short", **settings)
-    return TrialSpec(
-        space, 1, rdw, len(opened.class_names), asdict(made), data, opened.fingerprint, seed
-    )
+    return TrialSpec(space, 1, rdw, len(opened.class_names), made, data, opened.fingerprint, seed)
 
 
-def without_times(result: dict[str, Any]) -> dict[str, Any]:
+def without_times(result: TrialResult) -> dict[str, Any]:
     """A result with everything taken out that may differ between two runs of the same trial."""
     epochs = [
-        {k: v for k, v in e.items() if k not in ("ts", "seconds", "images_per_s")}
-        for e in result["epochs"]
+        {k: v for k, v in e.to_json().items() if k not in ("ts", "seconds", "images_per_s")}
+        for e in result.epochs
     ]
     return {
-        "status": result["status"],
-        "id": result["id"],
-        "network": result["network"],
+        "status": result.status,
+        "id": result.run.id,
+        "network": result.network,
         "epochs": epochs,
     }

@@ -7,7 +7,7 @@ import pytest
 
 from tests.search.helpers import tiny_config
 from tinynet_search.cluster.estimate import by_name, estimated, median_trial
-from tinynet_search.cluster.placement import GPU_RATE, STARTING, Placement
+from tinynet_search.cluster.placement import GPU_RATE, STARTING, ClusterRequest, Placement
 from tinynet_search.plan.candidates import TRAIN_PASSES
 from tinynet_search.plan.preview import preview
 from trainables.calibration import WARM, _Clock, images_per_s
@@ -27,8 +27,8 @@ def test_steps_are_counted_after_the_first_ones(monkeypatch: pytest.MonkeyPatch)
 
 def test_an_epoch_that_is_over_before_tells_itself(tmp_path: Path) -> None:
     """As fast as the epochs of a whole training say, and nothing is left behind."""
-    config = tiny_config(tmp_path, "data.train=960", trials=3)
-    spec = median_trial(config, preview(config)["candidates"])
+    inputs = tiny_config(tmp_path, "data.train=960", trials=3).resolve()
+    spec = median_trial(inputs, preview(inputs).candidates)
     short, by_steps = images_per_s(spec, 60.0), images_per_s(spec, 0.5)
     assert short > 0
     assert 0.2 < by_steps / short < 5
@@ -38,7 +38,8 @@ def test_an_epoch_that_is_over_before_tells_itself(tmp_path: Path) -> None:
 def test_an_estimate_is_the_sum_of_its_parts(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "run.executor=ray_train", "scaling.gpus=1")
     macs = [3600 * GPU_RATE] * 4
-    found = estimated(Placement(config, 2), macs, GPU_RATE, "assumed")
+    request = ClusterRequest.of(config, config.resolve())
+    found = estimated(Placement(request, 2), macs, GPU_RATE, "assumed")
     assert found.wall_seconds == pytest.approx(2 * (3600 + STARTING))
     assert found.worker_hours == pytest.approx(4 * (3600 + STARTING) / 3600)
     rate, source = by_name("A100", "resnet50")
@@ -49,8 +50,8 @@ def test_an_estimate_is_the_sum_of_its_parts(tmp_path: Path) -> None:
 
 
 def test_the_trial_in_the_middle_is_chosen(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, trials=5)
-    rows = preview(config)["candidates"]
-    spec = median_trial(config, rows)
+    inputs = tiny_config(tmp_path, trials=5).resolve()
+    rows = preview(inputs).candidates
+    spec = median_trial(inputs, rows)
     assert TRAIN_PASSES == 3
-    assert sorted(row["macs"] for row in rows)[2] == spec.network().macs
+    assert sorted(row.macs for row in rows)[2] == spec.network().macs

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tests.trainables.helpers import tiny_spec
 from trainables import trainer as classification
 from trainables.execution import Execution
+from trainables.result import EpochRecord, TrialResult
 from trainables.spec import Alone, TrialSpec
 from trainables.stopping import Stopped
 from trainables.storage.folder import LocalFolder
@@ -26,7 +27,7 @@ class Rank:
     rank: int
     world_size: int
 
-    def report(self, metrics: Any) -> None:
+    def report(self, record: EpochRecord) -> None:
         return None
 
 
@@ -102,19 +103,22 @@ def test_one_two_and_four_ranks_agree(tmp_path: Path, ranks: str) -> None:
     """Four micro-batches a step as 1 x 4, 2 x 2 and 4 x 1: weights and running statistics to 2e-5, top-1 the same."""
     spec = tiny_spec(epochs=2, batch=32, micro_batch=8, ranks=ranks, dropout=0.1)
     weights = {world: train(spec, world, tmp_path / str(world)) for world in (1, 2, 4)}
-    results = {
-        world: read_result(LocalFolder(tmp_path / str(world)), spec.run) or {}
-        for world in (1, 2, 4)
-    }
+    results = {world: _finished(spec, tmp_path / str(world)) for world in (1, 2, 4)}
     for world in (2, 4):
         for key, value in weights[1].items():
             torch.testing.assert_close(
                 weights[world][key], value, rtol=2e-4, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}"
             )
-        assert results[world]["workers"] == world
-        assert results[world]["metrics"]["top1"] == pytest.approx(
-            results[1]["metrics"]["top1"], abs=100 / 48
+        assert results[world].workers == world
+        assert results[world].epochs[-1].top1 == pytest.approx(
+            results[1].epochs[-1].top1, abs=100 / 48
         )
+
+
+def _finished(spec: TrialSpec, root: Path) -> TrialResult:
+    result = read_result(LocalFolder(root), spec.run)
+    assert result is not None and result.finished
+    return result
 
 
 @pytest.mark.parametrize("saves", [2, 3])
@@ -130,5 +134,5 @@ def test_four_ranks_that_stop_end_with_the_same_bits(tmp_path: Path, saves: int)
 
 def test_workers_must_share_the_micro_batches(tmp_path: Path) -> None:
     result = run_trial(tiny_spec(batch=32, micro_batch=32), str(tmp_path), Rank(0, 2))
-    assert result["status"] == "failed"
-    assert "use a divisor of 1" in result["detail"]
+    assert result.status == "failed"
+    assert "use a divisor of 1" in (result.detail or "")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.trainables.helpers import tiny_spec, without_times
+from trainables.result import EpochRecord
 from trainables.spec import Alone
 from trainables.storage.folder import (
     ArrowFolder,
@@ -178,8 +179,8 @@ class Stops(Alone):
     def __init__(self, after: Callable[[int], None]) -> None:
         object.__setattr__(self, "_after", after)
 
-    def report(self, metrics: Any) -> None:
-        self._after(metrics["epochs_done"])  # type: ignore[attr-defined]
+    def report(self, record: EpochRecord) -> None:
+        self._after(record.epoch)  # type: ignore[attr-defined]
 
 
 def _filled(place: Path, leave: int) -> Path:

@@ -1,6 +1,5 @@
 """The demo's recipe really learns, and how much depends on the twist."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,10 @@ from trainables.trial import run_trial
 def _top1(rdw: tuple[float, float, float], root: Path) -> float:
     data = {"name": "petals", "val": 480}
     fingerprint = open_data(data).fingerprint
-    spec = TrialSpec(
-        "efficientnet_mini", 1, rdw, 24, asdict(get_recipe("short")), data, fingerprint, 0
-    )
-    return run_trial(spec, str(root), Alone())["metrics"]["top1"]
+    spec = TrialSpec("efficientnet_mini", 1, rdw, 24, get_recipe("short"), data, fingerprint, 0)
+    result = run_trial(spec, str(root), Alone())
+    assert result.finished
+    return result.epochs[-1].top1
 
 
 def test_fine_detail_needs_pixels(tmp_path: Path) -> None:
@@ -37,5 +36,5 @@ def test_every_family_trains(space: str, rdw: tuple[float, float, float], tmp_pa
     result = run_trial(
         tiny_spec(rdw, space=space, epochs=4, dropout=0.1, drop_path=0.1), str(tmp_path), Alone()
     )
-    assert result["status"] == "finished"
-    assert result["epochs"][-1]["train_loss"] < result["epochs"][0]["train_loss"]
+    assert result.status == "finished"
+    assert result.epochs[-1].train_loss < result.epochs[0].train_loss

@@ -104,8 +104,8 @@ def test_a_space_that_fails_with_files(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("search_spaces.efficientnet.EfficientNetSpace.build", build)
     result = run_trial(spec(), str(tmp_path), Alone())
-    assert (result["status"], result["reason"]) == ("failed", "error")
-    assert "table.csv" in result["detail"]
+    assert (result.status, result.reason) == ("failed", "error")
+    assert "table.csv" in (result.detail or "")
 
 
 def test_the_stop_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_a_longer_training_goes_on_from_a_shorter(tmp_path: Path) -> None:
     first = run_trial(short, str(tmp_path / "on"), Alone())
     assert checkpoints(LocalFolder(tmp_path / "on" / short.folder)) == ["epoch-0002"]
     on = run_trial(long, str(tmp_path / "on"), Alone())
-    assert on["epochs"][:2] == first["epochs"]
+    assert on.epochs[:2] == first.epochs
     assert read_result(LocalFolder(tmp_path / "on"), short.run) == first
     once = run_trial(long, str(tmp_path / "once"), Alone())
     assert without_times(on) == without_times(once)
@@ -153,8 +153,8 @@ def test_a_cosine_schedule_starts_anew(tmp_path: Path) -> None:
     first = run_trial(short, str(tmp_path), Alone())
     assert checkpoints(LocalFolder(tmp_path / short.folder)) == []
     second = run_trial(long, str(tmp_path), Alone())
-    assert [e["epoch"] for e in second["epochs"]] == [1, 2]
-    assert second["epochs"][0]["ts"] > first["epochs"][0]["ts"]
+    assert [e.epoch for e in second.epochs] == [1, 2]
+    assert second.epochs[0].ts > first.epochs[0].ts
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_a_failure_from_outside(tmp_path: Path) -> None:
     assert write_failure(trial, root, "hung", "no epoch")
     assert not write_failure(trial, root, "hung", "again")
     found = run_trial(trial, root.url, Alone())
-    assert (found["status"], found["reason"], found["detail"], len(found["epochs"])) == (
+    assert (found.status, found.reason, found.detail, len(found.epochs)) == (
         "failed",
         "hung",
         "no epoch",
@@ -174,7 +174,7 @@ def test_a_failure_from_outside(tmp_path: Path) -> None:
     )
     root.remove(f"results/{trial.run}.json")
     again = run_trial(trial, root.url, Alone())
-    assert again["epochs"][0] == found["epochs"][0]
+    assert again.epochs[0] == found.epochs[0]
     assert without_times(again) == without_times(run_trial(trial, str(tmp_path / "whole"), Alone()))
 
 

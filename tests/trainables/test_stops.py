@@ -152,7 +152,7 @@ def test_a_checkpoint_of_another_version_is_passed_over(
     file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 1}))
     saves[0] = 10**9
     with caplog.at_level(logging.WARNING, "tinynet"):
-        assert run_trial(trial, str(tmp_path), Alone())["status"] == "finished"
+        assert run_trial(trial, str(tmp_path), Alone()).status == "finished"
     assert "it is of version 1" in caplog.text
 
 
@@ -164,9 +164,9 @@ def test_a_loss_that_is_finite_and_far_off_has_diverged(tmp_path: Path) -> None:
     assert watch.finish() == 3.0
     assert FAR > 100  # early spikes are no divergence
     result = run_trial(spec(lr=1e8, optimizer="sgd"), str(tmp_path), Alone())
-    assert (result["status"], result["reason"]) == ("failed", "diverged")
-    assert "at epoch 1, step" in result["detail"]
-    assert result["epochs"] == []
+    assert (result.status, result.reason) == ("failed", "diverged")
+    assert "at epoch 1, step" in (result.detail or "")
+    assert result.epochs == []
 
 
 def test_weights_that_diverge_in_the_last_step(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_weights_that_diverge_in_the_last_step(tmp_path: Path) -> None:
             epochs=1, batch=96, micro_batch=96, optimizer="sgd", lr=lr, warmup_epochs=0
         )
         result = run_trial(trial, str(tmp_path / str(lr)), Alone())
-        assert (result["status"], result["reason"], result["epochs"]) == ("failed", "diverged", [])
+        assert (result.status, result.reason, result.epochs) == ("failed", "diverged", [])
         assert list((tmp_path / str(lr)).glob("trials/*/*")) == []
 
 
@@ -196,7 +196,7 @@ def test_a_damaged_progress_file_is_passed_over(tmp_path: Path, saves: list[int]
         assert newest_checkpoint(folder, trial.run) == before
     folder.write(name, body.replace(b'"seconds"', b'"secands"'))
     saves[0] = 10**9
-    assert run_trial(trial, str(tmp_path), Alone(), EVERY)["status"] == "finished"
+    assert run_trial(trial, str(tmp_path), Alone(), EVERY).status == "finished"
 
 
 OUT_OF_MEMORY = """
@@ -208,7 +208,7 @@ spec, small = (TrialSpec.from_json(values) for values in json.loads(sys.argv[1])
 run_trial(small, sys.argv[2], Alone())  # everything is imported and warm
 held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (held + 600 * 2**20, resource.RLIM_INFINITY))
-print(json.dumps(run_trial(spec, sys.argv[2], Alone())))
+print(json.dumps(run_trial(spec, sys.argv[2], Alone()).to_json()))
 """
 
 
@@ -236,7 +236,7 @@ def test_out_of_memory_names_what_fits(tmp_path: Path) -> None:
     assert (result["status"], result["reason"]) == ("failed", "out of memory")
     assert "recipe.micro_batch = 768 does not fit: recipe.micro_batch = " in result["detail"]
     size = int(result["detail"].split("recipe.micro_batch = ")[2].split()[0])
-    assert size in list(smaller(big.get_recipe()))
+    assert size in list(smaller(big.recipe))
     assert "of a batch of 768" in result["detail"]
 
 
@@ -254,11 +254,10 @@ def test_every_switch_trains(tmp_path: Path) -> None:
         "bf16": Execution(precision="bf16"),
     }.items():
         result = run_trial(spec(epochs=2), str(tmp_path / name), Alone(), execution)
-        assert result["execution"] == asdict(execution)
+        assert result.execution == execution
+        assert result.to_json()["execution"] == asdict(execution)
         far = 0.05 if name == "bf16" else 1e-3
-        assert result["epochs"][0]["train_loss"] == pytest.approx(
-            plain["epochs"][0]["train_loss"], rel=far
-        )
+        assert result.epochs[0].train_loss == pytest.approx(plain.epochs[0].train_loss, rel=far)
 
 
 def test_auto_is_decided_by_device_and_length() -> None:
@@ -278,7 +277,7 @@ def test_synchronised_batch_norm_needs_a_gpu(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     result = run_trial(spec(sync_bn=True), str(tmp_path), Alone())
-    assert (result["reason"], result["detail"]) == (
+    assert (result.reason, result.detail) == (
         "recipe",
         "sync_bn: synchronised batch norm exists on GPUs only",
     )

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainables.helpers import DATA, tiny_spec, without_times
+from trainables.result import EpochRecord
 from trainables.spec import Alone, TrialSpec
 from trainables.storage.folder import LocalFolder
 from trainables.trainer import Trainer
 from trainables.trial import run_trial
-from trainables.trial_folder import newest_progress, read_result
+from trainables.trial_folder import newest_progress, read_result, result_name
 
 
 class Stopped(BaseException):
@@ -25,7 +26,7 @@ class StopAfter(Alone):
     def __init__(self, epochs: int) -> None:
         object.__setattr__(self, "left", epochs)
 
-    def report(self, metrics: Any) -> None:
+    def report(self, record: EpochRecord) -> None:
         object.__setattr__(self, "left", self.left - 1)  # type: ignore[attr-defined]
         if self.left == 0:  # type: ignore[attr-defined]
             raise Stopped
@@ -38,16 +39,20 @@ def weights(root: Path, spec: TrialSpec) -> dict[str, torch.Tensor]:
 def test_result(tmp_path: Path) -> None:
     spec = tiny_spec()
     result = run_trial(spec, str(tmp_path), Alone())
-    assert result["status"] == "finished"
-    assert [e["epoch"] for e in result["epochs"]] == [1, 2, 3]
-    assert result["metrics"] == result["epochs"][-1]
-    assert result["metrics"]["top1"] == result["metrics"]["top1_ema"]
-    assert read_result(LocalFolder(tmp_path), spec.run) == json.loads(json.dumps(result))
+    assert result.status == "finished"
+    assert [e.epoch for e in result.epochs] == [1, 2, 3]
+    assert result.metrics == result.epochs[-1]
+    assert result.metrics is not None
+    assert result.top1 == result.metrics.top1 == result.metrics.top1_ema
+    assert read_result(LocalFolder(tmp_path), spec.run) == result
+    assert json.loads((tmp_path / result_name(spec.run)).read_text()) == json.loads(
+        json.dumps(result.to_json())
+    )
     assert sorted(p.name for p in (tmp_path / spec.folder).iterdir()) == [
         "config.json",
         "weights.safetensors",
     ]
-    assert run_trial(spec, str(tmp_path), Alone()) == json.loads(json.dumps(result))
+    assert run_trial(spec, str(tmp_path), Alone()) == result
 
 
 def test_weights_are_the_ones_that_scored(tmp_path: Path) -> None:
@@ -60,7 +65,7 @@ def test_weights_are_the_ones_that_scored(tmp_path: Path) -> None:
     missing, unexpected = trainer.model.load_state_dict(weights(tmp_path, spec), strict=False)
     assert all(name.endswith("num_batches_tracked") for name in missing)
     assert unexpected == []
-    assert trainer._scores()[0].top1 == result["metrics"]["top1"]
+    assert trainer._scores()[0].top1 == result.epochs[-1].top1
 
 
 @pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop_tf", "sgd", "adamw"])
@@ -103,8 +108,8 @@ def test_uncommitted_checkpoint_is_nothing(tmp_path: Path) -> None:
 def test_divergence_is_a_result(tmp_path: Path) -> None:
     spec = tiny_spec(lr=1e30, optimizer="sgd", warmup_epochs=0.0)
     result = run_trial(spec, str(tmp_path), Alone())
-    assert (result["status"], result["reason"], result["metrics"]) == ("failed", "diverged", {})
-    assert "epoch 1, step" in result["detail"]
+    assert (result.status, result.reason, result.metrics) == ("failed", "diverged", None)
+    assert "epoch 1, step" in (result.detail or "")
     assert run_trial(spec, str(tmp_path), Alone()) == result
 
 
@@ -120,7 +125,7 @@ def test_failures_of_the_trial_are_results(tmp_path: Path, monkeypatch: pytest.M
 
         monkeypatch.setattr(Trainer, "run", broken)
         result = run_trial(tiny_spec(), str(tmp_path / reason.replace(" ", "-")), Alone())
-        assert (result["status"], result["reason"]) == ("failed", reason)
+        assert (result.status, result.reason) == ("failed", reason)
 
 
 def test_storage_that_fails_is_not_the_trials_fault(
@@ -162,7 +167,7 @@ def test_the_first_result_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         answers = iter([None, read_result(LocalFolder(tmp_path), tiny_spec(epochs=1).run)])
         patch.setattr("trainables.trial.read_result", lambda *_: next(answers))
         second = run_trial(tiny_spec(epochs=1), str(tmp_path), Alone())
-    assert second == json.loads(json.dumps(first))
+    assert second == first
 
 
 def test_changed_data_is_refused(tmp_path: Path) -> None:
@@ -170,7 +175,7 @@ def test_changed_data_is_refused(tmp_path: Path) -> None:
 
     spec = replace(tiny_spec(), data={**DATA, "train": 120})
     result = run_trial(spec, str(tmp_path), Alone())
-    assert result["reason"] == "data changed"
+    assert result.reason == "data changed"
 
 
 def test_id_is_what_decides_the_result() -> None:

@@ -112,7 +112,7 @@ class CrashTally(Callback):
         ):
             return False
         self._returned[candidate.run] += 1
-        return self._store.summary(candidate.run) is None
+        return not self._store.has_result(candidate.run)
 
     def own_failure(self, candidate: Candidate) -> OwnFailure | None:
         """Of a trial that Tune gave up: how it failed by itself, None where it did not.
@@ -120,7 +120,7 @@ class CrashTally(Callback):
         It did where each of its processes died, its node lived, and no epoch was new.
         """
         failed = self._failed_tries(candidate.run)
-        if len(failed) <= self._max_failures or self._store.summary(candidate.run) is not None:
+        if len(failed) <= self._max_failures or self._store.has_result(candidate.run):
             return None
         if not all(each.began and process_died_on_live_node(each.text) for each in failed):
             return None

@@ -7,7 +7,7 @@ trial never starts again, in this job or in the next.
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 
@@ -20,6 +20,9 @@ from tinynet_search.cluster.ray_internals import (
     dead_jobs,
     placement_groups,
 )
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 # Seconds between two sweeps.
 EVERY = 5.0
@@ -53,7 +56,7 @@ def sweep() -> int:
     return len(groups)
 
 
-def waiting(trials: Mapping[str, Any]) -> set[str]:
+def waiting(trials: Mapping[str, "ActorHandle"]) -> set[str]:
     """Of these trials, those whose workers have no place on the cluster, or have lost it with a node.
 
     Args:

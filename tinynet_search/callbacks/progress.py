@@ -17,6 +17,9 @@ from ray.tune import Callback
 
 from tinynet_search.store.directory import Candidate
 from tinynet_search.text import duration, in_seconds, number, percent
+from trainables.executors import TrialTask
+from trainables.result import ResultSummary
+from trainables.run_name import RunName
 
 if TYPE_CHECKING:
     from rich import progress
@@ -50,7 +53,7 @@ class Row:
         return (
             0
             if self.state in ("finished", "failed", "lost")
-            else self.candidate.spec.recipe["epochs"] - self.epochs
+            else self.candidate.spec.recipe.epochs - self.epochs
         )
 
 
@@ -68,7 +71,7 @@ class Sums:
         self.open = 0
 
     def add(self, row: Row, sign: int) -> None:
-        size, left = row.candidate.network["macs"] / 1e9, row.epochs_left
+        size, left = row.candidate.network.macs / 1e9, row.epochs_left
         if left:
             self.open += sign
             self._left += sign * left * np.array([1.0, size, size**0.5])
@@ -120,19 +123,15 @@ class Progress(Callback):
         }
 
     def watch(
-        self, candidates: Sequence[Candidate], results: Mapping[str, Mapping[str, Any]]
+        self, candidates: Sequence[Candidate], results: Mapping[RunName, ResultSummary]
     ) -> None:
         """Add trials; those with a result (its summary) are done."""
         for candidate in candidates:
             result = results.get(candidate.run)
             with self._changed(self._added(candidate)) as row:
                 if result is not None:
-                    row.state, row.epochs, row.top1 = (
-                        result["status"],
-                        result["epochs_done"],
-                        result["metrics"].get("top1"),
-                    )
-                    row.seconds, row.timed = result["seconds"], result["epochs_done"]
+                    row.state, row.epochs, row.top1 = result.status, result.epochs_done, result.top1
+                    row.seconds, row.timed = result.seconds, result.epochs_done
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         with self._changed(self._row(trial)) as row:
@@ -191,13 +190,8 @@ class Progress(Callback):
         return self.rows[candidate.run]
 
     def _row(self, trial: Any) -> Row:
-        from trainables.spec import TrialSpec, describe
-
         row = self.rows.get(trial.config["run"])
-        if row is None:
-            spec = TrialSpec.from_json(trial.config["trial"])
-            row = self._added(Candidate(spec, describe(spec.network())))
-        return row
+        return row or self._added(Candidate.of(TrialTask.from_config(trial.config).spec))
 
     def _line(self, row: Row) -> None:
         if sys.stderr.isatty():
@@ -249,12 +243,12 @@ class Progress(Callback):
             24, self.rows.values(), key=lambda r: (order.get(r.state, 1), -(r.top1 or 0))
         ):
             r, d, w = row.candidate.spec.rdw
-            epochs = f"{row.epochs}/{row.candidate.spec.recipe['epochs']}"
+            epochs = f"{row.epochs}/{row.candidate.spec.recipe.epochs}"
             figures = (
                 number(r, 2),
                 number(d, 2),
                 number(w, 2),
-                str(row.candidate.network["resolution"]),
+                str(row.candidate.network.resolution),
                 number(row.candidate.c, 3),
                 epochs,
             )
@@ -279,7 +273,7 @@ def _trial_bar() -> "progress.Progress":
 
 def _title(row: Row) -> str:
     r, d, w = row.candidate.spec.rdw
-    return f"{row.candidate.id}  r {r:.2f}  d {d:.2f}  w {w:.2f}  {row.candidate.network['resolution']} px  c {row.candidate.c:.3f}"
+    return f"{row.candidate.id}  r {r:.2f}  d {d:.2f}  w {w:.2f}  {row.candidate.network.resolution} px  c {row.candidate.c:.3f}"
 
 
 def _last_error(trial: Any) -> str:

@@ -90,7 +90,7 @@ class Watchdog(Callback):
         try:
             root = open_folder(self._root)
             epochs = newest_progress(root.sub(spec.folder))
-            if epochs and time.time() - epochs[-1]["ts"] / 1000 < self._timeout:
+            if epochs and time.time() - epochs[-1].ts / 1000 < self._timeout:
                 return  # its report is on its way
             write_failure(
                 spec,

@@ -3,12 +3,33 @@
 import json
 import sys
 from itertools import groupby
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from tinynet_search.cli.app import SPACES, AsJson, Tracking, app
 from tinynet_search.text import apart, memory_size, millions, number, table
+
+if TYPE_CHECKING:
+    from search_spaces import SearchSpace
+    from tinynet_search.formula.baselines import Baseline
+
+
+class BaselineRow(NamedTuple):
+    """A rule at a budget, as ``--json`` has it; the network's figures are None where the rule cannot go so low."""
+
+    budget: float
+    rule: str
+    space: str
+    r: float | None = None
+    d: float | None = None
+    w: float | None = None
+    resolution: int | None = None
+    macs: int | None = None
+    c: float | None = None
+    params: int | None = None
+    activation_bytes: int | None = None
+    note: str | None = None
 
 
 @app.command()
@@ -51,7 +72,7 @@ def baselines(
             tiny = Baseline("tiny formula", None, str(error))
         rows += [(c, row) for row in (tiny, *others)]
     if as_json:
-        print(json.dumps([_figures(target, c, row) for c, row in rows], indent=1))
+        print(json.dumps([_row(target, c, row)._asdict() for c, row in rows], indent=1))
         return
 
     head = ("network", "budget", "r", "d", "w", "pixels", "FLOPs", "c", "params", "memory", "")
@@ -73,24 +94,27 @@ def baselines(
         print(f"tiny formula: {note}", file=sys.stderr)
 
 
-def _figures(space: Any, c: float, row: Any) -> dict[str, Any]:
-    names = ("resolution", "macs", "c", "params", "activation_bytes")
-    own = (
-        {**row.network.rdw._asdict(), **{name: getattr(row.network, name) for name in names}}
-        if row.network
-        else {}
+def _row(space: "SearchSpace", c: float, row: "Baseline") -> BaselineRow:
+    network = row.network
+    if network is None:
+        return BaselineRow(c, row.rule, space.name, note=row.note)
+    return BaselineRow(
+        budget=c,
+        rule=row.rule,
+        space=space.name,
+        r=network.rdw.r,
+        d=network.rdw.d,
+        w=network.rdw.w,
+        resolution=network.resolution,
+        macs=network.macs,
+        c=network.c,
+        params=network.params,
+        activation_bytes=network.activation_bytes,
+        note=row.note,
     )
-    return {
-        "budget": c,
-        "rule": row.rule,
-        "space": space.name,
-        **dict.fromkeys(("r", "d", "w", *names)),
-        **own,
-        "note": row.note,
-    }
 
 
-def _cells(c: float, row: Any, note: str) -> tuple[str, ...]:
+def _cells(c: float, row: "Baseline", note: str) -> tuple[str, ...]:
     network = row.network
     if network is None:
         return (row.rule, f"{c:g}", *[""] * 8, note)

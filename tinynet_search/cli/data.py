@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ from tinynet_search.text import exact_data_size
 
 if TYPE_CHECKING:
     from trainables.data.sources.encoded import EncodedData
+    from trainables.data.subset.build import Built
     from trainables.data.subset.selection import Selection
 
 NUM_CLASSES, IMAGES_PER_CLASS = 100, 500
@@ -89,8 +90,11 @@ def imagenet100(
     follow = (
         f"tinynet data pack --data {shlex.quote(str(out))} --out {shlex.quote(f'{out}-packed')}"
     )
-    document = {**done.record, "written": done.written, "kept": done.kept, "next": follow}
-    print(json.dumps(document, indent=1) if as_json else _text(out, document))
+    if as_json:
+        counts = {"written": done.written, "kept": done.kept, "next": follow}
+        print(json.dumps({**done.subset.to_json(), **counts}, indent=1))
+    else:
+        print(_text(out, done, follow))
 
 
 def _opened(path: Path) -> tuple[str, "EncodedData"]:
@@ -123,24 +127,23 @@ def _selection(
     )
 
 
-def _text(out: Path, done: dict[str, Any]) -> str:
-    seed = f"seed {done['seed']}"
-    how = {"seed": seed, "classes": f"classes as given, {seed}", "list": "as listed"}[
-        done["drawn_from"]
-    ]
+def _text(out: Path, done: "Built", follow: str) -> str:
+    subset, request = done.subset, done.subset.request
+    seed = f"seed {request.seed}"
+    how = {"seed": seed, "classes": f"classes as given, {seed}", "list": "as listed"}
     images = (
-        f"{done['train']} training and {done['val']} validation images of {done['classes']} classes"
+        f"{request.train} training and {request.val} validation images of {request.classes} classes"
     )
     did = (
-        f"{done['written']} images written, {done['kept']} were there"
-        if done["written"]
+        f"{done.written} images written, {done.kept} were there"
+        if done.written
         else "already complete, nothing changed"
     )
     return "\n".join(
         [
-            f"{out}: {images}, {exact_data_size(done['bytes'])} ({how})",
-            f"{did}; files.csv has SHA-256 {done['files_sha256']}",
-            f"next: {done['next']}",
+            f"{out}: {images}, {exact_data_size(subset.bytes)} ({how[request.drawn_from]})",
+            f"{did}; files.csv has SHA-256 {subset.files_sha256}",
+            f"next: {follow}",
         ]
     )
 

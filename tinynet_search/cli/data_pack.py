@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,7 @@ from tinynet_search.text import data_size, in_seconds
 
 if TYPE_CHECKING:
     from trainables.data.packed.packing import Cost, Packing
+    from trainables.data.packed.record import PackedRecord
     from trainables.data.packed.workers import Done
 
 LARGEST_R = 1.7
@@ -114,11 +115,11 @@ def pack(
     check_room(costs, str(out))
     if missing and not yes and sys.stdin.isatty():
         typer.confirm("Start?", abort=True, err=True)
-    started, before = time.monotonic(), packing.record()
+    started, before = time.monotonic(), packing.packed()
     images = sum(task.stop - task.first for task in missing)
     try:
         with ImageBar() as bar:
-            record = packing.run(count, on_error, _PackProgress(images, bar).add)
+            record = packing.pack(count, on_error, _PackProgress(images, bar).add)
     except PackingError as error:
         said = " ".join(str(error).split())
         _say(f"tinynet: {said}")
@@ -130,7 +131,7 @@ def pack(
             )
         raise typer.Exit(1) from None
     seconds = None if not missing and record == before else time.monotonic() - started
-    print(json.dumps(record, indent=1) if as_json else _text(record, out, seconds))
+    print(json.dumps(record.to_json(), indent=1) if as_json else _text(record, out, seconds))
 
 
 def _short_side(space: str, largest_r: float | None, pixels: int | None, short: int | None) -> int:
@@ -185,10 +186,10 @@ def _plan_text(packing: "Packing", costs: "Cost", missing: int) -> str:
     )
 
 
-def _text(record: dict[str, Any], out: Path, seconds: float | None) -> str:
+def _text(record: "PackedRecord", out: Path, seconds: float | None) -> str:
     """What was done; ``seconds`` is None where nothing had to be."""
-    counts, skipped = record["counts"], record["skipped"]
-    images = f"{counts['train']} training and {counts['val']} validation images, {data_size(record['bytes'])}"
+    counts, skipped = record.counts, record.skipped
+    images = f"{counts['train']} training and {counts['val']} validation images, {data_size(record.bytes)}"
     lines = [
         f"already packed, nothing changed: {images}: {out}"
         if seconds is None
@@ -198,7 +199,7 @@ def _text(record: dict[str, Any], out: Path, seconds: float | None) -> str:
         lines.append(
             f"skipped {len(skipped)} that cannot be read: {', '.join(skipped[:3])}{', ...' if len(skipped) > 3 else ''}"
         )
-    return "\n".join([*lines, f"fingerprint {record['fingerprint']}"])
+    return "\n".join([*lines, f"fingerprint {record.fingerprint}"])
 
 
 class _PackProgress:

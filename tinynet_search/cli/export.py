@@ -3,13 +3,18 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from search_spaces.errors import RequestError
 from tinynet_search.cli.app import SPACES, AsJson, app
 from tinynet_search.text import megabytes, millions, percent, table
+
+if TYPE_CHECKING:
+    from tinynet_search.export.document import Int8Cost
+    from tinynet_search.export.export import Exported
+    from trainables.spec import Settings
 
 
 @app.command()
@@ -78,53 +83,56 @@ def export(
     except ExportError as error:
         print(f"tinynet: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
-    print(json.dumps(done, indent=1) if as_json else _text(done))
+    print(json.dumps(done.to_json(), indent=1) if as_json else _text(done))
 
 
-def _settings(data: str | None, data_path: str | None) -> dict[str, Any]:
+def _settings(data: str | None, data_path: str | None) -> "Settings":
     if data_path is None:
         return {"name": data}
     from trainables.data.detect import detected
 
-    found = dict(detected(data_path))
-    if data not in (None, found["name"]):
+    settings = detected(data_path)
+    if data not in (None, settings["name"]):
         raise RequestError(f"--data {data} and --data-path are two sets: give one")
-    return found
+    return settings
 
 
-def _text(done: dict[str, Any]) -> str:
-    figures = done["network"]
-    size = f"{figures['resolution']} px, {millions(figures['macs'])} FLOPs, {millions(figures['params'], 2)} params"
+def _text(done: "Exported") -> str:
+    from tinynet_search.export.document import QuantisedFile
+
+    config, figures = done.config, done.config.network
+    size = f"{figures.resolution} px, {millions(figures.macs)} FLOPs, {millions(figures.params, 2)} params"
     lines = [
-        f"{done['name']}: {size}, {done['num_classes']} classes; weights from {done['weights']['from']}"
+        f"{config.name}: {size}, {config.num_classes} classes; weights from {config.weights.origin}"
     ]
     rows = []
-    for name in done["written"]:
-        file = done["files"][name]
-        off = file if "largest_difference" in file else file["compared_with_float32"]
+    for name in done.written:
+        file = config.files[name]
+        off = file.compared_with_float32 if isinstance(file, QuantisedFile) else file
         rows.append(
             (
                 name,
-                megabytes(file["bytes"], 2),
-                f"{off['largest_difference']:.3g}",
-                f"{off['largest_output']:.3g}",
+                megabytes(file.bytes, 2),
+                f"{off.largest_difference:.3g}",
+                f"{off.largest_output:.3g}",
             )
         )
-    lines.append(table((done["folder"], "size", "largest difference", "largest output"), rows))
-    if done["int8"]:
-        lines.append(_int8_text(done["int8"]))
+    lines.append(table((done.folder, "size", "largest difference", "largest output"), rows))
+    if done.int8 is not None:
+        lines.append(_int8_text(done.int8))
     return "\n".join(lines)
 
 
-def _int8_text(cost: dict[str, Any]) -> str:
+def _int8_text(cost: "Int8Cost") -> str:
+    top1, speed = cost.top1, cost.images_per_s
     rows = [
-        (name, percent(cost["top1"][name], 2), f"{cost['images_per_s'][name]:.0f}")
-        for name in ("float32", "int8")
+        ("float32", percent(top1.float32, 2), f"{speed.float32:.0f}"),
+        ("int8", percent(top1.int8, 2), f"{speed.int8:.0f}"),
     ]
-    same = f"int8 {cost['top1_change']:+.2f} points; same class on {percent(cost['agreement'], 2)} of {cost['images']} images"
+    same = f"int8 {cost.top1_change:+.2f} points; same class on {percent(cost.agreement, 2)} of {cost.images} images"
     return "\n".join(
         [
             table(("in ONNX Runtime", "top-1", "images/s"), rows),
-            f"{same}; logits differ by {cost['mean_difference']:.3g} on average",
+            f"{same}; logits differ by {cost.mean_difference:.3g} on average",
         ]
     )

@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -28,6 +29,8 @@ from tinynet_search.cli.searches import (
 from tinynet_search.text import duration, local_minute, table
 
 if TYPE_CHECKING:
+    from tinynet_search.cluster.preflight import Findings, NodeRow
+    from tinynet_search.jobs.watching import JobRow
     from tinynet_search.train.request import TrainRequest
 
 Address = Annotated[
@@ -82,10 +85,10 @@ def check(
 
     found = check_search(
         configured(config, preset, settings, trials, storage), tracking, gpu, plan=not no_plan
-    ).to_json()
-    print(json.dumps(found) if as_json else _findings_text(found))
-    if found["problems"]:
-        _say(*(f"tinynet: {problem}" for problem in found["problems"]))
+    )
+    print(json.dumps(found.to_json()) if as_json else _findings_text(found))
+    if found.problems:
+        _say(*(f"tinynet: {problem}" for problem in found.problems))
         raise typer.Exit(1)
 
 
@@ -123,15 +126,15 @@ def submit(
 
     if working_dir is not None:
         sys.path.append(str(Path(working_dir).expanduser().absolute()))
-    shipping: dict[str, Any] = {"working_dir": working_dir, "wheel": wheel}
     if str(config) == "train":
         if preset or trials is not None or trial_timeout or retry or continue_ or anew or gpu:
             mend = "leave out --preset, --trials, --trial-timeout, --retry, --continue, --anew and --gpu"
             raise RequestError(f"tinynet submit train takes what tinynet train takes: {mend}")
         arguments = [*context.args, *(["--epochs", str(epochs)] if epochs is not None else [])]
-        done = submit_train(_training(arguments, settings, storage, tracking), address, **shipping)
-        if done.findings and done.findings["notes"]:
-            _say(*done.findings["notes"])
+        request = _training(arguments, settings, storage, tracking)
+        done = submit_train(request, address, working_dir=working_dir, wheel=wheel)
+        if done.findings and done.findings.notes:
+            _say(*done.findings.notes)
     elif (
         unknown := [
             argument for argument in (str(config or ""), *context.args) if argument.startswith("-")
@@ -149,12 +152,19 @@ def submit(
             chosen(epochs, trial_timeout, continue_, anew),
         )
         _agreeable(yes)
-        agree: Callable[[dict[str, Any]], bool] = lambda found: _asked(found, yes)  # noqa: E731
+        agree: Callable[[Findings], bool] = lambda found: _asked(found, yes)  # noqa: E731
         done = submit_search(
-            loaded, address, tracking=tracking, retry=retry or (), gpu=gpu, agree=agree, **shipping
+            loaded,
+            address,
+            tracking=tracking,
+            retry=retry or (),
+            working_dir=working_dir,
+            wheel=wheel,
+            gpu=gpu,
+            agree=agree,
         )
     if as_json:
-        print(json.dumps(vars(done)), flush=True)
+        print(json.dumps(done.to_json()), flush=True)
     else:
         _say(
             f"job {done.id} at {done.address}: tinynet jobs logs {done.id} follows it, tinynet jobs stop {done.id} ends it"
@@ -170,7 +180,7 @@ def list_(address: Address = None, as_json: AsJson = False) -> None:
 
     found = Jobs(address).all()
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps([asdict(job) for job in found], indent=1))
     else:
         print(
             table(
@@ -186,23 +196,23 @@ def status(job: Name, address: Address = None, as_json: AsJson = False) -> None:
 
     cluster = Jobs(address)
     found = cluster.find(job)
-    last = [line for line in cluster.logs(found["id"]).splitlines() if line.strip()][-1:]
+    last = [line for line in cluster.logs(found.id).splitlines() if line.strip()][-1:]
     if as_json:
-        print(json.dumps({**found, "last": last[0] if last else None}, indent=1))
+        print(json.dumps({**asdict(found), "last": last[0] if last else None}, indent=1))
         return
     lines = [
-        ("job", found["id"]),
-        ("kind", found["kind"]),
-        ("status", found["status"]),
-        ("started", local_minute(found["started"])),
+        ("job", found.id),
+        ("kind", found.kind),
+        ("status", found.status),
+        ("started", local_minute(found.started)),
     ]
     lines += [
         ("for", _for(found)),
-        ("storage", found["storage"]),
-        ("MLflow", found["tracking"]),
+        ("storage", found.storage),
+        ("MLflow", found.tracking),
         ("says", last[0] if last else ""),
     ]
-    lines += [("message", found["message"])] if found["status"] == "FAILED" else []
+    lines += [("message", found.message)] if found.status == "FAILED" else []
     print("\n".join(f"{label:<8} {text}" for label, text in lines if text))
 
 
@@ -223,7 +233,7 @@ def stop(job: Name, address: Address = None) -> None:
     from tinynet_search.jobs.watching import Jobs
 
     found = Jobs(address).stop(job)
-    _say(f"job {found['id']} {found['status'].lower()}: tinynet jobs resume {found['id']} goes on")
+    _say(f"job {found.id} {found.status.lower()}: tinynet jobs resume {found.id} goes on")
 
 
 @jobs.command()
@@ -252,11 +262,11 @@ def _follow(job: str, address: str | None, where: TextIO | None = None) -> None:
     except KeyboardInterrupt:
         _say(f"job {job} goes on without you: tinynet jobs logs {job} --follow")
         raise typer.Exit(130) from None
-    if found["status"] != "SUCCEEDED":
-        code = found["exit_code"] or 1
-        why = f": {found['message']}" if found["exit_code"] is None else ""
+    if found.status != "SUCCEEDED":
+        code = found.exit_code or 1
+        why = f": {found.message}" if found.exit_code is None else ""
         _say(
-            f"tinynet: job {found['id']} {found['status'].lower()}{why}: tinynet jobs resume {found['id']} takes it up"
+            f"tinynet: job {found.id} {found.status.lower()}{why}: tinynet jobs resume {found.id} takes it up"
         )
         raise typer.Exit(code)
 
@@ -285,54 +295,54 @@ def _agreeable(yes: bool) -> None:
         raise RequestError("nobody is there to agree to what it will cost: add --yes")
 
 
-def _asked(found: Mapping[str, Any], yes: bool) -> bool:
+def _asked(found: "Findings", yes: bool) -> bool:
     _say(_findings_text(found), "")
     return yes or typer.confirm("Submit it?", default=False, err=True)
 
 
-def _findings_text(found: Mapping[str, Any]) -> str:
+def _findings_text(found: "Findings") -> str:
     """What a cluster saw, as people read it."""
-    versions = found["versions"]
-    rows = [
-        (node["name"], *_has(node), "driver" if node["driver"] else "") for node in found["nodes"]
-    ]
+    versions = found.versions
+    rows = [(node.name, *_has(node), "driver" if node.driver else "") for node in found.nodes]
     lines = [
         f"tinynet-search {versions.get('tinynet-search')}, Ray {versions.get('ray')}, Python {versions['python']}"
     ]
     lines += ["", table(("node", "CPUs", "GPUs", ""), rows)] if rows else []
-    lines += ["", f"storage  {found['storage']}", f"MLflow   {found['tracking']}"]
-    if plan := found["plan"]:
+    lines += ["", f"storage  {found.storage}", f"MLflow   {found.tracking}"]
+    if plan := found.plan:
         from tinynet_search.cli.summary import cost_lines, plan_lines
 
         adaptive = [
-            f"{plan['trials']} candidates are drawn while the search runs, each from the results before it"
+            f"{plan.trials} candidates are drawn while the search runs, each from the results before it"
         ]
-        lines += ["", *plan_lines(plan), *(adaptive if plan["adaptive"] else cost_lines(plan))]
-        lines.append(found["why"] or f"{found['at_once']} trials at once")
-    if estimate := found["estimate"]:
-        hours = f"{estimate['worker_hours']:.1f} {estimate['unit']}, {duration(estimate['wall_seconds'])} in all"
-        lines.append(f"{hours}, finals included ({estimate['source']})")
-    lines += found["notes"]
+        lines += ["", *plan_lines(plan), *(adaptive if plan.adaptive else cost_lines(plan))]
+        lines.append(found.why or f"{found.at_once} trials at once")
+    if estimate := found.estimate:
+        hours = (
+            f"{estimate.worker_hours:.1f} {estimate.unit}, {duration(estimate.wall_seconds)} in all"
+        )
+        lines.append(f"{hours}, finals included ({estimate.source})")
+    lines += found.notes
     return "\n".join(lines)
 
 
-def _has(node: Mapping[str, Any]) -> list[str]:
-    return [f"{node['resources'].get(key, 0):g}" for key in ("CPU", "GPU")]
+def _has(node: "NodeRow") -> list[str]:
+    return [f"{node.resources.get(key, 0):g}" for key in ("CPU", "GPU")]
 
 
-def _row(job: Mapping[str, Any]) -> tuple[str, ...]:
+def _row(job: "JobRow") -> tuple[str, ...]:
     return (
-        job["id"],
-        job["kind"],
-        job["status"].lower(),
-        local_minute(job["started"]),
+        job.id,
+        job.kind,
+        job.status.lower(),
+        local_minute(job.started),
         _for(job),
-        job["storage"],
+        job.storage,
     )
 
 
-def _for(job: Mapping[str, Any]) -> str:
-    return duration((job["ended"] or time.time()) - job["started"]) if job["started"] else ""
+def _for(job: "JobRow") -> str:
+    return duration((job.ended or time.time()) - job.started) if job.started else ""
 
 
 def _say(*lines: str) -> None:

@@ -4,7 +4,7 @@ import json
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, zip_longest
-from typing import Annotated, Any
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -34,6 +34,43 @@ SOURCES = {
 }
 
 
+class NetworkRow(NamedTuple):
+    """A named network as ``--json`` has it, with the paper's figures; None where the paper prints none."""
+
+    name: str
+    title: str
+    space: str
+    r: float
+    d: float
+    w: float
+    resolution: int
+    macs: int
+    params: int
+    activation_bytes: int
+    c: float
+    source: str
+    paper_macs: float | None
+    macs_off_percent: float | None
+    paper_params: float | None
+    params_off_percent: float | None
+
+
+class PaperRow(NamedTuple):
+    """A row of the paper's tables as ``--json`` has it; None where there is no network of ours, or the paper prints nothing."""
+
+    model: str
+    network: str | None
+    source: str | None
+    macs: int | None
+    params: int | None
+    paper_macs: float | None
+    macs_off_percent: float | None
+    paper_params: float | None
+    params_off_percent: float | None
+    paper_top1: float | None
+    paper_top5: float | None
+
+
 @app.command()
 def networks(
     names: Annotated[
@@ -54,13 +91,20 @@ def networks(
         raise RequestError(
             "give names or --paper, not both: a table of the paper has its own networks"
         )
-    document, text = _all(names or NETWORKS) if paper is None else _paper(paper)
-    print(json.dumps(document, indent=1) if as_json else text)
+    if paper is None:
+        rows = [(row, row.network()) for row in map(get_named, names or NETWORKS)]
+        document = [_network_row(*pair)._asdict() for pair in rows]
+        print(json.dumps(document, indent=1) if as_json else _networks_text(rows))
+        return
+    check_table(paper)
+    if paper in TABLES:
+        _print_table(paper, as_json=as_json)
+    else:
+        _print_architecture(paper, as_json=as_json)
 
 
-def _all(names: Iterable[str]) -> tuple[list[dict[str, Any]], str]:
-    """Named networks as JSON data and as text, with a line between two families."""
-    rows = [(row, row.network()) for row in map(get_named, names)]
+def _networks_text(rows: Iterable[tuple[Named, Network]]) -> str:
+    """Named networks, with a line between two families."""
     head = (
         "network",
         "r",
@@ -79,7 +123,7 @@ def _all(names: Iterable[str]) -> tuple[list[dict[str, Any]], str]:
         [_network_cells(*pair) for pair in family]
         for _, family in groupby(rows, lambda pair: type(pair[1].space))
     ]
-    return [_network_row(*pair) for pair in rows], table(head, apart(families))
+    return table(head, apart(families))
 
 
 def _network_cells(row: Named, network: Network) -> tuple[str, ...]:
@@ -94,35 +138,35 @@ def _short(text: str) -> str:
     return f"{float(text):g}"
 
 
-def _network_row(row: Named, network: Network) -> dict[str, Any]:
-    figures = {
-        "space": row.space,
-        "r": network.rdw.r,
-        "d": network.rdw.d,
-        "w": network.rdw.w,
-        "resolution": network.resolution,
-    }
-    ours = {
-        "macs": network.macs,
-        "params": network.params,
-        "activation_bytes": network.activation_bytes,
-        "c": network.c,
-    }
-    paper = _paper_figures(row.paper_flops, row.paper_params, network)
-    return {"name": row.name, "title": row.title, **figures, **ours, "source": row.source, **paper}
+def _network_row(row: Named, network: Network) -> NetworkRow:
+    return NetworkRow(
+        name=row.name,
+        title=row.title,
+        space=row.space,
+        r=network.rdw.r,
+        d=network.rdw.d,
+        w=network.rdw.w,
+        resolution=network.resolution,
+        macs=network.macs,
+        params=network.params,
+        activation_bytes=network.activation_bytes,
+        c=network.c,
+        source=row.source,
+        paper_macs=_printed(row.paper_flops),
+        macs_off_percent=_off_percent(row.paper_flops, network.macs),
+        paper_params=_printed(row.paper_params),
+        params_off_percent=_off_percent(row.paper_params, network.params),
+    )
 
 
-def _paper_figures(
-    flops: str | None, params: str | None, network: Network | None
-) -> dict[str, float | None]:
-    """The paper's figures as numbers, and how far ours lie from them; None where either is missing."""
-    figures: dict[str, float | None] = {}
-    for key, printed in (("macs", flops), ("params", params)):
-        figures[f"paper_{key}"] = None if printed is None else value(printed)
-        figures[f"{key}_off_percent"] = (
-            None if printed is None or network is None else off(printed, getattr(network, key))
-        )
-    return figures
+def _printed(printed: str | None) -> float | None:
+    """The paper's figure as a number."""
+    return None if printed is None else value(printed)
+
+
+def _off_percent(printed: str | None, exact: int | None) -> float | None:
+    """How far ours is from the paper's figure; None where either is missing."""
+    return None if printed is None or exact is None else off(printed, exact)
 
 
 def _beside(printed: str | None, exact: int, digits: int) -> tuple[str, str, str]:
@@ -132,51 +176,48 @@ def _beside(printed: str | None, exact: int, digits: int) -> tuple[str, str, str
     return millions(exact, digits), printed, f"{off(printed, exact):+.1f} %"
 
 
-def _paper(name: str) -> tuple[dict[str, Any], str]:
-    """A table of the paper as JSON data and as text."""
-    check_table(name)
-    if name not in TABLES:
-        layers = architecture()
-        return {
-            "table": name,
-            "title": ARCHITECTURE,
-            "rows": [layer._asdict() for layer in layers],
-            **_totals(),
-        }, _layers_text(name, layers)
+def _print_table(name: str, *, as_json: bool) -> None:
     found = TABLES[name]
     notes = list(_notes(found))
-    rows = {
-        "groups": [[_paper_row(row) for row in group] for group in found.groups],
-        "footnote": found.footnote and _paper_row(found.footnote),
-    }
-    return {
+    document = {
         "table": name,
         "title": found.title,
         "images": found.images,
-        **rows,
+        "groups": [[_paper_row(row)._asdict() for row in group] for group in found.groups],
+        "footnote": found.footnote and _paper_row(found.footnote)._asdict(),
         "notes": notes,
-    }, _paper_text(name, found, notes)
+    }
+    print(json.dumps(document, indent=1) if as_json else _paper_text(name, found, notes))
+
+
+def _print_architecture(name: str, *, as_json: bool) -> None:
+    layers = architecture()
+    rows = [layer._asdict() for layer in layers]
+    document = {"table": name, "title": ARCHITECTURE, "rows": rows, **_totals()}
+    print(json.dumps(document, indent=1) if as_json else _layers_text(name, layers))
 
 
 def _ours(row: Row) -> Network | None:
     return None if row.network is None else NETWORKS[row.network].network()
 
 
-def _paper_row(row: Row) -> dict[str, Any]:
+def _paper_row(row: Row) -> PaperRow:
     ours = _ours(row)
-    names = {
-        "model": row.model,
-        "network": row.network,
-        "source": None if row.network is None else NETWORKS[row.network].source,
-    }
-    exact = {"macs": ours and ours.macs, "params": ours and ours.params}
-    return {
-        **names,
-        **exact,
-        **_paper_figures(row.flops, row.params, ours),
-        "paper_top1": row.top1,
-        "paper_top5": row.top5,
-    }
+    macs = None if ours is None else ours.macs
+    params = None if ours is None else ours.params
+    return PaperRow(
+        model=row.model,
+        network=row.network,
+        source=None if row.network is None else NETWORKS[row.network].source,
+        macs=macs,
+        params=params,
+        paper_macs=_printed(row.flops),
+        macs_off_percent=_off_percent(row.flops, macs),
+        paper_params=_printed(row.params),
+        params_off_percent=_off_percent(row.params, params),
+        paper_top1=row.top1,
+        paper_top5=row.top5,
+    )
 
 
 def _notes(found: PaperTable) -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,8 +15,8 @@ from tinynet_search.errors import one_line
 from tinynet_search.text import seconds
 
 if TYPE_CHECKING:
-    from tinynet_search.config import Config
-    from tinynet_search.search.driver import SearchOutcome
+    from tinynet_search.config import Config, Override
+    from tinynet_search.search.outcome import SearchOutcome
 
 ConfigFile = Annotated[
     Path | None, typer.Argument(help="A TOML configuration.", show_default=False)
@@ -86,8 +86,8 @@ def search(
     if dry_run and retry:
         raise RequestError("--dry-run shows what is left to train as it is: leave out --retry")
     if dry_run:
-        planned = preview(loaded)
-        print(json.dumps(planned, indent=1) if as_json else preview_text(planned))
+        planned = preview(loaded.resolve())
+        print(json.dumps(planned.to_json(), indent=1) if as_json else preview_text(planned))
         return
     from tinynet_search.search.driver import run_search
 
@@ -102,30 +102,29 @@ def configured(
     settings: list[str] | None,
     trials: int | None,
     storage: str | None,
-    more: Mapping[str, Any] = MappingProxyType({}),
+    more: Mapping[str, "Override"] = MappingProxyType({}),
 ) -> "Config":
     """The configuration that a search's options stand for; those in ``more``, by section.key, come last.
 
     Raises:
         RequestError: there is none, or it says what cannot be.
     """
-    from tinynet_search.config import load_config
+    from tinynet_search.config import load_config, overriding
 
     if config is None and preset is None:
         raise RequestError("nothing to search: give a TOML configuration or --preset demo")
-    flags = {"search.trials": trials, "storage.path": storage, **more}
-    extra = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-    return load_config(config, preset=preset, settings=[*(settings or []), *extra])
+    options = overriding({"search.trials": trials, "storage.path": storage, **more})
+    return load_config(config, preset=preset, settings=settings or (), overrides=options)
 
 
 def chosen(
     epochs: int | None, trial_timeout: str | None, part: str | None, anew: bool
-) -> dict[str, Any]:
+) -> "dict[str, Override]":
     """The settings that --epochs, --trial-timeout, --continue and --anew stand for."""
     return {"run.trial_timeout": seconds(trial_timeout), **_epochs(epochs, part, anew)}
 
 
-def _epochs(epochs: int | None, part: str | None, anew: bool) -> dict[str, Any]:
+def _epochs(epochs: int | None, part: str | None, anew: bool) -> "dict[str, Override]":
     if part is None:
         if anew:
             raise RequestError("--anew says how --continue frontier trains: give both, or neither")
@@ -177,16 +176,11 @@ def frontier(
         )
         print(models.to_csv(index=False), end="")
         return
-    rows = [
-        asdict(row)
-        for row in trial_rows(
-            search_name, tracking_uri=tracking, storage=storage, all_trials=all_trials
-        )
-    ]
+    rows = trial_rows(search_name, tracking_uri=tracking, storage=storage, all_trials=all_trials)
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([asdict(row) for row in rows], indent=1))
     else:
-        from tinynet_search.cli.summary import frontier_table
+        from tinynet_search.cli.network_table import frontier_table
 
         print(frontier_table(rows))
 

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -64,13 +64,20 @@ def suggest(
 
     given = {"macs": macs, "params": params, "activation_bytes": activation_bytes}
     limits = {name: _number(name, text) for name, text in given.items() if text is not None}
-    asked: list[dict[str, Any]] = [checked_request({"c": c, **limits}) for c in budgets or [None]]
+    requests = [checked_request({"c": c, **limits}) for c in budgets or [None]]
     fitted = TinyFormula.load(formula, tracking_uri=tracking)
     found = [
         fitted.suggest(
-            **request, space=space, num_classes=classes, form=form, extrapolate=extrapolate
+            request.get("c"),
+            macs=request.get("macs"),
+            params=request.get("params"),
+            activation_bytes=request.get("activation_bytes"),
+            space=space,
+            num_classes=classes,
+            form=form,
+            extrapolate=extrapolate,
         )
-        for request in asked
+        for request in requests
     ]
     if as_json:
         print(json.dumps([s.to_dict() for s in found], indent=1))

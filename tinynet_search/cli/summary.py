@@ -5,103 +5,78 @@ import shlex
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tinynet_search.formula.frontier import TrialPoint, spearman
+from tinynet_search.cli.network_table import figures, frontier_table
+from tinynet_search.formula.gaussian_process import Prediction
 from tinynet_search.formula.tiny_formula import TinyFormula
-from tinynet_search.search.outcome import TINY
-from tinynet_search.store.directory import FINALS, FORMULA
+from tinynet_search.plan.preview import Preview
+from tinynet_search.search.conclusion import TINY, spearman_of
+from tinynet_search.search.outcome import SearchOutcome
+from tinynet_search.store.directory import FORMULA
+from tinynet_search.store.schema import FinalRow, FrontierRow
 from tinynet_search.text import in_seconds, megabytes, number, percent, short_millions, table
-
-if TYPE_CHECKING:
-    from tinynet_search.search.driver import SearchOutcome
+from trainables.result import ResultSummary
 
 BUDGETS = (0.9, 0.5, 0.25, 0.13, 0.06)
 
 
-def preview_text(preview: Mapping[str, Any]) -> str:
+def preview_text(preview: Preview) -> str:
     lines = [
-        f"search {preview['search']} at {preview['directory']} (nothing written)",
+        f"search {preview.search} at {preview.directory} (nothing written)",
         *plan_lines(preview),
         "",
     ]
-    if preview["adaptive"]:
+    if preview.adaptive:
         return "\n".join(
             [
                 *lines,
-                f"{preview['trials']} candidates are drawn while the search runs, each from the results before it",
+                f"{preview.trials} candidates are drawn while the search runs, each from the results before it",
             ]
         )
     head = ("id", "r", "d", "w", "pixels", "FLOPs", "c", "params", "training", "")
     rows = [
-        (*_figures(row), f"{row['training_macs'] / 1e12:.2f}T", "done" if row["done"] else "")
-        for row in preview["candidates"]
+        (*figures(row), f"{row.training_macs / 1e12:.2f}T", "done" if row.done else "")
+        for row in preview.candidates
     ]
     return "\n".join([*lines, table(head, rows), "", *cost_lines(preview)])
 
 
-def plan_lines(preview: Mapping[str, Any]) -> list[str]:
+def plan_lines(preview: Preview) -> list[str]:
     """What is trained, on what, and for how long."""
-    recipe, data, space = preview["recipe"], preview["data"], preview["space"]
-    band = f"[{space['band'][0]:g}, {space['band'][1]:g}]"
-    images = f"{data['train']} training and {data['val']} validation images, {space['num_classes']} classes"
+    recipe, data, space = preview.recipe, preview.data, preview.space
+    band = f"[{space.band[0]:g}, {space.band[1]:g}]"
+    images = f"{data.train} training and {data.val} validation images, {space.num_classes} classes"
     return [
-        f"space {space['name']}, c in {band}, sampler {preview['sampler']['name']}",
-        f"recipe {recipe['name']}: {recipe['epochs']} epochs, batch {recipe['batch']}; data {data['fingerprint']}: {images}",
+        f"space {space.name}, c in {band}, sampler {preview.sampler.name}",
+        f"recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch}; data {data.fingerprint}: {images}",
     ]
 
 
-def cost_lines(preview: Mapping[str, Any]) -> list[str]:
+def cost_lines(preview: Preview) -> list[str]:
     """What is left to train, and what it takes."""
-    left = sum(not row["done"] for row in preview["candidates"])
+    left = sum(not row.done for row in preview.candidates)
     lines = [
-        f"{left} of {preview['trials']} to train: {preview['training_macs_left'] / 1e12:.1f}T multiply-adds of training "
+        f"{left} of {preview.trials} to train: {preview.training_macs_left / 1e12:.1f}T multiply-adds of training "
         f"(three forward passes an image and epoch, two evaluations an epoch)"
     ]
-    lines += [preview[key] for key in ("warning", "continued") if preview[key]]
-    kept = preview["kept_bytes"]
+    lines += [line for line in (preview.warning, preview.continued) if line]
+    kept = preview.kept_bytes
     last = f" and {megabytes(kept)} of last checkpoints, for longer trainings" if kept else ""
-    weights, peak = (megabytes(preview[key]) for key in ("weights_bytes", "checkpoint_bytes_peak"))
+    weights, peak = megabytes(preview.weights_bytes), megabytes(preview.checkpoint_bytes_peak)
     return [
         *lines,
         f"{weights} of weights{last} at the end, up to {peak} of checkpoints a running trial",
     ]
 
 
-def _figures(row: Mapping[str, Any]) -> tuple[str, ...]:
-    rdw = [number(row[key], 3) for key in ("r", "d", "w")]
-    return (
-        str(row["id"]),
-        *rdw,
-        f"{row['resolution']:g}",
-        short_millions(row["macs"]),
-        number(row["c"], 3),
-        short_millions(row["params"]),
-    )
-
-
-def frontier_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The frontier as people read it."""
-    head = ("trial", "r", "d", "w", "pixels", "FLOPs", "c", "params", "top-1 %", "front")
-    return table(
-        head,
-        [
-            (*_figures(row), number(row["top1"], 1), number(row.get("pareto_rank"), 0))
-            for row in rows
-        ],
-    )
-
-
-def text(outcome: "SearchOutcome") -> str:
+def text(outcome: SearchOutcome) -> str:
     """A search's outcome, as ``tinynet search`` ends with."""
     parts = [
         ("Failed trials", _failures(outcome)),
-        (
-            "Frontier",
-            frontier_table([_flat(row) for row in outcome.frontier]) if outcome.frontier else "",
-        ),
+        ("Frontier", frontier_table(outcome.frontier) if outcome.frontier else ""),
         ("Frontier models trained on", longer_table(outcome)),
         ("Spearman's rank correlation with FLOPs on the frontier", _spearman_line(outcome)),
         (
@@ -117,7 +92,7 @@ def text(outcome: "SearchOutcome") -> str:
     return "\n\n".join([_headline(outcome), *early, *sections, *outcome.notes])
 
 
-def search_summary(outcome: "SearchOutcome") -> dict[str, Any]:
+def search_summary(outcome: SearchOutcome) -> dict[str, Any]:
     """The outcome as one JSON document."""
     return {
         "search": outcome.store.name,
@@ -127,13 +102,11 @@ def search_summary(outcome: "SearchOutcome") -> dict[str, Any]:
         "trained_now": outcome.new,
         "stopped": outcome.stopped,
         "lost": {c.run: outcome.lost_why.get(c.run) for c in outcome.lost},
-        "failed": {
-            run: r["reason"] for run, r in outcome.results.items() if r["status"] == "failed"
-        },
+        "failed": {result.run: result.reason for result in outcome.failed},
         "frontier": [_flat(row) for row in outcome.frontier],
-        "spearman": _spearman(outcome.frontier),
+        "spearman": spearman_of(outcome.frontier),
         "formula_usable": outcome.formula.usable,
-        "finals": finals(outcome),
+        "finals": [final.to_json() for final in finals(outcome)],
         "seconds": outcome.seconds,
         "trained_seconds": outcome.trained,
         "notes": outcome.notes,
@@ -170,77 +143,93 @@ def formula_table(formula: TinyFormula) -> str:
     )
 
 
-def _predicted(formula: TinyFormula, c: float) -> Any:
+def _predicted(formula: TinyFormula, c: float) -> Prediction | None:
     """r(c) and d(c), or None outside the formula's data (its ends count as inside, however they are printed)."""
     low, high = formula.range or (1.0, 0.0)
     return formula.predict(min(max(c, low), high)) if low - 5e-4 <= c <= high + 5e-4 else None
 
 
-def finals(outcome: "SearchOutcome") -> list[dict[str, Any]]:
-    """The final jobs with their results."""
-    rows = outcome.store.read_json(FINALS) or []
-    results = outcome.results
-    found = [(row, results.get(row["run"])) for row in rows]
-    return [
-        {
-            "budget": row["c"],
-            "label": row["label"],
-            "extrapolated": row.get("extrapolated", False),
-            "note": row.get("note"),
-            "id": row["run"].rsplit("-e", 1)[0],
-            **dict(zip("rdw", row["rdw"], strict=True)),
-            **(
-                {key: result["network"][key] for key in ("resolution", "macs", "params", "c")}
-                if result
-                else {}
-            ),
-            "top1": result["metrics"].get("top1") if result else None,
-            "status": result["status"] if result else "missing",
+@dataclass(frozen=True)
+class FinalResult:
+    """A final job with its result, which is None before it has one."""
+
+    row: FinalRow
+    result: ResultSummary | None
+
+    @property
+    def id(self) -> str:
+        return self.row.run.id
+
+    @property
+    def status(self) -> str:
+        return self.result.status if self.result else "missing"
+
+    def to_json(self) -> dict[str, Any]:
+        row, result = self.row, self.result
+        names = ("resolution", "macs", "params", "c") if result else ()
+        return {
+            "budget": row.c,
+            "label": row.label,
+            "extrapolated": row.extrapolated,
+            "note": row.note,
+            "id": self.id,
+            **dict(zip("rdw", row.spec.rdw, strict=True)),
+            **{name: getattr(result, name) for name in names},
+            "top1": result.top1 if result else None,
+            "status": self.status,
         }
-        for row, result in found
-    ]
+
+    def cells(self) -> tuple[str, ...]:
+        """Of ``finals_table``; for a job that has a result."""
+        row, result = self.row, self.result
+        assert result is not None
+        return (
+            "formula" if row.label == TINY else f"shrunken baseline ({row.label})",
+            f"{row.c:g}",
+            *(number(value, 3) for value in row.spec.rdw),
+            f"{result.resolution:g}",
+            short_millions(result.macs),
+            number(result.c, 3),
+            short_millions(result.params),
+            number(result.top1, 1),
+            "beyond the data" if row.extrapolated else row.note or "",
+        )
 
 
-def finals_table(outcome: "SearchOutcome") -> str:
-    rows = [row for row in finals(outcome) if row["status"] != "missing"]
-    if not rows:
+def finals(outcome: SearchOutcome) -> list[FinalResult]:
+    """The final jobs with their results."""
+    return [FinalResult(row, outcome.results.get(row.run)) for row in outcome.final_rows]
+
+
+def finals_table(outcome: SearchOutcome) -> str:
+    cells = [final.cells() for final in finals(outcome) if final.result]
+    if not cells:
         return ""
     head = ("network", "budget", "r", "d", "w", "pixels", "FLOPs", "c", "params", "top-1 %", "")
-    cells = [
-        (
-            "formula" if row["label"] == TINY else f"shrunken baseline ({row['label']})",
-            f"{row['budget']:g}",
-            *_figures(row)[1:],
-            number(row["top1"], 1),
-            "beyond the data" if row["extrapolated"] else row["note"] or "",
-        )
-        for row in rows
-    ]
     return table(head, cells)
 
 
-def longer_table(outcome: "SearchOutcome") -> str:
+def longer_table(outcome: SearchOutcome) -> str:
     """Models of the frontier that were trained for more epochs too."""
-    rows = [row for row in outcome.frontier if "longer" in row]
     head = ("trial", "c", "epochs", "top-1 %", "epochs then", "top-1 % then")
     cells = [
         (
-            row["id"],
-            number(row["c"], 3),
-            row["run"].rpartition("-e")[2],
-            number(row["top1"], 1),
-            str(longer["epochs"]),
-            number(longer["top1"], 1),
+            row.id,
+            number(row.c, 3),
+            str(row.run.epochs),
+            number(row.top1, 1),
+            str(row.longer.epochs),
+            number(row.longer.top1, 1),
         )
-        for row in rows
-        for longer in [row["longer"]]
+        for row in outcome.frontier
+        if row.longer
     ]
     return table(head, cells) if cells else ""
 
 
-def _headline(outcome: "SearchOutcome") -> str:
+def _headline(outcome: SearchOutcome) -> str:
     results = outcome.results
-    reasons = Counter(r["reason"] for r in results.values() if r["status"] == "failed")
+    reasons = Counter(result.reason for result in outcome.failed)
     done = f"{len([c for c in outcome.candidates if c.run in results])} trials and {len({c.run for c in outcome.finals})} finals"
     failed = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
     return f"Search {outcome.store.name}: {done}, {outcome.new} trained now" + (
@@ -248,10 +237,10 @@ def _headline(outcome: "SearchOutcome") -> str:
     )
 
 
-def _failures(outcome: "SearchOutcome") -> str:
+def _failures(outcome: SearchOutcome) -> str:
     """Why trials failed, the first few of them."""
-    failed = [r for r in outcome.results.values() if r["status"] == "failed"]
-    lines = [f"{r['id']}  {r['reason']}: {r['detail']}" for r in failed[:5]]
+    failed = outcome.failed
+    lines = [f"{each.run.id}  {each.reason}: {each.detail}" for each in failed[:5]]
     more = [f"and {len(failed) - 5} more"] if len(failed) > 5 else []
     again = (
         "--retry failed tries them again, or --retry with one reason; what diverged diverges again"
@@ -259,23 +248,17 @@ def _failures(outcome: "SearchOutcome") -> str:
     return "\n".join([*lines, *more, again]) if failed else ""
 
 
-def _spearman(frontier: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    return spearman(
-        [TrialPoint(row["run"], row["rdw"], row["c"], row["top1"], "finished") for row in frontier]
-    )
-
-
-def _spearman_line(outcome: "SearchOutcome") -> str:
+def _spearman_line(outcome: SearchOutcome) -> str:
     if not outcome.frontier:
         return ""
-    found = _spearman(outcome.frontier)
+    found = spearman_of(outcome.frontier)
     return (
         "  ".join(f"{key} {number(value, 2)}" for key, value in found.items())
         + f"  over {len(outcome.frontier)} models"
     )
 
 
-def _time_lines(outcome: "SearchOutcome") -> str:
+def _time_lines(outcome: SearchOutcome) -> str:
     if not outcome.new or "trials" not in outcome.seconds:
         return f"{in_seconds(outcome.seconds['total'], 1)}: every trial had its result"
     seconds, bare = outcome.seconds, outcome.trained / outcome.at_once
@@ -293,7 +276,7 @@ def _time_lines(outcome: "SearchOutcome") -> str:
     )
 
 
-def _places(outcome: "SearchOutcome") -> str:
+def _places(outcome: SearchOutcome) -> str:
     formula = outcome.store.at(FORMULA)
     lines = [f"search directory  {outcome.store.url}", f"formula           {formula}"]
     if outcome.link:
@@ -301,7 +284,7 @@ def _places(outcome: "SearchOutcome") -> str:
     if outcome.tracking.startswith("sqlite:"):
         lines.append(f"opened by         {mlflow_server(outcome.tracking)}")
     if outcome.formula.usable:
-        own = outcome.plan["space"]["name"]
+        own = outcome.plan.space.name
         space = f" --space {shlex.quote(own)}" if ":" in own else ""
         low, high = outcome.formula.range or (0.3, 0.3)
         middle = (low * min(high, 1.0)) ** 0.5
@@ -324,8 +307,9 @@ def _command(name: str) -> str:
     return os.path.relpath(place) if place.is_relative_to(Path.cwd()) else str(place)
 
 
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(row: FrontierRow) -> dict[str, Any]:
+    """A row of the frontier with r, d and w beside its other figures."""
     return {
-        **{key: value for key, value in row.items() if key != "rdw"},
-        **dict(zip("rdw", row["rdw"], strict=True)),
+        **{key: value for key, value in row.to_json().items() if key != "rdw"},
+        **dict(zip("rdw", row.rdw, strict=True)),
     }

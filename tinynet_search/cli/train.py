@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,11 +9,13 @@ import typer
 
 from search_spaces.errors import RequestError
 from tinynet_search.cli.app import SPACES, AsJson, Tracking, app
-from tinynet_search.text import duration, millions, table
+from tinynet_search.text import duration, millions, number, table
 
 if TYPE_CHECKING:
+    from search_spaces import Network
     from tinynet_search.train.request import TrainRequest
     from tinynet_search.train.run import TrainOutcome
+    from trainables.result import TrialResult
 
 
 @app.command()
@@ -150,24 +151,23 @@ def _train(request: "TrainRequest", *, as_json: bool) -> None:
     result = outcome.result
     if as_json:
         print(json.dumps(job_summary(outcome), indent=1))
-    elif result is not None and result["status"] == "finished":
+    elif result is not None and result.finished:
         print(_text(outcome, result))
     if result is None:
         why = outcome.stopped or "its processes were lost too often"
         _say(f"tinynet: job {job.name} has no result ({why}): run the same command again")
         raise typer.Exit(1)
-    if result["status"] != "finished":
+    if not result.finished:
         _say(
-            f"tinynet: job {job.name} failed: {result['reason']}: {result['detail']}; {advice(outcome.job, outcome.store, result)}"
+            f"tinynet: job {job.name} failed: {result.reason}: {result.detail}; {advice(outcome.job, outcome.store, result)}"
         )
         raise typer.Exit(1)
 
 
-def _text(outcome: "TrainOutcome", result: Mapping[str, Any]) -> str:
+def _text(outcome: "TrainOutcome", result: "TrialResult") -> str:
     from tinynet_search.cli.summary import mlflow_server
 
-    job, metrics = outcome.job, result["metrics"]
-    seconds = sum(epoch["seconds"] for epoch in result["epochs"])
+    job, last = outcome.job, result.epochs[-1]
     head = (
         "network",
         "pixels",
@@ -180,13 +180,12 @@ def _text(outcome: "TrainOutcome", result: Mapping[str, Any]) -> str:
         "trained in",
     )
     row = (
-        *_network(job.network, result["network"]),
-        str(len(result["epochs"])),
-        *(
-            f"{metrics[key]:.{digits}f}" if key in metrics else ""
-            for key, digits in (("top1", 2), ("top5", 2), ("val_loss", 4))
-        ),
-        duration(seconds),
+        *_network(job.network, job.spec.network()),
+        str(len(result.epochs)),
+        number(last.top1, 2),
+        number(last.top5, 2),
+        number(last.val_loss, 4),
+        duration(result.seconds),
     )
     places = [
         ("weights", outcome.store.at(job.spec.folder)),
@@ -204,10 +203,9 @@ def _evaluate(request: "TrainRequest", weights: str, *, as_json: bool) -> None:
     from tinynet_search.train.evaluate import evaluate_weights
 
     uri = resolve_uri(request.tracking, None, "searches") if request.tracking is not None else None
-    evaluation = evaluate_weights(request, weights, _say)
-    figures = evaluation.figures
+    report = evaluate_weights(request, weights, _say)
     if as_json:
-        print(json.dumps(figures, indent=1))
+        print(json.dumps(report.to_json(), indent=1))
     else:
         head = (
             "network",
@@ -220,38 +218,29 @@ def _evaluate(request: "TrainRequest", weights: str, *, as_json: bool) -> None:
             "loss",
             "images/s",
         )
-        scores = (
-            f"{figures['top1']:.2f}",
-            f"{figures['top5']:.2f}",
-            f"{figures['loss']:.4f}",
-            f"{figures['images_per_s']:,.0f}",
+        row = (
+            *_network(report.label, report.network),
+            str(report.images),
+            f"{report.top1:.2f}",
+            f"{report.top5:.2f}",
+            f"{report.loss:.4f}",
+            f"{report.images_per_s:,.0f}",
         )
-        print(
-            table(
-                head,
-                [
-                    (
-                        *_network(evaluation.label, figures["network"]),
-                        str(figures["images"]),
-                        *scores,
-                    )
-                ],
-            )
-        )
-        if figures["checkpoint"]:
-            print(f"\nof {figures['checkpoint']}, its {figures['set']} weights")
+        print(table(head, [row]))
+        if report.checkpoint:
+            print(f"\nof {report.checkpoint}, its {report.weight_set} weights")
     if uri is not None:
         from tinynet_search.tracking.evaluations import log_evaluation
 
-        _say(log_evaluation(uri, evaluation))
+        _say(log_evaluation(uri, report))
 
 
-def _network(label: str, figures: Mapping[str, Any]) -> tuple[str, ...]:
+def _network(label: str, network: "Network") -> tuple[str, ...]:
     return (
         label,
-        str(figures["resolution"]),
-        millions(figures["macs"]),
-        millions(figures["params"], 2),
+        str(network.resolution),
+        millions(network.macs),
+        millions(network.params, 2),
     )
 
 

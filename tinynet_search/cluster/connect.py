@@ -7,11 +7,10 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from search_spaces import RequestError
 from tinynet_search.cluster.ray_internals import loopback_only, own_sigterm_handler
-from tinynet_search.config import Config
+from tinynet_search.config import RunSection
 
 # Tune's and Train's own files are scratch: no loggers, no snapshots, no preemption watcher a trial.
 QUIET = {
@@ -30,7 +29,7 @@ PROBE_TIMEOUT = 5.0
 
 
 @contextlib.contextmanager
-def cluster(config: Config) -> Iterator[None]:
+def cluster(run: RunSection) -> Iterator[None]:
     """Join the cluster that ``run.address`` or RAY_ADDRESS names, or one that this process is in, or start a local one.
 
     Raises:
@@ -40,7 +39,7 @@ def cluster(config: Config) -> Iterator[None]:
         os.environ.setdefault(key, value)
     import ray
 
-    needs_dashboard = config.run.executor == "ray_train"
+    needs_dashboard = run.executor == "ray_train"
     if needs_dashboard and not all(
         importlib.util.find_spec(m) for m in ("aiohttp_cors", "opencensus")
     ):
@@ -50,7 +49,7 @@ def cluster(config: Config) -> Iterator[None]:
     ours = not ray.is_initialized()
     if ours:
         with own_sigterm_handler():
-            _start(config.run.address or os.environ.get("RAY_ADDRESS"), needs_dashboard)
+            _start(run.address or os.environ.get("RAY_ADDRESS"), needs_dashboard)
     try:
         if needs_dashboard:
             _require_dashboard()
@@ -63,11 +62,10 @@ def cluster(config: Config) -> Iterator[None]:
 def _start(address: str | None, dashboard: bool) -> None:
     import ray
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         _probe(address)
         try:
-            ray.init(address=address, **quiet)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise RequestError(
                 f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}"
@@ -80,7 +78,8 @@ def _start(address: str | None, dashboard: bool) -> None:
                 num_cpus=os.cpu_count(),
                 include_dashboard=dashboard,
                 dashboard_host="127.0.0.1",
-                **quiet,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
             )
 
 

@@ -1,18 +1,19 @@
 """What a search will take of a cluster, before it is begun: from a short training there, or from a GPU's name."""
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from search_spaces import RequestError
 from search_spaces.errors import unknown
-from tinynet_search.cluster.placement import Placement, makespan
-from tinynet_search.config import Config
+from tinynet_search.cluster.placement import ClusterRequest, Placement, makespan
+from tinynet_search.config import PlanInputs
 from tinynet_search.errors import last_line
 from tinynet_search.plan.candidates import TRAIN_PASSES, candidate_of
 from tinynet_search.plan.plan import make_plan
+from tinynet_search.plan.preview import PreviewRow
 from tinynet_search.text import in_seconds, millions
+from trainables.execution import Execution
 from trainables.spec import TrialSpec
 
 # Multiply-adds a second that these GPUs do at most in bf16 or fp16 (half their dense tensor FLOPS), by the makers' figures.
@@ -52,35 +53,30 @@ class Estimate:
 
 def estimated(place: Placement, macs: Sequence[float], rate: float, source: str) -> Estimate:
     """Time of trials of so many training multiply-adds each, as ``place`` lays them out."""
-    scaling = place.config.scaling
-    wall = makespan(place.config, macs, scaling.workers, place.at_once, rate)
-    alone = sum(makespan(place.config, [amount], scaling.workers, 1, rate) for amount in macs)
+    scaling = place.request.scaling
+    wall = makespan(place.request, macs, scaling.workers, place.at_once, rate)
+    alone = sum(makespan(place.request, [amount], scaling.workers, 1, rate) for amount in macs)
     unit = "GPU-hours" if scaling.gpus else "hours of a CPU worker"
     return Estimate(
         rate, source, alone * scaling.workers * (scaling.gpus or 1.0) / 3600, wall, unit
     )
 
 
-def all_macs(config: Config, rows: Sequence[Mapping[str, Any]]) -> list[float]:
+def all_macs(inputs: PlanInputs, rows: Sequence[PreviewRow]) -> list[float]:
     """Training multiply-adds of what is left of a search: its trials, and about those of the finals and of a longer frontier."""
-    left = [row["training_macs"] for row in rows if not row["done"]]
+    left: list[float] = [row.training_macs for row in rows if not row.done]
     if not rows:
         return left
-    whole = statistics.mean(row["training_macs"] / row["c"] for row in rows)
-    finals = [
-        budget * whole
-        for budget in config.search.finals
-        for _ in range(1 + len(config.search.compare or ()))
-    ]
-    epochs, longer = config.get_recipe().epochs, config.search.frontier_epochs
+    search, epochs = inputs.search, inputs.recipe.epochs
+    whole = statistics.mean(row.training_macs / row.c for row in rows)
+    networks = 1 + len(search.compare)
+    finals = [budget * whole for budget in search.finals for _ in range(networks)]
+    longer = search.frontier_epochs
     if longer is None:
         return [*left, *finals]
-    models = min(len(rows), max(config.search.minimum, round(config.search.fraction * len(rows))))
-    more = (
-        statistics.mean(row["training_macs"] for row in rows)
-        * (longer - (0 if config.search.anew else epochs))
-        / epochs
-    )
+    models = min(len(rows), max(search.minimum, round(search.fraction * len(rows))))
+    more_epochs = longer - (0 if search.anew else epochs)
+    more = statistics.mean(row.training_macs for row in rows) * more_epochs / epochs
     return [*left, *finals, *[more] * models]
 
 
@@ -99,17 +95,15 @@ def by_name(gpu: str, space: str, share_of_it: float = 1.0) -> tuple[float, str]
     ), f"assumed: {share:.0%} of the peak of one {gpu.upper()}"
 
 
-def median_trial(config: Config, rows: Sequence[Mapping[str, Any]]) -> TrialSpec:
-    """The trial in the middle, by training cost, of ``report.preview``'s candidates."""
-    plan, middle = make_plan(config), statistics.median_low(row["training_macs"] for row in rows)
-    row = next(row for row in rows if row["training_macs"] == middle)
-    network = config.get_space().network(
-        (row["r"], row["d"], row["w"]), plan["space"]["num_classes"]
-    )
-    return candidate_of(plan, network, epochs=config.get_recipe().epochs).spec
+def median_trial(inputs: PlanInputs, rows: Sequence[PreviewRow]) -> TrialSpec:
+    """The trial in the middle, by training cost, of a preview's candidates."""
+    plan, middle = make_plan(inputs), statistics.median_low(row.training_macs for row in rows)
+    row = next(row for row in rows if row.training_macs == middle)
+    network = inputs.space.network((row.r, row.d, row.w), plan.space.num_classes)
+    return candidate_of(plan, network).spec
 
 
-def calibrated(config: Config, spec: TrialSpec) -> tuple[float, str]:
+def calibrated(request: ClusterRequest, spec: TrialSpec) -> tuple[float, str]:
     """A rate by training for some seconds on a worker of the cluster that is joined.
 
     Raises:
@@ -118,14 +112,11 @@ def calibrated(config: Config, spec: TrialSpec) -> tuple[float, str]:
     import ray
     from ray.exceptions import GetTimeoutError
 
-    needs = {"num_cpus": config.scaling.cpus, "num_gpus": config.scaling.gpus}
-    arguments = (
-        spec.to_json(),
-        config.execution.model_dump(),
-        config.scaling.loader_workers,
-        config.scaling.cpus,
-    )
-    task = ray.remote(max_retries=0)(speed).options(**needs).remote(*arguments)
+    scaling = request.scaling
+    execution = replace(request.execution, loader_workers=scaling.loader_workers)
+    train = ray.remote(max_retries=0)(speed)
+    placed = train.options(num_cpus=scaling.cpus, num_gpus=scaling.gpus)
+    task = placed.remote(spec, execution, scaling.cpus)
     try:
         images, device = ray.get(task, timeout=PATIENCE)
     except GetTimeoutError:
@@ -141,20 +132,12 @@ def calibrated(config: Config, spec: TrialSpec) -> tuple[float, str]:
     )
 
 
-def speed(
-    trial: Mapping[str, Any], execution: Mapping[str, Any], loader_workers: int, cpus: float
-) -> tuple[float, str]:
+def speed(spec: TrialSpec, execution: Execution, cpus: float) -> tuple[float, str]:
     """In a worker: images a second, and on what; with as many threads as a trial has."""
     import torch
 
     from trainables.calibration import images_per_s
-    from trainables.execution import Execution
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU worker"
     torch.set_num_threads(max(1, int(cpus)))
-    images = images_per_s(
-        TrialSpec.from_json(trial),
-        SECONDS,
-        Execution(**{**execution, "loader_workers": loader_workers}),
-    )
-    return images, device
+    return images_per_s(spec, SECONDS, execution), device

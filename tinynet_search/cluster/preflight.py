@@ -6,16 +6,38 @@ Every finding is one line that says what to mend; nothing is written but a marke
 
 import contextlib
 import importlib.metadata
+import json
 import platform
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter
 
 from search_spaces import RequestError, get_space
-from tinynet_search.config import Config
+from tinynet_search.cluster.estimate import (
+    Estimate,
+    all_macs,
+    by_name,
+    calibrated,
+    estimated,
+    median_trial,
+)
+from tinynet_search.cluster.placement import (
+    ClusterRequest,
+    Placement,
+    as_wished,
+    at_once,
+    grown,
+    placed,
+    present,
+    require_named_gpus,
+)
+from tinynet_search.config import Config, PlanInputs
 from tinynet_search.errors import TrackingError, last_line, one_line
+from tinynet_search.plan.preview import Preview, preview
 from tinynet_search.store.directory import SearchStore
 from tinynet_search.store.lease import live_holder
 from trainables.storage.folder import StorageError, open_folder
@@ -27,6 +49,23 @@ PACKAGES = ("tinynet-search", "ray", "torch", "mlflow", "timm")
 
 
 @dataclass
+class NodeRow:
+    """A node of the cluster: its name, whether the driver is on it, what it has, what is installed there."""
+
+    name: str
+    driver: bool
+    resources: dict[str, float]
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class Seen(NamedTuple):
+    """What a process on a node sees: its versions, and what is missing there."""
+
+    versions: dict[str, str]
+    problems: list[str]
+
+
+@dataclass
 class Findings:
     """What was seen.
 
@@ -34,22 +73,32 @@ class Findings:
         problems: one line each; a search that has any would fail.
         at_once: concurrent trials, on a cluster that grows when it has grown; why: how they were chosen, None where they were not.
         estimate: what is left, as time; notes: what is worth knowing and stops nothing.
-        plan: the search as ``report.preview`` shows it, None where it could not be made.
+        plan: the search as ``preview`` shows it, None where it could not be made.
     """
 
     versions: dict[str, str]
-    nodes: list[dict[str, Any]] = field(default_factory=list)
+    nodes: list[NodeRow] = field(default_factory=list)
     at_once: int = 0
     why: str | None = None
-    estimate: dict[str, Any] | None = None
+    estimate: Estimate | None = None
     notes: list[str] = field(default_factory=list)
-    plan: dict[str, Any] | None = None
+    plan: Preview | None = None
     storage: str = ""
     tracking: str = ""
     problems: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, **vars(self)}
+        made = {
+            "nodes": [asdict(node) for node in self.nodes],
+            "estimate": asdict(self.estimate) if self.estimate else None,
+            "plan": self.plan.to_json() if self.plan else None,
+        }
+        return {"schema": SCHEMA, **vars(self), **made}
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Findings":
+        """What ``tinynet check --json`` printed on another machine. Raises ValueError where it is something else."""
+        return TypeAdapter(cls).validate_python(values)
 
     @contextlib.contextmanager
     def noting(self, *kinds: type[Exception]) -> Iterator[None]:
@@ -80,60 +129,44 @@ def check_search(
         plan: with the candidates and what they cost; a single training has none.
     """
     from tinynet_search.cluster.connect import cluster
-    from tinynet_search.plan.preview import preview
 
-    findings = Findings(versions())
+    findings, inputs = Findings(versions()), config.resolve()
     store = None
     with findings.noting(RequestError, StorageError):
-        store = SearchStore(config.url)
+        store = SearchStore(inputs.url)
         findings.storage = store.url if plan else store.url.partition("?")[0].rpartition("/")[0]
     if plan:
         with findings.noting(RequestError, StorageError):
-            findings.plan = preview(config)
+            findings.plan = preview(inputs)
     with findings.noting(RequestError, TrackingError):
         findings.tracking = _check_tracking(config, tracking)
     if store is not None and plan:
         with findings.noting(RequestError, StorageError):
             _check_holder(store)
-    with findings.noting(RequestError), cluster(config):
+    with findings.noting(RequestError), cluster(config.run):
         with findings.noting(RequestError, StorageError):
             findings.nodes = _check_nodes(config, findings.problems)
         with findings.noting(RequestError):
-            _check_room(config, findings, gpu)
+            _check_room(ClusterRequest.of(config, inputs), inputs, findings, gpu)
     return findings
 
 
-def _check_room(config: Config, findings: Findings, gpu: str | None) -> None:
+def _check_room(
+    request: ClusterRequest, inputs: PlanInputs, findings: Findings, gpu: str | None
+) -> None:
     """Whether a trial fits, how many do, and what that comes to."""
-    from tinynet_search.cluster.estimate import (
-        all_macs,
-        by_name,
-        calibrated,
-        estimated,
-        median_trial,
-    )
-    from tinynet_search.cluster.placement import (
-        Placement,
-        as_wished,
-        at_once,
-        grown,
-        placed,
-        present,
-        require_named_gpus,
-    )
-
-    rows = findings.plan["candidates"] if findings.plan else []
+    rows = findings.plan.candidates if findings.plan else []
     nodes = grown()
-    macs = all_macs(config, rows)
-    if config.run.wait_for_nodes and at_once(config, nodes) < 1:
-        require_named_gpus(config)
+    macs = all_macs(inputs, rows)
+    if request.run.wait_for_nodes and at_once(request, nodes) < 1:
+        require_named_gpus(request)
         findings.notes.append(
             "no trial fits on the nodes there are: the search will wait for more (run.wait_for_nodes)"
         )
-        place = Placement(config, config.run.concurrency or 1)
+        place = Placement(request, request.run.concurrency or 1)
     else:
-        place = as_wished(placed(config, macs, nodes))
-        if config.run.wait_for_nodes and not config.run.concurrency:
+        place = as_wished(placed(request, macs, nodes))
+        if request.run.wait_for_nodes and not request.run.concurrency:
             findings.notes.append(
                 f"{place.at_once} at once to the end, however the cluster grows: run.concurrency asks for more"
             )
@@ -142,15 +175,11 @@ def _check_room(config: Config, findings: Findings, gpu: str | None) -> None:
         return
     try:
         if gpu:
-            findings.estimate = asdict(
-                estimated(
-                    place, macs, *by_name(gpu, config.space.name, place.config.scaling.gpus or 1.0)
-                )
-            )
-        elif at_once(place.config, present()):
-            findings.estimate = asdict(
-                estimated(place, macs, *calibrated(place.config, median_trial(config, rows)))
-            )
+            share = place.request.scaling.gpus or 1.0
+            findings.estimate = estimated(place, macs, *by_name(gpu, inputs.space_name, share))
+        elif at_once(place.request, present()):
+            measured = calibrated(place.request, median_trial(inputs, rows))
+            findings.estimate = estimated(place, macs, *measured)
     except TimeoutError as error:
         findings.notes.append(str(error))
 
@@ -182,7 +211,7 @@ def _check_holder(store: SearchStore) -> None:
         )
 
 
-def _check_nodes(config: Config, problems: list[str]) -> list[dict[str, Any]]:
+def _check_nodes(config: Config, problems: list[str]) -> list[NodeRow]:
     """Every node's view of the storage, the data and the space; what differs from ours, or is missing, is a problem."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -191,7 +220,7 @@ def _check_nodes(config: Config, problems: list[str]) -> list[dict[str, Any]]:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     with marked(config.storage.path) as marker:
         look = ray.remote(num_cpus=0, max_retries=0)(seen_here)
-        arguments = (config.model_dump(mode="json"), marker)
+        arguments = (json.dumps(config.model_dump(mode="json")), marker)
         there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
         looks = [
             look.options(scheduling_strategy=strategy).remote(*arguments) for strategy in there
@@ -204,27 +233,22 @@ def _check_nodes(config: Config, problems: list[str]) -> list[dict[str, Any]]:
             except (
                 Exception
             ) as error:  # a node that goes, an import that fails: Ray has a kind for each
-                seen = {
-                    "versions": {},
-                    "problems": [f"it could not be looked at ({one_line(last_line(error))})"],
-                }
-            row["versions"] = seen["versions"]
+                fault = f"it could not be looked at ({one_line(last_line(error))})"
+                seen = Seen({}, [fault])
+            row.versions = seen.versions
             problems += [
-                f"node {row['name']}: {problem}"
-                for problem in [*_differing(seen["versions"]), *seen["problems"]]
+                f"node {row.name}: {problem}"
+                for problem in [*_differing(seen.versions), *seen.problems]
             ]
     return rows
 
 
-def _row(node: Mapping[str, Any], head: str) -> dict[str, Any]:
+def _row(node: Mapping[str, Any], head: str) -> NodeRow:
+    """From Ray's row of a node."""
     resources = {
         key: amount for key, amount in node["Resources"].items() if key in ("CPU", "GPU", "memory")
     }
-    return {
-        "name": node["NodeManagerAddress"],
-        "driver": node["NodeID"] == head,
-        "resources": resources,
-    }
+    return NodeRow(node["NodeManagerAddress"], node["NodeID"] == head, resources)
 
 
 def _differing(theirs: Mapping[str, str]) -> list[str]:
@@ -264,9 +288,9 @@ def marked(storage: str) -> Iterator[tuple[str, str]]:
             folder.remove(name)
 
 
-def seen_here(values: Mapping[str, Any], marker: tuple[str, str]) -> dict[str, Any]:
+def seen_here(configuration: str, marker: tuple[str, str]) -> Seen:
     """What this node's process sees: its versions and what is missing."""
-    config = Config.model_validate(values)
+    config = Config.model_validate(json.loads(configuration))
     looks: dict[str, Callable[[], str | None]] = {
         "space": lambda: _space(config),
         "data": lambda: _data(config),
@@ -279,7 +303,7 @@ def seen_here(values: Mapping[str, Any], marker: tuple[str, str]) -> dict[str, A
         except Exception as error:  # a user's module can raise anything
             problem = f"{what}: {type(error).__name__}: {one_line(error)}"
         problems += [problem] if problem else []
-    return {"versions": versions(), "problems": problems}
+    return Seen(versions(), problems)
 
 
 def _space(config: Config) -> None:
@@ -288,7 +312,7 @@ def _space(config: Config) -> None:
 
 def _data(config: Config) -> str | None:
     path = config.data_settings().get("path")
-    return None if path is None or _there(Path(path)) else f"data {path} is not there"
+    return None if path is None or _there(Path(str(path))) else f"data {path} is not there"
 
 
 def _storage(config: Config, marker: tuple[str, str]) -> str | None:

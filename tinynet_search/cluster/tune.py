@@ -8,17 +8,19 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.tune.search import Searcher
 
-from tinynet_search.cluster.placement import of_trial
+from tinynet_search.cluster.placement import ClusterRequest, of_trial
 from tinynet_search.cluster.ray_internals import drop_aws_variables
-from tinynet_search.config import Config
 from tinynet_search.signals import Stopping
 from tinynet_search.store.directory import Candidate
-from trainables.executors import TRAINABLES, tune_resources
+from trainables.executors import TRAINABLES, TaskSettings, TrialTask, tune_resources
+
+if TYPE_CHECKING:
+    from ray.tune import Callback
 
 # Tune keeps every trial of a run, some 100 kB of the driver's memory each; between runs its processes start anew.
 WAVE = 1000
@@ -91,10 +93,10 @@ class CandidateSearch(Searcher):
     """
 
     def __init__(
-        self, source: Source, config: Mapping[str, Any], first: Candidate | None = None
+        self, source: Source, settings: TaskSettings, first: Candidate | None = None
     ) -> None:
         super().__init__()
-        self._source, self._config, self._first = source, dict(config), first
+        self._source, self._settings, self._first = source, settings, first
         self._given: dict[str, Candidate] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -104,7 +106,7 @@ class CandidateSearch(Searcher):
         if isinstance(found, str):
             return Searcher.FINISHED
         self._given[trial_id] = found
-        return {**self._config, "trial": found.spec.to_json(), "run": found.run}
+        return TrialTask(found.spec, found.run, self._settings).to_config()
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -125,14 +127,15 @@ class CandidateSearch(Searcher):
 
 
 class Guarded:
-    """A source that ends once the driver was asked to, and is told of every trial that has ended.
+    """A source that ends once the driver was asked to.
 
-    ``again`` is asked of each whether it is to be given once more instead.
+    ``ended`` is called with every trial that has ended, before the source is; ``again`` is asked of each whether it is to
+    be given once more instead.
     """
 
     def __init__(
         self,
-        source: Any,
+        source: Source,
         stopping: Stopping,
         ended: Callable[[Candidate], None],
         again: Callable[[Candidate], bool] = lambda _: False,
@@ -140,8 +143,7 @@ class Guarded:
         self._source, self._stopping, self._ended, self._again = source, stopping, ended, again
         self._returned: list[Candidate] = []
 
-    def next(self) -> Any:
-
+    def next(self) -> Next:
         if self._stopping.why:
             return END
         return self._returned.pop(0) if self._returned else self._source.next()
@@ -150,17 +152,18 @@ class Guarded:
         if not self._stopping.why and self._again(candidate):
             self._returned.append(candidate)
             return
-        self._source.done(candidate)
         self._ended(candidate)
+        self._source.done(candidate)
 
 
 def run_source(
-    config: Config,
+    request: ClusterRequest,
     root: str,
     source: Source,
+    *,
     most: int,
     at_once: int,
-    callbacks: Sequence[Any],
+    callbacks: Sequence["Callback"],
     stop: str,
 ) -> None:
     """Run a source's candidates as Tune trials until it ends: a Tune run for every ``WAVE`` of them.
@@ -169,24 +172,22 @@ def run_source(
         root: the search directory as every node reaches it.
         most: an upper bound on how many trials there will be.
         at_once: concurrent trials.
-        callbacks: each a ``ray.tune.Callback`` that watches.
+        callbacks: they watch the run.
         stop: a file below the search directory; once it is there, trials end without a result.
     """
     from ray import tune
 
     drop_aws_variables()
-    scaling = of_trial(config)
-    settings: Mapping[str, Any] = {
-        "root": root,
-        "stop": stop,
-        "scaling": vars(scaling),
-        "execution": config.execution.model_dump(),
-        "placement": config.scaling.placement,
-        "start_timeout": config.run.wait_for_nodes,
-    }
-    trainable = tune.with_resources(
-        TRAINABLES[config.run.executor], tune_resources(config.run.executor, scaling)
+    run, scaling = request.run, of_trial(request)
+    settings = TaskSettings(
+        root=root,
+        scaling=scaling,
+        execution=request.execution,
+        stop=stop,
+        placement=request.scaling.placement,
+        start_timeout=run.wait_for_nodes,
     )
+    trainable = tune.with_resources(TRAINABLES[run.executor], tune_resources(run.executor, scaling))
     # Between two waves nothing runs, so a source either has one more or has ended.
     while isinstance(first := source.next(), Candidate):
         with tempfile.TemporaryDirectory(prefix="tinynet-tune-") as scratch, _hushed():
@@ -204,7 +205,7 @@ def run_source(
                     storage_path=scratch,
                     verbose=0,
                     callbacks=list(callbacks),
-                    failure_config=tune.FailureConfig(max_failures=config.run.max_failures),
+                    failure_config=tune.FailureConfig(max_failures=run.max_failures),
                 ),
             ).fit()
 

@@ -1,8 +1,6 @@
 """``tinynet export``: from a request to files in a folder, compared with torch before they are put in place."""
 
 import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,23 @@ from torch import nn
 from search_spaces import RequestError
 from search_spaces.errors import unknown
 from search_spaces.weights import Source, load_weights, locate
+from tinynet_search.export.document import (
+    SCHEMA,
+    ExportConfig,
+    ExportedFile,
+    Int8Cost,
+    Preprocessing,
+    TensorSpec,
+    TrainedBy,
+    WeightsOrigin,
+    figures_of,
+)
 from tinynet_search.export.folder import ExportFolder, export_folder
 from tinynet_search.export.formats import FORMATS, INPUT, OUTPUT, weights_bytes, write_checked
 from tinynet_search.export.images import Images, evaluation_recipe, open_images, preprocessing_of
-from tinynet_search.export.int8 import compare, write_int8
+from tinynet_search.export.int8 import write_int8
 from tinynet_search.export.subject import Subject, find_subject
-from trainables.spec import describe
+from trainables.spec import Settings
 
 
 @dataclass(frozen=True)
@@ -39,13 +48,37 @@ class ExportRequest:
     space: str | None = None
     classes: int | None = None
     int8: bool = False
-    data: Mapping[str, Any] | None = None
+    data: Settings | None = None
     calibration: int = 128
     images: int = 1000
 
 
-def export_network(request: ExportRequest) -> dict[str, Any]:
-    """Write the files and return config.json.
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        config: of the folder, with the files of earlier exports.
+        written: names of the files of this one; int8: what quantisation costs, None where nothing was quantised.
+    """
+
+    config: ExportConfig
+    folder: str
+    written: list[str]
+    int8: Int8Cost | None
+
+    def to_json(self) -> dict[str, Any]:
+        cost = None if self.int8 is None else self.int8.model_dump()
+        return {
+            **self.config.to_json(),
+            "folder": self.folder,
+            "written": self.written,
+            "int8": cost,
+        }
+
+
+def export_network(request: ExportRequest) -> Exported:
+    """Write the files and their config.json.
 
     Raises:
         RequestError: the request is wrong; ExportError: the file disagrees with torch, and is not kept.
@@ -69,11 +102,11 @@ def export_network(request: ExportRequest) -> dict[str, Any]:
         if request.int8
         else None
     )
-    identity, config = _config(subject, source, module, preprocessing)
-    with export_folder(request.out, identity) as folder:
-        files, measured = _write(folder, subject, module, request, images)
-        written = folder.publish(config, files)
-    return {**written, "folder": str(request.out), "written": list(files), "int8": measured}
+    config = _config(subject, source, module, preprocessing)
+    with export_folder(request.out, config) as folder:
+        files, cost = _write(folder, subject, module, request, images)
+        config = folder.publish(files)
+    return Exported(config, str(request.out), list(files), cost)
 
 
 def _write(
@@ -82,19 +115,19 @@ def _write(
     module: nn.Module,
     request: ExportRequest,
     images: Images | None,
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
+) -> tuple[dict[str, ExportedFile], Int8Cost | None]:
     """(files by name, what quantisation costs or None)"""
     name = FORMATS[request.format].file.format(name=subject.name)
     folder.check_free(name)
-    files = {name: write_checked(request.format, module, subject.network, folder.scratch / name)}
+    files: dict[str, ExportedFile] = {
+        name: write_checked(request.format, module, subject.network, folder.scratch / name)
+    }
     if images is None:
         return files, None
     small = f"{subject.name}.int8.onnx"
     folder.check_free(small)
-    files[small] = write_int8(folder.scratch / name, folder.scratch / small, images.calibration)
-    measured = compare(folder.scratch / name, folder.scratch / small, images, request.images)
-    files[small]["compared_with_float32"] = measured
-    return files, measured
+    quantised = write_int8(folder.scratch / name, folder.scratch / small, images, request.images)
+    return {**files, small: quantised}, quantised.compared_with_float32
 
 
 def _weights(subject: Subject, asked: str | None) -> Source:
@@ -110,43 +143,35 @@ def _weights(subject: Subject, asked: str | None) -> Source:
 
 
 def _config(
-    subject: Subject, source: Source, module: nn.Module, preprocessing: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what decides which network and weights are meant, the whole of config.json but its files)"""
+    subject: Subject, source: Source, module: nn.Module, preprocessing: Preprocessing
+) -> ExportConfig:
+    """The whole of config.json but its files."""
     network = subject.network
-    identity = {
-        "space": subject.space,
-        "space_version": network.space.version,
-        "num_classes": network.num_classes,
-        "network": describe(network),
-        "weights_sha256": hashlib.sha256(weights_bytes(module)).hexdigest(),
-    }
-    # As it comes back from a file, where a tuple is a list.
-    identity = json.loads(json.dumps(identity))
     own = source.path == subject.weights
     # No path of this machine goes into a file that travels.
     origin = (
         f"timm/{source.label}" if source.published else subject.origin if own else source.path.name
     )
     pixels = network.resolution
-    config = {
-        "name": subject.name,
-        **identity,
-        "rdw": list(network.rdw),
-        "weights": {"from": origin},
-        "input": {"name": INPUT, "dtype": "float32", "shape": ["batch", 3, pixels, pixels]},
-        "output": {"name": OUTPUT, "dtype": "float32", "shape": ["batch", network.num_classes]},
-        "preprocessing": dict(preprocessing),
-        "trained": _travels(subject.trained) if subject.trained and own else None,
-    }
-    return identity, config
+    return ExportConfig(
+        version=SCHEMA,
+        name=subject.name,
+        space=subject.space,
+        space_version=network.space.version,
+        num_classes=network.num_classes,
+        network=figures_of(network),
+        weights_sha256=hashlib.sha256(weights_bytes(module)).hexdigest(),
+        rdw=network.rdw,
+        weights=WeightsOrigin(origin=origin),
+        input=TensorSpec(name=INPUT, dtype="float32", shape=["batch", 3, pixels, pixels]),
+        output=TensorSpec(name=OUTPUT, dtype="float32", shape=["batch", network.num_classes]),
+        preprocessing=preprocessing,
+        trained=_travels(subject.trained) if subject.trained and own else None,
+        files={},
+    )
 
 
-def _travels(trained: Mapping[str, Any]) -> dict[str, Any]:
+def _travels(trained: TrainedBy) -> TrainedBy:
     """What is known of the training, without the folders of the machine that its images lay on."""
-    data = {
-        key: value
-        for key, value in dict(trained.get("data") or {}).items()
-        if key not in ("path", "cache")
-    }
-    return {**trained, **({"data": data} if "data" in trained else {})}
+    data = {key: value for key, value in trained.data.items() if key not in ("path", "cache")}
+    return trained.model_copy(update={"data": data})

@@ -7,17 +7,18 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from search_spaces import Network, RequestError
+from tinynet_search.export.document import ExportConfig, ExportedFile, read_config
 from tinynet_search.export.subject import CONFIG, WEIGHTS, read_subject
-from trainables.storage.documents import SMALL, parsed
-from trainables.storage.folder import open_folder, read_file
+from trainables.storage.folder import open_folder
 
 if TYPE_CHECKING:
     import torch
 
-SCHEMA = 1
+# What decides which network and weights are meant.
+IDENTITY = ("space", "space_version", "num_classes", "network", "weights_sha256")
 
 
 @dataclass(frozen=True)
@@ -26,47 +27,46 @@ class ExportFolder:
 
     Attributes:
         scratch: a hidden folder beside the files, for what is not finished.
-        files: what an earlier export left, by name.
+        config: what will be written, with the files that earlier exports left.
     """
 
     path: Path
     scratch: Path
-    files: Mapping[str, Mapping[str, Any]]
+    config: ExportConfig
 
     def check_free(self, name: str) -> None:
         """Raises RequestError where a file is there that no export wrote."""
-        if name not in self.files and (self.path / name).exists():
+        if name not in self.config.files and (self.path / name).exists():
             raise RequestError(
                 f"{str(self.path / name)!r} is there, and no export wrote it: choose another --out"
             )
 
-    def publish(
-        self, config: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]
-    ) -> dict[str, Any]:
+    def publish(self, files: Mapping[str, ExportedFile]) -> ExportConfig:
         """Put finished files in place, then the configuration that lists them with those of earlier exports."""
         for name in files:
             os.replace(self.scratch / name, self.path / name)
-        whole = {"schema": SCHEMA, **config, "files": {**self.files, **files}}
-        open_folder(self.path).write(CONFIG, json.dumps(whole, indent=1).encode())
+        whole = self.config.model_copy(update={"files": {**self.config.files, **files}})
+        open_folder(self.path).write(CONFIG, json.dumps(whole.to_json(), indent=1).encode())
         return whole
 
 
 @contextlib.contextmanager
-def export_folder(path: Path, network: Mapping[str, Any]) -> Iterator[ExportFolder]:
+def export_folder(path: Path, config: ExportConfig) -> Iterator[ExportFolder]:
     """The folder, made where there is none and removed again where nothing was written.
 
     Args:
-        network: of config.json, what decides which network and weights are meant.
+        config: what is exported, without files.
 
     Raises:
         RequestError: it cannot be written, or holds something else.
     """
-    earlier = _earlier(path, network)
+    earlier = _earlier(path, config)
     made = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path) as scratch:
-            yield ExportFolder(path, Path(scratch), earlier)
+            whole = config.model_copy(update={"files": earlier})
+            yield ExportFolder(path, Path(scratch), whole)
     except OSError as error:
         raise RequestError(
             f"{str(path)!r} cannot be written ({error.strerror or error}): choose another --out"
@@ -77,7 +77,7 @@ def export_folder(path: Path, network: Mapping[str, Any]) -> Iterator[ExportFold
                 path.rmdir()
 
 
-def _earlier(path: Path, network: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+def _earlier(path: Path, config: ExportConfig) -> dict[str, ExportedFile]:
     """Files of an earlier export of the same network and weights."""
     if path.exists() and not path.is_dir():
         raise RequestError(f"{str(path)!r} is a file: --out takes a folder")
@@ -85,20 +85,17 @@ def _earlier(path: Path, network: Mapping[str, Any]) -> Mapping[str, Mapping[str
     if not file.exists():
         return {}
     try:
-        found = parsed(read_file(file, SMALL))
-        ours = found.get("schema") == SCHEMA and all(
-            isinstance(each, dict) for each in found["files"].values()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        ours, found = False, {}
-    if not ours:
+        earlier = read_config(file)
+    except (OSError, ValueError):
+        earlier = None
+    if not isinstance(earlier, ExportConfig):
         raise RequestError(f"{str(file)!r} is there, and no export wrote it: choose another --out")
-    for key, value in network.items():
-        if found.get(key) != value:
+    for key in IDENTITY:
+        if getattr(earlier, key) != getattr(config, key):
             raise RequestError(
                 f"{str(path)!r} holds an export of another network or of other weights ({key}): remove it or choose another --out"
             )
-    return found["files"]
+    return earlier.files
 
 
 def load_exported(

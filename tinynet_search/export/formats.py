@@ -1,7 +1,6 @@
 """The formats a network is written in; what was written is read again and compared with torch at several batch sizes."""
 
 import contextlib
-import hashlib
 import importlib.metadata
 import io
 import logging
@@ -10,14 +9,20 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from search_spaces import Network, RequestError
 from search_spaces.weights import load_weights
 from tinynet_search.errors import one_line, require
+from tinynet_search.export.document import CheckedFile
+from tinynet_search.export.subject import file_digest
+
+if TYPE_CHECKING:
+    import onnx
 
 INPUT, OUTPUT = "images", "logits"
 BATCHES = (1, 3)
@@ -75,7 +80,7 @@ def attempted(kind: str) -> Iterator[None]:
         ) from error
 
 
-def write_checked(kind: str, module: nn.Module, network: Network, path: Path) -> dict[str, Any]:
+def write_checked(kind: str, module: nn.Module, network: Network, path: Path) -> CheckedFile:
     """Write a network, in evaluation mode, to ``path``, read it again, and compare.
 
     Returns:
@@ -98,12 +103,16 @@ def write_checked(kind: str, module: nn.Module, network: Network, path: Path) ->
             f"the {kind} file disagrees with torch by {difference:.3g} where the largest output is {largest:.3g} "
             f"(accepted: {form.tolerance:g} of it); it is not kept"
         )
-    return described(kind, form.packages, path) | {
-        "batches_compared": list(BATCHES),
-        "largest_difference": difference,
-        "largest_output": largest,
-        "tolerance": form.tolerance,
-    }
+    return CheckedFile(
+        format=kind,
+        bytes=path.stat().st_size,
+        sha256=file_digest(path),
+        versions=versions(form.packages),
+        batches_compared=list(BATCHES),
+        largest_difference=difference,
+        largest_output=largest,
+        tolerance=form.tolerance,
+    )
 
 
 def compared(
@@ -124,21 +133,15 @@ def compared(
     return difference, largest
 
 
-def described(kind: str, packages: tuple[str, ...], path: Path) -> dict[str, Any]:
-    """A file's format, bytes, digest, and the versions that wrote it."""
-    versions = {
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """The versions that wrote a file, by package."""
+    return {
         package: importlib.metadata.version(package)
         for package in ("tinynet-search", "torch", "timm", *packages)
     }
-    return {
-        "format": kind,
-        "bytes": path.stat().st_size,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "versions": versions,
-    }
 
 
-def session(path: Path) -> Callable[[Any], Any]:
+def session(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """An ONNX file in ONNX Runtime on as many cores as torch takes: float32 arrays of images to arrays of logits."""
     import onnxruntime
 
@@ -146,10 +149,10 @@ def session(path: Path) -> Callable[[Any], Any]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     runtime = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: runtime.run([OUTPUT], {INPUT: images})[0]
+    return lambda images: np.asarray(runtime.run([OUTPUT], {INPUT: images})[0])
 
 
-def without_traces(model: Any) -> Any:
+def without_traces(model: "onnx.ModelProto") -> "onnx.ModelProto":
     """An ONNX model without the paths and source lines that the exporter notes at every node."""
     for node in model.graph.node:
         del node.metadata_props[:]

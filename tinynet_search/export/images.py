@@ -1,18 +1,19 @@
 """Images for a network's file as the project's own evaluation gives them, and the same in words for config.json."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from search_spaces import Network, RequestError
 from search_spaces.weights import Source
+from tinynet_search.export.document import Preprocessing
 from tinynet_search.export.subject import Subject
 from trainables.data import IN_PROCESS, MEAN, STD, ImageData, Reading, open_data
 from trainables.data.sources.encoded import UnreadableImageError
-from trainables.recipe import Recipe, get_recipe, recipe_from
+from trainables.recipe import Recipe, get_recipe
+from trainables.spec import Settings
 
 # How a network is evaluated of which nobody knows how it was trained.
 RECIPES = {"petals": "short", "imagefolder": "efficientnet"}
@@ -29,7 +30,7 @@ class Images:
 
     network: Network
     recipe: Recipe
-    preprocessing: Mapping[str, Any]
+    preprocessing: Preprocessing
     data: ImageData
     calibration: np.ndarray
 
@@ -40,9 +41,9 @@ class Images:
 
 def open_images(
     subject: Subject,
-    settings: Mapping[str, Any] | None,
+    settings: Settings | None,
     recipe: Recipe,
-    preprocessing: Mapping[str, Any],
+    preprocessing: Preprocessing,
     calibration: int,
 ) -> Images:
     """The images of the settings, or else of the trial that trained the network.
@@ -50,7 +51,7 @@ def open_images(
     Raises:
         RequestError: there are none, they cannot be read, or their classes are not the network's.
     """
-    settings = settings or (subject.trained or {}).get("data")
+    settings = settings or _seen(subject)
     if not settings or (settings.get("name") == "imagefolder" and "path" not in settings):
         raise RequestError(
             "--int8 needs images to calibrate with: give --data petals, or --data-path with a folder of train/ and val/"
@@ -67,55 +68,54 @@ def open_images(
     return Images(network, recipe, preprocessing, data, np.concatenate(batches))
 
 
-def evaluation_recipe(subject: Subject, settings: Mapping[str, Any] | None) -> Recipe:
+def evaluation_recipe(subject: Subject, settings: Settings | None) -> Recipe:
     """The recipe whose evaluation the network is used with: its trial's, or what suits the data."""
-    trained = (subject.trained or {}).get("recipe")
-    return (
-        recipe_from(trained)
-        if trained
-        else get_recipe(RECIPES.get((settings or {}).get("name", ""), RECIPES["imagefolder"]))
-    )
+    if subject.trained is not None:
+        return subject.trained.recipe
+    data = str(settings["name"]) if settings and "name" in settings else ""
+    return get_recipe(RECIPES.get(data, RECIPES["imagefolder"]))
 
 
 def preprocessing_of(
-    subject: Subject, source: Source, recipe: Recipe, settings: Mapping[str, Any] | None
-) -> dict[str, Any]:
+    subject: Subject, source: Source, recipe: Recipe, settings: Settings | None
+) -> Preprocessing:
     """How an image becomes the network's input.
 
     Published weights keep the normalisation and the crop that timm names, a trial's have the project's. Of other weights
     nobody knows: the project's are written down and marked as assumed.
     """
     if subject.preprocessing is not None and source.published is None:
-        return dict(subject.preprocessing)
+        return subject.preprocessing
     pixels, ratio = subject.network.resolution, recipe.eval_ratio
     mean, std = MEAN, STD
     if source.published is not None:
         ratio, mean, std = source.published.crop_pct, source.published.mean, source.published.std
-    seen = (subject.trained or {}).get("data") or settings or {}
+    seen = _seen(subject) or settings or {}
     squashed = seen.get("name") == "petals" and recipe.augment == "shift"
-    steps = (
-        {"resize": [pixels, pixels], "interpolation": "bilinear", "antialias": True}
-        if squashed
-        else {
-            "resize_short_side": int(pixels / ratio),
-            "interpolation": "bicubic",
-            "antialias": True,
-            "centre_crop": pixels,
-        }
-    )
     known = source.published is not None or source.path == subject.weights
-    values = {
-        "crop_ratio": ratio,
-        "scale": "0 to 1",
-        "mean": list(mean),
-        "std": list(std),
-        "size": pixels,
-    }
-    return {"colour": "RGB", **steps, **values, "assumed": not known}
+    return Preprocessing(
+        colour="RGB",
+        resize=[pixels, pixels] if squashed else None,
+        resize_short_side=None if squashed else int(pixels / ratio),
+        interpolation="bilinear" if squashed else "bicubic",
+        antialias=True,
+        centre_crop=None if squashed else pixels,
+        crop_ratio=ratio,
+        scale="0 to 1",
+        mean=list(mean),
+        std=list(std),
+        size=pixels,
+        assumed=not known,
+    )
+
+
+def _seen(subject: Subject) -> Settings | None:
+    """The data that the network was trained on, where that is known."""
+    return subject.trained.data if subject.trained is not None else None
 
 
 def _images(
-    data: ImageData, count: int, network: Network, recipe: Recipe, preprocessing: Mapping[str, Any]
+    data: ImageData, count: int, network: Network, recipe: Recipe, preprocessing: Preprocessing
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches of validation images, spread evenly: an ImageFolder lists its classes one after another."""
     count = min(count, data.val_size)
@@ -131,7 +131,7 @@ def validation_batches(
     chosen: np.ndarray,
     network: Network,
     recipe: Recipe,
-    preprocessing: Mapping[str, Any],
+    preprocessing: Preprocessing,
     device: torch.device,
     *,
     reading: Reading = IN_PROCESS,
@@ -143,11 +143,11 @@ def validation_batches(
         RequestError: an image cannot be read.
     """
     loader = data.loader(
-        network.resolution, replace(recipe, eval_ratio=preprocessing["crop_ratio"]), device, reading
+        network.resolution, replace(recipe, eval_ratio=preprocessing.crop_ratio), device, reading
     )
     mean, std, own_mean, own_std = (
         torch.tensor(values, device=device).view(3, 1, 1)
-        for values in (MEAN, STD, preprocessing["mean"], preprocessing["std"])
+        for values in (MEAN, STD, preprocessing.mean, preprocessing.std)
     )
     same = torch.equal(mean, own_mean) and torch.equal(std, own_std)
     try:

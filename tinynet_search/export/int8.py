@@ -9,12 +9,17 @@ squeeze-excite become a quarter of the size and no faster, which the printed spe
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinynet_search.export.formats import INPUT, attempted, described, session, without_traces
+from tinynet_search.export.document import BothFiles, Int8Cost, Quantised, QuantisedFile
+from tinynet_search.export.formats import INPUT, attempted, session, versions, without_traces
 from tinynet_search.export.images import Images
+from tinynet_search.export.subject import file_digest
+
+if TYPE_CHECKING:
+    from onnxruntime.quantization import CalibrationDataReader
 
 QUANTISED = ("Conv", "Gemm", "MatMul")
 # Calibration keeps every activation of a batch (ResNet-50: 6.7 GB at 32 images, 2.8 GB at 4); the ranges are the same.
@@ -22,8 +27,12 @@ AT_ONCE = 4
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
-def write_int8(float_file: Path, path: Path, calibration: np.ndarray) -> dict[str, Any]:
-    """Quantise an ONNX file with the ranges that activations take on the calibration images."""
+def write_int8(float_file: Path, path: Path, images: Images, count: int) -> QuantisedFile:
+    """Quantise an ONNX file with the ranges that activations take on the calibration images.
+
+    Args:
+        count: validation images that both files are compared on, at most.
+    """
     import onnx
     from onnxruntime.quantization import (
         CalibrationMethod,
@@ -39,7 +48,7 @@ def write_int8(float_file: Path, path: Path, calibration: np.ndarray) -> dict[st
         quantize_static(
             prepared,
             path,
-            _reader(calibration),
+            _reader(images.calibration),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(QUANTISED),
             per_channel=True,
@@ -51,15 +60,22 @@ def write_int8(float_file: Path, path: Path, calibration: np.ndarray) -> dict[st
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)
     prepared.unlink()
-    quantised = {
-        "weights": "int8, per channel",
-        "activations": "uint8",
-        "calibration_images": len(calibration),
-    }
-    return described("onnx", PACKAGES, path) | {"quantised": quantised}
+    quantised = Quantised(
+        weights="int8, per channel",
+        activations="uint8",
+        calibration_images=len(images.calibration),
+    )
+    return QuantisedFile(
+        format="onnx",
+        bytes=path.stat().st_size,
+        sha256=file_digest(path),
+        versions=versions(PACKAGES),
+        quantised=quantised,
+        compared_with_float32=compare(float_file, path, images, count),
+    )
 
 
-def _reader(calibration: np.ndarray) -> Any:
+def _reader(calibration: np.ndarray) -> "CalibrationDataReader":
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
@@ -80,7 +96,7 @@ def _reader(calibration: np.ndarray) -> Any:
     return Reader()
 
 
-def compare(float_file: Path, int8_file: Path, images: Images, count: int) -> dict[str, Any]:
+def compare(float_file: Path, int8_file: Path, images: Images, count: int) -> Int8Cost:
     """Top-1 of both files in percent, how often they agree, how far their logits differ, and their speed."""
     runs = {"float32": session(float_file), "int8": session(int8_file)}
     labels: list[np.ndarray] = []
@@ -94,21 +110,26 @@ def compare(float_file: Path, int8_file: Path, images: Images, count: int) -> di
             seconds[name] += taken
     right = np.concatenate(labels)
     exact, rounded = (np.concatenate(outputs[name]) for name in ("float32", "int8"))
-    top1 = {
-        name: 100 * float((np.concatenate(outputs[name]).argmax(1) == right).mean())
-        for name in runs
-    }
-    return {
-        "data": images.data.fingerprint,
-        "images": len(right),
-        "top1": top1,
-        "top1_change": top1["int8"] - top1["float32"],
-        "agreement": 100 * float((exact.argmax(1) == rounded.argmax(1)).mean()),
-        "largest_difference": float(np.abs(exact - rounded).max()),
-        "mean_difference": float(np.abs(exact - rounded).mean()),
-        "largest_output": float(np.abs(exact).max()),
-        "images_per_s": {name: round(len(right) / seconds[name], 1) for name in runs},
-    }
+    top1 = BothFiles(float32=_top1(exact, right), int8=_top1(rounded, right))
+    return Int8Cost(
+        data=images.data.fingerprint,
+        images=len(right),
+        top1=top1,
+        top1_change=top1.int8 - top1.float32,
+        agreement=100 * float((exact.argmax(1) == rounded.argmax(1)).mean()),
+        largest_difference=float(np.abs(exact - rounded).max()),
+        mean_difference=float(np.abs(exact - rounded).mean()),
+        largest_output=float(np.abs(exact).max()),
+        images_per_s=BothFiles(
+            float32=round(len(right) / seconds["float32"], 1),
+            int8=round(len(right) / seconds["int8"], 1),
+        ),
+    )
+
+
+def _top1(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """Percent."""
+    return 100 * float((outputs.argmax(1) == labels).mean())
 
 
 def _timed(run: Callable[[np.ndarray], np.ndarray], batch: np.ndarray) -> tuple[np.ndarray, float]:

@@ -4,22 +4,16 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from search_spaces import Network, RequestError, get_space
 from search_spaces.errors import unknown
 from search_spaces.networks import NETWORKS, get_named
 from tinynet_search.errors import one_line
-from trainables.recipe import recipe_from
-from trainables.storage.documents import SMALL, parsed
-from trainables.storage.folder import read_file
+from tinynet_search.export.document import ExportConfig, Preprocessing, TrainedBy, read_config
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
-# What a trial's configuration says of its training; an export of the trial keeps it.
-TRAINED = ("recipe", "data", "data_fingerprint", "seed", "metrics")
 
 
 @dataclass(frozen=True)
@@ -30,7 +24,7 @@ class Subject:
         name: of the files.
         space: as ``get_space`` takes it.
         weights: the file that lies beside the configuration, None where none does; origin: where it came from.
-        trained: recipe, data, seed and metrics of its training, empty where nobody knows.
+        trained: how, None where nobody knows.
         preprocessing: of an earlier export, None elsewhere.
     """
 
@@ -39,8 +33,8 @@ class Subject:
     network: Network
     weights: Path | None = None
     origin: str = ""
-    trained: Mapping[str, Any] | None = None
-    preprocessing: Mapping[str, Any] | None = None
+    trained: TrainedBy | None = None
+    preprocessing: Preprocessing | None = None
 
 
 def find_subject(text: str, space: str | None = None, classes: int | None = None) -> Subject:
@@ -99,81 +93,52 @@ def read_subject(path: Path, space: str | None = None) -> Subject:
     """
     file = path / CONFIG if path.is_dir() else path
     try:
-        found = parsed(read_file(file, SMALL))
-        r, d, w = (float(value) for value in found["rdw"])
-        own = str(found["space"])
-        version, classes, figures = (
-            int(found["space_version"]),
-            int(found["num_classes"]),
-            dict(found["network"]),
-        )
-        trained = {key: found[key] for key in TRAINED if key in found} or dict(
-            found.get("trained") or {}
-        )
-        trained |= {key: dict(trained[key]) for key in ("recipe", "data") if key in trained}
-        preprocessing = (
-            _preprocessing(found["preprocessing"]) if found.get("preprocessing") else None
-        )
-        origin = (
-            str(found["weights"]["from"])
-            if "weights" in found
-            else f"trial {file.parent.resolve().name}"
-        )
-        digest = dict(dict(found.get("files") or {}).get(WEIGHTS) or {}).get("sha256")
-        if "recipe" in trained:
-            recipe_from(trained["recipe"])
+        config = read_config(file)
     except OSError as error:
         raise RequestError(
             f"{str(file)!r} {error.strerror}: give the folder of a trial or an export"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise RequestError(
-            f"{str(file)!r} is no configuration of a trial or an export, or damaged ({one_line(error, 80)})"
+            f"{str(file)!r} is no configuration of a trial or an export, or damaged ({one_line(error, 200)})"
         ) from error
-    _check_space(file, own, space)
-    network = get_space(own).network((r, d, w), classes)
-    if network.space.version != version:
+    _check_space(file, config.space, space)
+    r, d, w = config.rdw
+    network = get_space(config.space).network((r, d, w), config.num_classes)
+    if network.space.version != config.space_version:
         raise RequestError(
-            f"{str(file)!r} is of version {version} of {own}, which meant other networks: here is {network.space.version}"
+            f"{str(file)!r} is of version {config.space_version} of {config.space}, which meant other networks: here is {network.space.version}"
         )
-    if (network.macs, network.resolution) != (figures.get("macs"), figures.get("resolution")):
+    figures = config.network
+    if (network.macs, network.resolution) != (figures.macs, figures.resolution):
         raise RequestError(
             f"{str(file)!r} is damaged: its figures are not those of its own r, d, w and classes"
         )
-    weights = file.parent / WEIGHTS
-    if digest and weights.is_file() and file_digest(weights) != digest:
+    folder = file.parent.resolve().name
+    weights = file.parent / WEIGHTS if (file.parent / WEIGHTS).is_file() else None
+    if isinstance(config, ExportConfig):
+        _check_digest(config, weights)
+        name, origin, preprocessing = config.name, config.weights.origin, config.preprocessing
+    else:
+        name = _job_network(file.parent, space) or f"{config.space}-{folder}"
+        origin, preprocessing = f"trial {folder}", None
+    # The name becomes a file's: nothing in it may lead elsewhere.
+    name = re.sub(r"[^\w.-]", "_", name)[:100]
+    return Subject(name, config.space, network, weights, origin, config.trained, preprocessing)
+
+
+def _check_digest(config: ExportConfig, weights: Path | None) -> None:
+    listed = config.files.get(WEIGHTS)
+    if weights and listed and file_digest(weights) != listed.sha256:
         raise RequestError(
             f"{str(weights)!r} is not the file that {CONFIG} lists: it is damaged, or another's"
         )
-    named = (
-        found.get("name")
-        or _job_network(file.parent, space)
-        or f"{own}-{file.parent.resolve().name}"
-    )
-    # The name becomes a file's: nothing in it may lead elsewhere.
-    name = re.sub(r"[^\w.-]", "_", str(named))[:100]
-    return Subject(
-        name, own, network, weights if weights.is_file() else None, origin, trained, preprocessing
-    )
 
 
 def file_digest(file: Path) -> str:
     """SHA-256 of a file of any size."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _preprocessing(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises ValueError, KeyError or TypeError where images could not be prepared so."""
-    mean, std = ([float(value) for value in found[key]] for key in ("mean", "std"))
-    sound = (
-        len(mean) == len(std) == 3
-        and all(1e-6 <= value <= 1e6 for value in std)
-        and all(abs(value) <= 1e6 for value in mean)
-    )
-    if not sound or not 0.1 <= float(found["crop_ratio"]) <= 1:
-        raise ValueError("its preprocessing is none")
-    return dict(found)
 
 
 def _job_network(trial: Path, space: str | None) -> str | None:

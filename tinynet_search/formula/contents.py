@@ -3,11 +3,12 @@
 Built by ``files.parse`` from a checked document, and by ``TinyFormula.load`` from the published one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from tinynet_search.formula.gaussian_process import Kernel
+from trainables.storage.documents import Json
 
 SCHEMA = 1
 FORMS = ("paper", "default")
@@ -15,8 +16,6 @@ MIN_POINTS = 5
 # A formula keeps a dense kernel matrix of its points for each of its four kernels: 32 MB each at this many.
 MAX_POINTS = 2000
 
-# JSON data; unlike pydantic's JsonValue it takes a list of numbers where it is passed.
-Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | float | bool | None"
 # What a formula was fitted to, as its author put it: a search's settings, or sentences.
 Provenance: TypeAlias = Mapping[str, Json]
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces import Network
 from tinynet_search.formula.budget import amount
-from tinynet_search.formula.contents import Json
 from tinynet_search.formula.digits import spelled
 from tinynet_search.formula.gaussian_process import Prediction
 from tinynet_search.text import memory_size, millions
+from trainables.storage.documents import Json
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from search_spaces.errors import RequestError
 from tinynet_search.cluster.ray_internals import upload_size
@@ -21,8 +21,16 @@ PACKAGE = "tinynet_search"
 MAKE = "make one by pip wheel --no-deps ."
 
 
+class RuntimeEnv(TypedDict, total=False):
+    """Ray's runtime environment, as far as a job of ours has one."""
+
+    env_vars: dict[str, str]
+    working_dir: str
+    py_modules: list[str]
+
+
 @contextlib.contextmanager
-def runtime_env(working_dir: str | None, wheel: str | None) -> Iterator[dict[str, Any]]:
+def runtime_env(working_dir: str | None, wheel: str | None) -> Iterator[RuntimeEnv]:
     """Ray's runtime environment of a job; to be sent while inside.
 
     Args:
@@ -32,7 +40,7 @@ def runtime_env(working_dir: str | None, wheel: str | None) -> Iterator[dict[str
     Raises:
         RequestError: one of them is not there, too large, or something else.
     """
-    env: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
+    env: RuntimeEnv = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
     if working_dir is not None:
         env["working_dir"] = _folder(working_dir)
     with tempfile.TemporaryDirectory(prefix="tinynet-wheel-") as scratch:

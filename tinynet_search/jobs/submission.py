@@ -10,19 +10,20 @@ import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from search_spaces.errors import RequestError
-from tinynet_search.config import Config
+from tinynet_search.cluster.preflight import Findings
+from tinynet_search.config import Config, Values
 from tinynet_search.errors import JobError, one_line
 from tinynet_search.jobs.connection import connect, reaching
-from tinynet_search.jobs.runtime_env import runtime_env
+from tinynet_search.jobs.runtime_env import RuntimeEnv, runtime_env
 from tinynet_search.version import __version__
 from trainables.storage.folder import refuse_credentials
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
+    from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
     from tinynet_search.train.request import TrainRequest
 
@@ -59,10 +60,10 @@ class Order:
     kind: str
     name: str
     arguments: tuple[str, ...]
-    values: Mapping[str, Any]
+    values: Values
     storage: str
     tracking: str
-    seen: Mapping[str, Any] | None = None
+    seen: Values | None = None
 
     def metadata(self, shipped: Collection[str]) -> dict[str, str]:
         """As Ray keeps it with the job: every value a text."""
@@ -81,6 +82,13 @@ class Order:
         return {**about, SHIPPED: ",".join(shipped), REQUEST: json.dumps(request)}
 
 
+class Probe(NamedTuple):
+    """What a cluster has: its Python, and the version of this package, None without one."""
+
+    python: str
+    version: str | None
+
+
 @dataclass(frozen=True)
 class Submitted:
     """A job that was queued.
@@ -93,7 +101,11 @@ class Submitted:
     id: str
     address: str
     name: str
-    findings: dict[str, Any] | None = None
+    findings: Findings | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        findings = self.findings.to_json() if self.findings else None
+        return {**vars(self), "findings": findings}
 
 
 def submit_search(
@@ -106,7 +118,7 @@ def submit_search(
     wheel: str | None = None,
     gpu: str | None = None,
     check: bool = True,
-    agree: Callable[[dict[str, Any]], bool] | None = None,
+    agree: Callable[[Findings], bool] | None = None,
 ) -> Submitted:
     """Queue a search on a cluster; one that is there is taken up where it was left.
 
@@ -149,7 +161,8 @@ def order_search(config: Config, tracking: str | None, retry: Collection[str] = 
     values = config.model_dump(mode="json", exclude_none=True, exclude_unset=True)
     values.get("run", {}).pop("address", None)
     _refuse_here(config.storage.path, str((config.data.model_extra or {}).get("path") or "/"))
-    uri = _tracking(values, tracking)
+    values.pop("tracking", None)
+    uri = _tracking(tracking, config.tracking.uri)
     again = tuple(argument for reason in retry for argument in ("--retry", reason))
     return Order(
         "search",
@@ -177,7 +190,8 @@ def order_train(request: "TrainRequest") -> Order:
         raise RequestError(
             f"--formula {one_line(request.formula)!r} is a file of this machine: {better}"
         )
-    uri = _tracking(values, request.tracking)
+    section = values.pop("tracking", None) or {}
+    uri = _tracking(request.tracking, section.get("uri"))
     # As a trial on one of its nodes, with its GPU if it has any, and not in the job's own process on the head.
     values["run"] = {**values.get("run", {}), "address": "auto"}
     if not values.setdefault("scaling", {}).keys() & {"auto", "gpus", "workers"}:
@@ -215,7 +229,7 @@ def order_train(request: "TrainRequest") -> Order:
     return Order("train", _plain(name), arguments, values, storage, uri or "", as_seen)
 
 
-def _flag(key: str, value: Any) -> tuple[str, ...]:
+def _flag(key: str, value: str | float | bool) -> tuple[str, ...]:
     option = f"--{key.replace('_', '-')}"
     return (option,) if value is True else (option, str(value))
 
@@ -238,18 +252,15 @@ def _refuse_here(storage: str, data: str) -> None:
             )
 
 
-def _tracking(values: dict[str, Any], explicit: str | None) -> str | None:
-    """MLflow's URI where anybody here named one, taken out of the values; else it is the cluster's own.
+def _tracking(explicit: str | None, configured: str | None) -> str | None:
+    """MLflow's URI where anybody here named one; else it is the cluster's own.
 
     Raises:
         RequestError: one of them carries a secret, or is none.
     """
     from tinynet_search.mlflow_client.connection import address, resolve_uri
 
-    section = values.pop("tracking", None) or {}
-    named = [
-        uri for uri in (explicit, os.environ.get("MLFLOW_TRACKING_URI"), section.get("uri")) if uri
-    ]
+    named = [uri for uri in (explicit, os.environ.get("MLFLOW_TRACKING_URI"), configured) if uri]
     for uri in named:
         try:
             refuse_credentials(uri)
@@ -278,7 +289,7 @@ def submit(
     wheel: str | None = None,
     gpu: str | None = None,
     check: bool = True,
-    agree: Callable[[dict[str, Any]], bool] | None = None,
+    agree: Callable[[Findings], bool] | None = None,
 ) -> Submitted:
     """Look, ask, queue. Raises as ``submit_search``."""
     shipped = [name for name, given in (("working_dir", working_dir), ("wheel", wheel)) if given]
@@ -292,30 +303,43 @@ def submit(
 def _submitted(
     client: "JobSubmissionClient",
     order: Order,
-    env: Mapping[str, Any],
+    env: RuntimeEnv,
     shipped: Collection[str],
     *,
     gpu: str | None,
     check: bool,
-    agree: Callable[[dict[str, Any]], bool] | None,
+    agree: Callable[[Findings], bool] | None,
 ) -> Submitted:
     url = client.get_address()
     _refuse_running(client, order)
     findings = look(client, order, env, gpu) if check else None
-    if findings is not None and findings["problems"]:
+    if findings is not None and findings.problems:
         raise RequestError(
-            f"the cluster at {url} cannot run {order.kind} {order.name}: {'; '.join(findings['problems'])}"
+            f"the cluster at {url} cannot run {order.kind} {order.name}: {'; '.join(findings.problems)}"
         )
     if agree is not None and findings is not None and not agree(findings):
         raise JobError("nothing was submitted")
     return Submitted(_queue(client, order, env, shipped), url, order.name, findings)
 
 
-def ours(client: "JobSubmissionClient") -> list[Any]:
+class OwnJob(NamedTuple):
+    """A job that tinynet submitted, and all that Ray knows of it."""
+
+    id: str
+    metadata: Mapping[str, str]
+    status: "JobStatus"
+    details: "JobDetails"
+
+
+def ours(client: "JobSubmissionClient") -> list[OwnJob]:
     """Jobs that tinynet submitted, the oldest first; looks at the cluster are none."""
-    jobs = [(job.metadata or {}, job) for job in client.list_jobs() if job.submission_id]
-    found = [job for metadata, job in jobs if REQUEST in metadata and metadata.get(KIND) != "check"]
-    return sorted(found, key=lambda job: job.start_time or 0)
+    jobs = [
+        OwnJob(job.submission_id, job.metadata or {}, job.status, job)
+        for job in client.list_jobs()
+        if job.submission_id
+    ]
+    own = [job for job in jobs if REQUEST in job.metadata and job.metadata.get(KIND) != "check"]
+    return sorted(own, key=lambda job: job.details.start_time or 0)
 
 
 def _refuse_running(client: "JobSubmissionClient", order: Order) -> None:
@@ -325,14 +349,14 @@ def _refuse_running(client: "JobSubmissionClient", order: Order) -> None:
     for job in ours(client):
         same = wanted.items() <= job.metadata.items()
         if same and not job.status.is_terminal():
-            how = f"tinynet jobs logs {job.submission_id} follows it, tinynet jobs stop {job.submission_id} ends it"
+            how = f"tinynet jobs logs {job.id} follows it, tinynet jobs stop {job.id} ends it"
             raise RequestError(
-                f"{order.kind} {order.name} is {job.status.lower()} already as job {job.submission_id}: {how}"
+                f"{order.kind} {order.name} is {job.status.lower()} already as job {job.id}: {how}"
             )
 
 
 def _queue(
-    client: "JobSubmissionClient", order: Order, env: Mapping[str, Any], shipped: Collection[str]
+    client: "JobSubmissionClient", order: Order, env: RuntimeEnv, shipped: Collection[str]
 ) -> str:
     """Under the next number of this name; somebody else may take it at the same moment."""
     taken = [
@@ -355,8 +379,8 @@ def _queue(
 
 
 def look(
-    client: "JobSubmissionClient", order: Order, env: Mapping[str, Any], gpu: str | None = None
-) -> dict[str, Any]:
+    client: "JobSubmissionClient", order: Order, env: RuntimeEnv, gpu: str | None = None
+) -> Findings:
     """What the cluster sees of a search or a training, by a short job there that is deleted again.
 
     Raises:
@@ -382,11 +406,11 @@ def look(
     try:
         _ended(client, job, CHECK_TIMEOUT)
         logs = client.get_job_logs(job)
-        probe = _document(logs, "tinynet-probe ")
+        probe = _probed(logs)
         _refuse_version(probe, client.get_address())
-        findings = _document(logs, "")
+        findings = _found(logs)
         if findings is not None:
-            findings["notes"] = [*findings.get("notes", []), *_other_python(probe)]
+            findings.notes += _other_python(probe)
             return findings
         info = client.get_job_info(job)
         if info.driver_exit_code == 2:
@@ -419,8 +443,8 @@ def _forget(client: "JobSubmissionClient", job: str) -> None:
         client.delete_job(job)
 
 
-def _other_python(probe: Mapping[str, Any] | None) -> list[str]:
-    theirs, ours = str((probe or {}).get("python", "")), platform.python_version()
+def _other_python(probe: Probe | None) -> list[str]:
+    theirs, ours = probe.python if probe else "", platform.python_version()
     if not theirs or theirs.split(".")[:2] == ours.split(".")[:2]:
         return []
     return [
@@ -428,22 +452,34 @@ def _other_python(probe: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def _document(logs: str, prefix: str) -> dict[str, Any] | None:
-    """The last line that is a JSON object behind this prefix."""
-    for line in reversed(logs.splitlines()):
-        if line.startswith(f"{prefix}{{"):
-            try:
-                found = json.loads(line.removeprefix(prefix))
-            except ValueError:
-                continue
-            return found if isinstance(found, dict) else None
+def _probed(logs: str) -> Probe | None:
+    values = _document(logs, "tinynet-probe ")
+    if not isinstance(values, dict):
+        return None
+    version = values.get("tinynet-search")
+    return Probe(str(values.get("python", "")), None if version is None else str(version))
+
+
+def _found(logs: str) -> Findings | None:
+    """What the look printed, None where it printed none that this version understands."""
+    with contextlib.suppress(ValueError):
+        return Findings.from_json(_document(logs, ""))
     return None
 
 
-def _refuse_version(probe: Mapping[str, Any] | None, url: str) -> None:
+def _document(logs: str, prefix: str) -> Any:
+    """The last line that is a JSON object behind this prefix, None without one."""
+    for line in reversed(logs.splitlines()):
+        if line.startswith(f"{prefix}{{"):
+            with contextlib.suppress(ValueError):
+                return json.loads(line.removeprefix(prefix))
+    return None
+
+
+def _refuse_version(probe: Probe | None, url: str) -> None:
     if probe is None:
         return
-    theirs = probe.get("tinynet-search")
+    theirs = probe.version
     if theirs is None:
         raise RequestError(
             f"the cluster at {url} has no tinynet-search: put {__version__} on its image, or send it with --wheel FILE"

@@ -3,7 +3,8 @@
 import json
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import JobError, one_line
@@ -19,13 +20,14 @@ from tinynet_search.jobs.submission import (
     TRACKING,
     VERSION,
     Order,
+    OwnJob,
     Submitted,
     ours,
     submit,
 )
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 # Seconds between two looks at a job that is followed, and of silence after which its cluster is given up.
 EVERY, GIVE_UP = 2.0, 300.0
@@ -43,27 +45,27 @@ class Jobs:
         self._client: JobSubmissionClient = connect(address)
         self.address: str = self._client.get_address()
 
-    def all(self) -> list[dict[str, Any]]:
-        """What ``described`` tells of every job of ours, the oldest first."""
+    def all(self) -> "list[JobRow]":
+        """Every job of ours, the oldest first."""
         with reaching(self.address):
-            return [described(job) for job in ours(self._client)]
+            return [described(job.details) for job in ours(self._client)]
 
-    def find(self, name: str) -> dict[str, Any]:
+    def find(self, name: str) -> "JobRow":
         """A job by its id, or the newest of a search or training by its name."""
-        return described(self._found(name))
+        return described(self._found(name).details)
 
     def logs(self, name: str) -> str:
         """Everything that a job has said."""
         job = self._found(name)
         with reaching(self.address):
-            return self._client.get_job_logs(job.submission_id)
+            return self._client.get_job_logs(job.id)
 
-    def follow(self, name: str, say: Callable[[str], None]) -> dict[str, Any]:
+    def follow(self, name: str, say: Callable[[str], None]) -> "JobRow":
         """Pass a job's words on until it ends, through any silence of the cluster; the job as it ended.
 
         What it has said is asked for again and again: a stream would not tell of a lid that was closed and opened.
         """
-        job, told, heard = self._found(name).submission_id, 0, time.monotonic()
+        job, told, heard = self._found(name).id, 0, time.monotonic()
         while True:
             try:
                 with reaching(self.address):
@@ -81,18 +83,18 @@ class Jobs:
                     return described(found)
             time.sleep(EVERY)
 
-    def stop(self, name: str) -> dict[str, Any]:
+    def stop(self, name: str) -> "JobRow":
         """Have a job commit checkpoints and end; returns once it has."""
         job = self._found(name, alone=True)
         if job.status.is_terminal():
-            raise RequestError(f"job {job.submission_id} has ended already ({job.status.lower()})")
+            raise RequestError(f"job {job.id} has ended already ({job.status.lower()})")
         with reaching(self.address):
-            self._client.stop_job(job.submission_id)
+            self._client.stop_job(job.id)
             end = time.monotonic() + STOP_SECONDS + 30
-            while not (found := self._client.get_job_info(job.submission_id)).status.is_terminal():
+            while not (found := self._client.get_job_info(job.id)).status.is_terminal():
                 if time.monotonic() > end:
                     raise JobError(
-                        f"job {job.submission_id} was asked to end and has not: tinynet jobs status {job.submission_id}"
+                        f"job {job.id} was asked to end and has not: tinynet jobs status {job.id}"
                     )
                 time.sleep(POLL)
         return described(found)
@@ -103,9 +105,7 @@ class Jobs:
         """The same again under a new id: what has a result is skipped, what has a checkpoint goes on."""
         job = self._found(name)
         if not job.status.is_terminal():
-            raise RequestError(
-                f"job {job.submission_id} is {job.status.lower()}: there is nothing to resume"
-            )
+            raise RequestError(f"job {job.id} is {job.status.lower()}: there is nothing to resume")
         given = {"working_dir": working_dir, "wheel": wheel}
         lacking = [
             flag for flag in job.metadata.get(SHIPPED, "").split(",") if flag and not given[flag]
@@ -113,58 +113,75 @@ class Jobs:
         if lacking:
             flags = " and ".join(f"--{flag.replace('_', '-')}" for flag in lacking)
             raise RequestError(
-                f"job {job.submission_id} was sent with {flags}, which the cluster does not keep: give it again"
+                f"job {job.id} was sent with {flags}, which the cluster does not keep: give it again"
             )
         return submit(
             _order(job.metadata), self.address, working_dir=working_dir, wheel=wheel, check=False
         )
 
-    def _found(self, name: str, *, alone: bool = False) -> Any:
+    def _found(self, name: str, *, alone: bool = False) -> OwnJob:
         """A job by its id, or the newest of a name; ``alone``: not where others of that name run too."""
         with reaching(self.address):
             jobs = ours(self._client)
-        matching = [job for job in jobs if job.submission_id == name] or [
+        matching = [job for job in jobs if job.id == name] or [
             job for job in jobs if job.metadata.get(NAME) == name
         ]
         if not matching:
             known = (
-                ", ".join(job.submission_id for job in jobs[-5:])
+                ", ".join(job.id for job in jobs[-5:])
                 or "there is none; a head that started anew forgets its jobs, and the same search may be submitted again"
             )
             raise RequestError(f"no job {one_line(name, 80)!r} at {self.address}: {known}")
-        running = [job.submission_id for job in matching if not job.status.is_terminal()]
+        running = [job.id for job in matching if not job.status.is_terminal()]
         if alone and len(running) > 1:
             raise RequestError(
                 f"several jobs of the name {one_line(name, 80)!r} run: {', '.join(running)}: give one of these"
             )
         return next(
-            (job for job in reversed(matching) if alone and job.submission_id in running),
+            (job for job in reversed(matching) if alone and job.id in running),
             matching[-1],
         )
 
 
-def described(job: Any) -> dict[str, Any]:
-    """A job as ``tinynet jobs --json`` prints it; times are seconds since 1970."""
-    metadata = job.metadata
-    times = {
-        key: value / 1000 if value else None
-        for key, value in (("started", job.start_time), ("ended", job.end_time))
-    }
-    about = {
-        key: metadata.get(name, "")
-        for key, name in (("storage", STORAGE), ("tracking", TRACKING), ("version", VERSION))
-    }
-    status = str(getattr(job.status, "value", job.status))
-    ended = {"exit_code": job.driver_exit_code, "message": one_line(job.message or "")}
-    return {
-        "id": job.submission_id,
-        "kind": metadata.get(KIND, ""),
-        "name": metadata.get(NAME, ""),
-        "status": status,
-        **times,
-        **about,
-        **ended,
-    }
+@dataclass(frozen=True)
+class JobRow:
+    """A job as ``tinynet jobs`` shows it.
+
+    Attributes:
+        id: that Ray knows it by; kind: ``search`` or ``train``; name: of the search or the training job.
+        status: in Ray's words; started, ended: in seconds since 1970, None before.
+        storage, tracking, version: what it was submitted with.
+        exit_code, message: how it ended.
+    """
+
+    id: str
+    kind: str
+    name: str
+    status: str
+    started: float | None
+    ended: float | None
+    storage: str
+    tracking: str
+    version: str
+    exit_code: int | None
+    message: str
+
+
+def described(job: "JobDetails") -> JobRow:
+    metadata = job.metadata or {}
+    return JobRow(
+        id=str(job.submission_id),
+        kind=metadata.get(KIND, ""),
+        name=metadata.get(NAME, ""),
+        status=str(getattr(job.status, "value", job.status)),
+        started=job.start_time / 1000 if job.start_time else None,
+        ended=job.end_time / 1000 if job.end_time else None,
+        storage=metadata.get(STORAGE, ""),
+        tracking=metadata.get(TRACKING, ""),
+        version=metadata.get(VERSION, ""),
+        exit_code=job.driver_exit_code,
+        message=one_line(job.message or ""),
+    )
 
 
 def _order(metadata: Mapping[str, str]) -> Order:

@@ -1,8 +1,8 @@
 """Trials that failed by themselves, and when so many did that the rest is not worth training."""
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+
+from trainables.result import ResultSummary
 
 # A search is judged by its failures once this many trials have ended, and this share of all: the largest come first,
 # and those alone may be too large for a machine.
@@ -22,11 +22,11 @@ class FailureTally:
         self._ended: set[str] = set()
         self._reasons: Counter[str] = Counter()
 
-    def add(self, run: str, result: Mapping[str, Any] | None) -> None:
+    def add(self, run: str, result: ResultSummary | None) -> None:
         """A trial has ended; None: without a result."""
         if result is not None and run not in self._ended:
             self._ended.add(run)
-            self._reasons.update([result["reason"]] if result["status"] == "failed" else [])
+            self._reasons.update([] if result.finished else [str(result.reason)])
 
     @property
     def verdict(self) -> str | None:

@@ -5,6 +5,8 @@ from collections.abc import Collection, Mapping
 
 from search_spaces import RequestError
 from tinynet_search.store.directory import SearchStore
+from trainables.result import ResultSummary
+from trainables.run_name import RunName
 from trainables.storage.documents import LARGE
 from trainables.trial_folder import result_name
 
@@ -13,23 +15,22 @@ RETRIED = "retried"
 ANY = "failed"
 
 
-def set_aside(store: SearchStore, reasons: Collection[str], runs: Collection[str]) -> int:
-    """Move the results of trials that failed for one of these reasons (``failed``: any) out of the way; how many.
+def set_aside(
+    store: SearchStore, reasons: Collection[str], results: Mapping[RunName, ResultSummary]
+) -> list[RunName]:
+    """Move the results of trials that failed for one of these reasons (``failed``: any) out of the way; which.
 
     Their checkpoints stay, so that they go on from where they failed.
 
     Args:
-        runs: those that will be trained again; others keep their results.
+        results: of those that will be trained again; others keep their results.
 
     Raises:
         RequestError: no trial ever failed for a reason that is named, or a result is damaged.
     """
     if not reasons:
-        return 0
-    results = store.summaries(sorted(store.finished() & set(runs)))
-    failed = {
-        run: result["reason"] for run, result in results.items() if result["status"] == "failed"
-    }
+        return []
+    failed = {run: str(result.reason) for run, result in results.items() if not result.finished}
     unknown = sorted(set(reasons) - {ANY} - set(failed.values()))
     if unknown and (unknown := sorted(set(unknown) - _aside(store))):
         there = f"there are {', '.join(sorted(set(failed.values())))}" if failed else "none failed"
@@ -45,7 +46,7 @@ def set_aside(store: SearchStore, reasons: Collection[str], runs: Collection[str
         # A driver that dies in between leaves both, and the next one moves it once more.
         store.folder.write(f"{RETRIED}/{run}-{tries + 1}.json", data)
         store.remove_result(run)
-    return len(again)
+    return again
 
 
 def _aside(store: SearchStore) -> set[str]:

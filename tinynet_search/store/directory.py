@@ -10,70 +10,68 @@
 """
 
 import json
-import re
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from search_spaces import RequestError
-from search_spaces.space import SANE
 from tinynet_search.store.schema import (
+    FINAL_ROWS,
+    FRONTIER_ROWS,
     MOST_TRIALS,
-    RUN,
-    fault_of_finals,
-    fault_of_frontier,
-    fault_of_plan,
+    SCHEMA,
+    Batch,
+    Drawn,
+    FinalRow,
+    FrontierRow,
+    Plan,
+    checked,
     foreign_space,
 )
+from trainables.result import EpochRecord, NetworkFigures, ResultSummary, TrialResult
+from trainables.run_name import RunName
 from trainables.spec import TrialSpec
-from trainables.storage.documents import LARGE, SMALL, parsed
+from trainables.storage.documents import LARGE, SMALL, DocumentError, parsed
 from trainables.storage.folder import Folder, below, open_folder
 from trainables.trial_folder import newest_progress, read_result, result_name
 
 PLAN, FRONTIER, FORMULA, FINALS = "plan.json", "frontier.json", "formula.json", "finals.json"
 # In the place of a plan: the directory is a training job's.
 JOB = "job.json"
-SCHEMA = 1
-_RESULT = re.compile(RUN.removesuffix("$") + r"\.json")
+Row = TypeVar("Row", FrontierRow, FinalRow)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A planned trial: its description and the figures of its network."""
+    """A planned trial: its description and the figures of its network.
+
+    Attributes:
+        named: its run name where that is known already, since working it out takes the network's shape.
+    """
 
     spec: TrialSpec
-    network: Mapping[str, Any]
+    network: NetworkFigures
+    named: RunName | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def named(cls, run: str, spec: TrialSpec, network: Mapping[str, Any]) -> "Candidate":
-        """With its run name, where that is known already."""
-        candidate = cls(spec, network)
-        object.__setattr__(candidate, "_run", run)
-        return candidate
+    def of(cls, spec: TrialSpec) -> "Candidate":
+        return cls(spec, NetworkFigures.of(spec.network()))
+
+    @cached_property
+    def run(self) -> RunName:
+        """Names the result and the trial folder."""
+        return self.named or self.spec.run
 
     @property
     def id(self) -> str:
-        return self.run.rsplit("-e", 1)[0]
-
-    @property
-    def run(self) -> str:
-        """``<id>-e<epochs>``: names the result and the trial folder."""
-        if "_run" not in self.__dict__:
-            object.__setattr__(self, "_run", self.spec.run)
-        return self.__dict__["_run"]
+        return self.run.id
 
     @property
     def c(self) -> float:
-        return self.network["c"]
-
-
-class Drawn(NamedTuple):
-    """A candidate as it is written down: (r, d, w), and beside them, not to be relied on, its id and its network's figures."""
-
-    rdw: tuple[float, float, float]
-    id: Any
-    network: Any
+        return self.network.c
 
 
 class SearchStore:
@@ -82,7 +80,6 @@ class SearchStore:
     def __init__(self, url: str) -> None:
         self.folder: Folder = open_folder(url)
         self.url = self.folder.url
-        self._summaries: dict[str, dict[str, Any]] = {}
 
     @property
     def name(self) -> str:
@@ -120,7 +117,7 @@ class SearchStore:
         except OSError as error:
             raise _unusable(self.url, error) from error
 
-    def plan(self, space: str | None = None) -> dict[str, Any] | None:
+    def plan(self, space: str | None = None) -> Plan | None:
         """The plan, or None before there is one.
 
         Args:
@@ -130,39 +127,43 @@ class SearchStore:
             RequestError: the plan is damaged, or of a user's own space that ``space`` does not repeat.
         """
         plan = self.written_plan()
-        if plan is not None and (foreign := foreign_space(plan["space"]["name"], space)):
+        if plan is not None and (foreign := foreign_space(plan.space.name, space)):
             raise RequestError(f"plan {self.at(PLAN)}: {foreign}")
         return plan
 
-    def written_plan(self) -> dict[str, Any] | None:
+    def written_plan(self) -> Plan | None:
         """The plan, of whatever space: to be compared, not to be followed. Raises RequestError where it is damaged."""
-        plan = self.read_json(PLAN)
-        if plan is None and not self.folder.exists(PLAN):
+        values = self.read_json(PLAN)
+        if values is None and not self.folder.exists(PLAN):
             return None
-        fault = fault_of_plan(plan)
-        if fault or plan is None:
+        try:
+            return Plan.from_json(values)
+        except DocumentError as error:
             raise RequestError(
-                f"plan {self.at(PLAN)} is damaged ({fault}): restore it, or search under another name"
-            )
-        return plan
+                f"plan {self.at(PLAN)} is damaged ({error}): restore it, or search under another name"
+            ) from error
 
-    def frontier_rows(self) -> list[dict[str, Any]] | None:
+    def frontier_rows(self) -> list[FrontierRow] | None:
         """Rows of ``frontier.json``, None before there are any. Raises RequestError where they are damaged."""
-        return self._rows(FRONTIER, fault_of_frontier)
+        return self._rows(FRONTIER, FRONTIER_ROWS)
 
-    def final_rows(self) -> list[dict[str, Any]]:
+    def final_rows(self) -> list[FinalRow]:
         """Rows of ``finals.json``. Raises RequestError where they are damaged."""
-        return self._rows(FINALS, fault_of_finals) or []
+        return self._rows(FINALS, FINAL_ROWS) or []
 
-    def _rows(
-        self, name: str, fault_of: Callable[[Any], str | None]
-    ) -> list[dict[str, Any]] | None:
-        rows = self.read_json(name)
-        if rows is None and not self.folder.exists(name):
+    def write_rows(self, name: str, rows: Iterable[FrontierRow] | Iterable[FinalRow]) -> None:
+        self.write_json(name, [row.to_json() for row in rows])
+
+    def _rows(self, name: str, kind: TypeAdapter[list[Row]]) -> list[Row] | None:
+        values = self.read_json(name)
+        if values is None and not self.folder.exists(name):
             return None
-        if fault := fault_of(rows):
-            raise RequestError(f"{self.at(name)} is damaged ({fault}): remove it, it is made anew")
-        return rows
+        try:
+            return checked(kind, values)
+        except DocumentError as error:
+            raise RequestError(
+                f"{self.at(name)} is damaged ({error}): remove it, it is made anew"
+            ) from error
 
     def candidates(self) -> list[Drawn]:
         """Every candidate in the order they were drawn, all batches.
@@ -172,15 +173,12 @@ class SearchStore:
         """
         drawn: list[Drawn] = []
         for name in self.folder.names("candidates"):
-            batch: Any = self.read_json(f"candidates/{name}")
+            place = f"candidates/{name}"
             try:
-                drawn += [
-                    Drawn(_multipliers(row["rdw"]), row.get("id"), row.get("network"))
-                    for row in batch["candidates"]
-                ]
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                drawn += Batch.from_json(self.read_json(place)).candidates
+            except DocumentError as error:
                 raise RequestError(
-                    f"candidates {self.at(f'candidates/{name}')} are damaged ({error!r:.200}): restore the file"
+                    f"candidates {self.at(place)} are damaged ({error}): restore the file"
                 ) from error
             if len(drawn) > MOST_TRIALS:
                 raise RequestError(
@@ -191,7 +189,8 @@ class SearchStore:
     def add_batch(self, start: int, candidates: Iterable[Candidate]) -> bool:
         """Write the candidates that follow the first ``start`` ones; False where another driver has written others there."""
         rows = [
-            {"id": c.id, "rdw": list(c.spec.rdw), "network": dict(c.network)} for c in candidates
+            {"id": c.id, "rdw": list(c.spec.rdw), "network": c.network.to_json()}
+            for c in candidates
         ]
         return self.write_json(
             f"candidates/{start:06d}.json",
@@ -199,90 +198,55 @@ class SearchStore:
             once=True,
         )
 
-    def result(self, run: str) -> dict[str, Any] | None:
+    def result(self, run: str) -> TrialResult | None:
         """A run's result, None before it has one. Raises RequestError where it is damaged or cannot be read."""
         try:
             return read_result(self.folder, run)
         except OSError as error:
             raise _unusable(self.url, error) from error
 
-    def remove_result(self, run: str) -> None:
-        """Have a trial trained again; for its driver alone."""
-        self._summaries.pop(run, None)
-        self.folder.remove(result_name(run))
-
-    def finished(self) -> set[str]:
-        """Runs that have a result; files of other names in there are somebody else's."""
+    def has_result(self, run: str) -> bool:
+        """Raises RequestError where the storage cannot be read."""
         try:
-            return {
-                name.removesuffix(".json")
-                for name in self.folder.names("results")
-                if _RESULT.fullmatch(name)
-            }
+            return self.folder.exists(result_name(run))
         except OSError as error:
             raise _unusable(self.url, error) from error
 
-    def budgets(self) -> dict[str, int]:
-        """Epochs of every run that has a result or has begun, by its name."""
-        there = self.finished() | {
-            name for name in self.folder.names("trials") if _RESULT.fullmatch(f"{name}.json")
-        }
-        return {run: int(run.rpartition("-e")[2]) for run in there}
+    def remove_result(self, run: str) -> None:
+        """Have a trial trained again; for its driver alone."""
+        self.folder.remove(result_name(run))
 
-    def summary(self, run: str) -> dict[str, Any] | None:
-        """A result without its epochs: in their place ``epochs_done``, their ``seconds`` and when the first ended, ``first_ts``.
+    def finished(self) -> set[RunName]:
+        """Runs that have a result; files of other names in that folder are ignored."""
+        try:
+            return RunName.parsed(self.folder.names("results"), ".json")
+        except OSError as error:
+            raise _unusable(self.url, error) from error
 
-        Results are written once, so each is read once; a long search holds these in memory, which it could not of every epoch.
-        """
-        if run not in self._summaries:
-            result = self.result(run)
-            if result is None:
-                return None
-            self._summaries[run] = _summary(result)
-        return self._summaries[run]
+    def begun(self) -> set[RunName]:
+        """Runs that have a result or a folder of checkpoints."""
+        return self.finished() | RunName.parsed(self.folder.names("trials"))
 
-    def summaries(self, runs: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def summary(self, run: str) -> ResultSummary | None:
+        """A result without its epochs, of which a long search could not hold all in memory."""
+        result = self.result(run)
+        return result.summary() if result else None
+
+    def summaries(self, runs: Iterable[RunName]) -> dict[RunName, ResultSummary]:
         """Summaries by run name, of those that have a result."""
         there = self.finished()
-        found = ((run, self.summary(run)) for run in runs if run in there)
-        return {run: summary for run, summary in found if summary is not None}
+        read = ((run, self.summary(run)) for run in runs if run in there)
+        return {run: summary for run, summary in read if summary is not None}
 
-    def results(self, runs: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def results(self, runs: Iterable[RunName]) -> dict[RunName, TrialResult]:
         """Results by run name, of those that have one."""
         there = self.finished()
-        found = ((run, self.result(run)) for run in runs if run in there)
-        return {run: result for run, result in found if result is not None}
+        read = ((run, self.result(run)) for run in runs if run in there)
+        return {run: result for run, result in read if result is not None}
 
-    def progress(self, run: str) -> list[dict[str, Any]]:
+    def progress(self, run: str) -> list[EpochRecord]:
         """Every epoch of a trial that is committed to a checkpoint, oldest first; after the end, see its result."""
         return newest_progress(self.folder.sub(f"trials/{run}"))
-
-
-def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    epochs = result["epochs"]
-    return {
-        **{
-            key: result.get(key)
-            for key in ("id", "run", "status", "reason", "detail", "started", "ended")
-        },
-        "metrics": {sys.intern(key): value for key, value in result["metrics"].items()},
-        "network": {key: result["network"][key] for key in ("c", "macs", "params", "resolution")},
-        "epochs_done": len(epochs),
-        "seconds": sum(epoch["seconds"] for epoch in epochs),
-        "first_ts": epochs[0]["ts"] if epochs else None,
-    }
-
-
-def _multipliers(values: Any) -> tuple[float, float, float]:
-    """(r, d, w) as read from a file.
-
-    Raises:
-        ValueError: they are no three sane multipliers.
-    """
-    r, d, w = (float(value) for value in values)
-    if not all(SANE[0] <= value <= SANE[1] for value in (r, d, w)):
-        raise ValueError(f"{[r, d, w]} are no multipliers")
-    return r, d, w
 
 
 def _unusable(url: str, error: OSError) -> RequestError:

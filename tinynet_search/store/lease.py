@@ -11,7 +11,6 @@ the same moment may both go on, which costs work and harms nothing, since result
 import contextlib
 import getpass
 import json
-import math
 import os
 import re
 import socket
@@ -19,12 +18,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from search_spaces import RequestError
-from trainables.storage.documents import parsed
+from tinynet_search.errors import one_line
+from trainables.storage.documents import LAST_DATE, parsed, reason
 from trainables.storage.folder import Folder, below
 
 PLACE = "lease"
@@ -36,9 +38,24 @@ MOST = 10**9
 _OURS = re.compile(r"([0-9]{6,18})\.(json|stop)")
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it has characters that cannot be printed")
+    return text
+
+
+# Of a lease's file, which any driver and any editor may have written.
+_Number = Annotated[int, Field(strict=True, ge=0, lt=MOST)]
+_Whole = Annotated[int, Field(strict=True)]
+_Time = Annotated[float, Field(strict=True, ge=0, lt=LAST_DATE)]
+_Text = Annotated[str, Field(strict=True)]
+_Name = Annotated[str, Field(strict=True, max_length=299), AfterValidator(_printable)]
+_Flag = Annotated[bool, Field(strict=True)]
+
+
 @dataclass(frozen=True)
 class Holder:
-    """Who drives a directory.
+    """Who drives a directory; the types are checked where a file is read.
 
     Attributes:
         number: of the lease; owner: a random name of this holding; work: the verb that holds it.
@@ -47,17 +64,19 @@ class Holder:
         released: it has ended in order.
     """
 
-    number: int
-    owner: str
-    work: str
-    user: str
-    host: str
-    machine: str
-    pid: int
-    process: str
-    since: float
-    seen: float
-    released: bool = False
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    number: _Number
+    owner: _Text
+    work: _Name
+    user: _Name
+    host: _Name
+    machine: _Text
+    pid: _Whole
+    process: _Text
+    since: _Time
+    seen: _Time
+    released: _Flag = False
 
     @property
     def name(self) -> str:
@@ -70,6 +89,9 @@ class Holder:
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
+
+
+_HOLDER = TypeAdapter(Holder)
 
 
 def read_lease(folder: Folder) -> Holder | None:
@@ -85,11 +107,10 @@ def read_lease(folder: Folder) -> Holder | None:
             return _holder(folder.read(name, LARGEST), number)
         except FileNotFoundError:
             continue  # swept by its successor
-        except (ValueError, TypeError) as error:
-            said = " ".join(str(error).split())[:200]
+        except ValueError as error:
             place = below(folder.url, name)
             raise RequestError(
-                f"lease {place} is damaged ({said}): remove it if nothing drives this directory"
+                f"lease {place} is damaged ({one_line(error, 200)}): remove it if nothing drives this directory"
             ) from error
     return None
 
@@ -248,34 +269,13 @@ def _is_lease(name: str) -> bool:
 
 
 def _holder(data: bytes, number: int) -> Holder:
-    """Raises ValueError or TypeError where it is no lease of this number."""
-    values = parsed(data)
-    if not isinstance(values, dict):
-        raise ValueError("no object")
-    holder = Holder(**values)
-    kinds = {
-        "number": int,
-        "pid": int,
-        "since": (int, float),
-        "seen": (int, float),
-        "released": bool,
-    }
-    for field in fields(holder):
-        value = getattr(holder, field.name)
-        if not isinstance(value, kinds.get(field.name, str)) or (
-            isinstance(value, float) and not math.isfinite(value)
-        ):
-            raise ValueError(f"{field.name} is {value!r}"[:100])
-    if (
-        holder.number != number
-        or number >= MOST
-        or not (0 <= holder.since < 1e11 and 0 <= holder.seen < 1e11)
-    ):
-        raise ValueError("it is no lease of this number")
-    if not all(
-        text.isprintable() and len(text) < 300 for text in (holder.work, holder.user, holder.host)
-    ):
-        raise ValueError("its holder has no name")
+    """Raises ValueError, in one line, where it is not the lease of this number."""
+    try:
+        holder = _HOLDER.validate_python(parsed(data))
+    except ValidationError as error:
+        raise ValueError(reason(error)) from error
+    if holder.number != number:
+        raise ValueError(f"number: it is {holder.number} in the lease of number {number}")
     return holder
 
 

@@ -1,44 +1,94 @@
-"""What files of a search or a job must be to be read: they come from shared storage, and a damaged one is refused in one line.
+"""The documents of a search or a job as typed values: read once, checked once, passed on.
 
-Every check takes plain data from ``trainables.storage.documents`` and says what is wrong in a few words, None where nothing is.
+They come from shared storage, so a damaged one is refused in one line that names the field. Read and written by
+``store/directory.py`` and ``store/train_job.py``.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, field_validator
 
-from search_spaces import is_own
+from search_spaces import SearchSpace, get_space, is_own
 from search_spaces.samplers import ADAPTIVE, SAMPLERS
 from search_spaces.space import MOST_CLASSES, SANE
-from trainables.recipe import recipe_from
-from trainables.storage.documents import LAST_DATE
+from trainables.recipe import Recipe, recipe_from
+from trainables.result import NetworkFigures
+from trainables.run_name import RunName
+from trainables.spec import Setting, Settings, TrialSpec
+from trainables.storage.documents import LAST_DATE, DocumentError, reason
 
+SCHEMA = 1
 # As configurations have them; a name becomes part of paths, of MLflow's names and of messages.
 MOST_TRIALS = 100_000
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"
-RUN = r"^[0-9a-f]{10}-e[1-9][0-9]{0,5}$"
+
+
+def _listed(value: Any) -> Any:
+    """JSON has lists where documents have tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _run_name(value: Any) -> Any:
+    return RunName.parse(value) if type(value) is str else value
+
+
+def _recipe(value: Any) -> Any:
+    if isinstance(value, Recipe):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError("expected an object")
+    try:
+        return recipe_from(value)
+    except ValueError as error:  # the field's name is put before it
+        raise ValueError(str(error).removeprefix("recipe: ")) from error
+
+
 # A rule's or a network's name as people see it.
 Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Multiplier = Annotated[float, Field(ge=SANE[0], le=SANE[1])]
-Multipliers = Annotated[list[Multiplier], Field(min_length=3, max_length=3)]
-Span = Annotated[list[Annotated[float, Field(gt=0, le=SANE[1])]], Field(min_length=2, max_length=2)]
+Multipliers = Annotated[tuple[Multiplier, Multiplier, Multiplier], BeforeValidator(_listed)]
+Bound = Annotated[float, Field(gt=0, le=SANE[1])]
+Span = Annotated[tuple[Bound, Bound], BeforeValidator(_listed)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
 Classes = Annotated[int, Field(ge=2, le=MOST_CLASSES)]
 Fingerprint = Annotated[str, Field(min_length=1, max_length=500)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Settings = dict[str, str | int | float | bool | None]
+Date = Annotated[int, Field(ge=0, lt=int(LAST_DATE))]
+DataSettings = dict[str, Setting]
+Run = Annotated[RunName, BeforeValidator(_run_name)]
+WrittenRecipe = Annotated[Recipe, BeforeValidator(_recipe)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
+class Document(BaseModel):
+    """A part of a document. Keys that it does not know are ignored."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="ignore",
+        frozen=True,
+        arbitrary_types_allowed=True,
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
+
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        """Raises DocumentError, which names the field."""
+        return checked(TypeAdapter(cls), values)
 
 
-class _Exact(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
+class Exact(Document):
+    """A part whose keys are all known."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
-class _Space(_Part):
+class PlannedSpace(Document):
+    """The space of a plan, as ``get_space`` takes its name, with the ranges and the band that were searched."""
+
     name: Annotated[str, Field(max_length=200)]
     version: int = Field(ge=0, le=10**6)
     num_classes: Classes
@@ -47,94 +97,144 @@ class _Space(_Part):
 
     @field_validator("ranges")
     @classmethod
-    def _whole(cls, ranges: dict[str, Any]) -> dict[str, Any]:
+    def _whole(cls, ranges: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
         if set(ranges) != {"r", "d", "w"}:
             raise ValueError("r, d and w are needed")
         return ranges
 
+    def narrowed(self) -> SearchSpace:
+        """The space with the plan's ranges and band."""
+        ranges: dict[str, Sequence[float]] = {**self.ranges}
+        return get_space(self.name).narrowed(ranges, self.band)
 
-class _Sampler(_Exact):
+
+class PlannedSampler(Exact):
+    """How candidates are drawn; ``c`` and ``tol`` are of the sampler ``near`` alone."""
+
     name: Literal[(*SAMPLERS, *ADAPTIVE)]  # pyright: ignore[reportInvalidTypeForm]
     c: float | None = Field(default=None, gt=0, le=SANE[1])
     tol: float | None = Field(default=None, gt=0, le=1)
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether candidates are drawn while the search runs, each from the results before it."""
+        return self.name in ADAPTIVE
 
-class _Data(_Part):
-    settings: Settings
+    @property
+    def options(self) -> dict[str, float]:
+        """What ``samplers.draw`` takes besides the name."""
+        named = {"c": self.c, "tol": self.tol}
+        return {key: value for key, value in named.items() if value is not None}
+
+
+class PlannedData(Document):
+    """The images of a plan: ``[data]`` settings, what they held, how many there are.
+
+    Attributes:
+        largest_pixels: of packed data, the resolution that they were made for.
+    """
+
+    settings: DataSettings
     fingerprint: Fingerprint
     train: Count
     val: Count
     largest_pixels: int | None = Field(default=None, ge=1, le=10**6)
 
+    def to_json(self) -> dict[str, Any]:
+        largest = {"largest_pixels": self.largest_pixels} if self.largest_pixels else {}
+        return {**self.model_dump(exclude={"largest_pixels"}), **largest}
 
-class _Frontier(_Part):
+
+class FrontierRule(Document):
+    """Which share of the results is the frontier, and at least how many."""
+
     fraction: float = Field(gt=0, le=1)
     minimum: int = Field(ge=0, le=10**6)
 
 
-class _HasRecipe(_Part):
-    recipe: dict[str, Any]
+class Plan(Document):
+    """What a search trains, written once before its first trial.
 
-    @field_validator("recipe")
-    @classmethod
-    def _sound(cls, recipe: dict[str, Any]) -> dict[str, Any]:
-        recipe_from(recipe)
-        return recipe
+    Attributes:
+        ranks: which top-1 of the last epoch decides, of the averaged (``ema``) or of the raw weights.
+        created: seconds since 1970.
+    """
 
-
-class _Plan(_HasRecipe):
-    version: Literal[1] = Field(alias="schema")
+    version: Literal[1] = Field(validation_alias="schema")
     search: str = Field(pattern=NAME)
-    space: _Space
-    sampler: _Sampler
-    data: _Data
+    space: PlannedSpace
+    sampler: PlannedSampler
+    recipe: WrittenRecipe
+    data: PlannedData
     seed: Seed
-    frontier: _Frontier
+    frontier: FrontierRule
     ranks: Literal["ema", "raw"]
-    created: int = Field(ge=0, lt=int(LAST_DATE))
+    created: Date
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": self.version,
+            "search": self.search,
+            "space": self.space.model_dump(mode="json"),
+            "sampler": {"name": self.sampler.name, **self.sampler.options},
+            "recipe": asdict(self.recipe),
+            "data": self.data.to_json(),
+            "seed": self.seed,
+            "frontier": self.frontier.model_dump(),
+            "ranks": self.ranks,
+            "created": self.created,
+        }
+
+    def with_data_at(self, settings: Settings) -> "Plan":
+        """The same plan with the data in another place."""
+        return self.model_copy(
+            update={"data": self.data.model_copy(update={"settings": dict(settings)})}
+        )
+
+    def recipe_for(self, epochs: int | None = None) -> Recipe:
+        """The plan's recipe, or the same with another number of epochs."""
+        return self.recipe if epochs is None else replace(self.recipe, epochs=epochs)
 
 
-class _Trial(_HasRecipe):
-    model_config = ConfigDict(strict=True, extra="forbid")
+class TrialDocument(Exact):
+    """A ``TrialSpec`` as it is written in job.json and finals.json."""
+
     space: Annotated[str, Field(max_length=200)]
     space_version: int = Field(ge=0, le=10**6)
     rdw: Multipliers
     num_classes: Classes
-    data: Settings
+    recipe: WrittenRecipe
+    data: DataSettings
     data_fingerprint: Fingerprint
     seed: Seed
     kind: Literal["trial", "final", "continued"] = "trial"
 
-
-class _Images(_Part):
-    train: Count
-    val: Count
+    def spec(self) -> TrialSpec:
+        return TrialSpec(**{name: getattr(self, name) for name in type(self).model_fields})
 
 
-class _Figures(_Part):
-    macs: int
+def _spec(value: Any) -> Any:
+    return value if isinstance(value, TrialSpec) else TrialDocument.from_json(value).spec()
 
 
-class _Job(_Part):
-    version: Literal[1] = Field(alias="schema")
-    job: str = Field(pattern=NAME)
-    network: Label
-    created: int = Field(ge=0, lt=int(LAST_DATE))
-    images: _Images
-    figures: _Figures
-    trial: _Trial
+class LongerTraining(Document):
+    """A frontier model trained for more epochs: its run, and how good it then was."""
+
+    run: Run
+    epochs: int = Field(ge=1)
+    top1: Finite
 
 
-class _Final(_Part):
-    run: str = Field(pattern=RUN)
-    label: Label
-    c: Finite
-    spec: _Trial
+class FrontierRow(Document):
+    """A model on the frontier.
 
+    Attributes:
+        c: multiply-adds over the baseline's; resolution: pixels; top1: percent.
+        pareto_rank: the number of its front, 1 the nondominated one.
+        longer: the longest training of the same model beyond this one.
+    """
 
-class _Row(_Part):
-    id: str = Field(pattern=r"^[0-9a-f]{10}$")
-    run: str = Field(pattern=RUN)
+    run: Run
     rdw: Multipliers
     c: Finite
     macs: Count
@@ -142,30 +242,110 @@ class _Row(_Part):
     resolution: Count
     top1: Finite
     pareto_rank: int = Field(ge=1, le=10**6)
+    longer: LongerTraining | None = None
+
+    @property
+    def id(self) -> str:
+        return self.run.id
+
+    @property
+    def r(self) -> float:
+        return self.rdw[0]
+
+    @property
+    def d(self) -> float:
+        return self.rdw[1]
+
+    @property
+    def w(self) -> float:
+        return self.rdw[2]
+
+    def to_json(self) -> dict[str, Any]:
+        row = {"id": self.id, **self.model_dump(mode="json", exclude={"longer"})}
+        return row | ({"longer": self.longer.model_dump(mode="json")} if self.longer else {})
 
 
-_PLAN, _JOB, _FINALS, _ROWS = (
-    TypeAdapter(_Plan),
-    TypeAdapter(_Job),
-    TypeAdapter(list[_Final]),
-    TypeAdapter(list[_Row]),
-)
+class FinalRow(Document):
+    """A final job.
+
+    Attributes:
+        label: the rule that the network follows; c: the budget that was asked for.
+        note: how far the network is from the budget, where the rule says so.
+        extrapolated: whether the budget is outside the formula's data.
+    """
+
+    run: Run
+    label: Label
+    c: Finite
+    note: str | None = None
+    extrapolated: bool = False
+    spec: Annotated[TrialSpec, BeforeValidator(_spec)]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run": self.run,
+            "label": self.label,
+            "c": self.c,
+            "note": self.note,
+            "rdw": list(self.spec.rdw),
+            "extrapolated": self.extrapolated,
+            "spec": self.spec.to_json(),
+        }
 
 
-def fault_of_plan(plan: Any) -> str | None:
-    return _fault(_PLAN, plan)
+def _figures(value: Any) -> NetworkFigures | None:
+    """The figures beside a candidate are not relied on: without them they are counted again."""
+    try:
+        return replace(NetworkFigures.from_json(value), details={})
+    except DocumentError:
+        return None
 
 
-def fault_of_job(job: Any) -> str | None:
-    return _fault(_JOB, job)
+class Drawn(Document):
+    """A candidate as it is written: (r, d, w), and beside them its id and its network's figures, which may be missing."""
+
+    rdw: Multipliers
+    id: Annotated[str | None, BeforeValidator(lambda v: v if isinstance(v, str) else None)] = None
+    network: Annotated[NetworkFigures | None, BeforeValidator(_figures)] = None
 
 
-def fault_of_finals(rows: Any) -> str | None:
-    return _fault(_FINALS, rows)
+class Batch(Document):
+    """The candidates of one file."""
+
+    candidates: list[Drawn] = Field(max_length=MOST_TRIALS)
 
 
-def fault_of_frontier(rows: Any) -> str | None:
-    return _fault(_ROWS, rows)
+class Images(Document):
+    train: Count
+    val: Count
+
+
+class Macs(Document):
+    macs: int
+
+
+class JobDocument(Document):
+    """job.json; ``TrainJob`` is what it means."""
+
+    version: Literal[1] = Field(validation_alias="schema")
+    job: str = Field(pattern=NAME)
+    network: Label
+    created: Date
+    images: Images
+    figures: Macs
+    trial: TrialDocument
+
+
+FRONTIER_ROWS, FINAL_ROWS = TypeAdapter(list[FrontierRow]), TypeAdapter(list[FinalRow])
+
+
+def checked(kind: "TypeAdapter[Any]", values: Any) -> Any:
+    """Raises DocumentError, in one line that names the field, where the values are not of this kind."""
+    try:
+        return kind.validate_python(values)
+    except ValueError as error:
+        text = reason(error)
+        raise DocumentError(text if ":" in text else f"the whole: {text}") from error
 
 
 def foreign_space(name: str, named: str | None) -> str | None:
@@ -176,13 +356,3 @@ def foreign_space(name: str, named: str | None) -> str | None:
     if not is_own(name) or name == named:
         return None
     return f"it is of the space {name!r}, which would be code to run: say --space {name} if it is yours"
-
-
-def _fault(kind: TypeAdapter[Any], value: Any) -> str | None:
-    try:
-        kind.validate_python(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])[:100]
-        return f"{place or 'the whole'}: {' '.join(first['msg'].split())[:200]}"
-    return None

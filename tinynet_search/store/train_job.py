@@ -10,12 +10,10 @@ from typing import Any
 
 from search_spaces import RequestError
 from tinynet_search.store.directory import JOB, PLAN, Candidate, SearchStore
-from tinynet_search.store.schema import fault_of_job, foreign_space
+from tinynet_search.store.schema import SCHEMA, JobDocument, foreign_space
 from trainables.recipe import Recipe
-from trainables.spec import TrialSpec, describe
+from trainables.spec import TrialSpec
 from trainables.storage.documents import MOST_EPOCHS
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -39,18 +37,18 @@ class TrainJob:
 
     @property
     def candidate(self) -> Candidate:
-        return Candidate(self.spec, describe(self.spec.network()))
+        return Candidate.of(self.spec)
 
     @property
     def recipe(self) -> Recipe:
-        return self.spec.get_recipe()
+        return self.spec.recipe
 
     def with_epochs(self, epochs: int) -> "TrainJob":
-        return replace(self, spec=replace(self.spec, recipe={**self.spec.recipe, "epochs": epochs}))
+        return replace(self, spec=self.spec.with_epochs(epochs))
 
     def to_json(self) -> dict[str, Any]:
         images = {"train": self.train, "val": self.val}
-        figures = describe(self.spec.network())
+        figures = self.candidate.network.to_json()
         head = {
             "schema": SCHEMA,
             "job": self.name,
@@ -69,25 +67,17 @@ class TrainJob:
         Raises:
             ValueError: it is none, or is of a user's own space that ``space`` does not repeat.
         """
-        if fault := fault_of_job(values):
-            raise ValueError(fault)
-        spec, images = TrialSpec.from_json(values["trial"]), values["images"]
+        document = JobDocument.from_json(values)
+        spec, images = document.trial.spec(), document.images
         if foreign := foreign_space(spec.space, space):
             raise ValueError(foreign)
-        job = cls(
-            values["job"],
-            values["network"],
-            spec,
-            images["train"],
-            images["val"],
-            values["created"],
-        )
         network = spec.network()
-        if (network.space.version, network.macs) != (spec.space_version, values["figures"]["macs"]):
+        if (network.space.version, network.macs) != (spec.space_version, document.figures.macs):
             raise ValueError(
                 f"its network is of version {spec.space_version} of {spec.space}, or not the one of its own r, d, w"
             )
-        return job
+        created = document.created
+        return cls(document.job, document.network, spec, images.train, images.val, created)
 
 
 def read_job(store: SearchStore, space: str | None = None) -> TrainJob | None:
@@ -154,14 +144,12 @@ def found_job(store: SearchStore, asked: TrainJob) -> TrainJob | None:
 
 def ended_or_begun(store: SearchStore, job: TrainJob) -> list[TrainJob]:
     """The job at each number of epochs of which there is a result or a checkpoint."""
-    runs = store.budgets()
-    jobs = [
-        job.with_epochs(epochs) for epochs in sorted(set(runs.values())) if epochs <= MOST_EPOCHS
-    ]
-    return [each for each in jobs if each.spec.run in runs]
+    runs = store.begun()
+    budgets = sorted({run.epochs for run in runs if run.epochs <= MOST_EPOCHS})
+    return [each for each in map(job.with_epochs, budgets) if each.spec.run in runs]
 
 
-def _decisive(job: TrainJob) -> dict[str, Any]:
+def _decisive(job: TrainJob) -> dict[str, object]:
     spec, network = job.spec, job.spec.network()
     recipe = {f"recipe.{key}": value for key, value in job.recipe.identity().items()}
     classes = {"network": job.network, "space": spec.space, "network's shape": network.key}

@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tinynet_search.mlflow_client.connection import is_served
+from tinynet_search.store.schema import FinalRow, FrontierRow
 from tinynet_search.tracking.projection import FRONTIER_TAG, KEY, LABEL_TAG, RANK_TAG, SEARCH
 from tinynet_search.tracking.registered_models import (
     CHAMPION,
@@ -33,9 +34,9 @@ CSV_COLUMNS = ["id", "r", "d", "w", "resolution", "c", "macs", "params", "top1",
 class Conclusion:
     """Rows of frontier.json and finals.json, and the formula's JSON; None is not known yet."""
 
-    frontier: Sequence[Mapping[str, Any]] | None
+    frontier: Sequence[FrontierRow] | None
     formula_json: str | None
-    finals: Sequence[Mapping[str, Any]]
+    finals: Sequence[FinalRow]
 
 
 def write_conclusion(runs: SearchRuns, conclusion: Conclusion) -> None:
@@ -52,16 +53,16 @@ def marks_of(conclusion: Conclusion) -> str:
     return content_digest(json.dumps([_ranks(conclusion), _labels(conclusion)], sort_keys=True))
 
 
-def _ranks(conclusion: Conclusion) -> dict[str, int] | None:
+def _ranks(conclusion: Conclusion) -> Mapping[str, int] | None:
     return (
         None
         if conclusion.frontier is None
-        else {row["run"]: row["pareto_rank"] for row in conclusion.frontier}
+        else {row.run: row.pareto_rank for row in conclusion.frontier}
     )
 
 
 def _labels(conclusion: Conclusion) -> dict[str, str]:
-    return {row["run"]: row["label"] for row in conclusion.finals}
+    return {row.run: row.label for row in conclusion.finals}
 
 
 def _mark(runs: SearchRuns, conclusion: Conclusion) -> None:
@@ -93,7 +94,8 @@ def _write_artifacts(runs: SearchRuns, conclusion: Conclusion) -> None:
     texts = {"formula.json": conclusion.formula_json}
     if conclusion.frontier is not None:
         texts |= {
-            "frontier.json": json.dumps(list(conclusion.frontier), indent=1) + "\n",
+            "frontier.json": json.dumps([row.to_json() for row in conclusion.frontier], indent=1)
+            + "\n",
             "frontier.csv": _csv(conclusion.frontier),
         }
     for name, text in texts.items():
@@ -102,12 +104,12 @@ def _write_artifacts(runs: SearchRuns, conclusion: Conclusion) -> None:
             runs.tell({f"{DIGEST}.{name}": content_digest(text)})
 
 
-def _csv(frontier: Sequence[Mapping[str, Any]]) -> str:
+def _csv(frontier: Sequence[FrontierRow]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for row in frontier:
-        figures = {**row, **dict(zip("rdw", row["rdw"], strict=True))}
+        figures = {**row.to_json(), **dict(zip("rdw", row.rdw, strict=True))}
         writer.writerow([figures.get(column) for column in CSV_COLUMNS])
     return text.getvalue()
 
@@ -117,12 +119,12 @@ def _register(runs: SearchRuns, formula: str) -> None:
     digest = content_digest(formula)
     if runs.tags.get(REGISTERED) == digest:
         return
-    tags = {KEY: runs.key, SEARCH: runs.plan["search"], DIGEST: digest}
+    tags = {KEY: runs.key, SEARCH: runs.plan.search, DIGEST: digest}
     ensure_model(runs.client, MODEL, "r(c) and d(c) of the tiny formula: formula.json")
     version = only_version(runs.client, MODEL, runs.key, digest) or _new_version(
         runs, formula, tags
     )
-    for alias in {CHAMPION, runs.plan["search"]}:
+    for alias in {CHAMPION, runs.plan.search}:
         if allowed_alias(alias):
             runs.client.set_registered_model_alias(MODEL, alias, version)
     runs.tell({REGISTERED: digest})

@@ -1,34 +1,89 @@
 """An evaluation in MLflow: a run of its own, one for the same weights on the same images."""
 
+import hashlib
+import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from search_spaces import Network
+from tinynet_search.export.document import Preprocessing
 from tinynet_search.mlflow_client.connection import reaching
 from tinynet_search.tracking.projection import KEY, KIND, Point, flat_params
 from tinynet_search.tracking.runs import TaggedRuns, Wanted
 from tinynet_search.tracking.view import page_of
-
-FIGURES = ("r", "d", "w", "c", "macs", "params", "resolution", "activation_bytes")
+from trainables.result import NetworkFigures
+from trainables.spec import Settings
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationReport:
     """What was evaluated, and how it did.
 
     Attributes:
-        figures: the one JSON document of ``--json``.
-        digest: of the weights, the data and how an image was prepared.
+        label: of the network; space: as ``get_space`` takes it.
+        weights: as they were named; weights_sha256: of their file.
+        checkpoint: whose weights they are, and which of its two sets; None where they are of no checkpoint.
+        data: the ``[data]`` settings; fingerprint: what they hold.
+        top1, top5: percent; loss: mean cross-entropy in nats; images: how many were seen.
+        warning: that the data were packed for fewer pixels than the network wants.
     """
 
-    space: str
     label: str
-    figures: Mapping[str, Any]
-    digest: str
+    space: str
+    network: Network
+    weights: str
+    weights_sha256: str
+    checkpoint: str | None
+    weight_set: Literal["EMA", "raw"] | None
+    data: Settings
+    fingerprint: str
+    preprocessing: Preprocessing
+    top1: float
+    top5: float
+    loss: float
+    images: int
+    seconds: float
+    images_per_s: float
+    device: str
+    precision: Literal["bf16", "float32"]
+    warning: str | None
+
+    @property
+    def digest(self) -> str:
+        """Names the weights, the data and how an image was prepared."""
+        preprocessing = self.preprocessing.to_json()
+        decides = [self.weights_sha256, preprocessing, self.precision, self.fingerprint]
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """The one document of ``--json``."""
+        return {
+            "network": {
+                "name": self.label,
+                "space": self.space,
+                **self.network.rdw._asdict(),
+                **NetworkFigures.of(self.network).to_json(),
+            },
+            "weights": self.weights,
+            "weights_sha256": self.weights_sha256,
+            "checkpoint": self.checkpoint,
+            "set": self.weight_set,
+            "data": {"settings": dict(self.data), "fingerprint": self.fingerprint},
+            "preprocessing": self.preprocessing.to_json(),
+            "top1": self.top1,
+            "top5": self.top5,
+            "loss": self.loss,
+            "images": self.images,
+            "seconds": self.seconds,
+            "images_per_s": self.images_per_s,
+            "device": self.device,
+            "precision": self.precision,
+            "warning": self.warning,
+        }
 
 
-def log_evaluation(uri: str, evaluation: Evaluation) -> str:
+def log_evaluation(uri: str, report: EvaluationReport) -> str:
     """Write an evaluation; the same one again changes nothing.
 
     Returns:
@@ -37,40 +92,46 @@ def log_evaluation(uri: str, evaluation: Evaluation) -> str:
     Raises:
         TrackingError: MLflow does not answer, or refuses.
     """
-    figures, now = evaluation.figures, int(time.time() * 1000)
-    key = f"evaluation/{evaluation.digest}"
-    network = {name: figures["network"][name] for name in FIGURES}
+    now = int(time.time() * 1000)
+    key = f"evaluation/{report.digest}"
+    figures = _figures(report.network)
     scores = {
-        "top1": figures["top1"],
-        "top5": figures["top5"],
-        "val_loss": figures["loss"],
-        "images_per_s": figures["images_per_s"],
+        "top1": report.top1,
+        "top5": report.top5,
+        "val_loss": report.loss,
+        "images_per_s": report.images_per_s,
     }
     params = {
-        "network": evaluation.label,
-        "weights": figures["weights"],
-        "data": figures["data"]["fingerprint"],
-        **network,
+        "network": report.label,
+        "weights": report.weights,
+        "data": report.fingerprint,
+        **figures,
+        "images": report.images,
+        "preprocessing": report.preprocessing.to_json(),
     }
     with reaching(uri):
-        runs = TaggedRuns(uri, evaluation.space, f"evaluation of {evaluation.label}", KEY, key)
-        start = now - int(1000 * figures["seconds"])
+        runs = TaggedRuns(uri, report.space, f"evaluation of {report.label}", KEY, key)
+        start = now - int(1000 * report.seconds)
         tags = {KEY: key, KIND: "evaluation", "mlflow.source.name": "tinynet train"}
-        run = runs.one(Wanted(f"evaluation · {evaluation.label}", start, tags))
+        run = runs.one(Wanted(f"evaluation · {report.label}", start, tags))
         if not run.ended:
             points = [
-                Point(name, float(value), now, 0) for name, value in (network | scores).items()
+                Point(name, float(value), now, 0) for name, value in (figures | scores).items()
             ]
-            runs.log(
-                run,
-                points,
-                flat_params(
-                    {
-                        **params,
-                        "images": figures["images"],
-                        "preprocessing": figures["preprocessing"],
-                    }
-                ),
-            )
+            runs.log(run, points, flat_params(params))
             runs.end(run, "FINISHED", now)
         return page_of(uri, runs.experiment_id, run.run_id)
+
+
+def _figures(network: Network) -> dict[str, float | int]:
+    r, d, w = network.rdw
+    return {
+        "r": r,
+        "d": d,
+        "w": w,
+        "c": network.c,
+        "macs": network.macs,
+        "params": network.params,
+        "resolution": network.resolution,
+        "activation_bytes": network.activation_bytes,
+    }

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from search_spaces.errors import RequestError
 from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.tracking.projection import STATUS, Point, ended_ms, result_points
 from tinynet_search.tracking.runs import UNFINISHED, Child, Runs
+from trainables.result import EpochRecord, TrialResult
+from trainables.run_name import RunName
 from trainables.trial_folder import PROGRESS, checkpoints
 
 # Every epoch has this metric, so its history tells which epochs a run has been told, and of which training.
@@ -18,8 +20,8 @@ class News(NamedTuple):
     """What storage holds of a training that has started; ``at`` is the checkpoint it was read from."""
 
     candidate: Candidate
-    epochs: list[dict[str, Any]]
-    result: dict[str, Any] | None
+    epochs: Sequence[EpochRecord]
+    result: TrialResult | None
     at: str = ""
 
 
@@ -40,7 +42,7 @@ class ProgressReader:
         self._store = store
         self._told: dict[str, str] = {}
 
-    def news(self, waiting: Mapping[str, Candidate], faults: list[Exception]) -> Iterator[News]:
+    def news(self, waiting: Mapping[RunName, Candidate], faults: list[Exception]) -> Iterator[News]:
         """Of trainings by run name, those that have moved on since they were ``told``; a damaged result is a fault."""
         finished = self._store.finished()
         for run in sorted(finished & waiting.keys()):
@@ -50,9 +52,10 @@ class ProgressReader:
                 faults.append(error)
                 continue
             if result is not None:
-                yield News(waiting[run], result["epochs"], result)
-        for run in self._store.folder.names("trials"):
-            if run in waiting and run not in finished and (news := self._progress(waiting[run])):
+                yield News(waiting[run], result.epochs, result)
+        begun = RunName.parsed(self._store.folder.names("trials"))
+        for run in sorted((begun - finished) & waiting.keys()):
+            if news := self._progress(waiting[run]):
                 yield news
 
     def told(self, news: News) -> None:
@@ -97,7 +100,7 @@ class Feed:
         """Whether the run tells of another training than storage: epochs that were done again, a trial trained anew."""
         if child.ended:
             return not news.result or (child.status, child.end) != (
-                STATUS[news.result["status"]],
+                STATUS[news.result.status],
                 ended_ms(news.result),
             )
         sent = self._sent.get(child.run_id)
@@ -137,13 +140,13 @@ class Feed:
         self.epochs += max(0, len(news.epochs) - sent.epochs)
         sent.epochs, sent.figures = max(sent.epochs, len(news.epochs)), True
 
-    def end(self, runs: Runs, child: Child, result: Mapping[str, Any]) -> None:
-        runs.end(child, STATUS[result["status"]], ended_ms(result))
+    def end(self, runs: Runs, child: Child, result: TrialResult) -> None:
+        runs.end(child, STATUS[result.status], ended_ms(result))
         self.forget(child)
 
     def forget(self, child: Child) -> None:
         self._sent.pop(child.run_id, None)
 
 
-def _stamps(epochs: Sequence[Mapping[str, Any]]) -> dict[int, int]:
-    return {epoch["epoch"]: int(epoch["ts"]) for epoch in epochs}
+def _stamps(epochs: Sequence[EpochRecord]) -> dict[int, int]:
+    return {epoch.epoch: epoch.ts for epoch in epochs}

@@ -6,8 +6,8 @@ The run is RUNNING while it trains, is taken up where the job is, and has its la
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from tinynet_search.mlflow_client.connection import reaching
 from tinynet_search.store.directory import SearchStore
@@ -32,6 +32,7 @@ from tinynet_search.tracking.projection import (
 from tinynet_search.tracking.registered_models import deliver
 from tinynet_search.tracking.runs import UNFINISHED, Child, TaggedRuns, Wanted
 from tinynet_search.tracking.view import page_of
+from trainables.result import EpochRecord, TrialResult
 
 JOB_TAG, JOB_KEY, NETWORK, DATA = (
     "tinynet.job",
@@ -47,25 +48,22 @@ def job_key(job: TrainJob) -> str:
     return f"job/{plain(job.name)}/{hashlib.sha256(decides.encode()).hexdigest()[:10]}"
 
 
-def seconds_left(epochs: Sequence[Mapping[str, Any]], total: int) -> float:
+def seconds_left(epochs: Sequence[EpochRecord], total: int) -> float:
     """The epochs that are left, at the mean of those that were."""
-    return (total - len(epochs)) * sum(epoch["seconds"] for epoch in epochs) / max(len(epochs), 1)
+    return (total - len(epochs)) * sum(epoch.seconds for epoch in epochs) / max(len(epochs), 1)
 
 
-def result_params(result: Mapping[str, Any]) -> dict[str, str]:
-    """What a training was computed on, as far as its result knows."""
-    execution = result.get("execution") or {}
-    known = {key: execution.get(key) for key in ("device", "precision")} | {
-        "workers": result.get("workers")
-    }
-    return flat_params({key: value for key, value in known.items() if value is not None})
+def result_params(result: TrialResult) -> dict[str, str]:
+    """What a training was computed on."""
+    precision = {"precision": result.execution.precision} if result.execution else {}
+    return flat_params({**precision, "workers": result.workers})
 
 
-def job_sheet(job: TrainJob, epochs: Sequence[Mapping[str, Any]]) -> Sheet:
+def job_sheet(job: TrainJob, epochs: Sequence[EpochRecord]) -> Sheet:
     candidate, spec = job.candidate, job.spec
-    total = spec.recipe["epochs"]
+    total = spec.recipe.epochs
     left = [
-        Point("eta_s", round(seconds_left(epochs[:n], total), 1), int(epochs[n - 1]["ts"]), n)
+        Point("eta_s", round(seconds_left(epochs[:n], total), 1), epochs[n - 1].ts, n)
         for n in range(1, len(epochs) + 1)
     ]
     tags = {
@@ -82,7 +80,7 @@ def job_sheet(job: TrainJob, epochs: Sequence[Mapping[str, Any]]) -> Sheet:
     }
     recipe = {
         f"recipe.{key}": value
-        for key, value in spec.recipe.items()
+        for key, value in asdict(spec.recipe).items()
         if key not in ("name", "epochs")
     }
     data = {
@@ -178,10 +176,8 @@ class JobPublisher(Background[TaggedRuns]):
         if result:
             self._done.add(job.candidate.run)
 
-    def _end(
-        self, runs: TaggedRuns, child: Child, job: TrainJob, result: Mapping[str, Any]
-    ) -> None:
-        if result["status"] == "finished":
+    def _end(self, runs: TaggedRuns, child: Child, job: TrainJob, result: TrialResult) -> None:
+        if result.top1 is not None:
             tags = {
                 KEY: child.key,
                 JOB_TAG: job.name,
@@ -189,8 +185,8 @@ class JobPublisher(Background[TaggedRuns]):
                 "run_id": child.run_id,
             }
             tags |= {
-                "top1": f"{result['metrics']['top1']:.4f}",
-                "epochs": str(job.spec.recipe["epochs"]),
+                "top1": f"{result.top1:.4f}",
+                "epochs": str(job.spec.recipe.epochs),
             }
             deliver(runs, child, self._store.folder.sub(job.spec.folder), plain(job.network), tags)
         runs.log(child, params=result_params(result))
@@ -207,7 +203,7 @@ class JobPublisher(Background[TaggedRuns]):
 def _note(job: TrainJob) -> str:
     spec, model = job.spec, plain(job.network)
     return (
-        f"**Job `{job.name}`**: `{job.network}` of `{spec.space}` by the recipe `{spec.recipe['name']}`, {counted(spec.recipe['epochs'])} "
+        f"**Job `{job.name}`**: `{job.network}` of `{spec.space}` by the recipe `{spec.recipe.name}`, {counted(spec.recipe.epochs)} "
         f"on `{spec.data_fingerprint}` ({job.train} training and {job.val} validation images).\n\n"
         "- `top1` and `top5` (percent) and `val_loss` are of the weights that rank; `_raw` and `_ema` of both.\n"
         "- `final_top1` is the last epoch's; `eta_s` what was left at the mean of the epochs before.\n"

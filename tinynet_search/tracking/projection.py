@@ -7,16 +7,19 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from tinynet_search.store.directory import Candidate
+from tinynet_search.store.schema import Plan
+from trainables.result import EpochRecord, ResultSummary, TrialResult
+from trainables.storage.documents import Json
 
 KEY, KIND, SEARCH, ID = "tinynet.key", "tinynet.kind", "tinynet.search", "tinynet.id"
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 FRONTIER_TAG, RANK_TAG, LABEL_TAG = "frontier", "pareto_rank", "label"
 
-# An epoch record's keys by the metric they become; what an older record lacks is left out.
+# An epoch record's fields by the metric they become.
 EPOCH_METRICS = {
     **{
         f"{name}{which}": f"{name}{which}"
@@ -46,44 +49,42 @@ def experiment_name(space: str) -> str:
     return f"tinynet-{plain(space)}"
 
 
-def search_key(plan: Mapping[str, Any]) -> str:
+def search_key(plan: Plan) -> str:
     """Names a search for good: what its plan was when it was written, wherever its directory is reached or moved to."""
     decides = [
-        plan["search"],
-        plan["space"]["name"],
-        plan["space"]["version"],
-        plan["seed"],
-        plan["data"]["fingerprint"],
-        plan.get("created"),
+        plan.search,
+        plan.space.name,
+        plan.space.version,
+        plan.seed,
+        plan.data.fingerprint,
+        plan.created,
     ]
-    return (
-        f"{plain(plan['search'])}/{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:10]}"
-    )
+    return f"{plain(plan.search)}/{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:10]}"
 
 
-def created_ms(plan: Mapping[str, Any]) -> int:
-    return int(plan.get("created", 0) * 1000)
+def created_ms(plan: Plan) -> int:
+    return plan.created * 1000
 
 
-def search_tags(plan: Mapping[str, Any]) -> dict[str, str]:
+def search_tags(plan: Plan) -> dict[str, str]:
     return {
         KEY: search_key(plan),
         KIND: "search",
-        SEARCH: plan["search"],
+        SEARCH: plan.search,
         NOTE: _note(plan),
         "mlflow.source.name": "tinynet search",
         "mlflow.source.type": "LOCAL",
     }
 
 
-def search_params(plan: Mapping[str, Any]) -> dict[str, str]:
+def search_params(plan: Plan) -> dict[str, str]:
     """The plan, flattened: ``recipe.lr``, ``space.band``, ..."""
     return flat_params(
-        {key: value for key, value in plan.items() if key not in ("schema", "search")}
+        {key: value for key, value in plan.to_json().items() if key not in ("schema", "search")}
     )
 
 
-def flat_params(values: Mapping[str, Any]) -> dict[str, str]:
+def flat_params(values: Mapping[str, Json]) -> dict[str, str]:
     """Nested values as params with dotted names."""
     return {
         key: value if isinstance(value, str) else json.dumps(value) for key, value in _flat(values)
@@ -94,29 +95,26 @@ def trial_name(candidate: Candidate) -> str:
     """MLflow's table shows no other column at first, so the name says what the network is."""
     r, d, w = candidate.spec.rdw
     final = "final · " if candidate.spec.kind == "final" else ""
-    return f"{final}r{r:.2f} d{d:.2f} w{w:.2f} · {candidate.network['resolution']}px"
+    return f"{final}r{r:.2f} d{d:.2f} w{w:.2f} · {candidate.network.resolution}px"
 
 
-def trial_tags(plan: Mapping[str, Any], candidate: Candidate, parent_id: str) -> dict[str, str]:
+def trial_tags(plan: Plan, candidate: Candidate, parent_id: str) -> dict[str, str]:
     return {
         KEY: trial_key(plan, candidate.run),
         KIND: candidate.spec.kind,
-        SEARCH: plan["search"],
+        SEARCH: plan.search,
         ID: candidate.id,
         PARENT: parent_id,
     }
 
 
-def trial_key(plan: Mapping[str, Any], run: str) -> str:
+def trial_key(plan: Plan, run: str) -> str:
     return f"{search_key(plan)}/{run}"
 
 
 def trial_params(candidate: Candidate) -> dict[str, str]:
-    settings = {
-        "epochs": candidate.spec.recipe["epochs"],
-        "recipe": candidate.spec.recipe["name"],
-        "seed": candidate.spec.seed,
-    }
+    spec = candidate.spec
+    settings = {"epochs": spec.recipe.epochs, "recipe": spec.recipe.name, "seed": spec.seed}
     return {key: str(value) for key, value in (_figures(candidate) | settings).items()}
 
 
@@ -125,54 +123,49 @@ def figure_points(candidate: Candidate, created: int) -> list[Point]:
     return [Point(key, float(value), created, 0) for key, value in _figures(candidate).items()]
 
 
-def epoch_points(epochs: Iterable[Mapping[str, Any]]) -> list[Point]:
+def epoch_points(epochs: Iterable[EpochRecord]) -> list[Point]:
     return [
-        Point(key, float(epoch[name]), int(epoch["ts"]), epoch["epoch"])
+        Point(key, float(value), epoch.ts, epoch.epoch)
         for epoch in epochs
         for key, name in EPOCH_METRICS.items()
-        if _finite(epoch.get(name))
+        # MLflow would turn infinity into the largest float there is.
+        if math.isfinite(value := getattr(epoch, name))
     ]
 
 
-def result_points(result: Mapping[str, Any]) -> list[Point]:
-    last, metrics = result["epochs"][-1] if result["epochs"] else None, result["metrics"]
+def result_points(result: TrialResult) -> list[Point]:
+    last = result.metrics
     if last is None:
         return []
-    final = [(f"final_{name}", metrics.get(name)) for name in ("top1", "top5")]
+    figures = {"final_top1": last.top1, "final_top5": last.top5}
     return [
-        Point(name, float(value), int(last["ts"]), last["epoch"])
-        for name, value in final
-        if _finite(value)
+        Point(name, float(value), last.ts, last.epoch)
+        for name, value in figures.items()
+        if math.isfinite(value)
     ]
 
 
-def result_tags(result: Mapping[str, Any]) -> dict[str, str]:
+def result_tags(result: TrialResult) -> dict[str, str]:
     """Why a trial failed; nothing for one that did not."""
-    return {key: str(result[key])[:LONGEST] for key in ("reason", "detail") if result.get(key)}
+    texts = {"reason": result.reason, "detail": result.detail}
+    return {key: text[:LONGEST] for key, text in texts.items() if text}
 
 
-def begun_ms(epochs: list[dict[str, Any]], result: Mapping[str, Any] | None) -> int:
+def begun_ms(epochs: Sequence[EpochRecord], result: TrialResult | None) -> int:
     """When the trial began: a resumed trial's result knows its last attempt only."""
-    starts = [int(epochs[0]["ts"] - 1000 * epochs[0].get("seconds", 0))] if epochs else []
-    starts += [int(result["started"] * 1000)] if result else []
+    starts = [int(epochs[0].ts - 1000 * epochs[0].seconds)] if epochs else []
+    starts += [int(result.started * 1000)] if result else []
     return min(starts)
 
 
-def ended_ms(result: Mapping[str, Any]) -> int:
-    return int(result["ended"] * 1000)
+def ended_ms(result: TrialResult | ResultSummary) -> int:
+    return int(result.ended * 1000)
 
 
-def _figures(candidate: Candidate) -> dict[str, Any]:
-    r, d, w = candidate.spec.rdw
-    network = candidate.network
-    # Candidates written before peak memory was counted have none.
-    whole = [key for key in ("macs", "params", "resolution", "activation_bytes") if key in network]
-    return {"r": r, "d": d, "w": w, "c": network["c"], **{key: network[key] for key in whole}}
-
-
-def _finite(value: Any) -> bool:
-    """MLflow would turn infinity into the largest float there is."""
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _figures(candidate: Candidate) -> dict[str, int | float]:
+    (r, d, w), network = candidate.spec.rdw, candidate.network
+    names = ("c", "macs", "params", "resolution", "activation_bytes")
+    return {"r": r, "d": d, "w": w, **{name: getattr(network, name) for name in names}}
 
 
 def plain(name: str) -> str:
@@ -180,7 +173,7 @@ def plain(name: str) -> str:
     return re.sub(r"[^\w.@=+-]", "-", name)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def _flat(values: Mapping[str, Json], prefix: str = "") -> Iterable[tuple[str, Json]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
@@ -188,12 +181,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _note(plan: Mapping[str, Any]) -> str:
-    space, recipe = plan["space"], plan["recipe"]
+def _note(plan: Plan) -> str:
+    space, recipe = plan.space, plan.recipe
     return (
-        f"**Search `{plan['search']}`** over resolution, depth and width (r, d, w) of `{space['name']}`: each child run is one "
-        f"trained network, by the recipe `{recipe['name']}`, {recipe['epochs']} epochs.\n\n"
-        f"- Frontier: filter `tags.{FRONTIER_TAG} = 'true'`, or in Python `frontier_models({plan['search']!r})`.\n"
+        f"**Search `{plan.search}`** over resolution, depth and width (r, d, w) of `{space.name}`: each child run is one "
+        f"trained network, by the recipe `{recipe.name}`, {recipe.epochs} epochs.\n\n"
+        f"- Frontier: filter `tags.{FRONTIER_TAG} = 'true'`, or in Python `frontier_models({plan.search!r})`.\n"
         "- `c` is FLOPs (multiply-adds) over the baseline's, `macs` the multiply-adds, `resolution` pixels.\n"
         "- `activation_bytes` is the peak memory of feature maps in inference at batch 1, float32.\n"
         "- `final_top1` (percent) is the last epoch's, which ranks.\n"

@@ -10,13 +10,13 @@ What MLflow can cost a search, whatever becomes of it:
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import islice
-from typing import Any
 
 from tinynet_search.errors import TrackingError
 from tinynet_search.mlflow_client.connection import RefusedError, address, reaching
 from tinynet_search.store.directory import Candidate, SearchStore
+from tinynet_search.store.schema import FinalRow, FrontierRow, Plan
 from tinynet_search.tracking.background import Background
 from tinynet_search.tracking.conclusion import Conclusion, marks_of, write_conclusion
 from tinynet_search.tracking.feed import Feed, News, ProgressReader, Sheet
@@ -35,6 +35,7 @@ from tinynet_search.tracking.projection import (
 from tinynet_search.tracking.runs import UNFINISHED, Wanted
 from tinynet_search.tracking.search_runs import MARKED, SEAL, SearchRuns, run_of
 from tinynet_search.tracking.view import add_view, link_of
+from trainables.run_name import RunName
 from trainables.storage.documents import LARGE
 from trainables.storage.folder import TooLargeError
 from trainables.trial_folder import result_name
@@ -51,16 +52,16 @@ class Publisher(Background[SearchRuns]):
     """
 
     def __init__(
-        self, store: SearchStore, plan: Mapping[str, Any], uri: str, *, warn: Callable[[str], None]
+        self, store: SearchStore, plan: Plan, uri: str, *, warn: Callable[[str], None]
     ) -> None:
         super().__init__(uri, "search", warn)
         self._store, self._plan = store, plan
         self._lock = threading.Lock()
-        self._new: dict[str, Candidate] = {}
-        self._watched: dict[str, Candidate] = {}
-        self._waiting: dict[str, Candidate] = {}
+        self._new: dict[RunName, Candidate] = {}
+        self._watched: dict[RunName, Candidate] = {}
+        self._waiting: dict[RunName, Candidate] = {}
         # Of the results that were published whole: their digests.
-        self._complete: dict[str, bytes] = {}
+        self._complete: dict[RunName, bytes] = {}
         self._conclusion: Conclusion | None = None
         self._concluded: Conclusion | None = None
         self._feed, self._reader = Feed(), ProgressReader(store)
@@ -78,9 +79,9 @@ class Publisher(Background[SearchRuns]):
 
     def conclude(
         self,
-        frontier: Sequence[Mapping[str, Any]] | None,
+        frontier: Sequence[FrontierRow] | None,
         formula_json: str | None,
-        finals: Sequence[Mapping[str, Any]],
+        finals: Sequence[FinalRow],
     ) -> None:
         """Publish what follows from the results; may be called again when it changes. None leaves what is there."""
         conclusion = Conclusion(frontier, formula_json, tuple(finals))
@@ -133,7 +134,7 @@ class Publisher(Background[SearchRuns]):
             )
         return len({run_of(key) for key in runs.children} | runs.sealed)
 
-    def _seal(self, runs: SearchRuns) -> set[str]:
+    def _seal(self, runs: SearchRuns) -> Set[str]:
         """Where everything was sent, look once more at all that is there, and say so; the runs that somebody deleted meanwhile."""
         finished, conclusion = self._store.finished(), self._conclusion
         if (
@@ -141,7 +142,7 @@ class Publisher(Background[SearchRuns]):
             or conclusion is not self._concluded
             or not _whole(runs, finished)
         ):
-            return set()
+            return set[str]()
         with reaching(self._uri):
             seal = {
                 SEAL: self._digest(finished),
@@ -242,25 +243,25 @@ class Publisher(Background[SearchRuns]):
         if result:
             self._feed.end(runs, child, result)
 
-    def _results(self) -> tuple[set[str], str]:
+    def _results(self) -> tuple[set[RunName], str]:
         finished = self._store.finished()
         return finished, self._digest(finished)
 
-    def _digest(self, finished: Iterable[str]) -> str:
+    def _digest(self, finished: Iterable[RunName]) -> str:
         """Of results in the directory, byte for byte."""
         text = hashlib.sha256()
         for run in sorted(finished):
             text.update(run.encode() + (self._complete.get(run) or self._digest_of(run)))
         return text.hexdigest()[:32]
 
-    def _digest_of(self, run: str) -> bytes:
+    def _digest_of(self, run: RunName) -> bytes:
         try:
             return hashlib.sha256(self._store.folder.read(result_name(run), LARGE)).digest()[:16]
         except (FileNotFoundError, TooLargeError):
             return b""
 
 
-def _whole(runs: SearchRuns, finished: set[str]) -> bool:
+def _whole(runs: SearchRuns, finished: Set[str]) -> bool:
     """Whether every result has its run, and no run goes on."""
     return {run_of(key) for key in runs.children} | runs.sealed == finished and all(
         child.ended for child in runs.children.values()

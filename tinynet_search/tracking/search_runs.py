@@ -5,10 +5,11 @@ was published from. Where they are still the same, a new process need not look a
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tinynet_search.errors import TrackingError
 from tinynet_search.mlflow_client.connection import address
+from tinynet_search.store.schema import Plan
 from tinynet_search.tracking.projection import (
     KEY,
     PARENT,
@@ -18,6 +19,7 @@ from tinynet_search.tracking.projection import (
     search_tags,
 )
 from tinynet_search.tracking.runs import Child, Runs, Wanted
+from trainables.run_name import RunName
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -35,15 +37,15 @@ class SearchRuns(Runs):
     """
 
     def __init__(
-        self, uri: str, plan: Mapping[str, Any], results: Callable[[], tuple[set[str], str]]
+        self, uri: str, plan: Plan, results: Callable[[], tuple[set[RunName], str]]
     ) -> None:
         """``results`` tells which there are in the search directory and their digest; asked where the parent is sealed."""
         self.plan, self.key = plan, search_key(plan)
         self._results = results
-        self.listed, self.sealed = False, set[str]()
+        self.listed, self.sealed = False, set[RunName]()
         self.tags: dict[str, str] = {}
         self._known: Run | None = None
-        super().__init__(uri, plan["space"]["name"], f"search {plan['search']}")
+        super().__init__(uri, plan.space.name, f"search {plan.search}")
 
     @property
     def parent(self) -> "Run":
@@ -72,7 +74,7 @@ class SearchRuns(Runs):
     def list_all(self) -> None:
         """Look at every trial."""
         super().refresh()
-        self.listed, self.sealed = True, set()
+        self.listed, self.sealed = True, set[RunName]()
 
     def ensure(self, wanted: Iterable[Wanted]) -> None:
         missing = [run for run in wanted if run.tags[KEY] not in self.children]
@@ -106,7 +108,7 @@ class SearchRuns(Runs):
         tags = search_tags(self.plan)
         found = self._found(f"tags.`{KEY}` = '{self.key}'")
         if not found:
-            self._created(Wanted(self.plan["search"], created_ms(self.plan), tags))
+            self._created(Wanted(self.plan.search, created_ms(self.plan), tags))
             found = self._found(f"tags.`{KEY}` = '{self.key}'")
         if not found:
             raise TrackingError(f"MLflow at {address(self.uri)} lost a run of {self.what}")
@@ -124,5 +126,5 @@ class SearchRuns(Runs):
 
 
 def run_of(key: str) -> str:
-    """``<id>-e<epochs>`` of a trial's key."""
+    """The run name in a trial's key; of a run that somebody else wrote it may be any text."""
     return key.rpartition("/")[2]

@@ -108,10 +108,10 @@ def sync_search(store: SearchStore, uri: str, space: str | None = None) -> SyncR
     plan = store.plan(space)
     if plan is None:
         raise RequestError(f"no search at {store.url}: name one by --search and --storage")
-    ended, there = store.finished(), store.budgets()
+    ended, there = store.finished(), store.begun()
     drawn = candidates_of(plan, store)
     finals = final_candidates(store, space)
-    budgets = sorted({epochs for epochs in there.values() if epochs <= MOST_EPOCHS})
+    budgets = sorted({run.epochs for run in there if run.epochs <= MOST_EPOCHS})
     trials = [
         candidate
         for epochs in budgets
@@ -128,7 +128,7 @@ def sync_search(store: SearchStore, uri: str, space: str | None = None) -> SyncR
     results = store.summaries(ended).values()
     end = max((ended_ms(result) for result in results), default=int(time.time() * 1000))
     runs = publisher.finish("FINISHED" if whole else "KILLED", end)
-    return SyncReport(plan["search"], runs, publisher.epochs_sent, publisher.link)
+    return SyncReport(plan.search, runs, publisher.epochs_sent, publisher.link)
 
 
 def _formula_text(store: SearchStore) -> str | None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from search_spaces import RequestError
 from search_spaces.weights import Source, read_weights
 from tinynet_search.errors import one_line
+from tinynet_search.export.document import TrainedBy
 from tinynet_search.export.subject import WEIGHTS, Subject, file_digest
 from tinynet_search.store.directory import JOB, SearchStore
 from tinynet_search.store.train_job import ended_or_begun, job_around, read_job
-from trainables.storage.documents import LARGE, MOST_EPOCHS, parsed
+from trainables.run_name import RunName
+from trainables.storage.documents import LARGE, MOST_EPOCHS
 from trainables.storage.folder import open_folder, read_file
 from trainables.trial_folder import PROGRESS, checkpoints
 
@@ -26,7 +28,7 @@ def of_job(folder: Path, space: str | None = None) -> Path:
     store = SearchStore(str(folder))
     job = read_job(store, space)
     at = {each.spec.run: each for each in ended_or_begun(store, job)} if job else {}
-    finished = [run for run, result in store.results(at).items() if result["status"] == "finished"]
+    finished = [run for run, result in store.results(at).items() if result.finished]
     if finished:
         return folder / at[max(finished, key=lambda run: at[run].recipe.epochs)].spec.folder
     written = [
@@ -45,9 +47,9 @@ def checkpoint_subject(folder: Path, space: str | None = None) -> Subject:
     Raises:
         RequestError: there is none, it is damaged, or no job around it says which network it is of.
     """
-    if not (folder / PROGRESS).is_file():
-        from trainables.checkpoint import checkpoint_name, newest_checkpoint
+    from trainables.checkpoint import Progress, checkpoint_name, newest_checkpoint
 
+    if not (folder / PROGRESS).is_file():
         place = open_folder(folder)
         newest = newest_checkpoint(place, folder.resolve().name) if checkpoints(place) else (0, 0)
         if not any(newest):
@@ -57,9 +59,9 @@ def checkpoint_subject(folder: Path, space: str | None = None) -> Subject:
         folder = folder / checkpoint_name(*newest)
     job = job_around(folder.parent, space)
     try:
-        progress = parsed(read_file(folder / PROGRESS, LARGE))
-        epochs = int(str(progress["trial"])[:100].rpartition("-e")[2])
-        if file_digest(folder / WEIGHTS) != progress["files"][WEIGHTS]:
+        progress = Progress.from_json(read_file(folder / PROGRESS, LARGE))
+        epochs = RunName.parse(progress.trial).epochs
+        if file_digest(folder / WEIGHTS) != progress.files[WEIGHTS]:
             raise ValueError(f"{WEIGHTS} is not what was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
@@ -69,17 +71,18 @@ def checkpoint_subject(folder: Path, space: str | None = None) -> Subject:
         raise RequestError(
             f"no {JOB} around {str(folder)!r} says which network it is of: give a checkpoint in its job's folder"
         )
-    if not 1 <= epochs <= MOST_EPOCHS:
+    if epochs > MOST_EPOCHS:
         raise RequestError(
             f"checkpoint {str(folder)!r} is damaged (of {epochs} epochs): give another"
         )
-    spec = job.with_epochs(epochs).spec
-    trained = {
-        "recipe": spec.recipe,
-        "data": spec.data,
-        "data_fingerprint": spec.data_fingerprint,
-        "seed": spec.seed,
-    }
+    job = job.with_epochs(epochs)
+    spec = job.spec
+    trained = TrainedBy(
+        recipe=job.recipe,
+        data=dict(spec.data),
+        data_fingerprint=spec.data_fingerprint,
+        seed=spec.seed,
+    )
     return Subject(
         job.network,
         spec.space,

@@ -1,12 +1,10 @@
 """``--eval-only``: weights from anywhere on the validation images of any data; nothing is trained or written."""
 
-import hashlib
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -17,8 +15,9 @@ from tinynet_search.config import Config
 from tinynet_search.errors import require
 from tinynet_search.export.subject import CONFIG, Subject, file_digest, read_subject
 from tinynet_search.store.directory import JOB
+from tinynet_search.store.schema import Settings
 from tinynet_search.store.train_job import job_around
-from tinynet_search.tracking.evaluations import Evaluation
+from tinynet_search.tracking.evaluations import EvaluationReport
 from tinynet_search.train.checkpoints import (
     checkpoint_of,
     checkpoint_subject,
@@ -30,13 +29,19 @@ from tinynet_search.train.request import Chooser, TrainRequest, read_request, se
 from tinynet_search.train.run import pixels_warning
 from trainables.data import ImageData, Reading, open_data
 from trainables.recipe import Recipe
-from trainables.spec import describe
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # timm's names of named networks that are called otherwise here.
 TIMM = {"ghostnet_050": "ghostnet_0.5x", "ghostnet_100": "ghostnet_1.0x"}
+# Of a checkpoint's two sets, the one that ranks.
+WEIGHT_SETS: Mapping[Literal["ema", "raw"], Literal["EMA", "raw"]] = {"ema": "EMA", "raw": "raw"}
 
 
-def evaluate_weights(request: TrainRequest, weights: str, say: Callable[[str], None]) -> Evaluation:
+def evaluate_weights(
+    request: TrainRequest, weights: str, say: Callable[[str], None]
+) -> EvaluationReport:
     """Top-1, top-5 and loss of weights on the data's validation images.
 
     Args:
@@ -86,7 +91,7 @@ def evaluate_weights(request: TrainRequest, weights: str, say: Callable[[str], N
 
 def _evaluated(
     subject: Subject, source: Source, config: Config, data: ImageData, say: Callable[[str], None]
-) -> Evaluation:
+) -> EvaluationReport:
     import torch
 
     from tinynet_search.export.images import preprocessing_of, validation_batches
@@ -130,40 +135,27 @@ def _evaluated(
         )
         (scores,) = evaluate(module, batches, device, bf16=chosen.bf16)
     seconds = time.perf_counter() - started
-    return _described(
-        subject,
-        {
-            "weights": source.label,
-            "weights_sha256": digest,
-            "checkpoint": checkpoint,
-            "set": {"ema": "EMA", "raw": "raw"}[recipe.ranks] if checkpoint else None,
-            "data": {"settings": config.data_settings(), "fingerprint": data.fingerprint},
-            "preprocessing": preprocessing,
-            **scores._asdict(),
-            "seconds": round(seconds, 3),
-            "images_per_s": round(scores.images / seconds, 1),
-            "device": device.type,
-            "precision": "bf16" if chosen.bf16 else "float32",
-            "warning": warning,
-        },
+    return EvaluationReport(
+        label=subject.name,
+        space=subject.space,
+        network=subject.network,
+        weights=source.label,
+        weights_sha256=digest,
+        checkpoint=checkpoint,
+        weight_set=WEIGHT_SETS[recipe.ranks] if checkpoint else None,
+        data=config.data_settings(),
+        fingerprint=data.fingerprint,
+        preprocessing=preprocessing,
+        top1=scores.top1,
+        top5=scores.top5,
+        loss=scores.loss,
+        images=scores.images,
+        seconds=round(seconds, 3),
+        images_per_s=round(scores.images / seconds, 1),
+        device=device.type,
+        precision="bf16" if chosen.bf16 else "float32",
+        warning=warning,
     )
-
-
-def _described(subject: Subject, measured: dict[str, Any]) -> Evaluation:
-    r, d, w = subject.network.rdw
-    network = {
-        "name": subject.name,
-        "space": subject.space,
-        "r": r,
-        "d": d,
-        "w": w,
-        **describe(subject.network),
-    }
-    decides = [measured[key] for key in ("weights_sha256", "preprocessing", "precision")] + [
-        measured["data"]["fingerprint"]
-    ]
-    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-    return Evaluation(subject.space, subject.name, {"network": network, **measured}, digest)
 
 
 def _network_of(weights: str) -> str:
@@ -202,9 +194,9 @@ def _of_folder(folder: Path, request: TrainRequest) -> Subject:
     return checkpoint_subject(folder, request.space)
 
 
-def _own_data(subject: Subject | None) -> dict[str, Any]:
+def _own_data(subject: Subject | None) -> Settings:
     """What the weights were trained on, if it is known where that lies."""
-    settings = dict((subject.trained or {}).get("data") or {}) if subject else {}
+    settings = dict(subject.trained.data) if subject and subject.trained else {}
     settings.pop("cache", None)  # a folder to write to is no file's to name
     if not settings or (settings.get("name") != "petals" and "path" not in settings):
         raise RequestError(
@@ -216,11 +208,7 @@ def _own_data(subject: Subject | None) -> dict[str, Any]:
 def _recipe(subject: Subject, config: Config) -> Recipe:
     from tinynet_search.export.images import evaluation_recipe
 
-    return (
-        evaluation_recipe(subject, None)
-        if (subject.trained or {}).get("recipe")
-        else config.get_recipe()
-    )
+    return evaluation_recipe(subject, None) if subject.trained else config.resolve().recipe
 
 
 def _names_one(request: TrainRequest) -> bool:
@@ -228,7 +216,7 @@ def _names_one(request: TrainRequest) -> bool:
     return any(each is not None for each in (request.network, request.rdw, request.c))
 
 
-def _load(module: Any, source: Source) -> None:
+def _load(module: "nn.Module", source: Source) -> None:
     try:
         load_weights(module, source)
     except RequestError as error:

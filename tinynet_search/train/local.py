@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from search_spaces import RequestError
 from tinynet_search.config import Config, ScalingSection
@@ -33,11 +33,10 @@ class Drive:
 
 def train_here(drive: Drive, lines: EpochLines, *, loaders: int) -> None:
     """The whole training in this process, which needs no Ray; ``loaders`` as ``take_machine`` gives them."""
-    from trainables.execution import Execution
     from trainables.stopping import Stopped
     from trainables.trial import run_trial
 
-    execution = Execution(**drive.config.execution.model_dump(), loader_workers=loaders)
+    execution = replace(drive.config.computed, loader_workers=loaders)
     stopping = drive.stopping
     with _failure_unsaid(), stopping.gently(lambda: None), contextlib.suppress(Stopped):
         run_trial(

@@ -1,22 +1,30 @@
 """What ``tinynet train`` is asked for, made into a configuration, opened data and a network."""
 
-import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from search_spaces import Network, RequestError, SearchSpace, get_space
 from search_spaces.networks import get_named
-from tinynet_search.config import Config, read_values, validate, with_settings
+from tinynet_search.config import (
+    Config,
+    PlanInputs,
+    Values,
+    merged,
+    overriding,
+    read_values,
+    validate,
+    with_settings,
+)
 from tinynet_search.errors import one_line
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.plan.plan import check_batch
 from tinynet_search.store.train_job import TrainJob
 from trainables.data import ImageData, opened_data
-from trainables.spec import TrialSpec
+from trainables.spec import Settings, TrialSpec
 
 # Section 4.1: the paper's final networks on ImageNet's thousand classes.
 IMAGENET_CLASSES, IMAGENET_EPOCHS = 1000, 450
@@ -83,33 +91,34 @@ def make_job(request: TrainRequest) -> tuple[Config, TrainJob]:
         raise RequestError(
             "nothing to train on: give --data petals, --data with a folder of images, or [data] in a configuration"
         )
-    config = settled(values, chooser.space, request)
-    data = opened_data(config.data_settings())
+    settings = settled(values, chooser.space, request).data_settings()
+    data = opened_data(settings)
     chosen = chooser.network(len(data.class_names))
-    name = request.name or _job_name(chosen.label, config.data_settings())
+    name = request.name or _job_name(chosen.label, settings)
     config = settled(values, chooser.space, request, name=name, classes=len(data.class_names))
-    check_batch(data, config.get_recipe())
+    inputs = config.resolve()
+    check_batch(data, inputs.recipe)
     return config, TrainJob(
         name,
         chosen.label,
-        _spec(config, chosen, data),
+        _spec(inputs, chosen, data),
         data.train_size,
         data.val_size,
         int(time.time()),
     )
 
 
-def _spec(config: Config, chosen: Chosen, data: ImageData) -> TrialSpec:
+def _spec(inputs: PlanInputs, chosen: Chosen, data: ImageData) -> TrialSpec:
     network = chosen.network
     return TrialSpec(
         space=chosen.space,
         space_version=network.space.version,
         rdw=network.rdw,
         num_classes=network.num_classes,
-        recipe=asdict(config.get_recipe()),
-        data=config.data_settings(),
+        recipe=inputs.recipe,
+        data=inputs.data,
         data_fingerprint=data.fingerprint,
-        seed=config.search.seed,
+        seed=inputs.search.seed,
         kind="final",
     )
 
@@ -173,21 +182,22 @@ def read_request(request: TrainRequest) -> dict[str, Any]:
     values = read_values(request.config)
     if request.data is not None:
         values["data"] = data_settings(request.data)
-    flags = {
-        "recipe.name": request.recipe,
-        "recipe.epochs": request.epochs,
-        "search.seed": request.seed,
-        "storage.path": request.storage,
-    }
-    named = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-    values = with_settings(values, [*named, *request.settings])
+    options = overriding(
+        {
+            "recipe.name": request.recipe,
+            "recipe.epochs": request.epochs,
+            "search.seed": request.seed,
+            "storage.path": request.storage,
+        }
+    )
+    values = with_settings(merged(values, options), request.settings)
     scaling, run = values.get("scaling"), values.get("run", {})
     if isinstance(scaling, dict) and isinstance(run, dict) and scaling.get("workers", 1) != 1:
         values["run"] = {"executor": "ray_train", **run}
     return values
 
 
-def data_settings(data: str) -> dict[str, Any]:
+def data_settings(data: str) -> Settings:
     """The ``[data]`` settings of ``petals`` or a folder."""
     if data == "petals":
         return {"name": "petals"}
@@ -197,7 +207,7 @@ def data_settings(data: str) -> dict[str, Any]:
 
 
 def settled(
-    values: Mapping[str, Any],
+    values: Values,
     space: str,
     request: TrainRequest,
     *,
@@ -244,7 +254,7 @@ def _multipliers(text: str) -> tuple[float, float, float]:
     return r, d, w
 
 
-def _job_name(label: str, settings: Mapping[str, Any]) -> str:
+def _job_name(label: str, settings: Settings) -> str:
     """The network's name and the data's: of a folder its own."""
     path = settings.get("path")
     data = Path(str(path)).name if path else str(settings["name"])

@@ -1,8 +1,8 @@
 """A job from its directory to its result: in this process, or on a Ray cluster; idempotent either way."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,8 @@ from tinynet_search.store.train_job import TrainJob, agreed_job, ended_or_begun,
 from tinynet_search.text import counted, millions
 from tinynet_search.train.local import Drive, take_machine, train_here
 from tinynet_search.train.progress import EpochLines
-from trainables.data import opened_data
+from trainables.data import ImageData, opened_data
+from trainables.result import TrialResult
 from trainables.trial_folder import PROGRESS, checkpoints, position, result_name, shorter_budgets
 
 # Seconds: how long a training waits for MLflow's first answer.
@@ -45,7 +46,7 @@ class TrainOutcome:
 
     job: TrainJob
     store: SearchStore
-    result: dict[str, Any] | None
+    result: TrialResult | None
     trained: bool
     tracking: str
     link: str | None
@@ -128,11 +129,9 @@ def run_job(
     )
 
 
-def pixels_warning(data: Any, network: Network) -> str | None:
+def pixels_warning(data: ImageData, network: Network) -> str | None:
     """One line where packed data were made for fewer pixels than the network wants."""
-    return too_large(
-        {"data": {"largest_pixels": getattr(data, "largest_pixels", None)}}, [network.resolution]
-    )
+    return too_large(data.largest_pixels, [network.resolution])
 
 
 def _lines(store: SearchStore, job: TrainJob, say: Callable[[str], None]) -> EpochLines:
@@ -170,40 +169,37 @@ def _left_at(store: SearchStore, job: TrainJob) -> str | None:
             if folder.exists(f"{name}/{PROGRESS}"):
                 epoch, step = position(name)
                 at = f"epoch {epoch}, step {step}" if step else f"epoch {epoch}"
-                return (
-                    at if run == spec.run else f"{at} of the training for {run.rpartition('-e')[2]}"
-                )
+                return at if run == spec.run else f"{at} of the training for {run.epochs}"
     return None
 
 
 def _finished(store: SearchStore, job: TrainJob) -> list[int]:
     """The numbers of epochs of which there is a finished result."""
     at = {each.spec.run: each.recipe.epochs for each in ended_or_begun(store, job)}
-    return sorted(
-        at[run] for run, result in store.results(at).items() if result["status"] == "finished"
-    )
+    return sorted(at[run] for run, result in store.results(at).items() if result.finished)
 
 
 @contextlib.contextmanager
 def _cluster(config: Config, job: TrainJob, say: Callable[[str], None]) -> Iterator[Train]:
     from tinynet_search.train import on_ray
 
-    macs = training_macs({"data": {"train": job.train, "val": job.val}}, job.candidate)
-    with on_ray.joined(config, macs, say) as placed:
-        yield partial(on_ray.train_on_ray, config=placed)
+    macs = training_macs(job.candidate, job.train, job.val)
+    request = on_ray.ClusterRequest.of(config, config.resolve())
+    with on_ray.joined(request, macs, say) as placed:
+        yield partial(on_ray.train_on_ray, request=placed)
 
 
 @contextlib.contextmanager
 def _machine(config: Config, candidate: Candidate) -> Iterator[Train]:
     if config.scaling.auto:
-        refuse_sync_bn(config)
+        refuse_sync_bn(candidate.spec.recipe, config.scaling)
     loaders = take_machine(
-        config.scaling, candidate.network["macs"] * candidate.spec.recipe["micro_batch"]
+        config.scaling, candidate.network.macs * candidate.spec.recipe.micro_batch
     )
     yield partial(train_here, loaders=loaders)
 
 
-def advice(job: TrainJob, store: SearchStore, result: Mapping[str, Any]) -> str:
+def advice(job: TrainJob, store: SearchStore, result: TrialResult) -> str:
     """What to do after a failure, by its reason."""
     again = f"remove {store.at(result_name(job.spec.run))} to try again"
     known = {
@@ -212,16 +208,18 @@ def advice(job: TrainJob, store: SearchStore, result: Mapping[str, Any]) -> str:
         "data changed": "train what the data is now under another --name, or bring back what it was",
         "out of memory": f"set the micro-batch it names under another --name, or {again}",
     }
-    return known.get(result["reason"], again)
+    return known.get(result.reason or "", again)
 
 
 def job_summary(outcome: TrainOutcome) -> dict[str, Any]:
     """The outcome as one JSON document."""
-    job, result = outcome.job, outcome.result or {}
+    job, result = outcome.job, outcome.result
     r, d, w = job.spec.rdw
-    known: Mapping[str, Any] = {
-        key: result.get(key) for key in ("status", "reason", "detail", "metrics", "workers", "host")
-    }
+    names = ("status", "reason", "detail", "metrics", "workers", "host")
+    ended: dict[str, object] = {name: getattr(result, name, None) for name in names}
+    if result is not None:
+        ended["metrics"] = result.metrics.to_json() if result.metrics else {}
+    epochs = result.epochs if result else ()
     return {
         "job": job.name,
         "directory": outcome.store.url,
@@ -231,9 +229,9 @@ def job_summary(outcome: TrainOutcome) -> dict[str, Any]:
             "r": r,
             "d": d,
             "w": w,
-            **job.candidate.network,
+            **job.candidate.network.to_json(),
         },
-        "recipe": dict(job.spec.recipe),
+        "recipe": asdict(job.spec.recipe),
         "data": {
             "settings": dict(job.spec.data),
             "fingerprint": job.spec.data_fingerprint,
@@ -242,13 +240,11 @@ def job_summary(outcome: TrainOutcome) -> dict[str, Any]:
         },
         "seed": job.spec.seed,
         "run": job.spec.run,
-        **known,
-        "epochs": len(result.get("epochs", [])),
-        "training_seconds": round(sum(epoch["seconds"] for epoch in result.get("epochs", [])), 1),
+        **ended,
+        "epochs": len(epochs),
+        "training_seconds": round(sum(epoch.seconds for epoch in epochs), 1),
         "trained_now": outcome.trained,
-        "weights": outcome.store.at(job.spec.folder)
-        if result.get("status") == "finished"
-        else None,
+        "weights": outcome.store.at(job.spec.folder) if result and result.finished else None,
         "warning": outcome.warning,
         "tracking": outcome.tracking,
         "link": outcome.link,

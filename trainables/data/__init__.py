@@ -3,13 +3,14 @@
 import importlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from search_spaces.errors import RequestError, unknown
+from trainables.spec import Setting, Settings
 
 if TYPE_CHECKING:
     import torch
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from trainables.recipe import Recipe
 
 # The values of ``[data]``: the name of the data, and what its maker takes.
-Setting = str | int | float | bool | None
-Settings = Mapping[str, Setting]
 
 # timm's and the paper's normalisation, of RGB in [0, 1].
 MEAN = (0.485, 0.456, 0.406)

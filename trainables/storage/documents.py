@@ -6,21 +6,29 @@ whoever reads it may compare, convert and print its values.
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from functools import cache
+from typing import TYPE_CHECKING, Any, NotRequired, TypeAlias, TypeVar, get_type_hints
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 # Bytes: of a document that describes one thing, and of one that lists every epoch or every trial.
 SMALL, LARGE = 4_000_000, 128_000_000
 DEPTH = 24
 # Of a whole number, either way; and of a key.
 WHOLE, LONGEST_KEY = 2**63, 200
-# An epoch's figures that are always there.
-FIGURES = ("ts", "seconds", "top1", "top1_raw", "top1_ema", "train_loss")
 MOST_EPOCHS = 100_000
-# Of a result, since a driver keeps them of ten thousand.
-MOST_METRICS, LONGEST_TEXT = 100, 10_000
+# Of a result's text, since a driver keeps ten thousand results.
+LONGEST_TEXT = 10_000
 # Seconds since 1970: far enough ahead, and MLflow takes the milliseconds.
 LAST_DATE = 1e11
+
+
+Kind = TypeVar("Kind")
+# What a JSON document holds; unlike pydantic's JsonValue it takes a list of numbers where it is passed.
+Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | float | bool | None"
 
 
 class DocumentError(ValueError):
@@ -72,80 +80,79 @@ def _check(whole: Any) -> None:
     raise DocumentError(f"it is nested deeper than {DEPTH} levels")
 
 
-def check_epochs(epochs: Any) -> None:
-    """Make sure that it is a training's record: every epoch from the first on, with the figures that all have.
+def fields_of(document: object) -> dict[str, Any]:
+    """The members of a JSON object. Raises DocumentError where it is something else."""
+    if not isinstance(document, dict):
+        raise DocumentError("it is not an object")
+    return document
+
+
+def typed(kind: type[Kind], values: Any, what: str = "it") -> Kind:
+    """A dataclass from a JSON object: its types are checked by pydantic, strictly, and its ranges by ``__post_init__``.
+
+    Keys that the dataclass does not know are ignored. pydantic is loaded here, since only documents need it. A machine
+    without it (the GPU checks run from a bare source tree) reads no documents but those it wrote a moment before: there the
+    types are taken on trust.
+
+    Args:
+        kind: a dataclass whose fields are plain values or objects that were made already.
+        what: names the object in errors, as in ``epoch 3``.
 
     Raises:
-        DocumentError: it is not.
+        DocumentError: it is not an object, a field is missing, or a value is not of its field's type or range.
     """
-    if not isinstance(epochs, list) or len(epochs) > MOST_EPOCHS:
-        raise DocumentError("epochs is no list of epochs")
-    for number, epoch in enumerate(epochs, 1):
-        check_figures(epoch, f"epoch {number}")
-        if epoch["epoch"] != number:
-            raise DocumentError(f"epoch {number} is not where it belongs")
+    if not isinstance(values, dict):
+        raise DocumentError(f"{what} is not an object")
+    adapter = _adapter(kind)
+    try:
+        if adapter is not None:
+            return kind(**adapter.validate_python(values))
+        names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+        return kind(**{name: value for name, value in values.items() if name in names})
+    except (ValueError, TypeError) as error:
+        raise DocumentError(
+            f"{reason(error)} ({what})" if what != "it" else reason(error)
+        ) from error
 
 
-def check_figures(row: Any, what: str) -> None:
-    """Make sure that one epoch's figures are numbers, those that are always there and ``epoch``, a whole one."""
-    if not isinstance(row, Mapping):
-        raise DocumentError(f"{what} is no object")
-    for key in ("epoch", *FIGURES):
-        if not is_number(row.get(key)):
-            raise DocumentError(f"{key} of {what} is no number")
-    if (
-        not isinstance(row["epoch"], int)
-        or not 0 <= row["ts"] < 1000 * LAST_DATE
-        or row["seconds"] < 0
-    ):
-        raise DocumentError(f"{what} has no such time")
+def reason(error: Exception) -> str:
+    """The first thing that is wrong, in one short line that names the field; of pydantic's errors and of others."""
+    errors = getattr(error, "errors", None)
+    if errors is None:
+        return " ".join(str(error).split())[:200]
+    first = errors()[0]
+    place = ".".join(str(part) for part in first["loc"])[:100]
+    text = first["msg"].removeprefix("Value error, ")
+    line = f"{place}: {text}" if place else text
+    return " ".join("".join(ch if ch.isprintable() else " " for ch in line).split())[:300]
 
 
-def check_numbers(values: Any, keys: Iterable[str], what: str) -> None:
-    """Make sure that an object has numbers under these keys."""
-    if not isinstance(values, Mapping):
-        raise DocumentError(f"{what} is no object")
-    for key in keys:
-        if not is_number(values.get(key)):
-            raise DocumentError(f"{key} of {what} is no number")
-
-
-def is_number(value: Any) -> bool:
-    return type(value) is not bool and isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def check_result(result: Any, run: str) -> None:
-    """Make sure that it is the result of a trial, of the one that is meant.
-
-    Raises:
-        DocumentError: it is not.
-    """
-    if (
-        not isinstance(result, dict)
-        or result.get("run") != run
-        or result.get("status") not in ("finished", "failed")
-    ):
-        raise DocumentError("it is no result of this trial")
-    epochs, metrics = result.get("epochs"), result.get("metrics")
-    check_epochs(epochs)
-    if (
-        not isinstance(metrics, dict)
-        or len(metrics) > MOST_METRICS
-        or not all(map(is_number, metrics.values()))
-    ):
-        raise DocumentError("it has no metrics")
-    if result["status"] == "finished":
-        if not epochs:
-            raise DocumentError("it is finished without an epoch")
-        check_figures(metrics, "metrics")
-    check_numbers(result.get("network"), ("c", "macs", "params", "resolution"), "network")
-    check_numbers(result, ("started", "ended"), "the result")
-    if not 0 <= result["started"] < LAST_DATE or not 0 <= result["ended"] < LAST_DATE:
-        raise DocumentError("it has no such time")
-    if not all(
-        isinstance(text := result.get(key), str | None) and len(text or "") <= LONGEST_TEXT
-        for key in ("reason", "detail")
-    ):
-        raise DocumentError("its reason is no text, or has more than a page")
-    if not isinstance(result.get("execution", {}), dict):
-        raise DocumentError("execution is no object")
+@cache
+def _adapter(kind: type) -> "TypeAdapter[Any] | None":
+    """pydantic's check of a dataclass's fields, None where it is not installed."""
+    try:
+        import typing_extensions
+        from pydantic import ConfigDict, TypeAdapter
+    except ModuleNotFoundError:
+        return None
+    hints = get_type_hints(kind)
+    optional = {
+        field.name
+        for field in fields(kind)
+        if field.default is not MISSING or field.default_factory is not MISSING
+    }
+    # Made while the program runs, which a type checker cannot follow.
+    make: Any = typing_extensions.TypedDict
+    shape = make(
+        kind.__name__,
+        {
+            field.name: NotRequired[hints[field.name]]
+            if field.name in optional
+            else hints[field.name]
+            for field in fields(kind)
+        },
+    )
+    shape.__pydantic_config__ = ConfigDict(
+        strict=True, arbitrary_types_allowed=True, allow_inf_nan=False
+    )
+    return TypeAdapter(shape)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -92,12 +92,6 @@ class Packing:
             if not self._kept(task, known, on_error == "skip" and not mended)
         ]
 
-    def run(
-        self, workers: int, on_error: OnError, report: Callable[[Done], None] = lambda done: None
-    ) -> dict[str, Any]:
-        """``pack``, and the record as JSON, as the command prints it."""
-        return self.pack(workers, on_error, report).to_json()
-
     def pack(
         self, workers: int, on_error: OnError, report: Callable[[Done], None] = lambda done: None
     ) -> PackedRecord:
@@ -129,11 +123,6 @@ class Packing:
             self._write_settings({})
             (self.root / UNREADABLE).unlink(missing_ok=True)
             return record
-
-    def record(self) -> dict[str, Any]:
-        """``packed`` as JSON, as the command compares it; empty where there is none."""
-        whole = self.packed()
-        return whole.to_json() if whole else {}
 
     def packed(self) -> PackedRecord | None:
         """The record in ``packed.json``; None where it is missing or damaged, since it can be made again."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainables.data.packed.shards import PARTS, VERSION
 from trainables.data.packed.workers import Task
-from trainables.storage.fields import list_of, value_of
+from trainables.storage.documents import fields_of, typed
 
 
 class OtherVersionError(ValueError):
@@ -47,14 +47,7 @@ class PackingSettings:
         Raises:
             DocumentError: one is missing or of another type.
         """
-        return cls(
-            value_of(document, "source", str),
-            value_of(document, "short_side", int),
-            value_of(document, "train", int),
-            value_of(document, "val", int),
-            value_of(document, "shard_images", int),
-            value_of(document, "version", int),
-        )
+        return typed(cls, {"version": None, **fields_of(document)})
 
 
 @dataclass(frozen=True)
@@ -79,8 +72,7 @@ class PackingState:
             DocumentError: a field is missing or of another type.
         """
         settings = PackingSettings.from_json(document)
-        unreadable = value_of(document, "unreadable", dict, type(None)) or {}
-        return cls(settings, {name: value_of(unreadable, name, int) for name in unreadable})
+        return typed(cls, {"unreadable": {}, **fields_of(document), "settings": settings})
 
 
 @dataclass(frozen=True)
@@ -103,6 +95,11 @@ class PackedRecord:
     skipped: list[str]
     shards: dict[str, list[str]]
 
+    def __post_init__(self) -> None:
+        for name in ("counts", "shards"):
+            if getattr(self, name).keys() != set(PARTS):
+                raise ValueError(f"{name}: expected {' and '.join(PARTS)}")
+
     def to_json(self) -> dict[str, Any]:
         document = asdict(self)
         settings = document.pop("settings")
@@ -117,14 +114,5 @@ class PackedRecord:
         """
         if isinstance(document, dict) and document.get("version") != VERSION:
             raise OtherVersionError("it was packed by another version of this program")
-        counts = value_of(document, "counts", dict)
-        shards = value_of(document, "shards", dict)
-        return cls(
-            settings=PackingSettings.from_json(document),
-            fingerprint=value_of(document, "fingerprint", str),
-            class_names=list_of(document, "class_names", str),
-            counts={part: value_of(counts, part, int) for part in PARTS},
-            bytes=value_of(document, "bytes", int),
-            skipped=list_of(document, "skipped", str),
-            shards={part: list_of(shards, part, str) for part in PARTS},
-        )
+        settings = PackingSettings.from_json(document)
+        return typed(cls, {**fields_of(document), "settings": settings})

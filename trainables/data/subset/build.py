@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -48,11 +48,6 @@ class Built(NamedTuple):
     subset: SubsetRecord
     written: int
     kept: int
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """``subset`` as JSON, as the command prints it."""
-        return self.subset.to_json()
 
 
 @dataclass(frozen=True)

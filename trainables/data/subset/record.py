@@ -6,9 +6,8 @@ The copy writes it, and reads what an earlier run wrote. It is checked once, in 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainables.data.subset.selection import DRAWN_FROM, Drawn
-from trainables.storage.documents import DocumentError
-from trainables.storage.fields import value_of
+from trainables.data.subset.selection import Drawn
+from trainables.storage.documents import fields_of, typed
 
 
 @dataclass(frozen=True)
@@ -34,18 +33,8 @@ class SubsetRequest(Drawn):
         Raises:
             DocumentError: a field is missing or of another type.
         """
-        drawn_from = value_of(document, "drawn_from", str)
-        if drawn_from not in DRAWN_FROM:
-            raise DocumentError(f"drawn_from is not one of {', '.join(DRAWN_FROM)}")
-        return cls(
-            drawn_from=drawn_from,
-            seed=value_of(document, "seed", int, type(None)),
-            images_per_class=value_of(document, "images_per_class", int, type(None)),
-            classes=value_of(document, "classes", int),
-            train=value_of(document, "train", int),
-            val=value_of(document, "val", int),
-            names_sha256=value_of(document, "names_sha256", str),
-        )
+        optional = {"seed": None, "images_per_class": None}
+        return typed(cls, optional | fields_of(document))
 
 
 @dataclass(frozen=True)
@@ -83,11 +72,5 @@ class SubsetRecord:
         Raises:
             DocumentError: a field is missing or of another type.
         """
-        return cls(
-            request=SubsetRequest.from_json(document),
-            source=value_of(document, "source", str),
-            version=value_of(document, "version", str),
-            drawing=value_of(document, "drawing", str, type(None)),
-            bytes=value_of(document, "bytes", int),
-            files_sha256=value_of(document, "files_sha256", str),
-        )
+        request = SubsetRequest.from_json(document)
+        return typed(cls, {"drawing": None, **fields_of(document), "request": request})

@@ -1,0 +1,248 @@
+"""``config.json`` of an export and of a trial as typed documents, checked where they are read.
+
+Called by the exporter, by the search for a network in a folder, and by evaluations.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+)
+
+from search_spaces import Network
+from tinynet_search.store.schema import (
+    Classes,
+    DataSettings,
+    Document,
+    Fingerprint,
+    Multipliers,
+    Seed,
+    WrittenRecipe,
+)
+from trainables.result import NetworkFigures
+from trainables.storage.documents import SMALL, parsed
+from trainables.storage.folder import read_file
+
+SCHEMA = 1
+# A whole number stays one: what was read is written again with the same bytes.
+Number = int | float
+Count = Annotated[int, Field(ge=1)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Shift = Annotated[Number, Field(ge=-1e6, le=1e6)]
+Scale = Annotated[Number, Field(ge=1e-6, le=1e6)]
+
+
+def figures_of(network: Network) -> NetworkFigures:
+    """A network's figures as they come back from a file, where a tuple is a list."""
+    return NetworkFigures.from_json(json.loads(json.dumps(NetworkFigures.of(network).to_json())))
+
+
+def _figures(value: object) -> NetworkFigures:
+    # The field's name stands before whatever is wrong.
+    return value if isinstance(value, NetworkFigures) else NetworkFigures.from_json(value, "it")
+
+
+Figures = Annotated[
+    NetworkFigures, BeforeValidator(_figures), PlainSerializer(NetworkFigures.to_json)
+]
+
+
+class WeightsOrigin(Document):
+    """Where the weights came from, without a path of any machine."""
+
+    origin: str = Field(validation_alias="from", serialization_alias="from")
+
+
+class TensorSpec(Document):
+    name: str
+    dtype: Literal["float32"]
+    shape: list[int | str]
+
+
+class Preprocessing(Document):
+    """How an image becomes the network's input: resized to ``resize``, or by its short side and then cropped.
+
+    Attributes:
+        crop_ratio: pixels over the short side before the crop.
+        mean, std: of RGB in [0, 1].
+        assumed: nobody knows how the weights were trained.
+    """
+
+    colour: Literal["RGB"]
+    resize: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
+    resize_short_side: Count | None = None
+    interpolation: Literal["bilinear", "bicubic"]
+    antialias: bool
+    centre_crop: Count | None = None
+    crop_ratio: Annotated[Number, Field(ge=0.1, le=1)]
+    scale: Literal["0 to 1"]
+    mean: Annotated[list[Shift], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Scale], Field(min_length=3, max_length=3)]
+    size: Count
+    assumed: bool
+
+    @model_serializer(mode="wrap")
+    def _steps_taken(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        return {key: value for key, value in dump(self).items() if value is not None}
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump()
+
+
+class TrainedBy(Document):
+    """How a network's weights were trained.
+
+    Attributes:
+        data: the ``[data]`` settings; data_fingerprint: what they held.
+        metrics: of the last epoch; None where the training has not ended.
+    """
+
+    recipe: Annotated[WrittenRecipe, PlainSerializer(asdict)]
+    data: DataSettings
+    data_fingerprint: Fingerprint
+    seed: Seed
+    metrics: dict[str, Number] | None = None
+
+
+class BothFiles(Document):
+    """A figure of the float32 file and of the int8 file."""
+
+    float32: float
+    int8: float
+
+
+class Int8Cost(Document):
+    """What quantisation costs: both files on the same validation images.
+
+    Attributes:
+        top1, top1_change, agreement: percent.
+        largest_difference, mean_difference, largest_output: of the logits.
+    """
+
+    data: Fingerprint
+    images: Count
+    top1: BothFiles
+    top1_change: float
+    agreement: float
+    largest_difference: float
+    mean_difference: float
+    largest_output: float
+    images_per_s: BothFiles
+
+
+class Quantised(Document):
+    weights: str
+    activations: str
+    calibration_images: Count
+
+
+class _File(Document):
+    format: str
+    bytes: int
+    sha256: Digest
+    versions: dict[str, str]
+
+
+class CheckedFile(_File):
+    """A file that was compared with torch."""
+
+    batches_compared: list[int]
+    largest_difference: float
+    largest_output: float
+    tolerance: float
+
+
+class QuantisedFile(_File):
+    """An int8 file, which was compared with the float32 file."""
+
+    quantised: Quantised
+    compared_with_float32: Int8Cost
+
+
+def _kind(value: object) -> str:
+    """Which of the two a listed file is; a part of a file or an object of it."""
+    quantised = (
+        "quantised" in value if isinstance(value, dict) else isinstance(value, QuantisedFile)
+    )
+    return "int8" if quantised else "float32"
+
+
+ExportedFile = Annotated[
+    Annotated[CheckedFile, Tag("float32")] | Annotated[QuantisedFile, Tag("int8")],
+    Discriminator(_kind),
+]
+
+
+class ExportConfig(Document):
+    """config.json of an export.
+
+    Attributes:
+        network: the figures of the network of ``rdw`` and ``num_classes``.
+        weights_sha256: of all weights as safetensors, whatever formats were written.
+        trained: None where nobody knows.
+        files: by name.
+    """
+
+    version: Literal[1] = Field(validation_alias="schema", serialization_alias="schema")
+    name: Annotated[str, Field(min_length=1)]
+    space: Annotated[str, Field(max_length=200)]
+    space_version: int
+    num_classes: Classes
+    network: Figures
+    weights_sha256: Digest
+    rdw: Multipliers
+    weights: WeightsOrigin
+    input: TensorSpec
+    output: TensorSpec
+    preprocessing: Preprocessing
+    trained: TrainedBy | None
+    files: dict[str, ExportedFile]
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(by_alias=True)
+
+
+class TrialConfig(Document):
+    """config.json of a trial, as far as it is read: its network, and how its weights were trained."""
+
+    space: Annotated[str, Field(max_length=200)]
+    space_version: int
+    num_classes: Classes
+    network: Figures
+    rdw: Multipliers
+    recipe: WrittenRecipe
+    data: DataSettings
+    data_fingerprint: Fingerprint
+    seed: Seed
+    metrics: dict[str, Number]
+
+    @property
+    def trained(self) -> TrainedBy:
+        return TrainedBy(
+            recipe=self.recipe,
+            data=self.data,
+            data_fingerprint=self.data_fingerprint,
+            seed=self.seed,
+            metrics=self.metrics,
+        )
+
+
+def read_config(file: Path) -> ExportConfig | TrialConfig:
+    """The configuration that an export or a trial left; an export's has a ``schema``.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is damaged; one line that names the field.
+    """
+    values = parsed(read_file(file, SMALL))
+    kind = ExportConfig if isinstance(values, dict) and "schema" in values else TrialConfig
+    return kind.from_json(values)
