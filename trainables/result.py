@@ -63,17 +63,12 @@ class NetworkFigures:
 
     @classmethod
     def from_json(cls, values: Any, what: str = "network") -> "NetworkFigures":
-        """Raises DocumentError where a figure is missing or not a positive number; ``what`` is as in ``typed``."""
+        """Raises DocumentError where a figure is missing or of another type; ``what`` is as in ``typed``."""
         if not isinstance(values, Mapping):
             raise DocumentError(f"{what} is not an object")
         details = {key: value for key, value in values.items() if key not in cls.__slots__}
         # A family of a user's own may have any details: they are shown, and not computed with.
         return replace(typed(cls, {**values, "details": {}}, what), details=details)
-
-    def __post_init__(self) -> None:
-        for name in ("resolution", "macs", "params", "activations", "activation_bytes", "c"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,7 +194,8 @@ class TrialResult:
 
     @property
     def top1(self) -> float | None:
-        return self.metrics.top1 if self.metrics else None
+        """Of the last epoch, in percent; None where the trial failed."""
+        return self.metrics.top1 if self.finished and self.metrics else None
 
     @property
     def seconds(self) -> float:

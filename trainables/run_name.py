@@ -56,5 +56,9 @@ class RunName(str):
     @classmethod
     def parsed(cls, names: Iterable[str], suffix: str = "") -> "set[RunName]":
         """Those of some file names that are run names with this suffix; other files are ignored."""
-        stems = (name.removesuffix(suffix) for name in names if name.endswith(suffix))
-        return {cls.parse(stem) for stem in stems if _RUN.fullmatch(stem)}
+        found = (
+            _RUN.fullmatch(name[: len(name) - len(suffix)])
+            for name in names
+            if name.endswith(suffix)
+        )
+        return {cls(match[1], int(match[2])) for match in found if match}

@@ -139,7 +139,7 @@ def test_who_was_asked_to_end_or_was_taken_over_judges_nobody(tmp_path: Path) ->
     config = tiny_config(tmp_path, trials=2)
     store, plan, (first, second) = tiny_search(config)
     inputs = config.resolve()
-    state, _ = opened_state(store, plan, inputs, 1.0)
+    state = opened_state(store, plan, inputs, 1.0)
     nobody: Any = None
     found: Any = SimpleNamespace(own_failure=lambda candidate: OwnFailure("died", "often"))
     with stoppable(pytest.fail) as stopping, Lease(store.folder, "search", "search") as lease:

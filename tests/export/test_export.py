@@ -16,7 +16,9 @@ from search_spaces.weights import Source
 from tests.trainables.helpers import tiny_spec
 from tinynet_search.cli.main import run
 from tinynet_search.export import document, formats, images, load_exported, subject
+from tinynet_search.export.document import TrainedBy
 from trainables.data import open_data
+from trainables.recipe import get_recipe
 from trainables.spec import Alone, TrialSpec
 from trainables.trial import run_trial
 
@@ -605,3 +607,14 @@ def test_a_users_own_space_is_named_again(
 
 def own_space() -> Any:
     return get_space(MINI)
+
+
+@pytest.mark.quick
+def test_a_training_that_has_not_ended_has_no_metrics() -> None:
+    unfinished = TrainedBy(
+        recipe=get_recipe("short"), data={"name": "petals"}, data_fingerprint="p", seed=0
+    )
+    assert "metrics" not in unfinished.model_dump()
+    assert TrainedBy.from_json(unfinished.model_dump()) == unfinished
+    ended = unfinished.model_copy(update={"metrics": {"top1": 1}})
+    assert ended.model_dump()["metrics"] == {"top1": 1}

@@ -1,7 +1,10 @@
 """Plans: written once, agreed with or refused; drawing more leaves what is there."""
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +13,7 @@ from tests.data.test_imagefolder import make_tree
 from tests.search.helpers import tiny_config
 from tinynet_search.cli.summary import preview_text
 from tinynet_search.plan.candidates import candidates_of, grow
-from tinynet_search.plan.plan import agreed_plan
+from tinynet_search.plan.plan import agreed_plan, make_plan
 from tinynet_search.plan.preview import Preview, preview
 from tinynet_search.store.directory import SearchStore
 from trainables.data.packed.packing import Packing
@@ -158,3 +161,20 @@ def test_networks_that_want_more_pixels_than_were_packed(tmp_path: Path) -> None
     assert wanted.format(count) in preview_text(shown["packed16"])
     assert shown["packed128"].warning is None
     assert shown["tree"].warning is None
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"version": "2"}, "version"), ({"version": 10**9}, "version"), ({"name": "x" * 300}, "name")],
+)
+def test_a_space_that_no_plan_takes_is_refused_in_one_line(
+    tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    """Of a user's own module, which may say anything."""
+    inputs = tiny_config(tmp_path).resolve()
+    space = copy.copy(inputs.space)
+    vars(space).update(change)
+    own = replace(inputs, space=space, space_name=str(change.get("name", inputs.space_name)))
+    with pytest.raises(RequestError, match=rf"cannot be written down: {named}: ") as refused:
+        make_plan(own)
+    assert "\n" not in str(refused.value)

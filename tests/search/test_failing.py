@@ -14,7 +14,7 @@ from tests.trainables.helpers import tiny_spec
 from tinynet_search.cli.main import run
 from tinynet_search.config import load_config
 from tinynet_search.formula.tiny_formula import TinyFormula
-from tinynet_search.search.driver import opened_state, run_search
+from tinynet_search.search.driver import opened_state, retryable, run_search
 from tinynet_search.search.failures import FailureTally
 from tinynet_search.search.retry import set_aside
 from tinynet_search.store.directory import SearchStore
@@ -167,7 +167,8 @@ def test_results_that_nobody_would_train_stay(tmp_path: Path) -> None:
     for spec in (*(c.spec for c in candidates), tiny_spec((0.5, 0.5, 0.5))):
         assert write_failure(spec, store.folder, "hung", "")
     fewer = tiny_config(tmp_path, trials=2).resolve()
-    state, trainable = opened_state(store, plan, fewer, 1.0)
+    state = opened_state(store, plan, fewer, 1.0)
+    trainable = retryable(store, fewer, state)
     wanted = {c.run for c in candidates[:2]}
     assert set(trainable) == wanted
     assert set(state.results) == {c.run for c in candidates}

@@ -4,14 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces import RDW
-from tests.search.helpers import tiny_config
+from search_spaces import RDW, RequestError
+from tests.search.helpers import tiny_config, tiny_search
 from tinynet_search.formula.baselines import RULES
 from tinynet_search.formula.tiny_formula import fit_formula
 from tinynet_search.plan.candidates import final_candidates
 from tinynet_search.plan.plan import make_plan
 from tinynet_search.search.conclusion import TINY, final_rows
+from tinynet_search.search.driver import opened_state, retryable
 from tinynet_search.store.directory import FINALS, SearchStore
+from trainables.trial_folder import result_name
 
 pytestmark = pytest.mark.quick
 
@@ -45,3 +47,18 @@ def test_finals_stand_beside_the_rules_that_were_asked_for(tmp_path: Path) -> No
         row["note"] for row in rows if row["label"] == "inverse giant, not tuned"
     )
     assert abs(by_label[TINY].c - 0.3) <= 0.03 * 0.3
+
+
+def test_a_result_that_this_search_does_not_want_is_not_read(tmp_path: Path) -> None:
+    """A damaged one of an earlier budget's final stops a search only where it is asked to try failed ones again."""
+    config = tiny_config(tmp_path)
+    store, plan, _ = tiny_search(config)
+    inputs = config.resolve()
+    formula = fit_formula(inputs.space, POINTS, provenance={}, num_classes=plan.space.num_classes)
+    finals, _ = final_rows(plan, formula, (0.3,), 2, rules=())
+    store.write_rows(FINALS, finals)
+    store.folder.write(result_name(finals[0].run), b"{")
+    state = opened_state(store, plan, inputs, 1.0)
+    assert state.results == {}
+    with pytest.raises(RequestError, match=finals[0].run):
+        retryable(store, inputs, state)

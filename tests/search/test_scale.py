@@ -14,7 +14,7 @@ from benchmarks.simulated import simulated_result, simulated_trial
 from search_spaces import RequestError
 from tests.search.helpers import summary, tiny_config, tiny_search
 from tinynet_search.plan.candidates import candidates_of
-from tinynet_search.search.driver import opened_state
+from tinynet_search.search.driver import opened_state, retryable
 from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.store.schema import Plan
 from trainables.result import NetworkFigures
@@ -48,8 +48,8 @@ def test_a_result_is_read_once_and_kept_without_its_epochs(
 
     store.folder.read = counted  # pyright: ignore[reportAttributeAccessIssue]
     inputs = tiny_config(tmp_path).resolve()
-    state, trainable = opened_state(store, plan, inputs, 1.0)
-    assert set(trainable) == set(state.results) == set(runs[:3])
+    state = opened_state(store, plan, inputs, 1.0)
+    assert set(retryable(store, inputs, state)) == set(state.results) == set(runs[:3])
     state.read(store.summaries(state.unread))
     end(runs[3:5])
     state.read(store.summaries(state.unread))

@@ -113,6 +113,11 @@ class TrainedBy(Document):
     seed: Seed
     metrics: dict[str, Number] | None = None
 
+    @model_serializer(mode="wrap")
+    def _without_no_metrics(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        values = dump(self)
+        return {key: values[key] for key in values if key != "metrics" or values[key] is not None}
+
 
 class BothFiles(Document):
     """A figure of the float32 file and of the int8 file."""

@@ -14,6 +14,7 @@ from tinynet_search.store.schema import (
     PlannedData,
     PlannedSampler,
     PlannedSpace,
+    refusing,
 )
 from trainables.data import ImageData, open_data
 from trainables.recipe import Recipe
@@ -26,37 +27,39 @@ def make_plan(inputs: PlanInputs) -> Plan:
     """The plan of a configuration. Opens the data for its fingerprint and classes.
 
     Raises:
-        RequestError: the data is missing or unusable.
+        RequestError: the data is missing or unusable, or a space of the user's own has a name, version or ranges that no
+            plan takes.
     """
     space, recipe, search = inputs.space, inputs.recipe, inputs.search
     data = open_data(inputs.data)
     check_batch(data, recipe)
-    return Plan(
-        version=SCHEMA,
-        search=inputs.name,
-        space=PlannedSpace(
-            name=inputs.space_name,
-            version=space.version,
-            num_classes=len(data.class_names),
-            ranges={"r": space.ranges["r"], "d": space.ranges["d"], "w": space.ranges["w"]},
-            band=space.band,
-        ),
-        sampler=PlannedSampler(
-            name=search.sampler, **({"c": search.c, "tol": search.tol} if search.c else {})
-        ),
-        recipe=recipe,
-        data=PlannedData(
-            settings=dict(inputs.data),
-            fingerprint=data.fingerprint,
-            train=data.train_size,
-            val=data.val_size,
-            largest_pixels=data.largest_pixels or None,
-        ),
-        seed=search.seed,
-        frontier=FrontierRule(fraction=search.fraction, minimum=search.minimum),
-        ranks=recipe.ranks,
-        created=int(time.time()),
-    )
+    with refusing(f"a plan of the space {inputs.space_name!r}"):
+        return Plan(
+            version=SCHEMA,
+            search=inputs.name,
+            space=PlannedSpace(
+                name=inputs.space_name,
+                version=space.version,
+                num_classes=len(data.class_names),
+                ranges={"r": space.ranges["r"], "d": space.ranges["d"], "w": space.ranges["w"]},
+                band=space.band,
+            ),
+            sampler=PlannedSampler(
+                name=search.sampler, **({"c": search.c, "tol": search.tol} if search.c else {})
+            ),
+            recipe=recipe,
+            data=PlannedData(
+                settings=dict(inputs.data),
+                fingerprint=data.fingerprint,
+                train=data.train_size,
+                val=data.val_size,
+                largest_pixels=data.largest_pixels or None,
+            ),
+            seed=search.seed,
+            frontier=FrontierRule(fraction=search.fraction, minimum=search.minimum),
+            ranks=recipe.ranks,
+            created=int(time.time()),
+        )
 
 
 def check_batch(data: ImageData, recipe: Recipe) -> None:

@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING
 from search_spaces import Network, RequestError, SearchSpace, get_space
 from tinynet_search.config import SearchSection
 from tinynet_search.formula.baselines import baseline
-from tinynet_search.formula.frontier import TrialPoint, select_frontier, spearman
+from tinynet_search.formula.frontier import FrontierModel, TrialPoint, select_frontier, spearman
 from tinynet_search.formula.tiny_formula import TinyFormula, fit_formula
 from tinynet_search.plan.candidates import candidate_of, candidates_of
 from tinynet_search.search.state import SearchState
 from tinynet_search.store.directory import FINALS, FORMULA, FRONTIER, Candidate, SearchStore
-from tinynet_search.store.schema import FinalRow, FrontierRow, LongerTraining, Plan
+from tinynet_search.store.schema import (
+    FinalRow,
+    FrontierRow,
+    LongerTraining,
+    Plan,
+    refusing,
+)
 from trainables.result import ResultSummary
 from trainables.run_name import RunName
 
@@ -108,8 +114,14 @@ def continued(
     return [Candidate(model.spec.with_epochs(epochs), model.network) for model in models]
 
 
-def with_longest(store: SearchStore, rows: Sequence[FrontierRow]) -> list[FrontierRow]:
-    """Rows of a frontier; those whose model was trained for more epochs too say for how many, and how good it then was."""
+def with_longest(
+    store: SearchStore, rows: Sequence[FrontierRow], results: Mapping[RunName, ResultSummary]
+) -> list[FrontierRow]:
+    """Rows of a frontier; those whose model was trained for more epochs too say for how many, and how good it then was.
+
+    Args:
+        results: those that are known; only others are read.
+    """
     runs: dict[str, list[RunName]] = {}
     for run in store.finished():
         runs.setdefault(run.id, []).append(run)
@@ -118,7 +130,9 @@ def with_longest(store: SearchStore, rows: Sequence[FrontierRow]) -> list[Fronti
         run: row.run for row in rows for run in runs.get(row.id, []) if run.epochs > row.run.epochs
     }
     longest: dict[RunName, LongerTraining] = {}
-    for run, result in sorted(store.summaries(wanted).items(), key=lambda item: item[0].epochs):
+    known = {run: results[run] for run in wanted if run in results}
+    read = store.summaries(run for run in wanted if run not in results)
+    for run, result in sorted((known | read).items(), key=lambda item: item[0].epochs):
         if result.top1 is not None:
             longest[wanted[run]] = LongerTraining(run=run, epochs=run.epochs, top1=result.top1)
     return [row.model_copy(update={"longer": longest.get(row.run)}) for row in rows]
@@ -153,25 +167,25 @@ def write_frontier(
         fraction=plan.frontier.fraction,
         minimum=plan.frontier.minimum,
     )
-    rows = []
-    for model in selected:
-        candidate = by_run[RunName.parse(model.id)]
-        network = candidate.network
-        rows.append(
-            FrontierRow(
-                run=candidate.run,
-                rdw=candidate.spec.rdw,
-                c=model.c,
-                macs=network.macs,
-                params=network.params,
-                resolution=network.resolution,
-                top1=model.top1,
-                pareto_rank=model.pareto_rank,
-            )
-        )
-    rows = with_longest(store, rows)
+    with refusing("the frontier"):
+        rows = [_row(by_run[RunName.parse(model.id)], model) for model in selected]
+    rows = with_longest(store, rows, results)
     store.write_rows(FRONTIER, rows)
     return rows
+
+
+def _row(candidate: Candidate, model: FrontierModel) -> FrontierRow:
+    network = candidate.network
+    return FrontierRow(
+        run=candidate.run,
+        rdw=candidate.spec.rdw,
+        c=model.c,
+        macs=network.macs,
+        params=network.params,
+        resolution=network.resolution,
+        top1=model.top1,
+        pareto_rank=model.pareto_rank,
+    )
 
 
 def spearman_of(frontier: Sequence[FrontierRow]) -> dict[str, float | None]:
@@ -223,17 +237,12 @@ def final_rows(
             if network is None:
                 refused.append(f"no final network of the rule {label!r} for c = {c:g}: {note}")
                 continue
-            candidate = candidate_of(plan, network, epochs=epochs, kind="final")
-            rows.append(
-                FinalRow(
-                    run=candidate.run,
-                    label=label,
-                    c=c,
-                    note=note,
-                    extrapolated=extrapolated,
-                    spec=candidate.spec,
+            spec = candidate_of(plan, network, epochs=epochs, kind="final").spec
+            with refusing("a final network"):
+                row = FinalRow(
+                    run=spec.run, label=label, c=c, note=note, extrapolated=extrapolated, spec=spec
                 )
-            )
+            rows.append(row)
     return rows, refused
 
 

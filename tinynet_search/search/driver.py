@@ -71,8 +71,8 @@ def run_search(
     uri = resolve_uri(tracking, config.tracking.uri, config.storage.path)
     plan = agreed_plan(store, inputs)
     with stoppable(warn) as stopping, Lease(store.folder, f"search {store.url}", "search") as lease:
-        state, trainable = opened_state(store, plan, inputs, config.run.stop_at_failed)
-        again = set_aside(store, retry, trainable)
+        state = opened_state(store, plan, inputs, config.run.stop_at_failed)
+        again = set_aside(store, retry, retryable(store, inputs, state)) if retry else []
         state.forget(again)
         _warn_of(store, plan, inputs, state, len(again), warn)
         driver = _Driver(
@@ -85,11 +85,8 @@ def run_search(
 
 def opened_state(
     store: SearchStore, plan: Plan, inputs: PlanInputs, stop_at_failed: float
-) -> tuple[SearchState, dict[RunName, ResultSummary]]:
-    """The state that a search directory is in, and the results of what this search can train.
-
-    Candidates are drawn up to the number that is wanted, and every result is read.
-    """
+) -> SearchState:
+    """The state that a search directory is in: candidates, drawn up to the number that is wanted, and their results."""
     search, epochs = inputs.search, inputs.recipe.epochs
     state = SearchState(
         trials=search.trials,
@@ -99,12 +96,18 @@ def opened_state(
         candidates=grow(plan, store, search.trials, epochs),
         before=frozenset(store.finished()),
     )
+    state.read(store.summaries(dict.fromkeys(c.run for c in state.candidates)))
+    return state
+
+
+def retryable(
+    store: SearchStore, inputs: PlanInputs, state: SearchState
+) -> dict[RunName, ResultSummary]:
+    """Results of all that this search can train, final jobs that are written down and longer trainings among it."""
     finals = [row.run for row in store.final_rows()]
-    trainable = state.trainable(finals, search.frontier_epochs)
-    runs = dict.fromkeys([*(c.run for c in state.candidates), *trainable])
-    state.read(store.summaries(runs))
-    ended = trainable & state.results.keys()
-    return state, {run: state.results[run] for run in runs if run in ended}
+    runs = sorted(state.trainable(finals, inputs.search.frontier_epochs))
+    state.read(store.summaries(run for run in runs if run not in state.results))
+    return {run: state.results[run] for run in runs if run in state.results}
 
 
 def _warn_of(

@@ -45,8 +45,8 @@ class SearchState:
         """Take the trials and their failures from the start."""
         self._trial_runs = {c.run for c in self.wanted}
         self._tally = FailureTally(self.trials, self.stop_at_failed)
-        for run in self._trial_runs:
-            self._tally.add(run, self.results.get(run))
+        for candidate in self.wanted:
+            self._tally.add(candidate.run, self.results.get(candidate.run))
 
     def draw(self, candidates: Sequence[Candidate]) -> None:
         """More candidates have been drawn."""
@@ -63,6 +63,10 @@ class SearchState:
         """Results that were found in the search directory."""
         for run, result in results.items():
             self.ended(run, result)
+
+    def is_trial(self, run: RunName) -> bool:
+        """Whether it is one of the trials that are wanted."""
+        return run in self._trial_runs
 
     @property
     def wanted(self) -> list[Candidate]:

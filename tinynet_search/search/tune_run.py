@@ -125,8 +125,10 @@ class TuneRun:
     def _ended(self, candidate: Candidate, crashes: "CrashTally", progress: "Progress") -> None:
         if reason := self._own_failure(candidate, crashes):
             progress.expect(candidate.run, "failed", reason)
-        self.state.ended(candidate.run, self.store.summary(candidate.run))
-        self.judge()
+        # Results of what is trained later are read when all of it has ended.
+        if self.state.is_trial(candidate.run):
+            self.state.ended(candidate.run, self.store.summary(candidate.run))
+            self.judge()
 
     def _own_failure(self, candidate: Candidate, crashes: "CrashTally") -> str | None:
         """Give a trial that could not say why it failed its result; the reason. Not where it was asked to end, or is another driver's."""

@@ -4,13 +4,22 @@ They come from shared storage, so a damaged one is refused in one line that name
 ``store/directory.py`` and ``store/train_job.py``.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 
-from search_spaces import SearchSpace, get_space, is_own
+from search_spaces import RequestError, SearchSpace, get_space, is_own
 from search_spaces.samplers import ADAPTIVE, SAMPLERS
 from search_spaces.space import MOST_CLASSES, SANE
 from trainables.recipe import Recipe, recipe_from
@@ -60,6 +69,19 @@ Date = Annotated[int, Field(ge=0, lt=int(LAST_DATE))]
 DataSettings = dict[str, Setting]
 Run = Annotated[RunName, BeforeValidator(_run_name)]
 WrittenRecipe = Annotated[Recipe, BeforeValidator(_recipe)]
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """While a document is made: a value that its reader would refuse is a request that cannot be.
+
+    Raises:
+        RequestError: one line that names the field.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        raise RequestError(f"{what} cannot be written down: {reason(error)}") from error
 
 
 class Document(BaseModel):
@@ -296,9 +318,11 @@ class FinalRow(Document):
 def _figures(value: Any) -> NetworkFigures | None:
     """The figures beside a candidate are not relied on: without them they are counted again."""
     try:
-        return replace(NetworkFigures.from_json(value), details={})
+        figures = replace(NetworkFigures.from_json(value), details={})
     except DocumentError:
         return None
+    counted = min(figures.params, figures.activations, figures.activation_bytes)
+    return figures if counted > 0 else None
 
 
 class Drawn(Document):

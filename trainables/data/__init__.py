@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from trainables.recipe import Recipe
 
-# The values of ``[data]``: the name of the data, and what its maker takes.
-
 # timm's and the paper's normalisation, of RGB in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
