@@ -21,7 +21,7 @@ from tinynet_search.formula.gaussian_process import BOUNDS, MOST_FITTED, Kernel,
 from tinynet_search.formula.tiny_formula import TinyFormula
 
 SPACE = get_space("efficientnet_b0")
-# A search of five times as many trials has so many frontier models.
+# The frontier of a search with five times as many trials has this size.
 FITTED = (128, 200, 500, 1000)
 LONGEST = 2000
 FRACTION = 0.2

@@ -110,7 +110,7 @@ class TrialTask:
 
     def result(self) -> TrialResult | None:
         """The trial's result, None before it has one."""
-        return read_result(open_folder(self.settings.root), self.spec.run)
+        return read_result(open_folder(self.settings.root), self.run)
 
 
 def inline_trial(config: Mapping[str, Any]) -> None:

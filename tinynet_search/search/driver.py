@@ -74,7 +74,7 @@ def run_search(
         state = opened_state(store, plan, inputs, config.run.stop_at_failed)
         again = set_aside(store, retry, retryable(store, inputs, state)) if retry else []
         state.forget(again)
-        _warn_of(store, plan, inputs, state, len(again), warn)
+        _warn_of(store, plan, state, len(again), warn)
         driver = _Driver(
             store, plan, inputs, ClusterRequest.of(config, inputs), state, lease, stopping
         )
@@ -96,7 +96,7 @@ def opened_state(
         candidates=grow(plan, store, search.trials, epochs),
         before=frozenset(store.finished()),
     )
-    state.read(store.summaries(dict.fromkeys(c.run for c in state.candidates)))
+    state.read(store.summaries(state.unread))
     return state
 
 
@@ -113,7 +113,6 @@ def retryable(
 def _warn_of(
     store: SearchStore,
     plan: Plan,
-    inputs: PlanInputs,
     state: SearchState,
     again: int,
     warn: Callable[[str], None],
@@ -123,7 +122,7 @@ def _warn_of(
         warn(
             f"failed trials that are trained again: {again}; their results so far are in {store.at(RETRIED)}"
         )
-    shorter = 0 if plan.recipe.continues else state.trained_elsewhere(store.finished())
+    shorter = 0 if plan.recipe.continues else state.trained_elsewhere(state.before)
     if shorter:
         warn(
             f"trials that have a result for other epochs, and start anew for {state.epochs}: {shorter}, by the cosine schedule"

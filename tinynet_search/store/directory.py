@@ -159,7 +159,7 @@ class SearchStore:
         if values is None and not self.folder.exists(name):
             return None
         try:
-            return checked(kind, values)
+            return checked(kind.validate_python, values)
         except DocumentError as error:
             raise RequestError(
                 f"{self.at(name)} is damaged ({error}): remove it, it is made anew"

@@ -5,9 +5,9 @@ They come from shared storage, so a damaged one is refused in one line that name
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -28,6 +28,7 @@ from trainables.run_name import RunName
 from trainables.spec import Setting, Settings, TrialSpec
 from trainables.storage.documents import LAST_DATE, DocumentError, reason
 
+Made = TypeVar("Made")
 SCHEMA = 1
 # As configurations have them; a name becomes part of paths, of MLflow's names and of messages.
 MOST_TRIALS = 100_000
@@ -99,7 +100,7 @@ class Document(BaseModel):
     @classmethod
     def from_json(cls, values: Any) -> Self:
         """Raises DocumentError, which names the field."""
-        return checked(TypeAdapter(cls), values)
+        return checked(cls.model_validate, values)
 
 
 class Exact(Document):
@@ -363,10 +364,10 @@ class JobDocument(Document):
 FRONTIER_ROWS, FINAL_ROWS = TypeAdapter(list[FrontierRow]), TypeAdapter(list[FinalRow])
 
 
-def checked(kind: "TypeAdapter[Any]", values: Any) -> Any:
-    """Raises DocumentError, in one line that names the field, where the values are not of this kind."""
+def checked(validate: Callable[[Any], Made], values: Any) -> Made:
+    """What pydantic makes of the values. Raises DocumentError, in one line that names the field, where it refuses them."""
     try:
-        return kind.validate_python(values)
+        return validate(values)
     except ValueError as error:
         text = reason(error)
         raise DocumentError(text if ":" in text else f"the whole: {text}") from error
