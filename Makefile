@@ -1,19 +1,23 @@
-# Two commands do everything on a fresh machine with Python 3.11: `make demo` and `make test`.
+# The targets set up their environment: on a new machine with Python 3.11, `make demo` and
+# `make test` are enough.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-# uv installs, where it can do what pip is set to do, and pip elsewhere: see tools/install.py.
+# Installs with uv if uv supports pip's settings, else with pip: see tools/install.py.
 INSTALL := $(BIN)/python tools/install.py -c constraints.txt
 READY_DEMO := $(VENV)/.ready-demo
+READY_CHECK := $(VENV)/.ready-check
 READY := $(VENV)/.ready
-# One thread a process: trials run side by side, one a core.
+# One thread per process: trials run concurrently, one per core.
 export OMP_NUM_THREADS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
-# uv compiles no bytecode at set-up. Python does when a module is first imported, so it must be allowed to write.
+# uv does not compile bytecode during set-up. Python does when it first imports a module, so
+# bytecode must be writable.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo check test quick test-chaos test-cluster test-postgres lint bench bench-train bench-scale gpu-check clean
+.PHONY: setup demo check test quick test-chaos test-cluster test-postgres lint docs bench \
+	bench-train bench-scale bench-demo gpu-check clean
 setup: $(READY)
 
 $(BIN)/python:
@@ -23,54 +27,76 @@ $(READY_DEMO): pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[demo]'
 	touch $@
 
-# All that the demo needs is among it.
-$(READY): pyproject.toml constraints.txt | $(BIN)/python
+# For `make check`: the packages of a search, linters and pytest.
+$(READY_CHECK): pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[search,dev]'
 	touch $@ $(READY_DEMO)
+
+# For `make test`: also the packages of the storage, tracking, deployment and documentation tests.
+$(READY): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[search,dev,dev-deploy,dev-docs]'
+	touch $@ $(READY_CHECK) $(READY_DEMO)
 
 demo: $(READY_DEMO)
 	$(BIN)/tinynet search --preset demo
 
-# In a minute on two cores: ruff, pyright and, beside them, the quick tests of every package.
-check: $(READY)
+# Runs linters and the quick tests of every package in parallel; one minute on two cores.
+check: $(READY_CHECK)
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint quick
 
-# The tests marked quick; what they leave out is listed at their end.
-quick: $(READY)
+# Runs the tests marked quick; lists the skipped files at the end.
+quick: $(READY_CHECK)
 	$(BIN)/python -m pytest --quick
 
-test: $(READY) lint
+test: $(READY)
+	$(MAKE) --no-print-directory lint PYRIGHT_FLAGS=--warnings
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-# The kill table: a search killed at every named point and at random; 20 minutes on two CPU cores.
+# The kill table: kills a search at every named point and at random; 20 minutes on two CPU cores.
 test-chaos: $(READY)
 	$(BIN)/python -m pytest -m chaos tests/chaos
+	$(BIN)/python -m benchmarks.docs_tables
 
-# A secured cluster of three hosts (network namespaces: needs root and PostgreSQL), one of them cut off: a quarter of an hour.
+# A secured cluster of three hosts, one of which gets disconnected; 15 minutes. The hosts are
+# network namespaces, which require root; also requires PostgreSQL.
 test-cluster: $(READY)
 	$(BIN)/python -m pytest -m hosts tests/hosts
 
-# Of the tests those on a real PostgreSQL server, which has to be installed: apt-get install postgresql.
+# Runs the tests that require a real PostgreSQL server: apt-get install postgresql.
 test-postgres: $(READY)
 	$(BIN)/python -m pytest -m postgres tests/tracking
 
-lint: $(READY)
+# Without the extras dev-deploy and dev-docs, pyright warns about imports that it cannot resolve.
+# `make test` installs the extras and turns warnings into errors.
+lint: $(READY_CHECK)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/python tools/check_language.py
+	$(BIN)/pyright $(PYRIGHT_FLAGS)
+
+# The documentation as a site in site/; a broken link or anchor is an error.
+docs: $(READY)
+	$(BIN)/python tools/write_reference.py
+	$(BIN)/zensical build --strict --clean
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run
 
-# Training against timm's parts and the machine's floor: some ten minutes on two CPU cores.
+# Compares training with timm's components and with the limits of the hardware; about ten minutes on
+# two CPU cores.
 bench-train: $(READY)
 	$(BIN)/python -m benchmarks.run train_speed train_data
 
-# The driver's own cost as searches grow, on trials that take no time, with a real MLflow server: some five minutes.
+# Measures the driver's overhead for growing searches, with trials that take no time and a real
+# MLflow server; about five minutes.
 bench-scale: $(READY)
 	$(BIN)/python -m benchmarks.run search_scale
 
-# Everything that needs a GPU, in under eight minutes.
+# Records the output of the demo and draws its frontier; four minutes.
+bench-demo: $(READY)
+	$(BIN)/python -m benchmarks.demo_output
+
+# Runs everything that requires a GPU, in less than eight minutes.
 gpu-check: $(READY)
 	$(BIN)/python -m benchmarks.gpu.check
 

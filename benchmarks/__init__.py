@@ -1,1 +1,4 @@
-"""What the project costs, measured: ``python -m benchmarks.run [NAME...]`` writes ``benchmarks/results/<name>.json``."""
+"""Benchmarks of the project's speed and memory use.
+
+``python -m benchmarks.run [NAME...]`` runs them and writes ``benchmarks/results/<name>.json``.
+"""

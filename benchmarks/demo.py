@@ -1,7 +1,10 @@
-"""The demo's search against the same trainings in bare loops on the same cores: ``tinynet search --preset demo``, whole.
+"""``tinynet search --preset demo`` compared with the same trainings in bare loops.
 
-Bare: two plain processes train the search's trials and then its final networks, largest first, with one thread each; no Ray,
-no MLflow, no driver, and no wait for the last trial before the first final.
+Run by ``python -m benchmarks.run demo``.
+
+Both use the same cores. Bare: two plain processes with one thread each train the search's trials
+and then its final networks, largest first. They use no Ray, no MLflow and no driver, and the first
+final does not wait for the last trial.
 """
 
 import os
@@ -10,24 +13,24 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.measure import Row
-from benchmarks.overhead import AT_ONCE, Taken, bare, require_equal, searched
+from benchmarks.overhead import AT_ONCE, Run, bare, require_equal, searched
 from tinynet_search.plan.candidates import candidates_of, final_candidates
 from tinynet_search.store.directory import SearchStore
 from trainables.spec import TrialSpec
 
-# Pairs of a searched and a bare training; TINYNET_PAIRS for more.
+# Number of (search, bare) pairs; TINYNET_PAIRS overrides it.
 PAIRS = int(os.environ.get("TINYNET_PAIRS", "1"))
 
 
 def run() -> list[Row]:
     with tempfile.TemporaryDirectory() as scratch:
         pairs = [_pair(Path(scratch) / str(turn)) for turn in range(PAIRS)]
-    alone = median(b.wall for _, b in pairs)
+    bare_wall = median(b.wall for _, b in pairs)
     return [
         Row(
             "tinynet search --preset demo, trials and finals", median(a.wall for a, _ in pairs), "s"
         ),
-        Row(f"the same trainings in {AT_ONCE} bare processes", alone, "s"),
+        Row(f"the same trainings in {AT_ONCE} bare processes", bare_wall, "s"),
         Row("search / bare", median(a.wall / b.wall for a, b in pairs), "times", 1.15),
         Row(
             "seconds of the same epochs, search / bare",
@@ -62,12 +65,12 @@ def run() -> list[Row]:
     ]
 
 
-def _pair(folder: Path) -> tuple[Taken, Taken]:
-    """The search goes first: it is what says which final networks there are."""
-    found = searched(folder / "searched", ())
-    alone = bare(folder / "bare", _specs(folder / "searched"))
-    require_equal(alone, found, len(found.results))
-    return found, alone
+def _pair(folder: Path) -> tuple[Run, Run]:
+    """Run the search first: its result determines the final networks."""
+    search_run = searched(folder / "searched", ())
+    bare_run = bare(folder / "bare", _specs(folder / "searched"))
+    require_equal(bare_run, search_run, len(search_run.results))
+    return search_run, bare_run
 
 
 def _specs(storage: Path) -> list[TrialSpec]:
@@ -75,8 +78,6 @@ def _specs(storage: Path) -> list[TrialSpec]:
     plan = store.plan()
     assert plan is not None
     trials = sorted(candidates_of(plan, store), key=lambda c: (-c.network.macs, c.run))
-    finals = {c.run: c for c in final_candidates(store)}
-    return [
-        c.spec
-        for c in (*trials, *(c for c in finals.values() if c.run not in {t.run for t in trials}))
-    ]
+    trial_runs = {trial.run for trial in trials}
+    finals = {c.run: c for c in final_candidates(store) if c.run not in trial_runs}
+    return [candidate.spec for candidate in (*trials, *finals.values())]

@@ -1,7 +1,10 @@
-"""Draw a finished search: ``python -m benchmarks.frontier_picture SEARCH_DIRECTORY [PICTURE]`` writes ``docs/frontier.svg``.
+"""Plot a finished search; ``PICTURE`` defaults to ``docs/frontier.svg``.
 
-Top-1 over FLOPs: every trial (its size is r), the frontier the formula was fitted to, and at each final budget the
-formula's network beside the baseline shrunk by the inverse giant rule.
+Run by hand: ``python -m benchmarks.frontier_picture SEARCH_DIRECTORY [PICTURE]``.
+
+The plot shows top-1 over FLOPs: every trial (the marker size encodes r), the frontier that the
+formula was fitted to, and for each final budget the formula's network and the baseline shrunk by
+the inverse giant rule.
 """
 
 import sys
@@ -41,7 +44,7 @@ STYLE: dict[Any, Any] = {
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    # Text as outlines and fixed ids: the same picture wherever it is opened or made.
+    # Text as outlines and fixed ids make the file reproducible and independent of fonts.
     "svg.fonttype": "path",
     "svg.hashsalt": "frontier",
 }
@@ -73,14 +76,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def draw(store: SearchStore, target: Path) -> None:
-    """Write the picture of a search.
+    """Plot a search to ``target``.
 
     Raises:
-        RequestError: there is no search, or none of its trials finished.
+        RequestError: the directory has no search, or no trial of the search has finished.
     """
     plan = store.plan()
     if plan is None:
-        raise RequestError(f"no search at {store.url}: give the directory that holds its plan.json")
+        raise RequestError(
+            f"no search at {store.url}: pass the directory that contains its plan.json"
+        )
     trials = trained(store, candidates_of(plan, store))
     if not trials:
         raise RequestError(f"no trial of {store.url} has finished: run the search first")
@@ -96,12 +101,17 @@ def draw(store: SearchStore, target: Path) -> None:
         rows = store.final_rows()
         _budgets(axes, plan, rows)
         for label, name, marker, colour in (
-            (TINY, "the tiny formula's network (the tip is its value)", CARETDOWN, ORANGE),
-            ("inverse giant", "the inverse giant rule's, at the same FLOPs", CARETUP, GREEN),
+            (TINY, "the tiny formula's network (the tip marks the value)", CARETDOWN, ORANGE),
+            (
+                "inverse giant",
+                "the inverse giant rule's network, at the same FLOPs",
+                CARETUP,
+                GREEN,
+            ),
         ):
             runs = [row.run for row in rows if row.label == label]
             _finals(axes, [finals[run] for run in runs if run in finals], name, marker, colour)
-        _dress(axes, plan, len(trials))
+        _decorate(axes, plan, len(trials))
         target.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(
             target, dpi=160, metadata={"Date": None} if target.suffix == ".svg" else None
@@ -110,7 +120,7 @@ def draw(store: SearchStore, target: Path) -> None:
 
 
 def trained(store: SearchStore, candidates: Sequence[Candidate]) -> dict[RunName, Point]:
-    """Points of the candidates that finished, by run."""
+    """The points of the finished candidates, by run."""
     results = store.results(dict.fromkeys(c.run for c in candidates))
     return {
         run: Point(result.network.macs / 1e6, result.metrics.top1, result.rdw[0])
@@ -137,7 +147,7 @@ def _trials(axes: Axes, points: Sequence[Point]) -> None:
         color=GREY,
         edgecolor=EDGE,
         linewidth=0.8,
-        label="a trial; the larger, the higher its resolution",
+        label="a trial; the marker grows with its resolution",
     )
 
 
@@ -147,7 +157,7 @@ def _size(r: float) -> float:
 
 
 def _frontier(axes: Axes, rows: Sequence[FrontierRow]) -> None:
-    """The models the formula was fitted to; those of the first front joined."""
+    """Plot the models the formula was fitted to; a line joins those of the first front."""
     first = [row for row in rows if row.pareto_rank == 1]
     axes.plot(
         [row.macs / 1e6 for row in first],
@@ -173,19 +183,22 @@ def _frontier(axes: Axes, rows: Sequence[FrontierRow]) -> None:
         linewidth=1.8,
         marker="o",
         markersize=9,
-        label="the frontier: what r(c) and d(c) are fitted to",
+        label="the frontier that r(c) and d(c) are fitted to",
     )
 
 
 def _finals(axes: Axes, points: Sequence[Point], name: str, marker: int, colour: str) -> None:
-    """Carets that point at their values from above and from below, so that neither hides the other or the frontier."""
+    """Plot the finals as carets whose tips are the values.
+
+    The two kinds point down and up, so that neither hides the other or the frontier.
+    """
     x, y = [p.macs for p in points], [p.top1 for p in points]
     axes.scatter(x, y, 170, color=colour, marker=marker, zorder=6)  # pyright: ignore[reportArgumentType]
     axes.scatter([], [], 90, color=colour, marker="v" if marker == CARETDOWN else "^", label=name)
 
 
 def _budgets(axes: Axes, plan: Plan, rows: Sequence[FinalRow]) -> None:
-    """A dotted line at each budget that finals were trained for."""
+    """Plot a dotted line at each budget for which finals were trained."""
     baseline = get_space(plan.space.name).baseline_macs(plan.space.num_classes) / 1e6
     for c in sorted({row.c for row in rows}):
         axes.axvline(c * baseline, color=EDGE, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
@@ -199,7 +212,7 @@ def _budgets(axes: Axes, plan: Plan, rows: Sequence[FinalRow]) -> None:
         )
 
 
-def _dress(axes: Axes, plan: Plan, trials: int) -> None:
+def _decorate(axes: Axes, plan: Plan, trials: int) -> None:
     petals = plan.data.settings["name"] == "petals"
     title = (
         "Accuracy over FLOPs on the demo's synthetic set, not ImageNet"
@@ -207,7 +220,7 @@ def _dress(axes: Axes, plan: Plan, trials: int) -> None:
         else f"Accuracy over FLOPs in search {plan.search}"
     )
     axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", pad=36)
-    about = f"{trials} twists of {plan.space.name}, {plan.recipe.epochs} epochs each"
+    about = f"{trials} networks of {plan.space.name}, {plan.recipe.epochs} epochs each"
     axes.text(0, 1.085, about, transform=axes.transAxes, color=SOFT)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

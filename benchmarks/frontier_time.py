@@ -1,12 +1,14 @@
-"""`tinynet frontier` as a whole process at 1,000 and 10,000 trials, by each way of reading MLflow.
+"""Time of the ``tinynet frontier`` process at 1,000 and 10,000 trials, by MLflow reader.
 
-A fifth of the trials are on the frontier. MLflow is a server on PostgreSQL, a server on SQLite, and an SQLite file.
-Each command is timed with the search published and nothing else under way, and while a search runs: then a publisher
-writes the epochs of four trials at a time into the same MLflow.
+Run by ``python -m benchmarks.run frontier_time``.
 
-The ways of reading take turns within a round, since other processes share the machine. Where nothing else is under way,
-the CPU time of the command and the server together is what the command would take on an idle machine: one waits for
-the other.
+A fifth of the trials are on the frontier. MLflow is a server on PostgreSQL, a server on SQLite, and
+an SQLite file. Each command is timed twice: on a published search without other activity, and while
+a search runs, with a publisher that writes the epochs of four concurrent trials to the same MLflow.
+
+The readers alternate within a round, since other processes share the machine. Without other
+activity, the CPU time of the command and the server together is the wall time on an idle machine,
+because the command and the server wait for each other.
 """
 
 import os
@@ -24,13 +26,13 @@ from benchmarks.tracking_scale import (
     FRONTIER,
     SEEDS,
     Execute,
-    filled,
     multiply,
     on_postgres,
     on_sqlite,
+    publish_finished,
     searched,
 )
-from tests.tracking.helpers import calm
+from tests.tracking.helpers import tracking_environment
 from tests.tracking.servers import NO_POSTGRES, mlflow_server, postgres_programs, postgres_server
 from tinynet_search.mlflow_client.connection import is_served
 
@@ -38,35 +40,38 @@ from tinynet_search.mlflow_client.connection import is_served
 LIMITS = {1_000: 2.0, 10_000: 5.0}
 ROUNDS = 3
 RUNNING = "a search runs"
-# What is changed in the process of the command before it runs.
+# Code that runs in the command's process before the command, to force a reader.
 NO_READER = "from tinynet_search.mlflow_client import reading; reading._plain = lambda uri: False"
 READERS = {"HTTP reader": "", "MLflow's client": NO_READER}
 COMMANDS = {"tinynet frontier": (), "tinynet frontier --json": ("--json",)}
-PUBLISH = "import sys; from benchmarks.frontier_time import keep_publishing; keep_publishing(*sys.argv[1:])"
+PUBLISH = (
+    "import sys; from benchmarks.frontier_time import keep_publishing; "
+    "keep_publishing(*sys.argv[1:])"
+)
 
 
 def run() -> list[Row]:
     rows: list[Row] = []
-    with calm(), tempfile.TemporaryDirectory() as folder:
-        # A slow answer on a busy machine is measured, not refused.
+    with tracking_environment(), tempfile.TemporaryDirectory() as folder:
+        # A slow response on a busy machine is measured and must not time out.
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "60"
         programs = postgres_programs()
         if programs is None:
             print(f"frontier_time: {NO_POSTGRES}", file=sys.stderr)
         else:
             with postgres_server(programs) as database:
-                home = _made(folder, "postgres")
+                home = _home(folder, "postgres")
                 with mlflow_server(home, database) as uri:
                     rows += _timed("PostgreSQL server", home, uri, lambda: on_postgres(database))
-        home = _made(folder, "sqlite")
+        home = _home(folder, "sqlite")
         with mlflow_server(home) as uri:
             rows += _timed("SQLite server", home, uri, lambda: on_sqlite(home / "mlflow.db"))
-        file = _made(folder, "file") / "mlflow.db"
+        file = _home(folder, "file") / "mlflow.db"
         rows += _timed("SQLite file", file.parent, f"sqlite:///{file}", lambda: on_sqlite(file))
     return rows
 
 
-def _made(folder: str, name: str) -> Path:
+def _home(folder: str, name: str) -> Path:
     home = Path(folder) / name
     home.mkdir()
     return home
@@ -79,11 +84,15 @@ def _name(trials: int) -> str:
 def _timed(
     place: str, home: Path, uri: str, opened: Callable[[], AbstractContextManager[Execute]]
 ) -> list[Row]:
-    """The rows of one MLflow; ``opened`` gives SQL on its database."""
+    """The rows of one MLflow.
+
+    Args:
+        opened: opens a connection that executes SQL on MLflow's database.
+    """
     readers = READERS if is_served(uri) else {"MLflow's client": NO_READER}
     rows: list[Row] = []
     for trials in LIMITS:
-        filled(home, uri, SEEDS, _name(trials))
+        publish_finished(home, uri, SEEDS, _name(trials))
         with opened() as execute:
             multiply(execute, trials, _name(trials))
         rows += _rows(f"{place}, {trials:,} trials", uri, trials, readers)
@@ -92,7 +101,7 @@ def _timed(
     return rows
 
 
-def _rows(where: str, uri: str, trials: int, readers: dict[str, str]) -> list[Row]:
+def _rows(case: str, uri: str, trials: int, readers: dict[str, str]) -> list[Row]:
     rows: list[Row] = []
     for command, flags in COMMANDS.items():
         walls: dict[str, list[float]] = {name: [] for name in readers}
@@ -100,42 +109,42 @@ def _rows(where: str, uri: str, trials: int, readers: dict[str, str]) -> list[Ro
         for _ in range(ROUNDS):
             for name, patch in readers.items():
                 cpu, wall = _cpu_seconds(), time.perf_counter()
-                _ask(uri, trials, patch, flags)
+                _run_command(uri, trials, patch, flags)
                 walls[name].append(time.perf_counter() - wall)
                 cpus[name].append(_cpu_seconds() - cpu)
         for name, seconds in walls.items():
-            what = f"{where}: {command}, {name}"
+            prefix = f"{case}: {command}, {name}"
             timed = [
-                Row(f"{what}, median", median(seconds), "s", LIMITS[trials]),
-                Row(f"{what}, least", min(seconds), "s"),
+                Row(f"{prefix}, median", median(seconds), "s", LIMITS[trials]),
+                Row(f"{prefix}, least", min(seconds), "s"),
             ]
-            if RUNNING not in where:  # else the publisher's is among it
-                timed.append(Row(f"{what}, CPU", min(cpus[name]), "s"))
+            if RUNNING not in case:  # otherwise the CPU time includes the publisher's
+                timed.append(Row(f"{prefix}, CPU", min(cpus[name]), "s"))
             print(*(f"{row.name} {row.value:.2f}" for row in timed), sep="\n", file=sys.stderr)
             rows += timed
     return rows
 
 
 def _cpu_seconds() -> float:
-    """CPU time of every process below this one, those that have ended included, as Linux counts it."""
+    """CPU seconds of all descendants of this process, including those that have ended (Linux)."""
     parents: dict[int, int] = {}
     ticks: dict[int, list[int]] = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has just ended
+        with suppress(OSError):  # the process has just ended
             values = file.read_text().rpartition(")")[2].split()
             pid = int(file.parent.name)
             parents[pid] = int(values[1])
-            # Its own time in user and system mode, and that of its children that have ended.
+            # User and system time of the process, then those of its children that have ended.
             ticks[pid] = [int(value) for value in values[11:15]]
-    total, below = 0, [os.getpid()]
-    while below:
-        parent = below.pop()
-        total += sum(ticks[parent][2 if parent == os.getpid() else 0 :])
-        below += [pid for pid, above in parents.items() if above == parent]
+    total, pending = 0, [os.getpid()]
+    while pending:
+        process = pending.pop()
+        total += sum(ticks[process][2 if process == os.getpid() else 0 :])
+        pending += [pid for pid, parent in parents.items() if parent == process]
     return total / os.sysconf("SC_CLK_TCK")
 
 
-def _ask(uri: str, trials: int, patch: str, flags: Sequence[str]) -> None:
+def _run_command(uri: str, trials: int, patch: str, flags: Sequence[str]) -> None:
     code = f"{patch}\nfrom tinynet_search.cli.main import main\nmain()"
     arguments = ["frontier", "--search", _name(trials), "--tracking", uri, *flags]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, check=True)
@@ -145,7 +154,7 @@ def _ask(uri: str, trials: int, patch: str, flags: Sequence[str]) -> None:
 
 @contextmanager
 def _publishing(home: Path, uri: str) -> Iterator[None]:
-    """A driver's publisher in a process of its own."""
+    """Run a driver's publisher in a separate process."""
     live = home / "live"
     live.mkdir(exist_ok=True)
     name = f"live-{time.monotonic_ns()}"
@@ -161,7 +170,10 @@ def _publishing(home: Path, uri: str) -> Iterator[None]:
 
 
 def keep_publishing(home: str, name: str, uri: str) -> None:
-    """Four trials at a time end an epoch each second, and are published as a driver does, until the process is killed."""
+    """Publish a running search, as a driver does, until the process is killed.
+
+    Four trials run concurrently; each finishes one epoch per second.
+    """
     search = searched(Path(home), name, 400)
     publisher = search.publisher(uri, [])
     publisher.start()

@@ -1,8 +1,11 @@
-"""Trees of real JPEG files for reading benchmarks, made of the built-in pictures.
+"""Trees of real JPEG files made from the built-in pictures, for reading benchmarks.
 
-``small``: the pictures as they are, 64 x 64. ``photos``: 500 x 375, ImageNet's usual shape, at quality 90 and about
-100 kB like its files: a picture enlarged to 375 x 375 and repeated to the right (smooth areas and edges), a slow change of
-light over it, and noise for the grain of a photograph. Decoding takes as long as it does for a photograph of that size.
+``train_data`` and the GPU checks call it.
+
+Small files are the pictures as they are, 64 x 64. Photos are 500 x 375, ImageNet's usual shape, at
+quality 90 and about 100 kB like ImageNet's files. A photo is a picture enlarged to 375 x 375 and
+repeated to the right (smooth areas and edges), with a slow change of brightness, and with noise for
+the grain of a photograph. Decoding takes as long as it does for a photograph of that size.
 """
 
 from pathlib import Path
@@ -16,7 +19,13 @@ WIDTH, HEIGHT, QUALITY, GRAIN = 500, 375, 90, 18.0
 
 
 def make_tree(root: Path, train: int, val: int, *, photos: bool) -> None:
-    """Write ``root/train`` and ``root/val``, a folder for each class in both; counts of at least 24."""
+    """Write ``root/train`` and ``root/val``, each with one folder per class.
+
+    Args:
+        train: number of training images, at least 24.
+        val: number of validation images, at least 24.
+        photos: whether to write photos of 500 x 375 instead of pictures of 64 x 64.
+    """
     random = np.random.default_rng(0)
     counts: dict[Split, int] = {"train": train, "val": val}
     for split, count in counts.items():
@@ -29,7 +38,7 @@ def make_tree(root: Path, train: int, val: int, *, photos: bool) -> None:
 
 
 def photo(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """uint8 (HEIGHT, WIDTH, 3) from a square uint8 picture (side, side, 3)."""
+    """A photo, uint8 (HEIGHT, WIDTH, 3), from a square picture, uint8 (side, side, 3)."""
     large = np.asarray(
         Image.fromarray(picture).resize((HEIGHT, HEIGHT), Image.Resampling.BICUBIC), np.float32
     )

@@ -1,7 +1,8 @@
-"""Rows of a benchmark's table, and the time of calls that take turns.
+"""Rows of a benchmark's table, and timings of alternating calls. All benchmarks use it.
 
-Machines are shared and noisy. So calls that are compared run one after another in the same round, a ratio is the median
-of the rounds' ratios, and a time is the least or the median of the rounds.
+Machines are shared and noisy. Calls that are compared therefore run one after another in the same
+round. A ratio is the median over the rounds of their ratios; a time is the minimum or the median
+over the rounds.
 """
 
 import time
@@ -18,7 +19,7 @@ class Row:
     """One measured figure.
 
     Attributes:
-        target: what was aimed for; None where nothing was.
+        target: the value aimed for; None without a target.
         better: whether values ``below`` or ``above`` the target meet it.
     """
 
@@ -32,15 +33,12 @@ class Row:
     def verdict(self) -> str:
         if self.target is None:
             return ""
-        return (
-            "met"
-            if (self.value < self.target if self.better == "below" else self.value >= self.target)
-            else "missed"
-        )
+        met = self.value < self.target if self.better == "below" else self.value >= self.target
+        return "met" if met else "missed"
 
     @property
     def aim(self) -> str:
-        """The target as people read it."""
+        """The target as text."""
         if self.target is None:
             return ""
         return f"{'<' if self.better == 'below' else '>='} {self.target:,g} {self.unit}".rstrip()
@@ -56,32 +54,32 @@ class Row:
 
 
 def in_turns(
-    calls: Mapping[str, Callable[[], object]], rounds: int, least: float = 0.0
+    calls: Mapping[str, Callable[[], object]], rounds: int, min_seconds: float = 0.0
 ) -> dict[str, list[float]]:
-    """Seconds a call by name, one value a round, after a round that warms up.
+    """Seconds per call by name, one value per round, after a warm-up round.
 
     Args:
-        least: seconds for which a short call is repeated in each round.
+        min_seconds: a call that is shorter is repeated for this long in each round.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
-            seconds = _seconds(call, least)
+            seconds = _seconds(call, min_seconds)
             if turn:
                 times[name].append(seconds)
     return times
 
 
 def ratio(times: Times, slow: str, fast: str) -> float:
-    """How many times longer one call took than the other: the median of the rounds."""
+    """How many times longer ``slow`` took than ``fast``: the median over the rounds."""
     return median(a / b for a, b in zip(times[slow], times[fast], strict=True))
 
 
-def _seconds(call: Callable[[], object], least: float) -> float:
+def _seconds(call: Callable[[], object], min_seconds: float) -> float:
     count, started = 0, time.perf_counter()
     while True:
         call()
         count += 1
-        passed = time.perf_counter() - started
-        if passed >= least:
-            return passed / count
+        elapsed = time.perf_counter() - started
+        if elapsed >= min_seconds:
+            return elapsed / count

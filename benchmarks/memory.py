@@ -1,6 +1,7 @@
-"""Peak activation memory at batch 1: the closed form, a run of single operations, and what eager PyTorch holds.
+"""Peak activation memory at batch 1: closed form, operation by operation, and eager PyTorch.
 
-Eager PyTorch holds more: batch norm writes a new tensor, and Python keeps the inputs of blocks that are still running.
+Run by ``python -m benchmarks.run memory``. Eager PyTorch holds more: batch norm writes a new
+tensor, and Python keeps a reference to the inputs of blocks that are still running.
 """
 
 import weakref
@@ -54,14 +55,14 @@ def _rows(name: str) -> list[Row]:
 
 
 def eager_peak(module: nn.Module, image: torch.Tensor) -> int:
-    """Bytes of tensors alive at once while a module is called as anybody would, the image included."""
-    with torch.inference_mode(), _Watch() as watch:
+    """Peak bytes of live tensors during an ordinary call of a module, the image included."""
+    with torch.inference_mode(), _LiveTensors() as tensors:
         module(image)
-    return watch.peak + image.nbytes
+    return tensors.peak + image.nbytes
 
 
-class _Watch(TorchDispatchMode):
-    """Sees every tensor that an operation makes, and when its memory is given back."""
+class _LiveTensors(TorchDispatchMode):
+    """Tracks every tensor that an operation creates until its storage is released."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,13 +70,13 @@ class _Watch(TorchDispatchMode):
         self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
             if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes():
-                self._seen(tensor.untyped_storage())
-        return made
+                self._track(tensor.untyped_storage())
+        return output
 
-    def _seen(self, storage: torch.UntypedStorage) -> None:
+    def _track(self, storage: torch.UntypedStorage) -> None:
         if storage._cdata not in self.alive:
             self.alive[storage._cdata] = storage.nbytes()
             weakref.finalize(storage, self.alive.pop, storage._cdata, 0)

@@ -1,8 +1,11 @@
-"""What Ray, Tune, MLflow and this project add to bare training: the same small search trained with and without them.
+"""Overhead of Ray, Tune, MLflow and this project over bare training of the same small search.
 
-Bare: two plain processes call ``trainables.trial.run_trial`` one trial after another, largest first, with one thread
-each; no Ray, no MLflow, no driver. Searched: ``tinynet search`` on a local Ray, two trials at once. Both begin with
-starting their processes and end with the last result. The results must be equal to the last bit.
+Run by ``python -m benchmarks.run overhead``.
+
+Bare: two plain processes with one thread each call ``trainables.trial.run_trial`` for one trial
+after another, largest first, without Ray, MLflow and a driver. Searched: ``tinynet search`` on a
+local Ray with two concurrent trials. Both times start with the processes and end with the last
+result. The results must be bit-identical.
 """
 
 import json
@@ -25,11 +28,11 @@ from tinynet_search.plan.plan import make_plan
 from tinynet_search.store.directory import SearchStore
 from trainables.result import TrialResult
 from trainables.run_name import RunName
-from trainables.spec import Alone, TrialSpec
+from trainables.spec import LocalReporter, TrialSpec
 from trainables.trial import run_trial
 
 TRIALS, EPOCHS, AT_ONCE = 8, 3, 2
-# Pairs of a bare and a searched training, which of them goes first alternating.
+# Number of (bare, searched) pairs; the order within a pair alternates.
 PAIRS = 2
 SETTINGS = (
     f"recipe.epochs={EPOCHS}",
@@ -40,8 +43,14 @@ SETTINGS = (
 TIMES = ("ts", "seconds", "images_per_s")
 
 
-class Taken(NamedTuple):
-    """Wall seconds of one training of all trials, their results, and, searched, the driver's own account."""
+class Run(NamedTuple):
+    """One training of all trials.
+
+    Attributes:
+        wall: seconds.
+        results: by run name.
+        report: the JSON output of ``tinynet search``; empty for a bare run.
+    """
 
     wall: float
     results: dict[RunName, TrialResult]
@@ -49,7 +58,7 @@ class Taken(NamedTuple):
 
     @property
     def trained(self) -> float:
-        """Seconds of wall that bare training needs when it is spread evenly: every epoch's, over the trials at once."""
+        """Wall seconds of all epochs if they were spread evenly over the concurrent trials."""
         return sum(result.seconds for result in self.results.values()) / AT_ONCE
 
 
@@ -59,48 +68,48 @@ def run() -> list[Row]:
         pairs = [_pair(folder / str(turn), bare_first=turn % 2 == 0) for turn in range(PAIRS)]
         for a, b in pairs:
             require_equal(a, b, TRIALS)
-        again = [searched(folder / "0" / "searched", SETTINGS) for _ in range(3)]
-    ones, others = [a for a, _ in pairs], [b for _, b in pairs]
+        reruns = [searched(folder / "0" / "searched", SETTINGS) for _ in range(3)]
+    bare_runs, search_runs = [a for a, _ in pairs], [b for _, b in pairs]
     parts = {
-        part: median(b.report["seconds"][part] for b in others)
+        part: median(b.report["seconds"][part] for b in search_runs)
         for part in ("total", "ray", "mlflow")
     }
     return [
         Row(
             f"(a) bare: {TRIALS} trials of {EPOCHS} epochs in {AT_ONCE} plain processes",
-            median(a.wall for a in ones),
+            median(a.wall for a in bare_runs),
             "s",
         ),
-        Row("(b) the same through tinynet search", median(b.wall for b in others), "s"),
-        Row("(c) the same search again, nothing to do", median(c.wall for c in again), "s"),
+        Row("(b) the same through tinynet search", median(b.wall for b in search_runs), "s"),
+        Row("(c) the same search again, nothing to do", median(c.wall for c in reruns), "s"),
         Row(
             "of c: the command's start, imports and exit",
-            median(c.wall - c.report["seconds"]["total"] for c in again),
+            median(c.wall - c.report["seconds"]["total"] for c in reruns),
             "s",
         ),
         Row("b / a", median(b.wall / a.wall for a, b in pairs), "times"),
         Row(
-            "overhead a trial: (b - a) / trials",
+            "overhead per trial: (b - a) / trials",
             median(b.wall - a.wall for a, b in pairs) / TRIALS,
             "s",
         ),
         Row(
-            "of a: outside the epochs, a trial",
-            median(a.wall - a.trained for a in ones) / TRIALS,
+            "of a: outside the epochs, per trial",
+            median(a.wall - a.trained for a in bare_runs) / TRIALS,
             "s",
         ),
         Row(
-            "of b: outside the epochs, a trial",
-            median(b.wall - b.trained for b in others) / TRIALS,
+            "of b: outside the epochs, per trial",
+            median(b.wall - b.trained for b in search_runs) / TRIALS,
             "s",
         ),
         Row(
             "of b: the command's start, imports and exit, once",
-            median(b.wall - b.report["seconds"]["total"] for b in others),
+            median(b.wall - b.report["seconds"]["total"] for b in search_runs),
             "s",
         ),
         Row("of b: Ray's start and stop, once", parts["ray"], "s"),
-        Row("of b: MLflow, in a thread beside the trials", parts["mlflow"], "s"),
+        Row("of b: MLflow, in a thread during the trials", parts["mlflow"], "s"),
         Row(
             "the trials' part of b / a",
             median(b.report["seconds"]["trials"] / a.wall for a, b in pairs),
@@ -113,32 +122,34 @@ def run() -> list[Row]:
         ),
         Row(
             "trials with results equal in a and b",
-            min(len(a.results) for a in ones),
+            min(len(a.results) for a in bare_runs),
             f"of {TRIALS}",
         ),
     ]
 
 
-def _pair(folder: Path, *, bare_first: bool) -> tuple[Taken, Taken]:
+def _pair(folder: Path, *, bare_first: bool) -> tuple[Run, Run]:
     if bare_first:
         return bare(folder / "bare", _specs(folder)), searched(folder / "searched", SETTINGS)
-    found = searched(folder / "searched", SETTINGS)
-    return bare(folder / "bare", _specs(folder)), found
+    search_run = searched(folder / "searched", SETTINGS)
+    return bare(folder / "bare", _specs(folder)), search_run
 
 
-def bare(storage: Path, specs: Sequence[TrialSpec]) -> Taken:
-    """These trainings in plain processes, in this order."""
+def bare(storage: Path, specs: Sequence[TrialSpec]) -> Run:
+    """Train the specs in plain processes, in the given order."""
     root = str(storage / "demo")
     started = time.perf_counter()
     with ProcessPoolExecutor(
         AT_ONCE, multiprocessing.get_context("spawn"), initializer=_one_thread
     ) as pool:
-        results = list(pool.map(run_trial, specs, [root] * len(specs), [Alone()] * len(specs)))
-    return Taken(time.perf_counter() - started, {result.run: result for result in results}, {})
+        results = list(
+            pool.map(run_trial, specs, [root] * len(specs), [LocalReporter()] * len(specs))
+        )
+    return Run(time.perf_counter() - started, {result.run: result for result in results}, {})
 
 
 def _specs(storage: Path) -> Sequence[TrialSpec]:
-    """The search's trials, in the order it starts them."""
+    """The trials of the search, in the order in which the search starts them."""
     config = load_config(preset="demo", settings=[*SETTINGS, f'storage.path="{storage}"'])
     plan = make_plan(config.resolve())
     candidates = [
@@ -153,17 +164,11 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def searched(storage: Path, settings: Sequence[str]) -> Taken:
-    """The demo with some settings changed, through the command."""
-    arguments = [
-        "search",
-        "--preset",
-        "demo",
-        "--storage",
-        str(storage),
-        "--json",
-        *(a for s in settings for a in ("--set", s)),
-    ]
+def searched(storage: Path, settings: Sequence[str]) -> Run:
+    """Run the demo search with changed settings through the ``tinynet`` command."""
+    arguments = ["search", "--preset", "demo", "--storage", str(storage), "--json"]
+    for setting in settings:
+        arguments += ["--set", setting]
     command = [str(Path(sys.executable).with_name("tinynet")), *arguments]
     environment = {
         key: value
@@ -174,22 +179,23 @@ def searched(storage: Path, settings: Sequence[str]) -> Taken:
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     wall = time.perf_counter() - started
     store = SearchStore(str(storage / "demo"))
-    return Taken(wall, store.results(store.finished()), json.loads(done.stdout))
+    return Run(wall, store.results(store.finished()), json.loads(done.stdout))
 
 
-def require_equal(a: Taken, b: Taken, count: int) -> None:
-    """Every epoch's losses and accuracies, to the last bit."""
-    figures = [
-        {run: _timeless(result) for run, result in taken.results.items()} for taken in (a, b)
-    ]
-    if len(figures[0]) != count or figures[0] != figures[1]:
-        differ = sorted(
-            run for run in {*figures[0], *figures[1]} if figures[0].get(run) != figures[1].get(run)
-        )
+def require_equal(a: Run, b: Run, count: int) -> None:
+    """Require ``count`` results whose losses and accuracies of every epoch are bit-identical.
+
+    Raises:
+        RuntimeError: results differ or their number is not ``count``.
+    """
+    first = {name: _without_times(result) for name, result in a.results.items()}
+    second = {name: _without_times(result) for name, result in b.results.items()}
+    if len(first) != count or first != second:
+        differ = sorted(name for name in {*first, *second} if first.get(name) != second.get(name))
         raise RuntimeError(f"bare and searched results differ: {', '.join(differ)}")
 
 
-def _timeless(result: TrialResult) -> list[Any]:
+def _without_times(result: TrialResult) -> list[Any]:
     epochs = [epoch.to_json() for epoch in result.epochs]
     return [
         result.status,

@@ -1,4 +1,7 @@
-"""One process of ``search_scale``, which prints what it cost: ``python -m benchmarks.scale_run KIND TRIALS FOLDER MLFLOW STARTED``."""
+"""One process of ``search_scale``, which runs a kind of search and prints its cost as JSON.
+
+``search_scale`` starts it: ``python -m benchmarks.scale_run KIND TRIALS FOLDER MLFLOW STARTED``.
+"""
 
 import json
 import os
@@ -18,7 +21,7 @@ from benchmarks.simulated import EPOCHS, simulated_trial
 from tinynet_search.config import Config, load_config
 from tinynet_search.search.outcome import SearchOutcome
 
-# The mini space of the demo holds fewer than 4,000 networks.
+# The demo's mini space contains fewer than 4,000 networks, so a larger space is used.
 SETTINGS = (
     'space.name="efficientnet_b0"',
     f"recipe.epochs={EPOCHS}",
@@ -26,8 +29,8 @@ SETTINGS = (
     "run.concurrency=2",
 )
 AT_ONCE = 2
-POLL = 0.1
-TICKS = os.sysconf("SC_CLK_TCK")
+POLL_SECONDS = 0.1
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 def config_of(trials: int, folder: Path) -> Config:
@@ -37,12 +40,12 @@ def config_of(trials: int, folder: Path) -> Config:
 
 
 def bare(trials: int, folder: Path, uri: str) -> dict[str, Any]:
-    """The same trials through one plain Tuner: no store is read, nothing is published.
+    """Run the same trials through one plain Tuner, without reading a store or publishing.
 
-    They come from a searcher: a grid of them would be copied whole for each of them.
+    A searcher provides the trials: with a grid, Tune would copy the complete grid for each trial.
     """
     from tinynet_search.cluster.connect import cluster
-    from tinynet_search.cluster.tune import _hushed
+    from tinynet_search.cluster.tune import quiet_tune
     from tinynet_search.plan.candidates import candidate_of, planned_networks
     from tinynet_search.plan.plan import make_plan
 
@@ -53,15 +56,15 @@ def bare(trials: int, folder: Path, uri: str) -> dict[str, Any]:
         for network in planned_networks(plan, trials)
     ]
     started = time.perf_counter()
-    with cluster(config.run), tempfile.TemporaryDirectory() as scratch, _hushed():
+    with cluster(config.run), tempfile.TemporaryDirectory() as scratch, quiet_tune():
         from ray import tune
 
-        from benchmarks.listed import Listed
+        from benchmarks.list_searcher import ListSearcher
 
         tune.Tuner(
             tune.with_resources(simulated_trial, {"CPU": 1}),
             tune_config=tune.TuneConfig(
-                search_alg=Listed(
+                search_alg=ListSearcher(
                     {"trial": spec.to_json(), "root": str(folder / "bare")} for spec in specs
                 ),
                 num_samples=trials,
@@ -77,8 +80,8 @@ def bare(trials: int, folder: Path, uri: str) -> dict[str, Any]:
     }
 
 
-def ours(trials: int, folder: Path, uri: str) -> dict[str, Any]:
-    """The real driver, store and publisher, on trials that take no time."""
+def search(trials: int, folder: Path, uri: str) -> dict[str, Any]:
+    """Run the real driver, store and publisher with simulated trials."""
     from tinynet_search.search.driver import run_search
     from tinynet_search.store.directory import SearchStore
     from tinynet_search.tracking.sync import sync_stored
@@ -87,35 +90,39 @@ def ours(trials: int, folder: Path, uri: str) -> dict[str, Any]:
     TRAINABLES["inline"] = simulated_trial
     config, started = config_of(trials, folder), time.perf_counter()
     outcome = run_search(config, tracking=uri)
-    done, behind = time.perf_counter(), bool(outcome.notes)
-    if behind:
+    ended, is_incomplete = time.perf_counter(), bool(outcome.notes)
+    if is_incomplete:
         sync_stored(SearchStore(config.url), uri)
     return {
-        "seconds": done - started,
-        "sync": time.perf_counter() - done,
-        "behind": behind,
+        "seconds": ended - started,
+        "sync": time.perf_counter() - ended,
+        "incomplete": is_incomplete,
         "results": len(outcome.results),
         "parts": outcome.seconds,
         "frontier": len(outcome.frontier),
     }
 
 
-def again(trials: int, folder: Path, uri: str, *, silent: bool = False) -> dict[str, Any]:
-    """The search again when all is done, with its parts' seconds; ``silent`` leaves the publisher out."""
+def rerun(trials: int, folder: Path, uri: str, *, publish: bool = True) -> dict[str, Any]:
+    """Run the finished search again and time its parts.
+
+    Args:
+        publish: whether to keep the real publisher; if False, nothing is published.
+    """
     from tinynet_search.search import conclusion, driver
     from tinynet_search.tracking import publisher
 
-    if silent:
-        publisher.Publisher = Silent  # pyright: ignore[reportAttributeAccessIssue]
+    if not publish:
+        publisher.Publisher = NullPublisher  # pyright: ignore[reportAttributeAccessIssue]
     seconds: dict[str, float] = {}
     for name in ("write_frontier", "write_formula"):
         timed = _timed(getattr(conclusion, name), name.removeprefix("write_"), seconds)
         setattr(conclusion, name, timed)
-    made = driver._Driver._outcome
+    original = driver._Driver._outcome
 
     def outcome_of(*parts: Any, **named: Any) -> SearchOutcome:
         seconds["known"] = time.time()
-        return made(*parts, **named)
+        return original(*parts, **named)
 
     driver._Driver._outcome = outcome_of
     outcome = driver.run_search(config_of(trials, folder), tracking=uri)
@@ -138,8 +145,8 @@ def _timed(call: Any, name: str, seconds: dict[str, float]) -> Any:
     return timed
 
 
-class Silent:
-    """In the place of a publisher: publishes nothing."""
+class NullPublisher:
+    """Replaces ``Publisher`` and publishes nothing."""
 
     link, busy_seconds, lag = None, 0.0, 0.0
 
@@ -163,23 +170,23 @@ class Silent:
 
 
 @dataclass
-class Watch:
-    """CPU seconds of the publisher's threads, and the process's largest memory, looked at while it runs."""
+class PublisherMonitor:
+    """Samples the CPU seconds of the publisher's threads while the process runs."""
 
-    published: dict[int, float] = field(default_factory=dict)
+    seconds: dict[int, float] = field(default_factory=dict)
     ended: threading.Event = field(default_factory=threading.Event)
 
-    def look(self) -> None:
-        while not self.ended.wait(POLL):
+    def sample(self) -> None:
+        while not self.ended.wait(POLL_SECONDS):
             for thread in threading.enumerate():
-                if thread.name.startswith("tinynet") and thread.native_id:
-                    self.published[thread.native_id] = _thread_seconds(
-                        thread.native_id
-                    ) or self.published.get(thread.native_id, 0.0)
+                native = thread.native_id
+                if thread.name.startswith("tinynet") and native:
+                    # 0.0 if the thread has ended: its last sample stays.
+                    self.seconds[native] = _thread_seconds(native) or self.seconds.get(native, 0.0)
 
     @contextmanager
-    def on(self) -> Iterator[None]:
-        thread = threading.Thread(target=self.look, daemon=True)
+    def running(self) -> Iterator[None]:
+        thread = threading.Thread(target=self.sample, daemon=True)
         thread.start()
         try:
             yield
@@ -193,11 +200,11 @@ def _thread_seconds(native: int) -> float:
         fields = Path(f"/proc/self/task/{native}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
 
 
 def memory() -> dict[str, float]:
-    """MB of this process: the most it ever had, what it has, and what of that is its own."""
+    """Memory of this process in MB: peak resident, resident now, and unshared now."""
     rollup = Path("/proc/self/smaps_rollup").read_text().splitlines()
     sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in rollup[1:]}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -208,18 +215,24 @@ def memory() -> dict[str, float]:
     }
 
 
-KINDS = {"bare": bare, "ours": ours, "start": partial(again, silent=True), "again": again}
+KINDS = {
+    "bare": bare,
+    "search": search,
+    "rerun_unpublished": partial(rerun, publish=False),
+    "rerun": rerun,
+}
 
 
 def main(kind: str, trials: int, folder: Path, uri: str, started: float) -> dict[str, Any]:
-    watch = Watch()
-    with watch.on():
-        taken = KINDS[kind](trials, folder, uri)
-    if "known" in taken:
-        taken |= {"known": taken["known"] - started, "ended": time.time() - started}
-    return taken | {
+    """Run one kind; ``started`` is the time at which ``search_scale`` started this process."""
+    monitor = PublisherMonitor()
+    with monitor.running():
+        cost = KINDS[kind](trials, folder, uri)
+    if "known" in cost:
+        cost |= {"known": cost["known"] - started, "ended": time.time() - started}
+    return cost | {
         "cpu": time.process_time(),
-        "published": sum(watch.published.values()),
+        "publisher_cpu": sum(monitor.seconds.values()),
         "memory": memory(),
     }
 

@@ -1,8 +1,11 @@
-"""What the driver of a search costs as searches grow: trials that take no time, through Tune alone and through a search with MLflow.
+"""Cost of a search's driver by the number of trials, compared with plain Tune.
 
-Bare: one plain Tuner. Ours: ``run_search`` with its store, and its publisher on a real MLflow server on SQLite. Both run the
-same trials, two at once, on a local Ray, each size in a process of its own. A trial reports three epochs and writes its
-result. Our share is ours less bare.
+Run by ``python -m benchmarks.run search_scale``; the trials are simulated.
+
+"bare" is one plain Tuner. "search" is ``run_search`` with its store, and its publisher on a real
+MLflow server on SQLite. Both run the same trials on a local Ray, two at a time; each size and kind
+runs in a separate process. A trial reports three epochs and writes its result. Our share is the
+difference between "search" and "bare".
 """
 
 import json
@@ -26,7 +29,10 @@ SIZES = (100, 1000)
 ROOT = Path(__file__).resolve().parents[1]
 SERVER_TIMEOUT = 120.0
 
-Taken = dict[str, Any]
+# What one process of ``scale_run`` prints.
+Cost = dict[str, Any]
+# Kinds of run and their folders: the reruns use the folder of the search.
+KINDS = {"bare": "bare", "search": "search", "rerun_unpublished": "search", "rerun": "search"}
 
 
 def run() -> list[Row]:
@@ -35,26 +41,27 @@ def run() -> list[Row]:
 
 def rows_of(sizes: Sequence[int]) -> list[Row]:
     with tempfile.TemporaryDirectory() as scratch:
-        taken = {trials: _taken(trials, Path(scratch) / str(trials)) for trials in sizes}
-    each = [row for trials, by_kind in taken.items() for row in _rows(trials, by_kind)]
-    return [*each, *_growth(taken)]
+        costs = {trials: _costs(trials, Path(scratch) / str(trials)) for trials in sizes}
+    rows = [row for trials, by_kind in costs.items() for row in _rows(trials, by_kind)]
+    return [*rows, *_growth(costs)]
 
 
-def _taken(trials: int, folder: Path) -> dict[str, Taken]:
-    """What each kind of run cost, by kind."""
+def _costs(trials: int, folder: Path) -> dict[str, Cost]:
+    """The cost of each kind of run.
+
+    Raises:
+        RuntimeError: a run did not end with one result per trial.
+    """
     folder.mkdir()
     with server(folder / "mlflow") as uri:
-        found = {
-            kind: _process(kind, trials, folder, uri) for kind in ("bare", "ours", "start", "again")
-        }
-    if any(one["results"] != trials for one in found.values()):
-        raise RuntimeError(
-            f"{trials} trials left results of {[one['results'] for one in found.values()]}"
-        )
-    return found
+        costs = {kind: _process(kind, trials, folder, uri) for kind in KINDS}
+    counts = {kind: cost["results"] for kind, cost in costs.items()}
+    if any(count != trials for count in counts.values()):
+        raise RuntimeError(f"expected {trials} results from each run, got {counts}")
+    return costs
 
 
-def _process(kind: str, trials: int, folder: Path, uri: str) -> Taken:
+def _process(kind: str, trials: int, folder: Path, uri: str) -> Cost:
     dropped = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
     environment = {key: value for key, value in os.environ.items() if key not in dropped} | {
         "PYTHONPATH": str(ROOT),
@@ -66,28 +73,28 @@ def _process(kind: str, trials: int, folder: Path, uri: str) -> Taken:
         "benchmarks.scale_run",
         kind,
         str(trials),
-        str(folder / kind.replace("start", "ours").replace("again", "ours")),
+        str(folder / KINDS[kind]),
     ]
     started, log = time.time(), folder / f"{kind}.log"
-    with log.open("w") as said:
+    with log.open("w") as stderr:
         done = subprocess.run(
             [*command, uri, str(started)],
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=stderr,
             text=True,
             cwd=ROOT,
             env=environment,
         )
     if done.returncode:
         raise RuntimeError(
-            f"{kind} of {trials} trials ended with {done.returncode}: {log.read_text()[-2000:]}"
+            f"{kind} of {trials} trials exited with {done.returncode}: {log.read_text()[-2000:]}"
         )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @contextmanager
 def server(home: Path) -> Iterator[str]:
-    """The address of a real MLflow server with a database of its own."""
+    """Start an MLflow server with a new database; yields its address."""
     home.mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -127,77 +134,89 @@ def _wait(url: str, process: "subprocess.Popen[bytes]") -> None:
             return
         except OSError as error:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("no MLflow server came up") from error
+                raise RuntimeError("the MLflow server did not start") from error
             time.sleep(0.2)
 
 
-def _rows(trials: int, taken: dict[str, Taken]) -> list[Row]:
-    bare, ours, start, again = (taken[kind] for kind in ("bare", "ours", "start", "again"))
+def _rows(trials: int, costs: dict[str, Cost]) -> list[Row]:
+    bare, search, rerun = costs["bare"], costs["search"], costs["rerun"]
+    unpublished = costs["rerun_unpublished"]
     name = f"{trials:,}: "
     return [
-        Row(name + "bare Tune, wall a trial", 1e3 * bare["seconds"] / trials, "ms"),
-        Row(name + "a search, wall a trial", 1e3 * ours["seconds"] / trials, "ms"),
-        Row(name + "MLflow complete after the search's end", ours["sync"], "s"),
-        Row(name + "bare Tune, driver's CPU a trial", 1e3 * bare["cpu"] / trials, "ms"),
+        Row(name + "bare Tune, wall time per trial", 1e3 * bare["seconds"] / trials, "ms"),
+        Row(name + "a search, wall time per trial", 1e3 * search["seconds"] / trials, "ms"),
+        Row(name + "time from the search's end until MLflow is complete", search["sync"], "s"),
+        Row(name + "bare Tune, driver's CPU per trial", 1e3 * bare["cpu"] / trials, "ms"),
         Row(
-            name + "our share of the driver's CPU a trial, imports and MLflow included",
-            share(taken, "cpu") / trials * 1e3,
+            name + "our share of the driver's CPU per trial, imports and MLflow included",
+            share(costs, "cpu") / trials * 1e3,
             "ms",
             50,
         ),
-        Row(name + "of it the publisher's threads", 1e3 * ours["published"] / trials, "ms"),
-        Row(name + "bare Tune, driver's memory at most", bare["memory"]["peak"], "MB"),
-        Row(name + "a search, driver's memory at most", ours["memory"]["peak"], "MB"),
+        Row(
+            name + "of this, the publisher's threads", 1e3 * search["publisher_cpu"] / trials, "ms"
+        ),
+        Row(name + "bare Tune, driver's peak memory", bare["memory"]["peak"], "MB"),
+        Row(name + "a search, driver's peak memory", search["memory"]["peak"], "MB"),
         Row(name + "bare Tune, driver's own memory at the end", bare["memory"]["uss"], "MB"),
-        Row(name + "a search, driver's own memory at the end", ours["memory"]["uss"], "MB"),
+        Row(name + "a search, driver's own memory at the end", search["memory"]["uss"], "MB"),
         Row(
             name + "frontier over all results",
-            start["frontier"],
+            unpublished["frontier"],
             "s",
             1 if trials >= 10_000 else None,
         ),
-        Row(name + "formula over the frontier", start["formula"], "s"),
+        Row(name + "formula over the frontier", unpublished["formula"], "s"),
         Row(
-            name + "again: from process start to nothing to train",
-            start["known"],
+            name + "rerun: from process start until it is known that nothing is left to train",
+            unpublished["known"],
             "s",
             5 if trials >= 10_000 else None,
         ),
-        Row(name + "again: the same beside its publisher", again["known"], "s"),
-        Row(name + "again: to the process's end, MLflow looked through", again["ended"], "s"),
+        Row(name + "rerun: the same with its publisher", rerun["known"], "s"),
+        Row(
+            name + "rerun: until the process ends, including the check of MLflow",
+            rerun["ended"],
+            "s",
+        ),
     ]
 
 
-def share(taken: dict[str, Taken], figure: str) -> float:
-    return taken["ours"][figure] - taken["bare"][figure]
+def share(costs: dict[str, Cost], figure: str) -> float:
+    """The project's share of a figure: that of the search less that of plain Tune."""
+    return costs["search"][figure] - costs["bare"][figure]
 
 
-def _growth(taken: dict[int, dict[str, Taken]]) -> list[Row]:
-    """From size to size: what one more trial costs, and what more memory."""
+def _growth(costs: dict[int, dict[str, Cost]]) -> list[Row]:
+    """From each size to the next: the cost of one additional trial, and the additional memory."""
     rows: list[Row] = []
-    for small, large in pairwise(sorted(taken)):
-        less, more = taken[small], taken[large]
+    for small, large in pairwise(sorted(costs)):
+        less, more = costs[small], costs[large]
         name, count = f"{small:,} to {large:,}: ", large - small
         peak = {
             kind: more[kind]["memory"]["peak"] - less[kind]["memory"]["peak"]
-            for kind in ("bare", "ours")
+            for kind in ("bare", "search")
         }
         rows += [
             Row(
-                name + "bare Tune, driver's CPU a further trial",
+                name + "bare Tune, driver's CPU per additional trial",
                 1e3 * (more["bare"]["cpu"] - less["bare"]["cpu"]) / count,
                 "ms",
             ),
             Row(
-                name + "our share of the driver's CPU a further trial",
+                name + "our share of the driver's CPU per additional trial",
                 1e3 * (share(more, "cpu") - share(less, "cpu")) / count,
                 "ms",
                 50,
             ),
-            Row(name + "bare Tune, more memory", peak["bare"], "MB"),
-            # Tune alone keeps every trial, and a search runs it in waves: all that a search takes counts as our share.
+            Row(name + "bare Tune, additional memory", peak["bare"], "MB"),
+            # Plain Tune keeps every trial and a search runs Tune in waves, so all of the search's
+            # memory counts as our share.
             Row(
-                name + "a search, more memory", peak["ours"], "MB", 200 if large >= 10_000 else None
+                name + "a search, additional memory",
+                peak["search"],
+                "MB",
+                200 if large >= 10_000 else None,
             ),
         ]
     return rows

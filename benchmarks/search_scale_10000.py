@@ -1,4 +1,7 @@
-"""``search_scale`` up to 10,000 trials, in some half an hour: what the driver of a search costs as searches grow."""
+"""``search_scale`` with up to 10,000 trials, which takes about half an hour.
+
+Run by ``python -m benchmarks.run search_scale_10000``.
+"""
 
 from benchmarks.measure import Row
 from benchmarks.search_scale import rows_of

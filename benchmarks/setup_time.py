@@ -1,7 +1,10 @@
-"""Set-up by pip, as it was, against that of ``make demo`` and of ``make test``: new environments, nothing in pip's and uv's caches.
+"""Set-up time of plain pip, ``make demo`` and ``make test``, with empty caches.
 
-A turn sets up each once, and each turn begins with another. Indexes and certificates are those that pip is set to on this
-machine; what pip keeps nowhere, such as the machine's page cache of a local mirror's files, stays between turns.
+Run by ``python -m benchmarks.run setup_time``. Plain pip is how the project was set up before uv.
+
+One turn sets up each once, in a new environment, and each turn starts with a different one. pip's
+configuration on this machine provides the indexes and certificates. Caches outside pip and uv, such
+as the machine's page cache of a local mirror's files, persist between turns.
 """
 
 import os
@@ -19,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TURNS = int(os.environ.get("TINYNET_TURNS", "3"))
 VENV, PIP, DEMO, TEST = "python -m venv", "pip, search and dev", "make demo", "make test"
 SCRIPT = ["tools/install.py", "-c", "constraints.txt", "-e"]
-WAYS: Mapping[str, Sequence[str]] = {
+COMMANDS: Mapping[str, Sequence[str]] = {
     PIP: [
         "-m",
         "pip",
@@ -29,35 +32,38 @@ WAYS: Mapping[str, Sequence[str]] = {
         "-c",
         "constraints.txt",
         "-e",
-        ".[search,dev]",
+        ".[search,dev,dev-deploy,dev-docs]",
     ],
     DEMO: [*SCRIPT, ".[demo]"],
-    TEST: [*SCRIPT, ".[search,dev]"],
+    TEST: [*SCRIPT, ".[search,dev,dev-deploy,dev-docs]"],
 }
-# Where nothing has compiled these yet, the first import does.
-LOADED = "import torch, ray.tune, timm, mlflow.store.tracking.sqlalchemy_store, sklearn.gaussian_process, pymoo.core.problem"
+# The first import compiles the modules that have no bytecode yet.
+IMPORTS = (
+    "import torch, ray.tune, timm, mlflow.store.tracking.sqlalchemy_store, "
+    "sklearn.gaussian_process, pymoo.core.problem"
+)
 
 
 def run() -> list[Row]:
     times: dict[str, list[float]] = {
         VENV: [],
-        **{f"{name}{part}": [] for name in WAYS for part in ("", ", first import")},
+        **{f"{name}{part}": [] for name in COMMANDS for part in ("", ", first import")},
     }
     for turn in range(TURNS):
-        names = [list(WAYS)[(turn + step) % len(WAYS)] for step in range(len(WAYS))]
+        names = [list(COMMANDS)[(turn + step) % len(COMMANDS)] for step in range(len(COMMANDS))]
         for name in names:
-            made, installed, imported = _set_up(WAYS[name])
-            times[VENV].append(made)
-            times[name].append(made + installed)
+            created, installed, imported = _set_up(COMMANDS[name])
+            times[VENV].append(created)
+            times[name].append(created + installed)
             times[f"{name}, first import"].append(imported)
             print(
-                f"setup_time: turn {turn + 1} of {TURNS}, {name}: {made + installed:.1f} s",
+                f"setup_time: turn {turn + 1} of {TURNS}, {name}: {created + installed:.1f} s",
                 file=sys.stderr,
                 flush=True,
             )
-    both = {
+    with_import = {
         name: [a + b for a, b in zip(times[name], times[f"{name}, first import"], strict=True)]
-        for name in WAYS
+        for name in COMMANDS
     }
     return [
         *(
@@ -66,32 +72,32 @@ def run() -> list[Row]:
         ),
         Row(f"{DEMO} / {PIP}", ratio(times, DEMO, PIP), "times", 1 / 3),
         Row(f"{TEST} / {PIP}", ratio(times, TEST, PIP), "times"),
-        Row(f"{DEMO} / {PIP}, with the first import", ratio(both, DEMO, PIP), "times"),
-        Row(f"{TEST} / {PIP}, with the first import", ratio(both, TEST, PIP), "times"),
+        Row(f"{DEMO} / {PIP}, with the first import", ratio(with_import, DEMO, PIP), "times"),
+        Row(f"{TEST} / {PIP}, with the first import", ratio(with_import, TEST, PIP), "times"),
     ]
 
 
 def _set_up(arguments: Sequence[str]) -> tuple[float, float, float]:
-    """Seconds to make an environment, to install into it, and to import in it for the first time."""
+    """Seconds to create an environment, to install into it, and for the first import in it."""
     with tempfile.TemporaryDirectory(prefix="tinynet-setup-") as folder:
         python = f"{folder}/venv/bin/python"
         caches = {"PIP_CACHE_DIR": f"{folder}/pip", "UV_CACHE_DIR": f"{folder}/uv"}
-        # Without uv this would measure pip twice. Bytecode is written as the Makefile has it.
-        own = {"TINYNET_INSTALLER": "uv", "PYTHONDONTWRITEBYTECODE": ""}
-        environment = os.environ | caches | own
+        # Without uv this would measure pip twice. The bytecode setting is that of the Makefile.
+        settings = {"TINYNET_INSTALLER": "uv", "PYTHONDONTWRITEBYTECODE": ""}
+        environment = os.environ | caches | settings
         seconds = [
-            # Of the machine's Python, not of the environment that this runs in.
+            # Use the machine's Python, not the environment that this process runs in.
             _seconds(
                 [getattr(sys, "_base_executable", sys.executable), "-m", "venv", f"{folder}/venv"],
                 environment,
             ),
             _seconds([python, *arguments], environment),
-            _seconds([python, "-c", LOADED], environment),
+            _seconds([python, "-c", IMPORTS], environment),
         ]
-    # What is deleted here must not be written to the disk while the next one is timed.
+    # Flush the deletions to disk before the next measurement starts.
     os.sync()
-    made, installed, imported = seconds
-    return made, installed, imported
+    created, installed, imported = seconds
+    return created, installed, imported
 
 
 def _seconds(command: Sequence[str], environment: Mapping[str, str]) -> float:
@@ -99,7 +105,7 @@ def _seconds(command: Sequence[str], environment: Mapping[str, str]) -> float:
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    passed = time.perf_counter() - started
+    elapsed = time.perf_counter() - started
     if done.returncode:
         raise RuntimeError(f"{command} ended with status {done.returncode}: {done.stderr[-2000:]}")
-    return passed
+    return elapsed

@@ -1,4 +1,7 @@
-"""Trials that take no time: what a training leaves and reports, without the training."""
+"""Simulated trials: they write and report the same records as a real trial, without training.
+
+The benchmarks of the driver (``benchmarks.scale_run``) and the tests of long searches use them.
+"""
 
 import random
 import time
@@ -6,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinynet_search.store.directory import SearchStore
-from trainables.executors import reported
+from trainables.executors import tune_metrics
 from trainables.result import FINISHED, EpochRecord, NetworkFigures, TrialResult
 from trainables.run_name import RunName
 from trainables.spec import TrialSpec
@@ -16,7 +19,11 @@ EPOCHS = 3
 
 
 def simulated_trial(config: Mapping[str, Any]) -> None:
-    """Tune trainable in the place of ``inline_trial``: a look for a result, a report an epoch, the result, the last report."""
+    """Tune trainable that replaces ``inline_trial``.
+
+    Looks for a stored result; without one, reports each epoch and writes the result. Then sends
+    the final report.
+    """
     from ray import tune
 
     spec, store = TrialSpec.from_json(config["trial"]), SearchStore(config["root"])
@@ -25,7 +32,7 @@ def simulated_trial(config: Mapping[str, Any]) -> None:
     if result is None:
         result = simulated_result(spec, run, time.time())
         for epoch in result.epochs:
-            tune.report(reported(epoch))
+            tune.report(tune_metrics(epoch))
         store.write_json(result_name(run), result.to_json(), once=True)
     top1, c = result.top1, result.network.c
     tune.report({"epochs_done": len(result.epochs), "top1": top1, "c": c, "status": result.status})
@@ -34,13 +41,15 @@ def simulated_trial(config: Mapping[str, Any]) -> None:
 def simulated_result(
     spec: TrialSpec, run: RunName, started: float, network: NetworkFigures | None = None
 ) -> TrialResult:
-    """A result as ``run_trial`` writes it; top-1 rises with c, and differs from trial to trial by chance that the run's name seeds.
+    """Build a result of the form that ``run_trial`` writes.
+
+    Top-1 rises with c; its noise is seeded with the run name.
 
     Args:
-        network: figures of the trial's network where they are known.
+        network: the figures of the trial's network, computed from the spec if None.
     """
-    network, chance = network or NetworkFigures.of(spec.network()), random.Random(run)
-    best = 30.0 + 40.0 * network.c**0.3 + chance.gauss(0.0, 1.5)
+    network, rng = network or NetworkFigures.of(spec.network()), random.Random(run)
+    best = 30.0 + 40.0 * network.c**0.3 + rng.gauss(0.0, 1.5)
     epochs = [_epoch(epoch, best, started) for epoch in range(1, spec.recipe.epochs + 1)]
     return TrialResult(
         run=run,

@@ -1,17 +1,24 @@
-"""The loop to compare with: one step as timm's train.py does it, of timm's own parts, each in its fastest form.
+"""Reference training loop: the step of timm's train.py, built from the fastest components of timm.
 
-What was chosen, so that nothing is held against timm that its user could switch on:
+``train_speed`` and ``train_data`` compare the ``Trainer`` with it. Every option that a user of timm
+could enable for speed is enabled:
 
-* the network: built by the same search space, so of timm's own modules, with the same dropout; channels_last;
-* the optimizer: timm's RMSpropTF through ``create_optimizer_v2`` (no weight decay on one-dimensional parameters), with
-  ``foreach=True``, which timm turns on by itself on a GPU only and which is the faster form on a CPU too;
-* the average: ``ModelEmaV3`` with ``foreach=True`` over weights and buffers, updated at every step as train.py does;
-* the loss: torch's cross entropy with label smoothing, in place of timm's own class of it, which takes longer;
-* gradients are set to None; the schedule's ``step_update`` is called at every step, as train.py does;
-* no ``loss.item()``, no meter, no synchronisation in a step: train.py has some, a good user can do without;
-* the same precision (autocast to bf16 on a GPU), ``cudnn.benchmark`` on for both, ``torch.compile`` for both or neither;
-* reading: ``create_loader`` over the JPEG files with the recipe's augmentation, persistent workers, page-locked batches
-  for a GPU, and the prefetcher: on a CPU too, where its collating of bytes is the faster form as well.
+* network: built by the same search space, so from timm's own modules, with the same dropout;
+  channels_last;
+* optimizer: timm's RMSpropTF through ``create_optimizer_v2`` (no weight decay on one-dimensional
+  parameters), with ``foreach=True``, which timm enables by default on a GPU only and which is also
+  faster on a CPU;
+* weight average: ``ModelEmaV3`` with ``foreach=True`` over weights and buffers, updated at every
+  step as in train.py;
+* loss: torch's cross entropy with label smoothing instead of timm's own class, which is slower;
+* gradients are set to None; the schedule's ``step_update`` is called at every step as in train.py;
+* a step has no ``loss.item()``, meter or synchronisation: train.py has some, but a user can remove
+  them;
+* both loops use the same precision (autocast to bf16 on a GPU), ``cudnn.benchmark``, and
+  ``torch.compile`` either in both or in neither;
+* reading: ``create_loader`` over the JPEG files with the recipe's augmentation, persistent workers,
+  page-locked batches for a GPU, and the prefetcher, also on a CPU, where its collating of bytes is
+  faster too.
 """
 
 from collections.abc import Iterable
@@ -32,7 +39,7 @@ from trainables.recipe import Recipe
 
 
 class TimmLoop:
-    """A training by timm's parts; ``train`` takes one optimizer step for each batch."""
+    """Trains with timm's components; ``train`` takes one optimizer step for each batch."""
 
     def __init__(
         self, network: Network, recipe: Recipe, device: torch.device, *, compiled: bool, bf16: bool
@@ -81,7 +88,10 @@ class TimmLoop:
 def timm_loader(
     tree: Path, pixels: int, recipe: Recipe, device: torch.device, workers: int
 ) -> Iterable[Batch]:
-    """timm's reading of ``tree/train`` with the augmentation of the recipe ``efficientnet``; one pass is one epoch."""
+    """timm's loader of ``tree/train`` with the augmentation of the recipe ``efficientnet``.
+
+    One pass over it is one epoch.
+    """
     files: Any = create_dataset("", root=str(tree), split="train")
     return create_loader(
         files,

@@ -1,9 +1,12 @@
-"""Training and reading from our packed store beside timm's pipeline over the JPEG files it was packed from.
+"""Training from the packed store compared with timm's pipeline over the same JPEG files.
 
-The files are real JPEGs (``benchmarks/jpegs.py``); timm's parts are those of ``benchmarks/timm_reference.py``. On a CPU
-both read in the training's own thread, as a search with one core a trial does; on a GPU both have as many readers (our
-threads, timm's processes) as there are other cores. Reading is compared without readers beside it, so per core; every
-figure takes turns with the one beside it.
+Run by ``python -m benchmarks.run train_data``.
+
+The store is packed from real JPEGs (``benchmarks/jpegs.py``); timm's loop and loader are those of
+``benchmarks/timm_reference.py``. On a CPU both read in the training's own thread, as a search with
+one core per trial does. On a GPU both use one reader (a thread of ours, a process of timm's) for
+each of the other cores. Reading alone is measured without extra readers, so its figures are per
+core. The measurements that are compared alternate.
 """
 
 import os
@@ -21,7 +24,7 @@ from benchmarks.jpegs import make_tree
 from benchmarks.measure import Row, in_turns, ratio
 from benchmarks.synthetic import Ready, ready_batch
 from benchmarks.timm_reference import TimmLoop, timm_loader
-from benchmarks.train_speed import RECIPE, rate, settled
+from benchmarks.train_speed import RECIPE, benchmark_settings, rate
 from benchmarks.turns import Turns, in_turns_with
 from search_spaces import Network, get_space
 from trainables.data import MicroBatch, Reading
@@ -29,8 +32,7 @@ from trainables.data.augment import draw
 from trainables.data.packed.dataset import PackedData
 from trainables.data.packed.loader import Regions
 from trainables.data.packed.packing import Packing
-from trainables.data.packed.resample import crops as crops_of
-from trainables.data.packed.resample import native
+from trainables.data.packed.resample import crop_windows, resize_native
 from trainables.data.packed.shards import short_side
 from trainables.data.sources.imagefolder import ImageFolderData
 from trainables.execution import Execution
@@ -38,7 +40,7 @@ from trainables.recipe import Recipe, get_recipe
 from trainables.trainer import pick_device
 
 TURNS = 5
-# What is packed must serve the search's largest r, as ``tinynet data pack`` has it.
+# Large enough for the search's largest r; ``tinynet data pack`` computes it in the same way.
 SHORT_SIDE = short_side(round(1.7 * 224))
 CLASSES = 24
 BATCH = 32
@@ -54,9 +56,13 @@ class Trees(NamedTuple):
 
 def run() -> list[Row]:
     device = pick_device()
-    with tempfile.TemporaryDirectory() as scratch, settled():
-        photos = made(Path(scratch) / "photos", 288 if device.type == "cpu" else 4096, photos=True)
-        small = made(Path(scratch) / "small", 960 if device.type == "cpu" else 16384, photos=False)
+    with tempfile.TemporaryDirectory() as scratch, benchmark_settings():
+        photos = make_trees(
+            Path(scratch) / "photos", 288 if device.type == "cpu" else 4096, photos=True
+        )
+        small = make_trees(
+            Path(scratch) / "small", 960 if device.type == "cpu" else 16384, photos=False
+        )
         demo = get_space("efficientnet_mini").network((1, 1, 1))
         e = get_space("efficientnet_b0").network((0.475, 0.6, 0.51), CLASSES)
         target = 1.5 if device.type == "cpu" else 1.3
@@ -68,7 +74,8 @@ def run() -> list[Row]:
         ]
 
 
-def made(root: Path, train: int, *, photos: bool) -> Trees:
+def make_trees(root: Path, train: int, *, photos: bool) -> Trees:
+    """Write the JPEG files (see ``make_tree``) and pack them."""
     make_tree(root / "files", train, CLASSES, photos=photos)
     Packing(ImageFolderData(str(root / "files")), root / "packed", SHORT_SIDE).pack(1, "fail")
     return Trees(root / "files", PackedData(str(root / "packed")))
@@ -79,17 +86,17 @@ def _trained(
 ) -> list[Row]:
     turns = trained(network, trees, device)
     return [
-        Row(f"trained, {name}: ours from the packed store", turns.ours, "images/s"),
-        Row(f"trained, {name}: timm's from JPEGs", turns.others, "images/s"),
+        Row(f"trained, {name}: ours from the packed store", turns.trainer_rate, "images/s"),
+        Row(f"trained, {name}: timm's from JPEGs", turns.other_rate, "images/s"),
         Row(f"trained, {name}: ours / timm's", turns.ratio, "times", target, "above"),
     ]
 
 
 def trained(network: Network, trees: Trees, device: torch.device, turns: int = TURNS) -> Turns:
-    """Whole training, reading included, ours in turns with timm's."""
+    """Alternate the ``Trainer`` with timm's loop, both with their reading included."""
     workers, recipe = readers(device), recipe_of(turns + 1, device)
     execution = Execution(compile="off", loader_workers=workers)
-    loop = TimmLoop(network, recipe, device, compiled=False, bf16=execution.on(device).bf16)
+    loop = TimmLoop(network, recipe, device, compiled=False, bf16=execution.resolve(device).bf16)
     loader = timm_loader(trees.files, network.resolution, recipe, device, workers)
     images = trees.packed.train_size // recipe.batch * recipe.batch
     return in_turns_with(
@@ -111,11 +118,14 @@ def readers(device: torch.device) -> int:
 
 
 def _read(pixels: int, trees: Trees) -> list[Row]:
-    """Reading alone, on a CPU by one core: to the bytes of a resized crop, and with all else to what a network takes."""
+    """Compare reading alone, on one CPU core.
+
+    One comparison ends at the bytes of a resized crop, the other at a batch for the network.
+    """
     recipe = recipe_of(1, torch.device("cpu"))
     crop = RandomResizedCropAndInterpolation(pixels, interpolation="bicubic")
     files: Any = create_dataset("", root=str(trees.files), split="train", transform=crop)
-    theirs = timm_loader(trees.files, pixels, recipe, torch.device("cpu"), 0)
+    timm_batches = timm_loader(trees.files, pixels, recipe, torch.device("cpu"), 0)
     count = trees.packed.train_size
     crops: Mapping[str, Callable[[], None]] = {
         "timm": lambda: _consume(
@@ -124,7 +134,7 @@ def _read(pixels: int, trees: Trees) -> list[Row]:
         "ours": lambda: _cropped(trees.packed, pixels, recipe),
     }
     batches: Mapping[str, Callable[[], None]] = {
-        "timm": lambda: _consume(theirs),
+        "timm": lambda: _consume(timm_batches),
         "ours": lambda: packed_pass(trees.packed, pixels, recipe),
     }
     return [
@@ -139,11 +149,13 @@ def _read(pixels: int, trees: Trees) -> list[Row]:
 
 
 def _cropped(data: PackedData, pixels: int, recipe: Recipe) -> None:
-    """The same random crops, image by image, as bytes."""
+    """Make the same random crops as bytes, one image at a time."""
     regions = Regions(data.train)
-    plan = crops_of(draw(recipe, data.train.sizes, 0).boxes, pixels)
+    plan = crop_windows(draw(recipe, data.train.sizes, 0).boxes, pixels)
     for i in range(data.train_size):
-        native(regions.view(i, plan.regions[i]), plan.scaled[i], plan.offsets[i], pixels, "bicubic")
+        resize_native(
+            regions.view(i, plan.regions[i]), plan.scaled[i], plan.offsets[i], pixels, "bicubic"
+        )
 
 
 def _compared(
@@ -164,7 +176,7 @@ def packed_pass(
     device: torch.device | None = None,
     workers: int = 0,
 ) -> None:
-    """One pass over the training images."""
+    """Read the training images once."""
     loader = data.loader(
         pixels, recipe, device or torch.device("cpu"), Reading(workers, device is not None)
     )
@@ -172,7 +184,7 @@ def packed_pass(
 
 
 def batches_of(images: int, size: int) -> Sequence[MicroBatch]:
-    """Shuffled micro-batches; what is left over is dropped."""
+    """Shuffled micro-batches; the incomplete last one is dropped."""
     order = np.random.default_rng(0).permutation(images)
     return [
         MicroBatch(order[start : start + size], start)
@@ -186,7 +198,7 @@ def _consume(batches: Iterable[object]) -> None:
 
 
 def _limit(network: Network, trees: Trees, device: torch.device) -> Row:
-    """The share of the throughput on ready images that reading leaves."""
+    """Training throughput with reading, as a share of the throughput on preloaded images."""
     recipe, workers = recipe_of(TURNS + 1, device), readers(device)
     count = trees.packed.train_size // recipe.batch * recipe.batch
 
@@ -199,15 +211,22 @@ def _limit(network: Network, trees: Trees, device: torch.device) -> Row:
     turns = in_turns_with(
         lambda: rate(count, device, read), network, recipe, ready, Execution(compile="off")
     )
-    where = "on the same core" if device.type == "cpu" else "beside reading threads"
+    where = "on the same core" if device.type == "cpu" else "with reading threads"
     name = f"trained with reading {where} / on ready images, TinyNet-E at {network.resolution} px"
-    return Row(name, 100 * left(1 / turns.ratio, alone=device.type != "cpu"), "%", 90.0, "above")
+    return Row(
+        name,
+        100 * remaining_share(1 / turns.ratio, parallel=device.type != "cpu"),
+        "%",
+        90.0,
+        "above",
+    )
 
 
-def left(read: float, *, alone: bool) -> float:
-    """The share of a training's speed that is left where reading alone is ``read`` times as fast as training alone.
+def remaining_share(read: float, *, parallel: bool) -> float:
+    """The share of the training throughput that remains when reading is added.
 
     Args:
-        alone: others do the reading; else it takes turns with the training.
+        read: speed of reading alone divided by the speed of training alone.
+        parallel: whether other threads or processes read; if not, reading and training alternate.
     """
-    return min(1.0, read) if alone else read / (1 + read)
+    return min(1.0, read) if parallel else read / (1 + read)

@@ -1,10 +1,14 @@
-"""Images trained a second beside a loop of timm's own parts, and beside what the machine can do at all.
+"""Training throughput compared with a loop of timm's components and with the machine's limit.
 
-Ours is the public ``Trainer``, its figure the ``images_per_s`` that every epoch records; timm's loop is described in
-``benchmarks/timm_reference.py``, the floor in ``benchmarks/floor.py``. Both train the same network on the same ready
-batch, with the same recipe, precision and number of threads (one), in turns and in one process: an epoch of ours, then as
-many steps of timm's. Evaluation and checkpoints are in neither figure. A turn takes some two seconds: with fewer steps the
-memory that evaluation gave back to the system, and an epoch of ours asks for again, would weigh more than in a training.
+Run by ``python -m benchmarks.run train_speed``.
+
+"Ours" is the public ``Trainer``; its figure is the ``images_per_s`` that every epoch records.
+timm's loop is described in ``benchmarks/timm_reference.py``, the floor in ``benchmarks/floor.py``.
+Both train the same network on the same preloaded batch, with the same recipe, precision and number
+of threads (one). They alternate in one process: one epoch of the ``Trainer``, then the same number
+of steps of timm's loop. Neither figure includes evaluation or checkpoints. A turn takes about two
+seconds. With fewer steps, reallocating the memory that evaluation released to the system would
+weigh more than it does in a real training.
 """
 
 import time
@@ -31,7 +35,7 @@ RECIPE = "efficientnet"
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison; ``batch`` and ``steps`` (of a turn) on a CPU and on a GPU."""
+    """One comparison; ``batch`` and ``steps`` per turn are given as (CPU, GPU)."""
 
     name: str
     network: Network
@@ -42,7 +46,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """The demo's network and two of its search, and three of the paper's."""
+    """The demo's network, two of its search and three of the paper's; two also compiled."""
     demo, named = get_space("efficientnet_mini").network, get_named
     e = named("tinynet_e").network()
     return [
@@ -59,8 +63,8 @@ def cases() -> list[Case]:
 
 def run() -> list[Row]:
     device = pick_device()
-    dtype = torch.bfloat16 if Execution().on(device).bf16 else torch.float32
-    with settled():
+    dtype = torch.bfloat16 if Execution().resolve(device).bf16 else torch.float32
+    with benchmark_settings():
         rates = {shape: matmul_rate(shape, device, dtype) for shape in (*POINTWISE, square(device))}
         rows = [
             Row(f"matrix product {a} x {b} by {b} x {c}", rate / 1e9, "GFLOP/s")
@@ -76,24 +80,28 @@ def _rows(
 ) -> list[Row]:
     least = floor(case.network, case.batch[device.type == "cuda"], flops, device, dtype)
     return [
-        Row(f"{case.name}: ours", turns.ours, "images/s"),
-        Row(f"{case.name}: timm's", turns.others, "images/s"),
+        Row(f"{case.name}: ours", turns.trainer_rate, "images/s"),
+        Row(f"{case.name}: timm's", turns.other_rate, "images/s"),
         Row(f"{case.name}: ours / timm's", turns.ratio, "times", case.target, "above"),
-        Row(f"{case.name}: floor's arithmetic", 1e6 * least.arithmetic, "us an image"),
-        Row(f"{case.name}: floor's memory", 1e6 * least.memory, "us an image"),
-        Row(f"{case.name}: ours, of the floor's speed", 100 * least.seconds * turns.ours, "%"),
+        Row(f"{case.name}: floor's arithmetic", 1e6 * least.arithmetic, "us per image"),
+        Row(f"{case.name}: floor's memory", 1e6 * least.memory, "us per image"),
+        Row(
+            f"{case.name}: ours, of the floor's speed",
+            100 * least.seconds * turns.trainer_rate,
+            "%",
+        ),
     ]
 
 
 def compared(case: Case, device: torch.device, turns: int = TURNS) -> Turns:
-    """Ours in turns with timm's loop on the same ready batch."""
+    """Alternate the ``Trainer`` with timm's loop on the same preloaded batch."""
     gpu = device.type == "cuda"
     size, steps = case.batch[gpu], case.steps[gpu]
     recipe = get_recipe(RECIPE, batch=size, micro_batch=size, epochs=turns + 1)
     execution = Execution(compile="on" if case.compiled else "off")
     batch = ready_batch(case.network, size, device)
     loop = TimmLoop(
-        case.network, recipe, device, compiled=case.compiled, bf16=execution.on(device).bf16
+        case.network, recipe, device, compiled=case.compiled, bf16=execution.resolve(device).bf16
     )
 
     def timm() -> float:
@@ -105,7 +113,7 @@ def compared(case: Case, device: torch.device, turns: int = TURNS) -> Turns:
 
 
 def rate(images: int, device: torch.device, call: Callable[[], object]) -> float:
-    """Images per second of a call that deals with so many, until the device is done."""
+    """Images per second of a call that processes ``images``, including the device's queued work."""
     wait(device)
     started = time.perf_counter()
     call()
@@ -114,13 +122,13 @@ def rate(images: int, device: torch.device, call: Callable[[], object]) -> float
 
 
 @contextmanager
-def settled() -> Iterator[None]:
-    """One thread, and cuDNN's search for its fastest kernels, for everything inside."""
-    threads, search = torch.get_num_threads(), torch.backends.cudnn.benchmark
+def benchmark_settings() -> Iterator[None]:
+    """Set one CPU thread and cuDNN's autotuner inside the context, and restore both after it."""
+    threads, autotune = torch.get_num_threads(), torch.backends.cudnn.benchmark
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = True
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.backends.cudnn.benchmark = search
+        torch.backends.cudnn.benchmark = autotune

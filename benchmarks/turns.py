@@ -1,13 +1,14 @@
-"""A training of ours in turns with something else in the same process: an epoch, then the other, and so on.
+"""Alternates epochs of the ``Trainer`` with another workload in the same process.
 
-The machine's moods then fall on both. The first turn warms up; a ratio is the median of the turns' ratios.
+``train_speed``, ``train_data`` and the GPU checks use it. Changes in the machine's load then affect
+both workloads. The first turn is a warm-up; a ratio is the median of the ratios of the turns.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 
-from benchmarks.synthetic import Nowhere, spec_of
+from benchmarks.synthetic import NullFolder, spec_of
 from search_spaces import Network
 from trainables.data import ImageData
 from trainables.execution import Execution
@@ -18,30 +19,34 @@ from trainables.trainer import Trainer
 
 @dataclass
 class Turns:
-    """Images per second of each turn; it is the reporter of our training, so the other's turn comes after each epoch."""
+    """Images per second of each turn.
+
+    It is the ``Trainer``'s reporter, so the other workload runs after each epoch.
+    """
 
     other: Callable[[], float]
-    all_ours: list[float] = field(default_factory=list)
-    all_others: list[float] = field(default_factory=list)
+    trainer_rates: list[float] = field(default_factory=list)
+    other_rates: list[float] = field(default_factory=list)
     rank: int = 0
     world_size: int = 1
 
     def report(self, record: EpochRecord) -> None:
-        self.all_ours.append(record.images_per_s)
-        self.all_others.append(self.other())
+        self.trainer_rates.append(record.images_per_s)
+        self.other_rates.append(self.other())
 
     @property
-    def ours(self) -> float:
-        return median(self.all_ours[1:])
+    def trainer_rate(self) -> float:
+        return median(self.trainer_rates[1:])
 
     @property
-    def others(self) -> float:
-        return median(self.all_others[1:])
+    def other_rate(self) -> float:
+        return median(self.other_rates[1:])
 
     @property
     def ratio(self) -> float:
-        """Ours over the other's."""
-        return median(a / b for a, b in zip(self.all_ours[1:], self.all_others[1:], strict=True))
+        """The ``Trainer``'s rate divided by the other workload's."""
+        pairs = zip(self.trainer_rates[1:], self.other_rates[1:], strict=True)
+        return median(a / b for a, b in pairs)
 
 
 def in_turns_with(
@@ -51,7 +56,11 @@ def in_turns_with(
     data: ImageData,
     execution: Execution,
 ) -> Turns:
-    """Train ``recipe.epochs`` epochs by our loop; ``other`` does its share once an epoch and says its images per second."""
+    """Train ``recipe.epochs`` epochs with the ``Trainer``, and call ``other`` after each epoch.
+
+    Args:
+        other: runs the other workload once and returns its images per second.
+    """
     turns = Turns(other)
-    Trainer(spec_of(network, recipe, data), data, Nowhere(), turns, execution).run()
+    Trainer(spec_of(network, recipe, data), data, NullFolder(), turns, execution).run()
     return turns

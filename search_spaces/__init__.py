@@ -1,4 +1,7 @@
-"""What can be twisted: search spaces, exact costs, samplers. Importing this loads neither torch nor ray."""
+"""Search spaces over (r, d, w), with exact costs and samplers.
+
+The search service, the command line and user code use it. Importing it loads neither torch nor ray.
+"""
 
 from functools import lru_cache
 
@@ -28,19 +31,22 @@ def _built_in() -> dict[str, SearchSpace]:
 
 
 def list_spaces() -> list[str]:
-    """Names of the built-in spaces."""
+    """Return the names of the built-in spaces."""
     return sorted(_built_in())
 
 
 def get_space(name: str) -> SearchSpace:
-    """A built-in space by name, or a user's own as ``module:attribute`` (a SearchSpace, or a class or function giving one).
+    """Return a built-in space by name, or load a custom one given as ``module:attribute``.
+
+    The attribute is a SearchSpace, or a class or function that returns one.
 
     Raises:
-        RequestError: nobody knows the name, or the module gives no space; the line says what is wrong with it.
+        RequestError: the name is unknown, or the module does not provide a valid space.
     """
     if not isinstance(name, str):
         raise RequestError(
-            f"space {name!r} is no name: give one of {', '.join(list_spaces())}, or module:attribute"
+            f"expected the name of a space, got {name!r}: "
+            f"pass one of {', '.join(list_spaces())}, or module:attribute"
         )
     if is_own(name):
         return load_space(name)

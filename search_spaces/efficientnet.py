@@ -1,8 +1,14 @@
-"""The EfficientNet family: stage tables, the paper's rounding, exact cost, and timm modules from the same stage list.
+"""The EfficientNet family: stage tables, the paper's rounding, exact cost, and timm modules.
 
-Conventions that give the published TinyNets to the last multiply-add: pixels int(224 r), repeats max(1, round(n d))
-per stage, channels to the nearest multiple of 8 but never more than 10 % down, the stem fixed, the head never under
-1280, squeeze-excite reducing to a quarter of a block's input channels.
+``search_spaces.get_space`` lists these spaces, and EfficientNet-B0 is the default of the project.
+The cost and the modules come from the same stage list. These conventions reproduce the published
+TinyNets to the last multiply-add:
+
+* pixels: int(224 r);
+* repeats: max(1, round(n d)) per stage;
+* channels: the nearest multiple of 8, but never more than 10 % down;
+* the stem is fixed, and the head is never below 1280;
+* squeeze-excite reduces to a quarter of a block's input channels.
 """
 
 from dataclasses import dataclass
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Stage(NamedTuple):
-    """A row of a stage table: blocks of one kernel and expansion; ``stride`` is the first block's."""
+    """A row of a stage table: blocks of one kernel and expansion; only the first has ``stride``."""
 
     kernel: int
     stride: int
@@ -30,9 +36,10 @@ class Stage(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """A real network of a table: everything that (r, d, w) decides, and all that the counter and the builder read of it.
+    """A real network of a table: all values that depend on (r, d, w).
 
-    ``channels`` (out) and ``repeats`` (blocks) have one entry a stage.
+    The cost and the module are computed from it and the table alone. ``channels`` (output channels)
+    and ``repeats`` (blocks) have one entry per stage.
     """
 
     resolution: Any
@@ -43,7 +50,7 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """One baseline of the family, all of it data."""
+    """One baseline of the family, as data."""
 
     name: str
     resolution: int
@@ -72,9 +79,10 @@ TABLES = {
     table.name: table
     for table in (
         Table("efficientnet_b0", 224, 1000, 32, 2, B0_STAGES, 1280, 1280, 8),
-        # The inverse giant formula B^-phi lets the head shrink with the width.
+        # The inverse giant formula B^-phi shrinks the head with the width.
         Table("efficientnet_b0_scaled_head", 224, 1000, 32, 2, B0_STAGES, 1280, 8, 8),
-        # B0 made small enough for a demo on two CPU cores: a quarter of the width, expansion 4, less downsampling.
+        # B0 reduced for a demo on two CPU cores: a quarter of the width, expansion 4, less
+        # downsampling.
         Table(
             "efficientnet_mini",
             32,
@@ -93,7 +101,7 @@ TABLES = {
             320,
             320,
             4,
-            # The stem and head are fixed, so nothing below .055 exists in the ranges.
+            # Stem and head are fixed, so the ranges contain no network below c = .055.
             band=(0.08, 1.05),
             zero_init_residual=True,
         ),
@@ -102,7 +110,7 @@ TABLES = {
 
 
 class EfficientNetSpace(SearchSpace):
-    """Twists of one table of the family; see the module docstring for the rounding."""
+    """Networks scaled from one table of the family; the module docstring describes the rounding."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -123,7 +131,11 @@ class EfficientNetSpace(SearchSpace):
         )
 
     def count(self, shape: Shape, num_classes: int) -> Any:
-        """Multiply-adds; of each stage the first block, and the others alike. Expansion 1 has no expanding convolution."""
+        """Return the multiply-adds.
+
+        Each stage is its first block plus equal further blocks. A block with expansion 1 has no
+        expanding convolution.
+        """
         size = (shape.resolution - 1) // self.table.stem_stride + 1
         cin = self.table.stem
         macs = 27 * cin * size * size + shape.head * num_classes
@@ -135,15 +147,15 @@ class EfficientNetSpace(SearchSpace):
                 macs += size * size * cin * mid
             size = (size - 1) // stride + 1
             area = size * size
-            again = area * (window + (2 if expansion > 1 else 1) * cout) + cout // 4 * 2
-            macs += mid * (area * (window + cout) + cin // 4 * 2) + (repeats - 1) * wide * again
+            further = area * (window + (2 if expansion > 1 else 1) * cout) + cout // 4 * 2
+            macs += mid * (area * (window + cout) + cin // 4 * 2) + (repeats - 1) * wide * further
             cin = cout
         return macs + size * size * cin * shape.head
 
     def cost(self, shape: Shape, num_classes: int) -> Cost:
         size = (shape.resolution - 1) // self.table.stem_stride + 1
         cin, head = self.table.stem, shape.head
-        most = highest if isinstance(shape.resolution, np.ndarray) else max
+        maximum = highest if isinstance(shape.resolution, np.ndarray) else max
         params, activations = 29 * cin + (head + 1) * num_classes, cin * size * size
         peak = 3 * shape.resolution * shape.resolution + activations
         for (kernel, stride, expansion, _, _), cout, repeats in zip(
@@ -165,18 +177,20 @@ class EfficientNetSpace(SearchSpace):
                 params = params + blocks * weights
                 activations = activations + blocks * (written + expands * before * mid)
                 shortcut = skips * (source == cout) * source * before
-                widest = most(
+                widest = maximum(
                     mid * before + mid * area - (not expands) * shortcut,
-                    mid * area + most(mid + reduced, cout * area),
+                    mid * area + maximum(mid + reduced, cout * area),
                 )
-                peak = most(
+                peak = maximum(
                     peak,
                     (blocks > 0)
-                    * most(source * before + expands * mid * before, shortcut + widest),
+                    * maximum(source * before + expands * mid * before, shortcut + widest),
                 )
             cin, size = cout, out
         params, activations = params + cin * head + 2 * head, activations + size * size * head
-        peak = most(peak, size * size * (cin + head), size * size * head + head, head + num_classes)
+        peak = maximum(
+            peak, size * size * (cin + head), size * size * head + head, head + num_classes
+        )
         return Cost(self.count(shape, num_classes), params, activations, peak)
 
     def describe(self, shape: Shape) -> str:
@@ -199,11 +213,15 @@ class EfficientNetSpace(SearchSpace):
         drop_path_rate: float = 0.0,
         **options: Any,
     ) -> "torch.nn.Module":
-        """timm's EfficientNet from the decoded stage list, with timm's parameter names.
+        """Build timm's EfficientNet from the decoded stage list, with timm's parameter names.
 
         Args:
+            network: a network of this space.
             drop_rate: dropout before the classifier (the paper's .2).
-            drop_path_rate: stochastic depth, rising linearly over the blocks.
+            drop_path_rate: stochastic depth, increasing linearly over the blocks.
+
+        Raises:
+            RequestError: an option is unknown.
         """
         if options:
             raise unknown("build option", next(iter(options)), ("drop_rate", "drop_path_rate"))
@@ -222,7 +240,8 @@ class EfficientNetSpace(SearchSpace):
             drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
         )
-        setattr(model.conv_stem, "stride", (self.table.stem_stride,) * 2)  # noqa: B010 - torch types attributes as modules
+        # setattr, since torch types the attributes of a module as modules.
+        setattr(model.conv_stem, "stride", (self.table.stem_stride,) * 2)  # noqa: B010
         if self.table.zero_init_residual:
             _zero_last_gains(model)
         return model
@@ -231,7 +250,10 @@ class EfficientNetSpace(SearchSpace):
 def _block_args(
     stage: Stage, channels: int, repeats: int
 ) -> list[dict[str, str | int | float | None]]:
-    """timm's decoded block arguments of one stage (the builder lets only the first block keep the stride)."""
+    """Return timm's decoded block arguments of one stage.
+
+    timm's builder keeps the stride only for the first block.
+    """
     shared = {
         "out_chs": channels,
         "stride": stage.stride,
@@ -248,7 +270,7 @@ def _block_args(
 
 
 def _zero_last_gains(model: "torch.nn.Module") -> None:
-    """Start every residual block as the identity: a short training then reaches depth it could not otherwise."""
+    """Initialise residual blocks as the identity, so that a short training can use more depth."""
     from torch import nn
 
     for module in model.modules():

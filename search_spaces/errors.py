@@ -1,18 +1,22 @@
-"""The one error that is the user's to mend."""
+"""The error that reports an invalid request.
+
+Every package of this project raises it, and the command line prints it.
+"""
 
 import difflib
 from collections.abc import Iterable
 
 
 class RequestError(ValueError):
-    """What was asked for cannot be: the message is one line that says what is wrong and how to mend it.
+    """An invalid request. The message is one line that states the problem and how to fix it.
 
-    The command line prints the message alone and exits with 2; every other exception is a fault of ours.
+    The command line prints the message without a traceback and exits with status 2. Any other
+    exception is a bug in this project.
     """
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> RequestError:
-    """The error for a name nobody knows: names the nearest one that exists, and all of them."""
+    """Return the error for an unknown name, with the closest known name or a list of all."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"

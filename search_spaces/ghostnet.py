@@ -1,10 +1,18 @@
-"""The GhostNet family: GhostNet-A of the paper's Table 7, the original GhostNet, exact cost, and timm's blocks.
+"""The GhostNet family: GhostNet-A of the paper's Table 7 and the original GhostNet.
 
-A ghost module computes half of its output with a 1x1 convolution and the other half from that with a 3x3 depthwise one.
-A stage is the rows of equal output. The twist (none is published): pixels int(240 r), repeats max(1, round(n d)) per
-stage, so that a shallow stage keeps its first rows and a deep one repeats its last; all channels but the last hidden
-layer's to the nearest multiple of 4 (Table 7's 28, 44 and 140 are none of 8), never more than 10 % down. The shortcut
-has convolutions where the table changes the shape, whatever the rounding makes of it.
+``search_spaces.get_space`` lists these spaces. The exact cost and the modules, which consist of
+timm's blocks, come from the same stage list. A ghost module computes half of its output with a 1x1
+convolution, and the other half from the first with a 3x3 depthwise one. A stage consists of the
+rows with equal output. The paper does not publish how (r, d, w) is applied; here it is rounded as
+follows:
+
+* pixels: int(240 r);
+* repeats: max(1, round(n d)) per stage; a shallow stage keeps its first rows, and a deep one
+  repeats its last;
+* channels, except those of the last hidden layer: the nearest multiple of 4 (Table 7's 28, 44 and
+  140 are not multiples of 8), but never more than 10 % down.
+
+The shortcut has convolutions if the table changes the shape, even if the rounded shapes are equal.
 """
 
 from collections import OrderedDict
@@ -25,7 +33,11 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """A block: ``expanded`` is its width between the ghost modules, or that width over its input where the table says so."""
+    """A block of a stage table.
+
+    ``expanded`` is the width between its ghost modules. If the table is ``relative``, it is the
+    ratio of that width to the block's input.
+    """
 
     kernel: int
     expanded: float
@@ -34,7 +46,11 @@ class Row(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """Blocks of one output; ``rows`` are their distinct kinds in order, the last repeated. A lone row keeps its input's shape."""
+    """Blocks with equal output.
+
+    ``rows`` are their distinct kinds in order; the last one repeats. A single row keeps the shape
+    of its input.
+    """
 
     channels: int
     repeats: int
@@ -42,7 +58,10 @@ class Stage(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """A real network; ``expanded`` has for each stage the width of each of its rows, 0 for one that it leaves out."""
+    """A real network: all values that depend on (r, d, w).
+
+    ``expanded`` contains the width of each row of each stage, 0 for a row that the stage omits.
+    """
 
     resolution: Any
     stem: Any
@@ -53,7 +72,7 @@ class Shape(NamedTuple):
 
 
 class Block(NamedTuple):
-    """One kind of block in a decoded network, and how often it stands there."""
+    """One kind of block in a decoded network, which occurs ``times`` times in a row."""
 
     channels: tuple[Any, Any]
     expanded: Any
@@ -66,7 +85,10 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """One baseline of the family; squeeze-excite reduces to ``expanded // squeeze`` in multiples of ``squeeze_divisor``."""
+    """One baseline of the family.
+
+    Squeeze-excite reduces to ``expanded // squeeze`` in multiples of ``squeeze_divisor``.
+    """
 
     name: str
     resolution: int
@@ -90,7 +112,8 @@ GHOSTNET_A = Table(
     (
         Stage(28, 1, (Row(3, 1, True, 1),)),
         Stage(44, 2, (Row(3, 3, True, 2), Row(3, 3, True, 1))),
-        # Table 7 leaves the kernels out; 5 in these two strided blocks gives its parameters and FLOPs.
+        # Table 7 omits the kernels; size 5 in the two strided blocks of 72 and 280 channels gives
+        # its parameters and FLOPs.
         Stage(72, 3, (Row(5, 3, True, 2), Row(3, 3, True, 1))),
         Stage(140, 4, (Row(3, 6, True, 2), Row(3, 2.5, True, 1))),
         Stage(196, 3, (Row(3, 6, True, 1), Row(3, 6, True, 1))),
@@ -134,21 +157,21 @@ TABLES = {
 
 
 class GhostNetSpace(SearchSpace):
-    """Twists of one table of the family; see the module docstring for the rounding."""
+    """Networks scaled from one table of the family; the module docstring describes the rounding."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
         self.name, self.version = table.name, table.version
         self.base_resolution, self.num_classes = table.resolution, table.num_classes
-        # (window, stride, squeeze or 0, projected, last of its stage) of each row of each stage.
+        # For each row of each stage: (kernel area, stride, squeeze or 0, projected, last row).
         befores = (table.stem, *(stage.channels for stage in table.stages))
         self._rows = tuple(
-            tuple(self._kinds(stage, before))
+            tuple(self._row_constants(stage, before))
             for stage, before in zip(table.stages, befores, strict=False)
         )
 
     def decode(self, r: Any, d: Any, w: Any) -> Shape:
-        t, near = self.table, round_channels if isinstance(w, np.ndarray) else _remembered
+        t, round_width = self.table, round_channels if isinstance(w, np.ndarray) else _cached_round
         cin = stem = round_channels(t.stem, w, t.divisor)
         channels, repeats, expanded = [], [], []
         for stage in t.stages:
@@ -159,11 +182,12 @@ class GhostNetSpace(SearchSpace):
             )
             for i, row in enumerate(stage.rows):
                 width = (
-                    near(row.expanded, cin, 8)
+                    round_width(row.expanded, cin, 8)
                     if t.relative
                     else round_channels(row.expanded, w, t.divisor)
                 )
-                # Rows that a shallow stage leaves out are none of its shape.
+                # Rows that a shallow stage omits have width 0, so that they do not distinguish two
+                # equal shapes.
                 widths.append(width * (blocks > i) if i else width)
                 cin = cout
             channels.append(cout)
@@ -172,7 +196,10 @@ class GhostNetSpace(SearchSpace):
         head = round_channels(t.head, w, t.divisor)
         return Shape(self.pixels(r), stem, tuple(channels), tuple(repeats), tuple(expanded), head)
 
-    def _kinds(self, stage: Stage, before: int) -> Iterator[tuple[int, int, int, bool, bool]]:
+    def _row_constants(
+        self, stage: Stage, before: int
+    ) -> Iterator[tuple[int, int, int, bool, bool]]:
+        """Yield the values of each row that ``count`` needs and that (r, d, w) does not change."""
         for i, row in enumerate(stage.rows):
             projected = not i and (row.stride > 1 or before != stage.channels)
             yield (
@@ -184,14 +211,14 @@ class GhostNetSpace(SearchSpace):
             )
 
     def blocks(self, shape: Shape) -> Iterator[Block]:
-        """Each kind of block in order; one that a shallow network leaves out stands there 0 times."""
+        """Yield each kind of block in order; one that a shallow stage omits has ``times`` 0."""
         t, cin, before = self.table, shape.stem, self.table.stem
         for stage, cout, repeats, expanded in zip(
             t.stages, shape.channels, shape.repeats, shape.expanded, strict=True
         ):
             last = len(stage.rows) - 1
             for i, (row, mid) in enumerate(zip(stage.rows, expanded, strict=True)):
-                times = _or_none(repeats - last) if i == last else 1 * (repeats > i)
+                times = _at_least_zero(repeats - last) if i == last else 1 * (repeats > i)
                 reduced = (
                     round_channels(1, mid // t.squeeze, t.squeeze_divisor) if row.squeeze else 0
                 )
@@ -207,18 +234,22 @@ class GhostNetSpace(SearchSpace):
                 cin, before = cout, stage.channels
 
     def count(self, shape: Shape, num_classes: int) -> Any:
-        """Multiply-adds, block kind by block kind; unrolled, since a search asks for nothing else as often."""
-        many = isinstance(shape.resolution, np.ndarray)
-        near = round_channels if many else _remembered
+        """Return the multiply-adds.
+
+        The sum is written out instead of using ``blocks`` and ``Tally``, since this is the most
+        frequent call of a search.
+        """
+        is_array = isinstance(shape.resolution, np.ndarray)
+        round_width = round_channels if is_array else _cached_round
         size = (shape.resolution - 1) // 2 + 1
         area, cin = size * size, shape.stem
         macs = 27 * cin * area + self.table.hidden * (shape.head + num_classes)
         for rows, cout, repeats, expanded in zip(
             self._rows, shape.channels, shape.repeats, shape.expanded, strict=True
         ):
-            left = repeats
+            remaining = repeats
             for (window, stride, squeeze, projected, last), mid in zip(rows, expanded, strict=True):
-                if not many and left <= 0:
+                if not is_array and remaining <= 0:
                     break
                 before = area
                 if stride > 1:
@@ -226,13 +257,13 @@ class GhostNetSpace(SearchSpace):
                     area = size * size
                 block = before * (mid // 2) * (cin + 9) + area * (cout // 2) * (mid + 9)
                 if squeeze:
-                    block += 2 * mid * near(1, mid // squeeze, self.table.squeeze_divisor)
+                    block += 2 * mid * round_width(1, mid // squeeze, self.table.squeeze_divisor)
                 if stride > 1:
                     block += area * mid * window
                 if projected:
                     block += area * cin * (window + cout)
-                macs += block * (_or_none(left) if last else 1 * (left > 0))
-                left = left - 1
+                macs += block * (_at_least_zero(remaining) if last else 1 * (remaining > 0))
+                remaining = remaining - 1
                 cin = cout
             cin = cout
         return macs + area * cin * shape.head
@@ -241,7 +272,7 @@ class GhostNetSpace(SearchSpace):
         tally, last = Tally(), shape.channels[-1]
         size = tally.conv((3, shape.stem), 3, shape.resolution, 2)
         for block in self.blocks(shape):
-            size = _tallied(tally, block, size)
+            size = _add_block(tally, block, size)
         tally.conv((last, shape.head), 1, size)
         tally.live(shape.head * size * size + shape.head)
         tally.conv((shape.head, self.table.hidden), 1, 1, bias=True, norm=False)
@@ -271,11 +302,15 @@ class GhostNetSpace(SearchSpace):
         drop_path_rate: float = 0.0,
         **options: Any,
     ) -> "torch.nn.Module":
-        """timm's blocks from the decoded stage list, with the parameter names of timm's GhostNets.
+        """Build the network of timm's blocks, with the parameter names of timm's GhostNets.
 
         Args:
+            network: a network of this space.
             drop_rate: dropout before the classifier (the paper's .2).
-            drop_path_rate: stochastic depth, rising linearly over the blocks.
+            drop_path_rate: stochastic depth, increasing linearly over the blocks.
+
+        Raises:
+            RequestError: an option is unknown.
         """
         if options:
             raise unknown("build option", next(iter(options)), ("drop_rate", "drop_path_rate"))
@@ -303,7 +338,7 @@ class GhostNetSpace(SearchSpace):
         )
 
     def _groups(self, shape: Shape, act: Any, drop_path_rate: float) -> "list[torch.nn.Module]":
-        """The blocks as timm nests them: a strided block stands alone, those that follow it together."""
+        """Group the blocks as timm does: each strided block alone, the ones after it together."""
         from torch import nn
 
         kinds = [kind for kind in self.blocks(shape) for _ in range(kind.times)]
@@ -315,19 +350,22 @@ class GhostNetSpace(SearchSpace):
         return [nn.Sequential(*group) for group in groups]
 
 
-# What a block's width rounds to from whole numbers of channels: the same few again and again.
-_remembered = lru_cache(maxsize=65536)(round_channels)
+# Block widths are computed from few distinct whole numbers of channels, so a cache is effective.
+_cached_round = lru_cache(maxsize=65536)(round_channels)
 
 
-def _or_none(times: Any) -> Any:
+def _at_least_zero(times: Any) -> Any:
     return np.maximum(times, 0.0) if isinstance(times, np.ndarray) else max(times, 0)
 
 
-def _tallied(tally: Tally, block: Block, size: Any) -> Any:
-    """A block's layers in the order they run; the halves of a ghost module are joined into a new tensor."""
+def _add_block(tally: Tally, block: Block, size: Any) -> Any:
+    """Add a block's layers in the order they run and return its output size.
+
+    The halves of a ghost module are concatenated into a new tensor.
+    """
     (cin, cout), mid, times = block.channels, block.expanded, block.times
     shortcut = cin * size * size
-    _ghost(tally, (cin, mid), size, 0, shortcut, times)
+    _add_ghost_module(tally, (cin, mid), size, 0, shortcut, times)
     out = size
     if block.stride > 1:
         out = tally.conv(
@@ -335,7 +373,7 @@ def _tallied(tally: Tally, block: Block, size: Any) -> Any:
         )
     if isinstance(block.reduced, np.ndarray) or block.reduced:
         tally.squeeze_excite(mid, block.reduced, out, held=shortcut, times=times)
-    _ghost(tally, (mid, cout), out, shortcut, shortcut, times)
+    _add_ghost_module(tally, (mid, cout), out, shortcut, shortcut, times)
     if block.projected:
         done = cout * out * out
         tally.conv(
@@ -345,18 +383,25 @@ def _tallied(tally: Tally, block: Block, size: Any) -> Any:
     return out
 
 
-def _ghost(
-    tally: Tally, channels: tuple[Any, Any], size: Any, beside: Any, shortcut: Any, times: Any
+def _add_ghost_module(
+    tally: Tally, channels: tuple[Any, Any], size: Any, held: Any, shortcut: Any, times: Any
 ) -> None:
-    """``beside`` is what is held while the input is still read, ``shortcut`` what is held after it."""
+    """Add a ghost module.
+
+    ``held`` elements stay alive in addition to the input, and ``shortcut`` elements after the input
+    is read.
+    """
     half = channels[1] // 2
-    tally.conv((channels[0], half), 1, size, held=beside, times=times)
+    tally.conv((channels[0], half), 1, size, held=held, times=times)
     tally.conv((half, half), 3, size, depthwise=True, held=shortcut, times=times)
     tally.live(shortcut + 4 * half * size * size, times)
 
 
 def _module(block: Block, act: Any, drop_path_rate: float) -> "torch.nn.Module":
-    """timm's ghost bottleneck; its own squeeze-excite rounds otherwise, and its shortcut looks at the rounded shape."""
+    """Build timm's ghost bottleneck, with our squeeze-excite and shortcut.
+
+    timm's squeeze-excite rounds differently, and its shortcut depends on the rounded shape.
+    """
     from timm.layers.drop import DropPath
     from timm.models._efficientnet_blocks import SqueezeExcite
     from timm.models.ghostnet import GhostBottleneck
@@ -376,12 +421,14 @@ def _module(block: Block, act: Any, drop_path_rate: float) -> "torch.nn.Module":
         )
     if drop_path_rate:
         module.ghost2.register_module("drop_path", DropPath(drop_path_rate))
-        module.ghost2.register_forward_hook(_dropped)
+        module.ghost2.register_forward_hook(_apply_drop_path)
     return module
 
 
-def _dropped(ghost: "torch.nn.Module", _inputs: Any, output: "torch.Tensor") -> "torch.Tensor":
-    """timm's ghost blocks have no stochastic depth of their own."""
+def _apply_drop_path(
+    ghost: "torch.nn.Module", _inputs: Any, output: "torch.Tensor"
+) -> "torch.Tensor":
+    """Apply stochastic depth, which timm's ghost blocks do not have."""
     return ghost.get_submodule("drop_path")(output)
 
 

@@ -1,4 +1,7 @@
-"""A user's own space by name, ``module:attribute``; whatever is wrong with it is one line."""
+"""Loads custom search spaces by name, ``module:attribute``, and checks that they work.
+
+``search_spaces.get_space`` calls it. Every problem is reported in one line.
+"""
 
 import importlib
 import inspect
@@ -14,52 +17,62 @@ from search_spaces.space import Cost, SearchSpace
 
 
 def is_own(name: str) -> bool:
-    """Whether a space's name is meant as a module's, or as a file's, and not as a built-in one's."""
+    """Return whether a name refers to a custom space (a module or a file), not a built-in one."""
     return ":" in name or _is_file(name)
 
 
 def load_space(name: str) -> SearchSpace:
-    """The space that ``module:attribute`` names: a SearchSpace, or a class or function that gives one without arguments.
+    """Load the space ``module:attribute``.
+
+    The attribute is a SearchSpace, or a class or function that returns one without arguments.
 
     Raises:
-        RequestError: the module or the attribute is not there, fails, or gives no whole SearchSpace.
+        RequestError: the module or the attribute does not exist, fails, or does not give a complete
+            SearchSpace.
     """
     if _is_file(name):
-        raise _refusal(name, _as_module(name))
+        raise _load_error(name, _file_advice(name))
     module, _, attribute = name.rpartition(":")
     if not (module and attribute):
-        raise _refusal(name, "give module:attribute, as in my_space:Space")
-    loaded = _imported(name, module)
+        raise _load_error(name, "pass module:attribute, such as my_space:Space")
+    loaded = _import(name, module)
     if not hasattr(loaded, attribute):
         raise _no_attribute(name, loaded)
-    space = _made(name, module, getattr(loaded, attribute))
-    lacking = [needed for needed in ("name", "base_resolution") if not hasattr(space, needed)]
-    if lacking:
-        raise _refusal(name, f"its class lacks {' and '.join(lacking)}, which every space has")
-    _try(name, module, space)
+    space = _create(name, module, getattr(loaded, attribute))
+    missing = [needed for needed in ("name", "base_resolution") if not hasattr(space, needed)]
+    if missing:
+        attributes = " and ".join(missing)
+        raise _load_error(name, f"its class does not set {attributes}, which every space needs")
+    _check_baseline(name, module, space)
     return space
 
 
-def _try(name: str, module: str, space: SearchSpace) -> None:
-    """Its baseline costed in numbers and in arrays: a fault is said here and not in the middle of a search."""
-    hold = "hold it to search_spaces.testing.SpaceContract"
+def _check_baseline(name: str, module: str, space: SearchSpace) -> None:
+    """Cost the baseline in numbers and in arrays, to report an error before a search starts."""
+    advice = "test it with search_spaces.testing.SpaceContract"
     for one in (1.0, np.ones(2)):
         kind = "arrays" if isinstance(one, np.ndarray) else "numbers"
         try:
             cost = space.cost(space.decode(one, one, one), 10)
         except Exception as error:  # a user's module may raise anything
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise _refusal(
-                name, f"{_place(module, error)} fails on {kind} ({said}); {hold}"
+            message = _one_line(error)
+            raise _load_error(
+                name, f"{_location(module, error)} fails on {kind} ({message}); {advice}"
             ) from error
         if not isinstance(cost, Cost):
-            raise _refusal(
-                name, f"its cost gives a {type(cost).__name__} and no search_spaces.Cost; {hold}"
+            raise _load_error(
+                name,
+                f"expected its cost() to return search_spaces.Cost, got {type(cost).__name__}; "
+                f"{advice}",
             )
 
 
-def _refusal(name: str, reason: str) -> RequestError:
+def _load_error(name: str, reason: str) -> RequestError:
     return RequestError(f"space {name!r} cannot be loaded: {reason}")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _is_file(name: str) -> bool:
@@ -71,36 +84,43 @@ def _is_file(name: str) -> bool:
     )
 
 
-def _as_module(name: str) -> str:
+def _file_advice(name: str) -> str:
     file, _, attribute = name.rpartition(":")
-    # The colon of a drive is no attribute's.
+    # A colon may also belong to a drive letter.
     file, attribute = (file, attribute) if file and attribute.isidentifier() else (name, "Space")
     stem = PureWindowsPath(file).stem
-    return f"it is a file; give module:attribute, {stem}:{attribute}, and run from the folder that {stem}.py lies in"
+    return (
+        f"it is a file; pass {stem}:{attribute} (module:attribute) and run from the folder of "
+        f"{stem}.py"
+    )
 
 
-def _imported(name: str, module: str) -> ModuleType:
+def _import(name: str, module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or module
         if f"{module}.".startswith(f"{missing}."):
-            mend = f"run from the folder that {missing} lies in, put that folder on PYTHONPATH, or install it"
-            raise _refusal(name, f"there is no module {missing!r}; {mend}") from error
-        raise _refusal(
-            name, f"{_place(module, error)} needs {missing}, which is not installed; install it"
+            fix = (
+                f"run from the folder that contains {missing}, add that folder to PYTHONPATH, "
+                "or install it"
+            )
+            raise _load_error(name, f"there is no module {missing!r}; {fix}") from error
+        raise _load_error(
+            name, f"{_location(module, error)} needs {missing}, which is not installed; install it"
         ) from error
     except (Exception, SystemExit) as error:  # a user's module may raise anything
-        raise _failed(name, module, error) from error
+        raise _module_error(name, module, error) from error
 
 
 def _no_attribute(name: str, module: ModuleType) -> RequestError:
     known = [key for key, value in vars(module).items() if _is_space(value)]
     if known:
         return unknown("space", name, [f"{module.__name__}:{key}" for key in known])
-    return _refusal(
+    return _load_error(
         name,
-        f"{module.__name__} has neither that name nor any other space; subclass search_spaces.SearchSpace in it",
+        f"{module.__name__} does not define it and contains no other space; "
+        "subclass search_spaces.SearchSpace in it",
     )
 
 
@@ -110,38 +130,39 @@ def _is_space(value: Any) -> bool:
     )
 
 
-def _made(name: str, module: str, found: Any) -> SearchSpace:
-    if inspect.isabstract(found):
-        missing = ", ".join(sorted(found.__abstractmethods__))
-        raise _refusal(
+def _create(name: str, module: str, value: Any) -> SearchSpace:
+    if inspect.isabstract(value):
+        missing = ", ".join(sorted(value.__abstractmethods__))
+        raise _load_error(
             name,
-            f"its class lacks the method {missing}; search_spaces.SearchSpace says what to write",
+            f"its class lacks the method {missing}; search_spaces.SearchSpace documents it",
         )
-    if not isinstance(found, SearchSpace) and callable(found):
+    if not isinstance(value, SearchSpace) and callable(value):
         try:
-            inspect.signature(found).bind()
+            inspect.signature(value).bind()
         except TypeError as error:
-            mend = f"make it in the module, SPACE = {name.rpartition(':')[2]}(...), and give {module}:SPACE"
-            raise _refusal(name, f"it needs arguments ({error}); {mend}") from error
+            attribute = name.rpartition(":")[2]
+            fix = f"add SPACE = {attribute}(...) to the module and pass {module}:SPACE"
+            raise _load_error(name, f"it needs arguments ({error}); {fix}") from error
         try:
-            found = found()
+            value = value()
         except Exception as error:
-            raise _failed(name, module, error) from error
-    if not isinstance(found, SearchSpace):
-        mend = "name one, or a class or function that gives one without arguments"
-        raise _refusal(
-            name, f"it is of type {type(found).__name__}, no search_spaces.SearchSpace; {mend}"
+            raise _module_error(name, module, error) from error
+    if not isinstance(value, SearchSpace):
+        raise _load_error(
+            name,
+            "expected a search_spaces.SearchSpace, or a class or function that returns one "
+            f"without arguments, got {type(value).__name__}",
         )
-    return found
+    return value
 
 
-def _failed(name: str, module: str, error: BaseException) -> RequestError:
-    said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return _refusal(name, f"{_place(module, error)} raises {said}; mend it there")
+def _module_error(name: str, module: str, error: BaseException) -> RequestError:
+    return _load_error(name, f"{_location(module, error)} raises {_one_line(error)}; fix it there")
 
 
-def _place(module: str, error: BaseException) -> str:
-    """File and line of the user's module where an error came up, or the module alone."""
+def _location(module: str, error: BaseException) -> str:
+    """Return file and line of the error in the user's module, or else only the module's name."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}, line {error.lineno},"
     frames = [

@@ -1,8 +1,9 @@
-"""The paper's tables 1, 2, 3 and 6 as it prints them, and table 7 from our own stage list of GhostNet-A.
+"""The paper's tables 1, 2, 3 and 6 as printed, and table 7 from our stage list of GhostNet-A.
 
-Figures are the paper's text ("387M", "4.1B"), each table's own: TinyNet-C is 97M in table 1 and 100M in table 3.
-Accuracies are percent, measured by the paper's authors. Of tables 4 and 5 nothing is here: they need the authors' phone
-and a trained detector.
+``tinynet networks`` prints them, and ``search_spaces.networks`` reads the figures of its rows here.
+Figures are the paper's text ("387M", "4.1B") and may differ between tables: TinyNet-C is 97M in
+table 1 and 100M in table 3. Accuracies are in percent and were measured by the paper's authors.
+Tables 4 and 5 are not included: they need the authors' phone and a trained detector.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,10 @@ _UNITS = {"M": 1e6, "B": 1e9}
 
 
 class Row(NamedTuple):
-    """A row of a table; ``network`` names ours in ``search_spaces.networks``, None where it is other people's."""
+    """A row of a table.
+
+    ``network`` is its name in ``search_spaces.networks``, or None for a network from another paper.
+    """
 
     model: str
     flops: str | None
@@ -29,9 +33,13 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One table; ``images`` is the set that its accuracies were measured on, ``groups`` are set apart by lines.
+    """One table of the paper.
 
-    Where ``side_by_side`` the groups stand beside each other. ``footnote`` belongs to the row marked with a dagger.
+    Attributes:
+        images: the dataset on which the accuracies were measured.
+        groups: rows, in groups that are separated by lines.
+        side_by_side: whether the groups are printed next to each other.
+        footnote: footnote of the row marked with a dagger.
     """
 
     title: str
@@ -46,7 +54,10 @@ class PaperTable:
 
 
 class Layer(NamedTuple):
-    """A row of table 7: square input of ``size`` pixels and ``channels``; None where the operator has no such property."""
+    """A row of table 7: square input of ``size`` pixels with ``channels`` channels.
+
+    A property that the operator does not have is None.
+    """
 
     size: int
     channels: int
@@ -99,7 +110,7 @@ TABLES = {
         ),
     ),
     "table3": PaperTable(
-        "TinyNets beside other small networks",
+        "TinyNets and other small networks",
         "ImageNet-1000",
         (
             (
@@ -146,7 +157,7 @@ TABLES = {
         ),
     ),
     "table6": PaperTable(
-        "GhostNet-A to D beside other small networks",
+        "GhostNet-A to D and other small networks",
         "ImageNet-1000",
         (
             (
@@ -183,47 +194,49 @@ NAMES = (*TABLES, "table7")
 
 
 def check_table(name: str) -> None:
-    """Make sure that a table is here.
+    """Check that a table is available.
 
     Raises:
-        RequestError: it is not; the line names those that are.
+        RequestError: it is not; the message lists the available tables.
     """
     if name not in NAMES:
-        elsewhere = "table4 needs the paper's phone and table5 a trained detector"
+        unavailable = "table4 needs the paper's phone and table5 a trained detector"
         raise RequestError(
-            f"no {name!r} to print: give {', '.join(NAMES[:-1])} or {NAMES[-1]} ({elsewhere})"
+            f"unknown table {name!r}: pass {', '.join(NAMES[:-1])} or {NAMES[-1]} ({unavailable})"
         )
 
 
 def row_of(network: str) -> Row:
-    """The row with a named network's figures: of several the last table's, which print params too."""
+    """Return the row of a named network: the last of several, since that one prints params too."""
     return next(
         row for table in reversed(TABLES.values()) for row in table.rows if row.network == network
     )
 
 
-def value(printed: str) -> float:
-    """The number that a printed figure stands for: 4.1e9 of "4.1B"."""
+def parse_figure(printed: str) -> float:
+    """Convert a printed figure to a number: "4.1B" is 4.1e9."""
     return float(printed[:-1]) * _UNITS[printed[-1]]
 
 
-def off(printed: str, exact: float) -> float:
-    """How far an exact figure lies from the paper's, percent of the paper's."""
-    return 100 * (exact / value(printed) - 1)
+def percent_off(printed: str, exact: float) -> float:
+    """Return the relative difference of an exact figure from the paper's, in percent."""
+    return 100 * (exact / parse_figure(printed) - 1)
 
 
 def meets(printed: str, exact: float) -> bool:
-    """Whether an exact figure is the one the paper prints: no further from it than half its last digit, or than 1 % of it.
+    """Return whether an exact figure matches the printed one within half its last digit or 1 %.
 
-    The 1 % is for what the paper counts otherwise: its FLOPs lie up to .8 % above the exact multiply-adds.
+    The 1 % allows for a different way of counting: the paper's FLOPs are up to .8 % above the exact
+    multiply-adds.
     """
     decimals = len(printed[:-1].partition(".")[2])
     half_digit = 0.5 * 10**-decimals * _UNITS[printed[-1]]
-    return abs(exact - value(printed)) <= max(half_digit, 0.01 * value(printed))
+    figure = parse_figure(printed)
+    return abs(exact - figure) <= max(half_digit, 0.01 * figure)
 
 
 def architecture() -> list[Layer]:
-    """Table 7: the layers of GhostNet-A as it is counted and built, alike ones in a row as one."""
+    """Return table 7: the layers of GhostNet-A as counted and built, equal neighbours merged."""
     table = GHOSTNET_A
     size, before = table.resolution, table.stem
     layers = [Layer(size, 3, "Conv 3×3", None, table.stem, False, 2, 1)]
@@ -251,7 +264,10 @@ def architecture() -> list[Layer]:
 
 
 def _merged(layers: list[Layer]) -> Iterator[Layer]:
-    """Neighbours of the same operator and properties as one with their number; its input is the first's."""
+    """Merge neighbours with equal operators and properties into one layer with ``repeats``.
+
+    The merged layer keeps the input size of the first.
+    """
     last = layers[0]
     for layer in layers[1:]:
         if layer[2:-1] == last[2:-1]:

@@ -1,4 +1,7 @@
-"""timm's published weights: their names, their file from the hub, and whether they mean the network that asks for them."""
+"""Finds and downloads timm's published weights and checks that they belong to a network.
+
+``search_spaces.weights`` and ``tinynet train --eval-only`` use it.
+"""
 
 import copy
 import difflib
@@ -13,16 +16,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-# Of the outputs' spread: another padding, pooling or epsilon differs by more, another order of summation by far less.
-SAME = 1e-4
+# Tolerance, relative to the spread of the outputs. A different padding, pooling or epsilon exceeds
+# it; a different order of summation stays far below it.
+OUTPUT_TOLERANCE = 1e-4
 
 
 def find_published(name: str) -> Any:
-    """timm's configuration (``architecture``, ``tag``, ``hf_hub_id``, ``mean``, ...) of ``architecture.tag``, or of timm's own
-    choice of tag where none is given.
+    """Return timm's configuration of the weights ``architecture.tag``.
+
+    Without a tag, timm chooses one. The configuration has ``architecture``, ``tag``, ``hf_hub_id``,
+    ``mean`` and more.
 
     Raises:
-        RequestError: timm publishes no such weights on the hub; the nearest name is named.
+        RequestError: timm publishes no such weights on the hub; the message suggests the closest
+            name.
     """
     import timm
     from timm.models import get_pretrained_cfg
@@ -30,29 +37,31 @@ def find_published(name: str) -> Any:
     plain = name.removeprefix("timm/")
     tagged = timm.list_pretrained()
     known = {*tagged, *(each.partition(".")[0] for each in tagged)}
-    found = get_pretrained_cfg(plain) if plain in known else None
-    if found is None or not found.has_weights:
+    published = get_pretrained_cfg(plain) if plain in known else None
+    if published is None or not published.has_weights:
         near = difflib.get_close_matches(plain, sorted(known), n=1, cutoff=0.5)
         hint = (
             f"did you mean {near[0]!r}?"
             if near
-            else "give a file, or a name of timm.list_pretrained()"
+            else "pass a file, or a name from timm.list_pretrained()"
         )
         raise RequestError(
-            f"no weights {name!r}, neither a file here nor published by timm: {hint}"
+            f"unknown weights {name!r}: not a file and not published by timm: {hint}"
         )
-    if not found.hf_hub_id:
+    if not published.hf_hub_id:
         raise RequestError(
-            f"timm publishes {name!r} outside the hub: download {found.url} and give the file"
+            f"timm publishes {name!r} outside the hub: download {published.url} and pass the file"
         )
-    return found
+    return published
 
 
 def download(published: Any, label: str) -> Path:
-    """The weights' file in the hub's own cache, fetched where it is not there yet (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE count).
+    """Return the weights' file in the hub's cache, and download it first if it is not cached.
+
+    HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE apply.
 
     Raises:
-        RequestError: the hub does not answer, or does not have the weights.
+        RequestError: the hub does not respond, or does not have the weights.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
@@ -64,22 +73,26 @@ def download(published: Any, label: str) -> Path:
         return Path(cached[0])
     if constants.HF_HUB_OFFLINE:
         raise RequestError(
-            f"weights {label!r} are not in the hub's cache, and HF_HUB_OFFLINE is set: give a file, or go online once"
+            f"weights {label!r} are not in the hub's cache, and HF_HUB_OFFLINE is set: "
+            "pass a file, or run once online"
         )
     try:
-        return Path(hf_hub_download(repo, _first_there(repo)))
-    except (
-        Exception
-    ) as error:  # the client raises its own errors, its HTTP library's and the system's
+        return Path(hf_hub_download(repo, _first_available(repo)))
+    # The client raises its own errors, those of its HTTP library and those of the system.
+    except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        where = f"cannot be had from {constants.ENDPOINT} ({reason})"
         raise RequestError(
-            f"weights {label!r} are not in the hub's cache and {where}: go online, set HF_ENDPOINT, or give a file"
+            f"weights {label!r} are not in the hub's cache and cannot be downloaded from "
+            f"{constants.ENDPOINT} ({reason}): connect to the network, set HF_ENDPOINT, "
+            "or pass a file"
         ) from error
 
 
-def _first_there(repo: str) -> str:
-    """The first of the files that the hub has; asked in advance, since a download tries a silent hub for half a minute."""
+def _first_available(repo: str) -> str:
+    """Return the first of the files that the hub has.
+
+    The check runs before the download, which retries for half a minute if the hub does not respond.
+    """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -95,25 +108,28 @@ def _first_there(repo: str) -> str:
 def check_function(
     module: "torch.nn.Module", state: Mapping[str, "Tensor"], published: Any, label: str
 ) -> None:
-    """Make sure that the module computes with the weights what timm's own network of that name does.
+    """Check that the module computes the same function with the weights as timm's network does.
 
-    Names and shapes do not tell padding, pooling or epsilon: tf_efficientnet_b0's weights fit B0 and mean another function.
+    Names and shapes do not determine padding, pooling or epsilon: the weights of tf_efficientnet_b0
+    fit B0, but belong to a different function.
 
     Raises:
-        RequestError: it does not.
+        RequestError: the outputs differ.
     """
     import timm
     import torch
 
-    theirs = timm.create_model(published.architecture, num_classes=published.num_classes)
+    reference = timm.create_model(published.architecture, num_classes=published.num_classes)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).double()
     exact = {name: tensor.double() for name, tensor in state.items() if tensor.is_floating_point()}
     with torch.no_grad():
-        ours, wanted = (
+        actual, expected = (
             torch.func.functional_call(each.double().eval(), exact, images)
-            for each in (copy.deepcopy(module), theirs)
+            for each in (copy.deepcopy(module), reference)
         )
-    if (ours - wanted).abs().max() > SAME * (wanted - wanted.mean()).abs().max():
+    spread = (expected - expected.mean()).abs().max()
+    if (actual - expected).abs().max() > OUTPUT_TOLERANCE * spread:
         raise RequestError(
-            f"weights {label!r} fit by name and shape, but mean another function: timm's {published.architecture}"
+            f"weights {label!r} match by name and shape, but are for a different function: "
+            f"timm's {published.architecture}"
         )

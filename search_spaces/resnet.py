@@ -1,7 +1,11 @@
-"""The ResNet family: ResNet-50, -34 and -18 from one table, exact cost, and timm's blocks from the same stage list.
+"""The ResNet family: ResNet-50, -34 and -18, their exact cost, and modules of timm's blocks.
 
-The strided convolution of a bottleneck is its 3x3 one. The twist: pixels int(224 r), repeats max(1, round(n d)) per
-stage, stem and planes to the nearest multiple of 8 but never more than 10 % down.
+``search_spaces.get_space`` lists these spaces. The cost and the modules come from the same stage
+list. The strided convolution of a bottleneck is its 3x3 one. (r, d, w) is rounded as follows:
+
+* pixels: int(224 r);
+* repeats: max(1, round(n d)) per stage;
+* stem and planes: the nearest multiple of 8, but never more than 10 % down.
 """
 
 from collections import OrderedDict
@@ -19,7 +23,10 @@ if TYPE_CHECKING:
 
 
 class Shape(NamedTuple):
-    """A real network: ``planes`` (channels of the 3x3 convolutions) and ``repeats`` (blocks) have one entry a stage."""
+    """A real network: all values that depend on (r, d, w).
+
+    ``planes`` (channels of the 3x3 convolutions) and ``repeats`` (blocks) have one entry per stage.
+    """
 
     resolution: Any
     stem: Any
@@ -29,7 +36,10 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """One baseline of the family; a block's output has ``expansion`` times its planes, 4 in bottlenecks, 1 in basic blocks."""
+    """One baseline of the family.
+
+    A block's output has ``expansion`` times its planes: 4 in bottlenecks, 1 in basic blocks.
+    """
 
     name: str
     expansion: int
@@ -54,7 +64,7 @@ TABLES = {
 
 
 class ResNetSpace(SearchSpace):
-    """Twists of one table of the family; see the module docstring for the rounding."""
+    """Networks scaled from one table of the family; the module docstring describes the rounding."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -69,7 +79,11 @@ class ResNetSpace(SearchSpace):
         )
 
     def count(self, shape: Shape, num_classes: int) -> Any:
-        """Multiply-adds; of each stage the first block, which alone may be strided and projected, and the others alike."""
+        """Return the multiply-adds.
+
+        Each stage is its first block, which may have a stride and a projection, plus equal further
+        blocks.
+        """
         expansion = self.table.expansion
         size = (shape.resolution - 1) // 2 + 1
         cin = shape.stem
@@ -82,10 +96,10 @@ class ResNetSpace(SearchSpace):
             area, projected = size * size, stride > 1 or expansion > 1
             if expansion > 1:
                 first = before * cin * planes + area * planes * (9 * planes + cout)
-                again = area * planes * (cout + 9 * planes + cout)
+                further = area * planes * (cout + 9 * planes + cout)
             else:
-                first, again = 9 * area * planes * (cin + planes), 18 * area * planes * planes
-            macs += first + projected * area * cin * cout + (repeats - 1) * again
+                first, further = 9 * area * planes * (cin + planes), 18 * area * planes * planes
+            macs += first + projected * area * cin * cout + (repeats - 1) * further
             cin = cout
         return macs + cin * num_classes
 
@@ -122,7 +136,10 @@ class ResNetSpace(SearchSpace):
         *,
         projected: bool,
     ) -> Any:
-        """A block's convolutions in the order they run: its branch, then the projection that the branch is added to."""
+        """Add a block's convolutions in the order they run and return its output size.
+
+        The residual branch runs first, then the projection to which it is added.
+        """
         (cin, planes), cout = channels, channels[1] * self.table.expansion
         shortcut, out = cin * size * size, size
         bottleneck = ((cin, planes, 1, 1), (planes, planes, 3, stride), (planes, cout, 1, 1))
@@ -152,11 +169,15 @@ class ResNetSpace(SearchSpace):
         drop_path_rate: float = 0.0,
         **options: Any,
     ) -> "torch.nn.Module":
-        """timm's blocks from the decoded stage list, with the parameter names of timm's ResNets.
+        """Build the network of timm's blocks, with the parameter names of timm's ResNets.
 
         Args:
+            network: a network of this space.
             drop_rate: dropout before the classifier.
-            drop_path_rate: stochastic depth, rising linearly over the blocks.
+            drop_path_rate: stochastic depth, increasing linearly over the blocks.
+
+        Raises:
+            RequestError: an option is unknown.
         """
         if options:
             raise unknown("build option", next(iter(options)), ("drop_rate", "drop_path_rate"))
@@ -180,7 +201,8 @@ class ResNetSpace(SearchSpace):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if hasattr(module, "zero_init_last"):
-                getattr(module, "zero_init_last")()  # noqa: B009 - torch types attributes as modules
+                # getattr, since torch types the attributes of a module as modules.
+                getattr(module, "zero_init_last")()  # noqa: B009
         return model
 
     def _stages(

@@ -1,4 +1,7 @@
-"""How multiplied channels and repeats become whole numbers, one at a time or in arrays."""
+"""Rounds scaled channels and repeats to whole numbers, for scalars and arrays.
+
+The search spaces of all families use it to decode (r, d, w).
+"""
 
 from typing import Any
 
@@ -6,17 +9,20 @@ import numpy as np
 
 
 def round_channels(channels: float, w: Any, divisor: int) -> Any:
-    """Nearest multiple of the divisor, one step up where that would lose more than 10 % (scalar or array)."""
-    wanted = channels * w
-    if isinstance(wanted, np.ndarray):
-        rounded = np.maximum((wanted + divisor / 2) // divisor * divisor, divisor)
-        return rounded + divisor * (rounded < 0.9 * wanted)
-    rounded = int(wanted + divisor / 2) // divisor * divisor or divisor
-    return rounded + divisor if rounded < 0.9 * wanted else rounded
+    """Round to the nearest multiple of the divisor, or one step up if that loses more than 10 %.
+
+    Accepts a scalar or an array ``w``.
+    """
+    scaled = channels * w
+    if isinstance(scaled, np.ndarray):
+        rounded = np.maximum((scaled + divisor / 2) // divisor * divisor, divisor)
+        return rounded + divisor * (rounded < 0.9 * scaled)
+    rounded = int(scaled + divisor / 2) // divisor * divisor or divisor
+    return rounded + divisor if rounded < 0.9 * scaled else rounded
 
 
 def round_repeats(repeats: int, d: Any) -> Any:
-    """max(1, round(n d)), halves to even (scalar or array)."""
+    """Return max(1, round(n d)), rounding halves to even, for a scalar or an array ``d``."""
     return (
         np.maximum(1.0, np.rint(repeats * d))
         if isinstance(d, np.ndarray)

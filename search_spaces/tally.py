@@ -1,7 +1,8 @@
-"""Adds up what a network costs, layer by layer in the order of its forward pass.
+"""Adds up the cost of a network, layer by layer in the order of its forward pass.
 
-A space's ``cost`` walks its decoded shape once and reports each layer here. Sizes are ints, or equally long float64
-arrays when many networks are costed at once; ``times`` is how often a block repeats, and may be 0.
+A space's ``cost`` iterates over its decoded shape once and adds each layer here. Sizes are ints, or
+float64 arrays of equal length when many networks are costed at once. ``times`` is how often a block
+repeats, and may be 0.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ from search_spaces.space import Cost
 
 
 def highest(*values: Any) -> Any:
-    """The largest of ints, or element by element of arrays."""
+    """Return the largest of the ints, or the element-wise maximum of arrays."""
     if not any(isinstance(value, np.ndarray) for value in values):
         return max(values)
     top = values[0]
@@ -22,10 +23,10 @@ def highest(*values: Any) -> Any:
 
 
 class Tally:
-    """Multiply-adds, parameters, activations and peak memory of the layers seen so far.
+    """Multiply-adds, parameters, activations and peak memory of the layers added so far.
 
-    ``held`` is how many elements stay alive beside a layer's own input and output: a shortcut that is added later, the
-    half of a concatenation that is done.
+    ``held`` is the number of elements that stay alive in addition to a layer's own input and
+    output: a shortcut that is added later, or the finished half of a concatenation.
     """
 
     def __init__(self) -> None:
@@ -47,14 +48,17 @@ class Tally:
         held: Any = 0,
         times: Any = 1,
     ) -> Any:
-        """A square convolution padded by half its kernel, followed by batch norm unless told otherwise.
+        """Add a square convolution, padded by half its kernel.
 
         Args:
-            channels: in and out; equal where ``depthwise``.
-            size: side of the input, pixels.
+            channels: input and output channels; equal if ``depthwise``.
+            size: side of the input in pixels.
+            norm: whether batch norm follows.
+            held: further elements alive during the layer.
+            times: how often the layer repeats.
 
         Returns:
-            Side of the output, pixels.
+            Side of the output in pixels.
         """
         cin, cout = channels
         out = (size - 1) // stride + 1
@@ -68,21 +72,24 @@ class Tally:
     def squeeze_excite(
         self, channels: Any, reduced: Any, size: Any, *, held: Any = 0, times: Any = 1
     ) -> None:
-        """Pool, two 1x1 convolutions with bias, and a gate that scales its input in place."""
+        """Add a pooling, two 1x1 convolutions with bias, and a gate applied in place."""
         held = held + channels * size * size
         self.live(held + channels, times)
         self.conv((channels, reduced), 1, 1, bias=True, norm=False, held=held, times=times)
         self.conv((reduced, channels), 1, 1, bias=True, norm=False, held=held, times=times)
 
     def linear(self, features: tuple[Any, Any]) -> None:
-        """A linear layer with bias, on a vector."""
+        """Add a linear layer with bias, applied to a vector."""
         inputs, outputs = features
         self.macs = self.macs + inputs * outputs
         self.params = self.params + (inputs + 1) * outputs
         self.live(inputs + outputs)
 
     def live(self, elements: Any, times: Any = 1) -> None:
-        """A moment with that many elements alive: what pooling and concatenation write, or a block that repeats ``times``."""
+        """Record that this number of elements is alive at once, if ``times`` is above 0.
+
+        Poolings and concatenations, which add no cost, are recorded this way.
+        """
         self.peak = highest(self.peak, elements * (times > 0))
 
     def total(self) -> Cost:

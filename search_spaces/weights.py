@@ -1,6 +1,7 @@
-"""Weights for a built network: from a file, or timm's published ones from the hub.
+"""Loads weights into a built network, from a file or from timm's published ones on the hub.
 
-Every name and shape must match; what cannot be loaded is said in one line, and leaves the module as it was.
+``Network.build``, training, evaluation and export call it. Every name and shape must match. If the
+weights cannot be loaded, the error is one line and the module stays unchanged.
 """
 
 import argparse
@@ -20,23 +21,25 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# Bytes of a file.
-LARGEST = 16 * 2**30
+MAX_FILE_BYTES = 16 * 2**30
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
-# Averaged weights first, as timm takes them.
+# Averaged weights come first, as in timm.
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 WRAPPERS = ("module.", "_orig_mod.")
-# Counters that no output depends on: of batch norm, and of a profiler that the GhostNet authors left in.
+# Counters that do not affect the output: those of batch norm, and those of a profiler that the
+# GhostNet authors left in their weights.
 COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights come from.
+    """The source of weights.
 
     Attributes:
-        label: as messages and reports name it: the file as it was given, or timm's ``architecture.tag``.
-        published: timm's configuration of published weights (``mean``, ``std``, ``architecture``, ...), None for a file.
+        path: the file.
+        label: the name in messages and reports: the file as given, or timm's ``architecture.tag``.
+        published: timm's configuration of published weights (``mean``, ``std``, ``architecture``,
+            ...), or None for a file.
     """
 
     path: Path
@@ -45,57 +48,65 @@ class Source:
 
 
 def load_weights(module: "torch.nn.Module", source: str | Path | Source) -> None:
-    """Load weights into a module, every parameter and buffer by its name, in the module's own dtype.
+    """Load weights into a module, every parameter and buffer by name, in the module's dtype.
 
     Args:
-        source: a .safetensors or torch file, the name of timm's published weights, or what ``locate`` found.
+        module: the module to load into.
+        source: a .safetensors or torch file, the name of timm's published weights, or the result of
+            ``locate``.
 
     Raises:
-        RequestError: the weights are not there, damaged, or of another network; the module is as it was.
+        RequestError: the weights do not exist, are damaged, or belong to a different network; the
+            module stays unchanged.
     """
     import torch
 
-    found = source if isinstance(source, Source) else locate(source)
+    located = source if isinstance(source, Source) else locate(source)
     own = module.state_dict()
-    given = _bare(read_weights(found), own)
-    differing = list(_differences(own, given, found.label))
+    given = _without_prefixes(read_weights(located), own)
+    differing = list(_differences(own, given, located.label))
     if differing:
         raise RequestError(
-            _classes_differ(module, own, given, differing, found.label) or differing[0][1]
+            _classes_message(module, own, given, differing, located.label) or differing[0][1]
         )
     chosen = {
         name: given[name]
         for name, tensor in own.items()
         if name in given and given[name].shape == tensor.shape
     }
-    if found.published is not None:
-        check_function(module, chosen, found.published, found.label)
+    if located.published is not None:
+        check_function(module, chosen, located.published, located.label)
     with torch.no_grad():
         for name, tensor in chosen.items():
             own[name].copy_(tensor)
 
 
 def locate(source: str | Path) -> Source:
-    """The file behind a path or a published name; published weights are downloaded once, into the hub's usual cache.
+    """Return the source for a path or a published name.
+
+    Published weights are downloaded once, into the hub's usual cache.
 
     Raises:
-        RequestError: there is no such file or name, or the hub cannot be reached.
+        RequestError: the file or the name does not exist, or the hub cannot be reached.
     """
     if not isinstance(source, str | Path):
         raise RequestError(
-            f"pretrained={source!r} names no weights: give a file, or a name such as 'tinynet_e.in1k'"
+            f"pretrained={source!r} is not valid: pass a file, or a name such as 'tinynet_e.in1k'"
         )
     path, text = Path(os.path.expanduser(source)), str(source)
-    if os.path.isfile(path):  # False, too, where the text is too long for a path
+    # os.path.isfile also returns False if the text is too long for a path.
+    if os.path.isfile(path):
         return Source(path, text)
-    # A folder with a published name is often an export of that network.
+    # A folder may have a published name, often as an export of that network, so it is an error only
+    # if the text cannot be a published name.
     if isinstance(source, Path) or path.suffix in SUFFIXES or "/" in text.removeprefix("timm/"):
         if path.is_dir():
             raise RequestError(
-                f"weights {text!r} is a folder: give the .safetensors or .pth file in it"
+                f"weights {text!r} is a folder: pass the .safetensors or .pth file in it"
             )
         raise RequestError(
-            f"weights file {text!r} does not exist: give a .safetensors or .pth file, or a name such as 'tinynet_e.in1k'"
+            f"weights file {text!r} does not exist: pass a .safetensors or .pth file, "
+            "or a name such as 'tinynet_e.in1k'"
         )
     published = find_published(text)
     label = ".".join(part for part in (published.architecture, published.tag) if part)
@@ -103,10 +114,10 @@ def locate(source: str | Path) -> Source:
 
 
 def read_weights(source: Source) -> dict[str, "Tensor"]:
-    """The state dict in a file, out of the usual containers.
+    """Read the state dict from a file, also from within the usual containers.
 
     Raises:
-        RequestError: the file is damaged, holds code, or holds no state dict.
+        RequestError: the file is damaged, contains code, or contains no state dict.
     """
     state = _read(source)
     for key in CONTAINERS:
@@ -116,10 +127,11 @@ def read_weights(source: Source) -> dict[str, "Tensor"]:
     if (
         not isinstance(state, Mapping)
         or not state
-        or not all(isinstance(k, str) and _plain(v) for k, v in state.items())
+        or not all(isinstance(k, str) and _is_dense_tensor(v) for k, v in state.items())
     ):
         raise RequestError(
-            f"weights {source.label!r} hold no state dict: write the file with torch.save(module.state_dict(), ...)"
+            f"weights {source.label!r} contain no state dict: "
+            "write the file with torch.save(module.state_dict(), ...)"
         )
     return dict(state)
 
@@ -129,15 +141,17 @@ def _read(source: Source) -> Any:
     from safetensors.torch import load_file
 
     try:
-        if source.path.stat().st_size > LARGEST:
+        if source.path.stat().st_size > MAX_FILE_BYTES:
             raise RequestError(
-                f"weights {source.label!r} have more than {LARGEST // 2**30} GiB: no network here has so many"
+                f"weights {source.label!r} have more than {MAX_FILE_BYTES // 2**30} GiB, "
+                "the limit for any network"
             )
         if source.path.suffix == ".safetensors":
             return load_file(source.path)
-        if zipfile.is_zipfile(source.path) and not _sound_archive(source.path):
+        if zipfile.is_zipfile(source.path) and not _is_valid_archive(source.path):
             raise RequestError(_damaged(source))
-        # timm's training checkpoints hold their argparse.Namespace; torch warns of a script's archive before it refuses it.
+        # timm's training checkpoints contain an argparse.Namespace. Torch warns about a TorchScript
+        # archive before it rejects it.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(source.path, map_location="cpu", weights_only=True)
@@ -150,16 +164,21 @@ def _read(source: Source) -> Any:
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error):
             raise RequestError(_damaged(source)) from error
-        advice = "write torch.save(module.state_dict(), ...) where they were made"
         raise RequestError(
-            f"weights {source.label!r} hold Python objects beside tensors, which would be code to run: {advice}"
+            f"weights {source.label!r} contain Python objects in addition to tensors, and loading "
+            "them could run code: save them again with torch.save(module.state_dict(), ...)"
         ) from error
-    except Exception as error:  # on bytes that make no sense readers raise almost anything: struct.error, OverflowError, ...
+    # On invalid bytes, readers raise almost any error: struct.error, OverflowError, ...
+    except Exception as error:
         raise RequestError(_damaged(source)) from error
 
 
-def _sound_archive(path: Path) -> bool:
-    """Torch does not look at the checksums of its own archives, and never compresses: what is compressed may be a bomb."""
+def _is_valid_archive(path: Path) -> bool:
+    """Return whether an archive is uncompressed and its checksums match.
+
+    Torch does not verify the checksums of its own archives and never compresses them. A compressed
+    archive may be a zip bomb.
+    """
     with zipfile.ZipFile(path) as archive:
         return (
             all(each.compress_type == zipfile.ZIP_STORED for each in archive.infolist())
@@ -167,8 +186,8 @@ def _sound_archive(path: Path) -> bool:
         )
 
 
-def _plain(value: Any) -> bool:
-    """Whether it is a tensor that can be copied from: dense, whole and with its values."""
+def _is_dense_tensor(value: Any) -> bool:
+    """Return whether the value is a tensor that can be copied: dense, not nested, with values."""
     import torch
 
     return (
@@ -181,20 +200,22 @@ def _plain(value: Any) -> bool:
 
 def _damaged(source: Source) -> str:
     kind = "safetensors" if source.path.suffix == ".safetensors" else "torch"
-    again = f"remove {source.path} and try again" if source.published else "get them again"
-    return f"weights {source.label!r} are damaged or no {kind} file: {again}"
+    fix = f"remove {source.path} and try again" if source.published else "download them again"
+    return f"weights {source.label!r} are damaged or not a {kind} file: {fix}"
 
 
-def _bare(given: Mapping[str, "Tensor"], own: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
-    """Names without what data-parallel training or torch.compile put before them all."""
+def _without_prefixes(
+    given: Mapping[str, "Tensor"], own: Mapping[str, "Tensor"]
+) -> dict[str, "Tensor"]:
+    """Remove the prefixes that data-parallel training or torch.compile add to all names."""
     names = dict(given)
-    while prefix := _wrapper(names, own):
+    while prefix := _wrapper_prefix(names, own):
         names = {name.removeprefix(prefix): tensor for name, tensor in names.items()}
     return names
 
 
-def _wrapper(names: Iterable[str], own: Iterable[str]) -> str | None:
-    """The prefix of a wrapper that every name has and no name of the network has."""
+def _wrapper_prefix(names: Iterable[str], own: Iterable[str]) -> str | None:
+    """Return the wrapper prefix that every name has and no name of the network has, or None."""
     for prefix in WRAPPERS:
         given = all(name.startswith(prefix) for name in names)
         if given and not any(name.startswith(prefix) for name in own):
@@ -205,45 +226,52 @@ def _wrapper(names: Iterable[str], own: Iterable[str]) -> str | None:
 def _differences(
     own: Mapping[str, "Tensor"], given: Mapping[str, "Tensor"], label: str
 ) -> Iterator[tuple[str, str]]:
-    """(name, what differs), in the network's own order and then the file's."""
-    other = f"weights {label!r} are another network's"
+    """Yield (name, message) for each difference, in the network's order and then the file's."""
+    other = f"weights {label!r} belong to a different network"
     for name, tensor in own.items():
         if name.endswith(COUNTERS):
             continue
         if name not in given:
-            yield name, f"{other}: {name} is missing in them"
+            yield name, f"{other}: they lack {name}"
         elif tensor.shape != given[name].shape:
             yield (
                 name,
-                f"{other}: {name} is {tuple(tensor.shape)} in the network and {tuple(given[name].shape)} in them",
+                f"{other}: expected {name} of shape {tuple(tensor.shape)}, "
+                f"got {tuple(given[name].shape)}",
             )
         elif tensor.is_floating_point() != given[name].is_floating_point():
             yield (
                 name,
-                f"weights {label!r} are no plain ones: {name} is {given[name].dtype}, where the network has {tensor.dtype}",
+                f"weights {label!r} have an unsupported type: expected {name} of {tensor.dtype}, "
+                f"got {given[name].dtype}",
             )
     for name in given:
         if name not in own and not name.endswith(COUNTERS):
             yield name, f"{other}: they have {name}, which the network lacks"
 
 
-def _classes_differ(
+def _classes_message(
     module: "torch.nn.Module",
     own: Mapping[str, "Tensor"],
     given: Mapping[str, "Tensor"],
     differing: list[tuple[str, str]],
     label: str,
 ) -> str | None:
-    """The line for weights that differ in the classifier's rows alone."""
+    """Return the message for weights that differ only in the number of classes, else None."""
     from torch import nn
 
     last = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1:]
     if not last or {name for name, _ in differing} - {f"{last[0]}.weight", f"{last[0]}.bias"}:
         return None
-    ours, theirs = own[f"{last[0]}.weight"], given.get(f"{last[0]}.weight")
-    if theirs is None or theirs.shape[1:] != ours.shape[1:] or theirs.shape == ours.shape:
+    weight, given_weight = own[f"{last[0]}.weight"], given.get(f"{last[0]}.weight")
+    if (
+        given_weight is None
+        or given_weight.shape[1:] != weight.shape[1:]
+        or given_weight.shape == weight.shape
+    ):
         return None
-    ask = f"ask for {len(theirs)} (num_classes={len(theirs)}, --classes {len(theirs)})"
+    classes = len(given_weight)
     return (
-        f"weights {label!r} are for {len(theirs)} classes, and the network has {len(ours)}: {ask}"
+        f"weights {label!r} are for {classes} classes, and the network has {len(weight)}: "
+        f"pass num_classes={classes} (--classes {classes})"
     )

@@ -1,8 +1,9 @@
-"""What all tests share: the quick tests, the order of files, and Ray clusters.
+"""Configuration of all tests: selection of the quick tests, order of the files, Ray clusters.
 
-A cluster has a head without CPUs and two nodes of one CPU each. Of the processes of a run (``-n 3``) all but the
-last have a cluster of their own, from the first test that needs one, and run the files that use it first. Three
-processes keep two cores busy: trials spend much of their time waiting for processes to start.
+pytest loads it. A cluster has a head without CPUs and two nodes with one CPU each. In a run with
+several processes (``-n 3``), each process except the last has a separate cluster, which the first
+test that needs it starts; these processes run the files that use a cluster first. Three processes
+keep two cores busy, because trials spend much of their time waiting for processes to start.
 """
 
 import functools
@@ -18,27 +19,28 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# What the user's shell names must not reach the tests.
+# Settings of the user's shell must not reach the tests.
 for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
     os.environ.pop(name, None)
-# Of the local S3 server; nodes of a cluster need them in their own environment, so they are there before any starts.
+# For the local S3 server. The nodes of a cluster need them in their environment, so they are set
+# before any node starts.
 os.environ |= {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-# Every cluster of the tests lets nobody in without this token; the processes of one run share it.
+# Every test cluster requires this token; the processes of one run share it.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.setdefault("TINYNET_TEST_TOKEN", secrets.token_hex(16))
 os.environ["RAY_AUTH_TOKEN"] = os.environ["TINYNET_TEST_TOKEN"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="run only the tests of make check")
+    parser.addoption("--quick", action="store_true", help="Run only the tests of make check.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """``--quick`` imports only the files that have quick tests: the others load Ray and MLflow."""
+    """With ``--quick``, collect only files with quick tests: the others import Ray and MLflow."""
     if config.getoption("--quick"):
         config.option.markexpr = "quick and not slow and not ray"
         config.args = [str(file) for file in _test_files(config) if _is_quick(file)]
@@ -47,15 +49,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """List by folder the files that ``--quick`` leaves out."""
+    """List the files that ``--quick`` leaves out, by folder."""
     if not config.getoption("--quick"):
         return
-    left: dict[Path, list[str]] = {}
+    skipped: dict[Path, list[str]] = {}
     for file in _test_files(config):
         if not _is_quick(file):
-            left.setdefault(file.parent.relative_to(config.rootpath), []).append(file.stem)
-    terminalreporter.section("left out: slow tests, tests on a Ray cluster, and these files")
-    for folder, stems in sorted(left.items()):
+            skipped.setdefault(file.parent.relative_to(config.rootpath), []).append(file.stem)
+    terminalreporter.section("not run: slow tests, tests on a Ray cluster, and these files")
+    for folder, stems in sorted(skipped.items()):
         terminalreporter.write_line(f"{folder}: {' '.join(stems)}")
 
 
@@ -67,10 +69,11 @@ def _is_quick(file: Path) -> bool:
     return _has_mark(file, "quick")
 
 
-# Two files that run one after the other: beside the kills of the first, jobs of the second lost their cluster.
-TOGETHER = ("tests/chaos/test_quick.py", "tests/jobs/test_jobs.py")
-# Files that take minutes come first, so that no process is left with one at the end.
-LONGEST = (
+# Two files that run one after the other. When they ran at the same time, the kills of the first
+# disconnected the jobs of the second from their cluster.
+SEQUENTIAL_FILES = ("tests/chaos/test_quick.py", "tests/jobs/test_jobs.py")
+# Files that take minutes run first, so that none of them is left to one process at the end.
+LONGEST_FILES = (
     "tests/chaos/test_quick.py",
     "tests/jobs/test_jobs.py",
     "tests/search/test_driver.py",
@@ -82,31 +85,32 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> int:
+    def order(item: pytest.Item) -> int:
         file = item.nodeid.partition("::")[0]
-        return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+        return LONGEST_FILES.index(file) if file in LONGEST_FILES else len(LONGEST_FILES)
 
-    items.sort(key=place)
+    items.sort(key=order)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """The tests of a file stay together, and the last process starts no cluster."""
+    """Keep the tests of a file in one process, and start no cluster in the last process."""
     from xdist.scheduler import LoadFileScheduling
 
     class ByCluster(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return TOGETHER[0] if file in TOGETHER else file
+            return SEQUENTIAL_FILES[0] if file in SEQUENTIAL_FILES else file
 
         def _next(self, node: Any) -> str | None:
-            """The file that a process runs next, of those that wait."""
+            """The pending file that the process runs next, or None."""
             is_last = len(self.nodes) > 1 and node.gateway.id == f"gw{self.numnodes - 1}"
             clustered = [
                 file for file in self.workqueue if _has_mark(config.rootpath / file, "ray")
             ]
             others = [file for file in self.workqueue if file not in clustered]
-            return next(iter(others if is_last else [*clustered, *others]), None)
+            candidates = others if is_last else [*clustered, *others]
+            return candidates[0] if candidates else None
 
         def _assign_work_unit(self, node: Any) -> None:
             if file := self._next(node):
@@ -129,7 +133,7 @@ def _has_mark(file: Path, mark: str) -> bool:
 
 @pytest.fixture(scope="session")
 def object_storage() -> Iterator[Callable[[str], str]]:
-    """A local S3 server and a bucket; gives the URL of a key in it."""
+    """Start a local S3 server with a bucket; yields a function from a key to its URL."""
     from moto.server import ThreadedMotoServer
     from pyarrow import fs
 
@@ -146,12 +150,12 @@ def object_storage() -> Iterator[Callable[[str], str]]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
-    """The cluster, and this process in it; ``.address`` is for other processes."""
+    """Start a cluster and connect this process; other processes connect to its ``address``."""
     from tests.tracking.helpers import free_port
-    from tinynet_search.cluster.connect import QUIET
+    from tinynet_search.cluster.connect import RAY_ENVIRONMENT
 
-    os.environ.update(QUIET)
-    # A job's first process is started through a shell: by this Python, as on an image.
+    os.environ.update(RAY_ENVIRONMENT)
+    # Ray starts a job's first process through a shell. PATH selects this Python, as on an image.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     import ray
     from ray.cluster_utils import Cluster
@@ -162,7 +166,7 @@ def ray_cluster() -> Iterator[Any]:
         "dashboard_host": "127.0.0.1",
         "dashboard_port": 0,
     }
-    # Jobs go through the head's agent, whose own port would be another cluster's of this machine.
+    # Jobs go through the head's agent. Another cluster on this machine may use its default port.
     head["dashboard_agent_listen_port"] = free_port()
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):

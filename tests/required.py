@@ -1,7 +1,7 @@
-"""Programs, files and modules that tests need and a machine may lack.
+"""Returns programs, files and modules that tests need and that may not be installed.
 
-A test asks for one by a function of this module. Where it is not installed, the test is skipped with a reason that says what to
-install, or fails where the variable TINYNET_REQUIRE_ALL is set, as ``.ci/run`` sets it.
+Tests call the functions of this module. If the requirement is not installed, the test is skipped,
+and the reason names the package; if TINYNET_REQUIRE_ALL is set, as in ``.ci/run``, the test fails.
 """
 
 import importlib
@@ -20,10 +20,10 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
 def not_installed(reason: str) -> NoReturn:
-    """Skip the test that runs, or fail it where everything is required.
+    """Skip the running test, or fail it if everything is required.
 
     Args:
-        reason: what is missing, and how it is installed.
+        reason: the missing requirement and how to install it.
     """
     if os.environ.get(REQUIRE_ALL):
         pytest.fail(f"{reason} ({REQUIRE_ALL} is set)", pytrace=False)
@@ -31,46 +31,44 @@ def not_installed(reason: str) -> NoReturn:
 
 
 def require_program(name: str, package: str) -> Path:
-    """A program on the path.
+    """Return a program on the path.
 
     Args:
-        package: Debian's, which brings it.
+        package: the Debian package that contains it.
     """
-    found = shutil.which(name)
-    return (
-        Path(found)
-        if found
-        else not_installed(f"{name} is not installed: apt-get install {package}")
-    )
+    path = shutil.which(name)
+    if path is None:
+        not_installed(f"{name} is not installed: apt-get install {package}")
+    return Path(path)
 
 
 def require_file(path: Path, package: str) -> Path:
-    """A file or a folder of a package of Debian's."""
-    return (
-        path if path.exists() else not_installed(f"{path} is not there: apt-get install {package}")
-    )
+    """Return a file or a folder of a Debian package."""
+    if not path.exists():
+        not_installed(f"{path} does not exist: apt-get install {package}")
+    return path
 
 
 def require_module(name: str, package: str) -> ModuleType:
-    """A module, imported.
+    """Import and return a module.
 
     Args:
-        package: Python's, which brings it.
+        package: the Python package that contains it.
     """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        # A module that is there and lacks one of its own is broken, not missing.
+        # An installed module with a missing dependency is broken, not missing.
         if error.name != name:
             raise
         return not_installed(f"{name} is not installed: pip install {package}")
 
 
 def require_postgres() -> Path:
-    """The folder of PostgreSQL's programs, which Debian keeps off the path."""
+    """Return the folder of PostgreSQL's programs, which Debian does not add to the path."""
     return postgres_programs() or not_installed(NO_POSTGRES)
 
 
 def require_fashion_mnist() -> Path:
-    """The folder of Fashion-MNIST's four files."""
+    """Return the folder with the four files of Fashion-MNIST."""
     return require_file(FASHION_MNIST, "dataset-fashion-mnist")

@@ -1,4 +1,7 @@
-"""The order of packages and rooms: imports run one way, without circles, and a suggestion stays light."""
+"""Tests the import order of packages and subpackages, and that light commands import little.
+
+A subpackage is a folder or a module directly in a package.
+"""
 
 import ast
 import subprocess
@@ -13,9 +16,9 @@ import pytest
 pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).parents[1]
-# Every package and every room imports only what stands before it here; docs/architecture.md describes them.
+# A package or subpackage imports only those listed before it: docs/design/architecture.md.
 PACKAGES = ["search_spaces", "trainables", "tinynet_search"]
-ROOMS = {
+SUBPACKAGES = {
     "trainables": [
         *["storage", "run_name", "recipe", "execution", "optim", "modules", "watch", "evaluation"],
         *[
@@ -40,22 +43,22 @@ ROOMS = {
         *["jobs", "__init__", "cli"],
     ],
 }
-MOST_FLOORS = 10
-# The one file that may use Ray's private internals, and the attributes of Ray's objects that are private.
+MAX_LEVELS = 10
+# The only file that may use private internals of Ray, and the private attributes of Ray's objects.
 RAY_INTERNALS = "tinynet_search.cluster.ray_internals"
 PRIVATE_PACKAGES = ("ray.core", "ray.dashboard", "ray.tune.execution", "ray.train.v2")
 PRIVATE_ATTRIBUTES = {"temporary_state", "_actor_id", "_do_request"}
 
 
 def modules(package: str) -> dict[str, Path]:
-    """Every file of a package by its dotted name, ``a.b.__init__`` for a folder's own."""
+    """The files of a package by dotted name; that of a folder is ``a.b.__init__``."""
     files = sorted((ROOT / package).rglob("*.py"))
     return {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
 
 
 @cache
 def imports() -> dict[str, set[str]]:
-    """The files that each file of the three packages imports, anywhere in its text."""
+    """The modules of the three packages that each module imports, at any level of its code."""
     known = {name for package in PACKAGES for name in modules(package)}
     files = {name: path for package in PACKAGES for name, path in modules(package).items()}
     return {name: set(_imported(path, known)) - {name} for name, path in files.items()}
@@ -66,7 +69,7 @@ def _tree(file: Path) -> ast.Module:
 
 
 def _names(tree: ast.Module) -> Iterator[str]:
-    """What a file imports, as dotted names: of ``from a import b``, ``a.b``."""
+    """Imported dotted names; ``from a import b`` gives ``a.b``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -76,28 +79,29 @@ def _names(tree: ast.Module) -> Iterator[str]:
 
 def _imported(file: Path, known: set[str]) -> Iterator[str]:
     for name in _names(_tree(file)):
-        # The module itself, or the one that the name is taken from.
+        # The module itself, or the module that defines the name.
         parents = [name, f"{name}.__init__", name.rpartition(".")[0]]
         parents.append(f"{parents[-1]}.__init__")
         yield from [parent for parent in parents if parent in known][:1]
 
 
-def _is_folder(room: str) -> bool:
-    return (ROOT / "tinynet_search" / room).is_dir()
+def _is_folder(subpackage: str) -> bool:
+    return (ROOT / "tinynet_search" / subpackage).is_dir()
 
 
-def room_of(module: str) -> str:
-    """``tinynet_search.store.lease`` is in the room ``store``."""
+def subpackage_of(module: str) -> str:
+    """The subpackage of a module: ``store`` for ``tinynet_search.store.lease``."""
     return module.split(".")[1]
 
 
-def room_graph(package: str) -> dict[str, set[str]]:
-    """The rooms of a package that each of its rooms imports."""
+def subpackage_graph(package: str) -> dict[str, set[str]]:
+    """The subpackages of a package that each of its subpackages imports."""
     graph: dict[str, set[str]] = {}
     for module, imported in imports().items():
         if module.startswith(f"{package}."):
-            own = {room_of(name) for name in imported if name.startswith(f"{package}.")}
-            graph.setdefault(room_of(module), set()).update(own - {room_of(module)})
+            own = {subpackage_of(name) for name in imported if name.startswith(f"{package}.")}
+            subpackage = subpackage_of(module)
+            graph.setdefault(subpackage, set()).update(own - {subpackage})
     return graph
 
 
@@ -109,44 +113,52 @@ def test_packages_import_one_way(package: str) -> None:
         assert not wrong, f"{file.name} imports {wrong[0]}"
 
 
-@pytest.mark.parametrize("package", ROOMS)
-def test_rooms_import_one_way(package: str) -> None:
-    graph, order = room_graph(package), ROOMS[package]
+@pytest.mark.parametrize("package", SUBPACKAGES)
+def test_subpackages_import_one_way(package: str) -> None:
+    graph, order = subpackage_graph(package), SUBPACKAGES[package]
     assert sorted({*graph, "__init__"}) == sorted({*order, "__init__"})
     upward = [
-        f"{room} imports {other}"
-        for room, others in graph.items()
+        f"{subpackage} imports {other}"
+        for subpackage, others in graph.items()
         for other in others
-        if room in order and order.index(other) > order.index(room)
+        if subpackage in order and order.index(other) > order.index(subpackage)
     ]
     assert not upward
 
 
-def test_no_file_is_in_an_import_circle() -> None:
+def test_there_is_no_circular_import() -> None:
     try:
         TopologicalSorter(imports()).prepare()
     except CycleError as error:
-        pytest.fail(f"import circle: {' -> '.join(error.args[1])}")
+        pytest.fail(f"circular import: {' -> '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("package", ROOMS)
-def test_the_floors_are_few(package: str) -> None:
-    graph = room_graph(package)
-    floor: dict[str, int] = {}
-    for room in TopologicalSorter(graph).static_order():
-        floor[room] = 1 + max((floor[other] for other in graph.get(room, ())), default=0)
-    assert max(floor.values()) <= MOST_FLOORS
+@pytest.mark.parametrize("package", SUBPACKAGES)
+def test_import_levels_are_limited(package: str) -> None:
+    graph = subpackage_graph(package)
+    level: dict[str, int] = {}
+    for subpackage in TopologicalSorter(graph).static_order():
+        imported = graph.get(subpackage, ())
+        level[subpackage] = 1 + max((level[other] for other in imported), default=0)
+    assert max(level.values()) <= MAX_LEVELS
 
 
-@pytest.mark.parametrize("room", [room for room in ROOMS["tinynet_search"] if _is_folder(room)])
-def test_make_check_touches_every_room(room: str) -> None:
-    """The tests of every room are in a folder of its name, and some of them are quick."""
-    files = (ROOT / "tests" / room).glob("test_*.py")
+FOLDERS = [name for name in SUBPACKAGES["tinynet_search"] if _is_folder(name)]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_folder_has_quick_tests(folder: str) -> None:
+    """The tests of a folder are in tests/ under the same name; ``make check`` runs some of them."""
+    files = (ROOT / "tests" / folder).glob("test_*.py")
     assert any("mark.quick" in file.read_text(encoding="utf-8") for file in files)
 
 
 def is_private_in_ray(name: str) -> bool:
-    """Of a dotted name: ``ray._private.state``, ``ray.autoscaler._private``, or a package without a public interface."""
+    """Whether a dotted name is internal to Ray.
+
+    Examples are ``ray._private.state``, ``ray.autoscaler._private`` and packages without a public
+    interface.
+    """
     parts = name.split(".")
     hidden = any(part.startswith("_") and not part.endswith("__") for part in parts)
     packages = tuple(f"{package}." for package in PRIVATE_PACKAGES)
@@ -154,7 +166,7 @@ def is_private_in_ray(name: str) -> bool:
 
 
 def _uses_of_ray_internals(tree: ast.Module) -> Iterator[str]:
-    """Imports of private modules of Ray, and accesses like ``ray._private`` and ``trial.temporary_state``."""
+    """Private imports from Ray, and accesses such as ``ray._private`` or ``temporary_state``."""
     yield from filter(is_private_in_ray, _names(tree))
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
@@ -181,18 +193,18 @@ def _uses_of_ray_internals(tree: ast.Module) -> Iterator[str]:
         ("from tinynet_search.cluster.ray_internals import trial_actor", False),
     ],
 )
-def test_uses_of_ray_internals_are_seen(code: str, is_use: bool) -> None:
+def test_uses_of_ray_internals_are_detected(code: str, is_use: bool) -> None:
     assert any(_uses_of_ray_internals(ast.parse(code))) is is_use
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_one_file_uses_rays_private_internals(package: str) -> None:
+def test_one_file_uses_ray_internals(package: str) -> None:
     uses = {
         name: sorted(set(_uses_of_ray_internals(_tree(path))))
         for name, path in modules(package).items()
     }
-    assert {name for name, found in uses.items() if found} <= {RAY_INTERNALS}, uses
-    assert uses.get(RAY_INTERNALS) != [], "the check finds nothing where there is something"
+    assert {name for name, internals in uses.items() if internals} <= {RAY_INTERNALS}, uses
+    assert uses.get(RAY_INTERNALS) != [], "the check does not detect known uses"
 
 
 def _loaded(code: str) -> set[str]:
@@ -209,15 +221,16 @@ HEAVY = {"torch", "ray", "timm", "mlflow", "sklearn", "scipy", "pandas", "pymoo"
     [
         "import tinynet_search; r, d, w = tinynet_search.suggest_rdw(0.25)",
         "from tinynet_search.cli.main import run; run(['suggest', '0.25'])",
+        "from tinynet_search.cli.main import run; run(['--help']); run(['submit', '--help'])",
         "from search_spaces.samplers import draw; from search_spaces import get_space; "
         "draw(get_space('efficientnet_b0'), 'uniform', 9, 0)",
     ],
 )
-def test_a_suggestion_and_a_draw_load_numpy_alone(code: str) -> None:
+def test_suggesting_and_drawing_import_only_numpy(code: str) -> None:
     assert not _loaded(code) & HEAVY
 
 
-def test_the_training_loop_needs_no_ray() -> None:
+def test_the_training_loop_does_not_import_ray() -> None:
     parts = ["trainer", "trial", "checkpoint", "data.per_image"]
     loaded = _loaded("import " + ", ".join(f"trainables.{part}" for part in parts))
     assert not loaded & {"ray", "mlflow", "pydantic", "tinynet_search", "sklearn"}

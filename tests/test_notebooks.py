@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, and what is committed is what it shows."""
+"""Tests that every notebook runs from top to bottom and prints its committed output."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 def notebook(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[NotebookNode, NotebookNode]:
-    """As committed, and run afresh beside a checkout in which nobody has searched; a cell that fails raises here."""
+    """The committed notebook and a fresh run in a checkout without searches; errors raise here."""
     checkout = tmp_path_factory.mktemp("checkout")
     (checkout / "tinynet_search").symlink_to(ROOT / "tinynet_search")
     (checkout / "notebooks").mkdir()
@@ -30,7 +30,7 @@ def notebook(
 
 
 def printed(notebook: NotebookNode) -> list[str]:
-    """What each code cell prints on stdout; what libraries say on stderr is theirs."""
+    """The stdout of each code cell; stderr, where libraries log, is ignored."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     return [
         "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")
@@ -39,11 +39,11 @@ def printed(notebook: NotebookNode) -> list[str]:
 
 
 def rounded(text: str) -> str:
-    """Long fractions to four digits: their last ones differ between processors."""
+    """Round long fractions to four digits; the last digits differ between processors."""
     return re.sub(r"\d+\.\d{5,}", lambda number: f"{float(number[0]):.4f}", text)
 
 
-def test_it_shows_what_is_committed(notebook: tuple[NotebookNode, NotebookNode]) -> None:
+def test_output_matches_the_committed_output(notebook: tuple[NotebookNode, NotebookNode]) -> None:
     committed, fresh = notebook
     assert [rounded(text) for text in printed(fresh)] == [
         rounded(text) for text in printed(committed)
@@ -55,7 +55,7 @@ def test_it_shows_what_is_committed(notebook: tuple[NotebookNode, NotebookNode])
     assert kinds[0] == kinds[1]
 
 
-def test_it_names_no_folder_of_a_machine(notebook: tuple[NotebookNode, NotebookNode]) -> None:
+def test_no_absolute_path_is_committed(notebook: tuple[NotebookNode, NotebookNode]) -> None:
     text = nbformat.writes(notebook[0])
     assert not [
         folder
@@ -65,7 +65,9 @@ def test_it_names_no_folder_of_a_machine(notebook: tuple[NotebookNode, NotebookN
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS[:1], indirect=True, ids=lambda path: path.stem)
-def test_it_shows_the_suggested_rdw(notebook: tuple[NotebookNode, NotebookNode]) -> None:
-    """The first notebook opens with the twist for a quarter of the FLOPs."""
-    shown = printed(notebook[1])[0].splitlines()[0].removeprefix("r, d, w = ")
-    assert ast.literal_eval(shown) == tuple(suggest_rdw(0.25))
+def test_first_notebook_prints_the_suggested_rdw(
+    notebook: tuple[NotebookNode, NotebookNode],
+) -> None:
+    """The first notebook starts with (r, d, w) for a quarter of the FLOPs."""
+    output = printed(notebook[1])[0].splitlines()[0].removeprefix("r, d, w = ")
+    assert ast.literal_eval(output) == tuple(suggest_rdw(0.25))

@@ -1,4 +1,4 @@
-"""What is not installed skips a test, or fails it in CI; and what CI installs is there and works."""
+"""Tests that a missing program skips a test or fails it in CI, and that CI installs programs."""
 
 import gzip
 import os
@@ -19,27 +19,29 @@ MISSING: dict[str, Callable[[], object]] = {
     "no-such-program is not installed: apt-get install its-package": lambda: (
         required.require_program("no-such-program", "its-package")
     ),
-    "/no/such/file is not there: apt-get install its-package": lambda: required.require_file(
+    "/no/such/file does not exist: apt-get install its-package": lambda: required.require_file(
         Path("/no/such/file"), "its-package"
     ),
     "no_such_module is not installed: pip install its-package": lambda: required.require_module(
         "no_such_module", "its-package"
     ),
     "no PostgreSQL server is installed: apt-get install postgresql": required.require_postgres,
-    "/no/data is not there: apt-get install dataset-fashion-mnist": required.require_fashion_mnist,
+    "/no/data does not exist: apt-get install dataset-fashion-mnist": (
+        required.require_fashion_mnist
+    ),
 }
 
 
 @pytest.fixture(autouse=True)
-def bare(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a reason is tested, the machine has none of it."""
+def nothing_installed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests with a ``reason``: PostgreSQL and Fashion-MNIST are not installed."""
     if "reason" in request.fixturenames:
         monkeypatch.setattr(required, "postgres_programs", lambda: None)
         monkeypatch.setattr(required, "FASHION_MNIST", Path("/no/data"))
 
 
 @pytest.mark.parametrize("reason", MISSING)
-def test_what_is_missing_skips(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_requirement_skips_the_test(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(required.REQUIRE_ALL, raising=False)
     with pytest.raises(pytest.skip.Exception) as caught:
         MISSING[reason]()
@@ -47,7 +49,7 @@ def test_what_is_missing_skips(reason: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("reason", MISSING)
-def test_what_is_missing_fails_where_everything_is_required(
+def test_a_missing_requirement_fails_the_test_if_all_are_required(
     reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(required.REQUIRE_ALL, "1")
@@ -56,13 +58,13 @@ def test_what_is_missing_fails_where_everything_is_required(
     assert str(caught.value) == f"{reason} (TINYNET_REQUIRE_ALL is set)"
 
 
-def test_what_is_there_is_given(tmp_path: Path) -> None:
+def test_an_installed_requirement_is_returned(tmp_path: Path) -> None:
     assert required.require_program("sh", "dash").name == "sh"
     assert required.require_file(tmp_path, "none") == tmp_path
     assert required.require_module("tomllib", "none") is tomllib
 
 
-def test_a_module_that_lacks_another_is_not_taken_for_missing(
+def test_a_module_with_a_missing_dependency_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken_module.py").write_text("import no_such_module\n")
@@ -75,10 +77,12 @@ def test_a_browser_renders_a_page(tmp_path: Path) -> None:
     browser = required.require_program("chromium", "chromium")
     page = tmp_path / "page.html"
     page.write_text(
-        "<p id=sum></p><script>document.getElementById('sum').textContent = 'sum ' + (19 + 23)</script>"
+        "<p id=sum></p><script>"
+        "document.getElementById('sum').textContent = 'sum ' + (19 + 23)"
+        "</script>"
     )
-    # No sandbox: Chromium has none for root. Nothing is asked of the network.
-    quiet = [
+    # Chromium has no sandbox for root. No option uses the network.
+    options = [
         "--no-sandbox",
         "--disable-gpu",
         "--disable-dev-shm-usage",
@@ -88,16 +92,16 @@ def test_a_browser_renders_a_page(tmp_path: Path) -> None:
     command = [
         str(browser),
         "--headless",
-        *quiet,
+        *options,
         f"--user-data-dir={tmp_path / 'profile'}",
         "--dump-dom",
         page.as_uri(),
     ]
     environment = os.environ | {"HOME": str(tmp_path)}
-    done = subprocess.run(
+    completed = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, timeout=120
     )
-    assert '<p id="sum">sum 42</p>' in done.stdout, done.stderr
+    assert '<p id="sum">sum 42</p>' in completed.stdout, completed.stderr
 
 
 @pytest.mark.parametrize(("part", "count"), [("train", 60_000), ("t10k", 10_000)])
@@ -107,7 +111,8 @@ def test_fashion_mnist_can_be_read(part: str, count: int) -> None:
         gzip.decompress((folder / f"{part}-{kind}-ubyte.gz").read_bytes())
         for kind in ("images-idx3", "labels-idx1")
     )
-    # An idx file: a magic number that ends with the number of dimensions, then each of them, all of four bytes, then the values.
+    # An idx file: a magic number that ends with the number of dimensions, then the dimensions, four
+    # bytes each, then the values.
     assert np.frombuffer(images, ">i4", 4).tolist() == [0x803, count, 28, 28]
     assert len(images) == 16 + count * 28 * 28
     assert np.frombuffer(labels, ">i4", 2).tolist() == [0x801, count]
@@ -116,7 +121,7 @@ def test_fashion_mnist_can_be_read(part: str, count: int) -> None:
 
 @dataclass
 class Ci:
-    """``.ci/run`` on a machine whose dpkg-query, apt-get and make are scripts that note how they are called."""
+    """``.ci/run`` with scripts as dpkg-query, apt-get and make that log their arguments."""
 
     home: Path
 
@@ -139,7 +144,7 @@ class Ci:
 
     @property
     def calls(self) -> list[str]:
-        """What was called, without the questions to dpkg-query."""
+        """The logged calls except those of dpkg-query."""
         return [
             line
             for line in (self.home / "calls").read_text().splitlines()
@@ -154,16 +159,20 @@ def ci(tmp_path: Path) -> Ci:
     shutil.copy(ROOT / ".ci/run", tmp_path / ".ci/run")
     for name in ("bash", "dirname"):
         (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
-    made = Ci(tmp_path)
-    made.program("dpkg-query", '[ "${@: -1}" = postgresql ] && printf installed')
-    made.program("make", f'echo "{required.REQUIRE_ALL}=${required.REQUIRE_ALL}"')
-    return made
+    ci = Ci(tmp_path)
+    ci.program("dpkg-query", '[ "${@: -1}" = postgresql ] && printf installed')
+    ci.program("make", f'echo "{required.REQUIRE_ALL}=${required.REQUIRE_ALL}"')
+    return ci
 
 
-def test_ci_installs_what_is_missing_and_requires_all(ci: Ci) -> None:
+def test_ci_installs_missing_packages_and_requires_all(ci: Ci) -> None:
     ci.program("apt-get", '[ "$DEBIAN_FRONTEND" = noninteractive ]')
-    done = ci.run()
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{required.REQUIRE_ALL}=1\n", "")
+    completed = ci.run()
+    assert (completed.returncode, completed.stdout, completed.stderr) == (
+        0,
+        f"{required.REQUIRE_ALL}=1\n",
+        "",
+    )
     update, install, tests = ci.calls
     assert update.startswith("apt-get update ")
     assert install.startswith("apt-get install ") and install.endswith(
@@ -172,21 +181,21 @@ def test_ci_installs_what_is_missing_and_requires_all(ci: Ci) -> None:
     assert tests == "make test"
 
 
-def test_ci_installs_nothing_where_all_is_there(ci: Ci) -> None:
+def test_ci_installs_nothing_if_all_packages_are_installed(ci: Ci) -> None:
     ci.program("dpkg-query", "printf installed")
     assert ci.run().returncode == 0
     assert ci.calls == ["make test"]
 
 
-def test_ci_fails_in_one_line_where_it_cannot_install(ci: Ci) -> None:
-    done = ci.run()
-    assert (done.returncode, done.stderr) == (
+def test_ci_fails_with_one_line_if_it_cannot_install(ci: Ci) -> None:
+    completed = ci.run()
+    assert (completed.returncode, completed.stderr) == (
         1,
-        ".ci/run: no apt-get here to install chromium dataset-fashion-mnist\n",
+        ".ci/run: apt-get is not available to install chromium dataset-fashion-mnist\n",
     )
     ci.program("apt-get", "[ $1 = update ]")
-    done = ci.run()
-    assert (done.returncode, done.stderr) == (
+    completed = ci.run()
+    assert (completed.returncode, completed.stderr) == (
         1,
         ".ci/run: apt-get could not install chromium dataset-fashion-mnist\n",
     )

@@ -1,4 +1,4 @@
-"""Numbers, sizes, durations and dates as they are printed."""
+"""Tests how numbers, sizes, durations and dates are printed."""
 
 import time
 
@@ -6,9 +6,9 @@ import pytest
 
 from search_spaces.errors import RequestError
 from tinynet_search.text import (
-    counted,
     data_size,
     duration,
+    epoch_count,
     exact_data_size,
     in_seconds,
     local_minute,
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.quick
 
 
 @pytest.mark.parametrize(
-    ("written", "text"),
+    ("result", "expected"),
     [
         (number(0.12345, 3), "0.123"),
         (number(None, 3), ""),
@@ -55,12 +55,12 @@ pytestmark = pytest.mark.quick
         (duration(12), "12 s"),
         (duration(250), "4 min 10 s"),
         (duration(3900), "1 h 05 min"),
-        (counted(1), "1 epoch"),
-        (counted(12), "12 epochs"),
+        (epoch_count(1), "1 epoch"),
+        (epoch_count(12), "12 epochs"),
     ],
 )
-def test_figures(written: str, text: str) -> None:
-    assert written == text
+def test_numbers(result: str, expected: str) -> None:
+    assert result == expected
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_figures(written: str, text: str) -> None:
     ],
 )
 def test_sizes_of_image_sets(size: int, estimated: str, exact: str) -> None:
-    """An estimate has three significant digits; a size that was counted has two decimals from 1 GB on."""
+    """An estimate has three significant digits; an exact size has two decimals from 1 GB."""
     assert (data_size(size), exact_data_size(size)) == (estimated, exact)
 
 
@@ -83,7 +83,7 @@ def test_dates_are_local() -> None:
     assert local_minute(None) == local_minute(0) == ""
 
 
-def test_times_that_users_write() -> None:
+def test_times_given_by_users() -> None:
     assert [seconds(text) for text in (None, "90", "90s", "30m", "1.5h")] == [
         None,
         90,
@@ -92,5 +92,5 @@ def test_times_that_users_write() -> None:
         5400,
     ]
     for text in ("0", "m", "-5", "5d"):
-        with pytest.raises(RequestError, match="is no time"):
+        with pytest.raises(RequestError, match="is not a valid time"):
             seconds(text)

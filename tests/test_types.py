@@ -1,4 +1,7 @@
-"""Data that crosses a room has a type, and run names are built and read in one place; held on the syntax trees."""
+"""Tests that data between folders is typed and that only one module builds run names.
+
+The tests check the syntax trees of all modules.
+"""
 
 import ast
 import re
@@ -12,12 +15,12 @@ pytestmark = pytest.mark.quick
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("search_spaces", "trainables", "tinynet_search")
 UNTYPED = re.compile(r"\b(dict|Mapping|MutableMapping|Dict)\[str, Any\]")
-# Where a typed object becomes JSON, a configuration of Ray or a pickle, and where it is read back.
+# Functions that convert a typed object to or from JSON, a configuration of Ray or a pickle.
 CONVERTERS = {"to_json", "from_json", "to_config", "from_config", "__getstate__", "__setstate__"}
-# Methods that Ray Tune calls with a trial's report as it came.
+# Methods that Ray Tune calls with the untyped report of a trial.
 HOOK = re.compile(r"on_(trial|step|experiment)_\w+|setup")
-# Other functions at a boundary, by file and name.
-CONFIGURATION = "TOML or JSON before it is checked"
+# Other functions with untyped data, by file and name, with the kind of data.
+CONFIGURATION = "TOML or JSON before validation"
 DOCUMENT = "JSON"
 BOUNDARIES: dict[str, dict[str, str]] = {
     "trainables/executors.py": dict.fromkeys(
@@ -30,7 +33,7 @@ BOUNDARIES: dict[str, dict[str, str]] = {
     "tinynet_search/cli/job_entrypoint.py": {"request": "Ray's metadata of a job"},
     "tinynet_search/cli/summary.py": dict.fromkeys(("search_summary", "_flat"), DOCUMENT),
     "tinynet_search/cluster/preflight.py": {"_row": "Ray's row of a node"},
-    "tinynet_search/config.py": dict.fromkeys(
+    "tinynet_search/config/loading.py": dict.fromkeys(
         (
             *("load_config", "read_values", "with_settings", "validate", "merged"),
             *("_preset", "_file", "_toml", "_json", "_setting"),
@@ -40,10 +43,12 @@ BOUNDARIES: dict[str, dict[str, str]] = {
     "tinynet_search/formula/document.py": dict.fromkeys(
         ("_bounded", "FormulaDocument", "UnusableDocument", "check_document"), DOCUMENT
     ),
-    "tinynet_search/jobs/submission.py": {"Order": "Ray's metadata of a job"},
-    "tinynet_search/tracking/registered_models.py": {"_travelling": DOCUMENT},
+    "tinynet_search/jobs/submission.py": {"JobCommand": "Ray's metadata of a job"},
+    "tinynet_search/tracking/registered_models.py": {"_portable_config": DOCUMENT},
     "tinynet_search/tracking/view.py": {"_state": DOCUMENT},
-    "tinynet_search/train/request.py": dict.fromkeys(("read_request", "settled"), CONFIGURATION),
+    "tinynet_search/train/request.py": dict.fromkeys(
+        ("read_request", "complete_config"), CONFIGURATION
+    ),
     "tinynet_search/train/run.py": {"job_summary": DOCUMENT},
 }
 RUN_NAME = "trainables/run_name.py"
@@ -58,7 +63,7 @@ def name_of(path: Path) -> str:
 
 
 def scopes(tree: ast.AST, names: tuple[str, ...] = ()) -> Iterator[tuple[ast.AST, tuple[str, ...]]]:
-    """Every node below, with the names of the functions and classes that it is in."""
+    """All descendants of a node, with the names of their enclosing functions and classes."""
     for node in ast.iter_child_nodes(tree):
         own = names
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -72,22 +77,22 @@ def annotations(node: ast.AST) -> Iterator[ast.expr]:
         yield node.annotation
     elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         arguments = node.args
-        every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-        every += [each for each in (arguments.vararg, arguments.kwarg) if each]
-        yield from (each.annotation for each in every if each.annotation)
+        parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+        parameters += [item for item in (arguments.vararg, arguments.kwarg) if item]
+        yield from (item.annotation for item in parameters if item.annotation)
         if node.returns:
             yield node.returns
 
 
 def aliases(tree: ast.AST) -> Iterator[str]:
-    """Names that stand for an untyped mapping."""
+    """Names assigned to an untyped mapping type."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and UNTYPED.search(ast.unparse(node.value)):
             yield from (target.id for target in node.targets if isinstance(target, ast.Name))
 
 
 def untyped(source: str, known: set[str]) -> Iterator[tuple[str, int]]:
-    """(function, line) of each annotation with an untyped mapping, or with a name that stands for one."""
+    """(function, line) of each annotation with an untyped mapping, or an alias of one."""
     alias = re.compile(rf"\b({'|'.join(sorted(known))})\b") if known else None
     for node, names in scopes(ast.parse(source)):
         for annotation in annotations(node):
@@ -105,22 +110,22 @@ def allowed(file: str, function: str) -> bool:
     )
 
 
-def test_data_that_crosses_a_room_is_typed() -> None:
+def test_data_between_folders_is_typed() -> None:
     trees = {name_of(path): path.read_text(encoding="utf-8") for path in files()}
     known = {name for source in trees.values() for name in aliases(ast.parse(source))}
-    found = {
+    lines = {
         (file, function): line
         for file, source in trees.items()
         for function, line in untyped(source, known)
     }
     outside = [
         f"{file}:{line} {function}"
-        for (file, function), line in found.items()
+        for (file, function), line in lines.items()
         if not allowed(file, function)
     ]
     assert outside == []
     listed = {(file, function) for file, functions in BOUNDARIES.items() for function in functions}
-    assert listed - found.keys() == set(), "no longer a boundary: take it off the list"
+    assert listed - lines.keys() == set(), "no longer untyped: remove it from BOUNDARIES"
 
 
 @pytest.mark.parametrize(
@@ -133,12 +138,12 @@ def test_data_that_crosses_a_room_is_typed() -> None:
         "Values = Mapping[str, Any]\ndef f(a: Values) -> None: ...",
     ],
 )
-def test_untyped_data_is_found(source: str) -> None:
+def test_untyped_data_is_detected(source: str) -> None:
     assert list(untyped(source, set(aliases(ast.parse(source)))))
 
 
 def run_names(tree: ast.AST) -> Iterator[int]:
-    """Lines that put ``-e`` before a number of epochs, or look for it in a text."""
+    """Lines that write ``-e`` before a number of epochs, or search for it in a text."""
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             pairs = zip(node.values, node.values[1:], strict=False)
@@ -149,20 +154,20 @@ def run_names(tree: ast.AST) -> Iterator[int]:
                 for text, value in pairs
             ):
                 yield node.lineno
-        elif isinstance(node, ast.Constant) and _looks_for_epochs(node.value):
+        elif isinstance(node, ast.Constant) and _searches_for_epochs(node.value):
             yield node.lineno
 
 
-def _looks_for_epochs(value: object) -> bool:
+def _searches_for_epochs(value: object) -> bool:
     return isinstance(value, str) and (value == "-e" or bool(re.search(r"-e[\[(\\]", value)))
 
 
-def test_run_names_are_made_in_one_place() -> None:
-    found = {
+def test_one_module_builds_run_names() -> None:
+    lines = {
         f"{name_of(path)}:{line}"
         for path in files()
         if name_of(path) != RUN_NAME
         for line in run_names(ast.parse(path.read_text(encoding="utf-8")))
     }
-    assert found == set()
+    assert lines == set()
     assert list(run_names(ast.parse((ROOT / RUN_NAME).read_text(encoding="utf-8"))))

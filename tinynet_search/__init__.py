@@ -1,6 +1,7 @@
-"""Plan a search over (r, d, w), run it, take its frontier, fit the tiny formula, ask the formula for networks.
+"""Searches over (r, d, w): plans and runs them, fits the tiny formula and suggests networks.
 
-Every name is loaded when it is first used: importing this and asking for a suggestion needs numpy alone.
+This is the public Python interface. Names are imported on first use, so that ``suggest_rdw`` loads
+no third-party package except numpy.
 """
 
 import importlib
@@ -32,7 +33,7 @@ __all__ = [
     "suggest_rdw",
 ]
 
-_HOMES = {
+_MODULES = {
     "RDW": "search_spaces",
     "RequestError": "search_spaces",
     "Suggestion": "tinynet_search.formula.suggestion",
@@ -48,9 +49,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,7 @@
-"""Errors of a search; mistakes in a request are ``RequestError``."""
+"""Defines the errors of a search, and helpers that keep an error message on one line.
+
+Every module of the package raises them; mistakes in a request are ``RequestError``.
+"""
 
 import contextlib
 import importlib.util
@@ -8,21 +11,21 @@ from search_spaces.errors import RequestError
 
 
 class TrackingError(RuntimeError):
-    """MLflow could not be reached or read: the message is one line that names its address.
+    """MLflow could not be reached or read; the message is one line that contains its address.
 
-    The command line prints the message alone and exits with 1.
+    The command line prints only the message and exits with code 1.
     """
 
 
 class JobError(RuntimeError):
-    """A cluster that answered could not do what was asked of it: one line, exit code 1."""
+    """A reachable cluster could not complete a request: a one-line message, exit code 1."""
 
 
 def require(*modules: str) -> None:
-    """Make sure, without loading them, that modules are installed.
+    """Check that modules are installed, without loading them.
 
     Raises:
-        RequestError: one is missing; the line says which extra brings it.
+        RequestError: a module is missing; the message names the extra that installs it.
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:
@@ -31,16 +34,17 @@ def require(*modules: str) -> None:
 
 def _missing(module: str) -> RequestError:
     return RequestError(
-        f"this needs {module}, which is not installed: pip install 'tinynet-search[search]'"
+        f"this needs {module}, which is not installed: "
+        "install the extra 'search' (in a checkout: pip install '.[search]')"
     )
 
 
 @contextlib.contextmanager
-def extras() -> Iterator[None]:
-    """Turn a module that is not installed into one line that says which extra brings it.
+def explain_missing_modules() -> Iterator[None]:
+    """Convert the error of a missing third-party module to a ``RequestError``.
 
     Raises:
-        RequestError: a module is missing.
+        RequestError: a module is missing; the message names the extra that installs it.
     """
     try:
         yield
@@ -52,11 +56,11 @@ def extras() -> Iterator[None]:
 
 
 def last_line(error: BaseException) -> str:
-    """What was wrong, of an error before whose message Ray has put a worker's traceback."""
+    """The message of an error without the worker's traceback that Ray puts before it."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """Foreign text made safe to print within a one-line message."""
+    """External text as one printable line of at most ``limit`` characters."""
     line = "".join(ch if ch.isprintable() else " " for ch in str(text))
     return " ".join(line.split())[:limit]

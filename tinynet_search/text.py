@@ -1,20 +1,22 @@
-"""Numbers, sizes, durations, dates and tables as plain text, the same on a terminal and in a file.
+"""Formats numbers, sizes, durations, dates and tables as plain text.
 
-The only home of such helpers: every room writes its figures with them, so that one quantity has one form.
+Every command and log line uses these helpers, so that a quantity has the same form everywhere.
 """
 
 import re
 import time
 from collections.abc import Iterable, Sequence
-from itertools import chain
 
 from search_spaces.errors import RequestError
 
-UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+SECONDS_PER_UNIT = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns wide enough for their cells; figures to the right, the first column and those without a head to the left."""
+    """A table whose columns are as wide as their widest cell.
+
+    The first column and columns without a heading are aligned left, the others right.
+    """
     grid = [list(head), *[list(row) for row in rows]]
     widths = [max(len(row[column]) for row in grid) for column in range(len(head))]
 
@@ -30,33 +32,38 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(grid[0]), rule, *map(line, grid[1:])])
 
 
-def apart(groups: Iterable[Sequence[Sequence[str]]]) -> list[Sequence[str]]:
-    """The rows of all groups, an empty one between two groups."""
-    return [*chain.from_iterable([[""] * len(group[0]), *group] for group in groups)][1:]
+def with_blank_rows(groups: Iterable[Sequence[Sequence[str]]]) -> list[Sequence[str]]:
+    """The rows of all groups, with a blank row between two groups."""
+    rows: list[Sequence[str]] = []
+    for group in groups:
+        if rows:
+            rows.append([""] * len(group[0]))
+        rows += group
+    return rows
 
 
 def number(value: float | None, digits: int, missing: str = "") -> str:
-    """``12.3`` with so many decimals; ``missing`` for None."""
+    """``12.3`` with the given number of decimals; ``missing`` for None."""
     return missing if value is None else f"{value:.{digits}f}"
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """``75.2 %``, of a value that is in percent already."""
+    """``75.2 %``, for a value that is already in percent."""
     return f"{value:.{digits}f} %"
 
 
 def millions(value: float, digits: int = 1, *, grouped: bool = False) -> str:
-    """``1234.5M``; grouped, as in sentences, ``1,234.5M``."""
+    """``1234.5M``; with ``grouped``, for sentences, ``1,234.5M``."""
     return f"{value / 1e6:{',' if grouped else ''}.{digits}f}M"
 
 
 def short_millions(value: float) -> str:
-    """``12.34M``, and from 100 million on ``123M``: for tables with many columns."""
+    """``12.34M``, and from 100 million ``123M``; for tables with many columns."""
     return millions(value, 2 if value < 1e8 else 0)
 
 
 def scaled(value: float, unit: str = "") -> str:
-    """With the prefix that fits: ``1.98M``, ``1.50MB`` with the unit ``B``; below 1000 ``12`` and ``12 bytes``."""
+    """A value with an SI prefix: ``1.98M``, ``1.50MB``; below 1000 ``12`` and ``12 bytes``."""
     for scale, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= scale:
             return f"{value / scale:.2f}{prefix}{unit}"
@@ -64,7 +71,7 @@ def scaled(value: float, unit: str = "") -> str:
 
 
 def memory_size(size: float, *, grouped: bool = False) -> str:
-    """Bytes of memory as they stand beside FLOPs and params: ``1.50MB``."""
+    """Bytes of memory in the form of FLOPs and parameters: ``1.50MB``."""
     return f"{millions(size, 2, grouped=grouped)}B"
 
 
@@ -74,22 +81,22 @@ def megabytes(size: float, digits: int = 0) -> str:
 
 
 def mebibytes(size: float) -> str:
-    """Bytes under a limit that is a power of two: ``500 MiB``."""
+    """Bytes of a limit that is a multiple of 2^20: ``500 MiB``."""
     return f"{size / 2**20:.0f} MiB"
 
 
 def data_size(size: float) -> str:
-    """Bytes of an image set in three significant digits, as estimates have: ``12.3 GB``, ``1.5 GB``, ``812 MB``."""
+    """The estimated size of an image set, to three significant digits: ``12.3 GB``, ``812 MB``."""
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
 def exact_data_size(size: float) -> str:
-    """Bytes of an image set that were counted: from 1 GB on with two decimals, ``12.35 GB``, ``1.50 GB``, ``812 MB``."""
+    """The exact size of an image set: two decimals from 1 GB, ``12.35 GB``, else ``812 MB``."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else data_size(size)
 
 
 def in_seconds(value: float, digits: int = 0) -> str:
-    """``75 s``, for times that are compared with each other; ``duration`` is for people who wait."""
+    """``75 s``, for times that are compared with each other; ``duration`` is for waiting times."""
     return f"{value:.{digits}f} s"
 
 
@@ -105,26 +112,27 @@ def duration(seconds: float | None) -> str:
 
 
 def local_minute(seconds: float | None) -> str:
-    """A time since the epoch on this machine's clock, ``2026-11-23 03:44``; empty for None and 0."""
+    """A Unix timestamp in local time, ``2026-11-23 03:44``; empty for None and 0."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else ""
 
 
 def seconds(text: str | None) -> float | None:
-    """``90``, ``90s``, ``30m`` or ``6h`` as seconds; None for None.
+    """``90``, ``90s``, ``30m`` or ``6h`` in seconds; None for None.
 
     Raises:
-        RequestError: it is no such time.
+        RequestError: the text is not a valid time.
     """
     if text is None:
         return None
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([smh]?)", text.strip())
-    if not found or not float(found[1]):
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([smh]?)", text.strip())
+    if not match or not float(match[1]):
         raise RequestError(
-            f"{text!r} is no time: give seconds, or a number with s, m or h behind it, such as 30m"
+            f"{text!r} is not a valid time: expected seconds, or a number with the unit s, m or h, "
+            "such as 30m"
         )
-    return float(found[1]) * UNITS[found[2]]
+    return float(match[1]) * SECONDS_PER_UNIT[match[2]]
 
 
-def counted(epochs: int) -> str:
+def epoch_count(epochs: int) -> str:
     """``1 epoch``, ``12 epochs``."""
     return f"{epochs} epoch" if epochs == 1 else f"{epochs} epochs"

@@ -1,12 +1,15 @@
-"""Install into this Python's environment by uv, or by pip where uv cannot do what pip is set to do.
+"""Install packages into this Python's environment with uv, or with pip if uv cannot be used.
+
+The Makefile calls it:
 
     .venv/bin/python tools/install.py -c constraints.txt -e '.[demo]'
 
-The arguments are those of ``pip install``. uv is several times as fast as pip, and reads neither
-pip.conf nor PIP_* variables: a mirror, a certificate or a proxy that is set for pip would not be
-used. So pip's settings are read and handed to uv. pip installs, and one line says why, where a
-setting has no counterpart, where uv cannot be installed, or where uv fails.
-TINYNET_INSTALLER=pip leaves uv out; TINYNET_INSTALLER=uv ends with an error in the place of pip.
+The arguments are those of ``pip install``. uv is several times as fast as pip, but reads neither
+pip.conf nor PIP_* variables, so it would not use a mirror, a certificate or a proxy that is
+configured for pip. The script therefore reads pip's settings and passes them to uv. It falls back
+to pip, with the reason in one line, if a setting has no counterpart, if uv cannot be installed, or
+if uv fails. TINYNET_INSTALLER=pip does not use uv; with TINYNET_INSTALLER=uv an error replaces the
+fallback.
 """
 
 import ast
@@ -26,7 +29,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 # Sections of pip's configuration that pip install reads; a later one overrides an earlier one.
 SECTIONS = ("global", "install", ":env:")
 OFF = ("0", "f", "false", "n", "no", "off")
-# Settings of pip whose value is the value of a variable that uv reads.
+# Settings of pip, and the environment variable of uv that takes the same value.
 VARIABLES = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
@@ -35,12 +38,12 @@ VARIABLES = {
     "client-cert": "SSL_CLIENT_CERT",
     "retries": "UV_HTTP_RETRIES",
 }
-LISTS = ("extra-index-url", "trusted-host")
+LIST_SETTINGS = ("extra-index-url", "trusted-host")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
-# Certificates that pip takes from the environment where its setting names none. uv reads neither.
-BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-# Settings that decide neither what is installed nor where it comes from.
-HARMLESS = {
+# pip reads certificates from these variables if its setting is empty. uv reads neither variable.
+CERTIFICATE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+# Settings that affect neither what is installed nor its source.
+IGNORED_SETTINGS = {
     "break-system-packages",
     "cache-dir",
     "compile",
@@ -66,16 +69,16 @@ HARMLESS = {
 
 
 class UvError(Exception):
-    """uv cannot install: the message says why, in one line."""
+    """uv cannot install; the message is the reason, in one line."""
 
 
 @dataclass
-class Handed:
-    """pip's settings as uv takes them.
+class UvSettings:
+    """pip's settings, converted for uv.
 
     Attributes:
-        variables: environment variables. Addresses are among them, since they may hold a password
-            and every user of the machine can see a command's options.
+        variables: environment variables. They include URLs, since a URL may contain a password and
+            every user of the machine can see the options of a command.
         options: options of ``uv pip install``.
     """
 
@@ -84,147 +87,147 @@ class Handed:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Install by uv or by pip.
+    """Install with uv or with pip.
 
     Args:
         arguments: those of ``pip install``.
 
     Returns:
-        The exit status: the installer's, 1 where uv is demanded and cannot install, 2 where
-        TINYNET_INSTALLER names no installer.
+        The exit status: that of the installer, 1 if uv is required and cannot install, or 2 if
+        TINYNET_INSTALLER is not valid.
     """
-    wanted = os.environ.get("TINYNET_INSTALLER", "")
-    if wanted not in ("", "pip", "uv"):
-        return _failed(f"TINYNET_INSTALLER is {wanted!r}, neither pip nor uv", 2)
+    installer = os.environ.get("TINYNET_INSTALLER", "")
+    if installer not in ("", "pip", "uv"):
+        return _failed(f"expected TINYNET_INSTALLER to be pip or uv, got {installer!r}", 2)
     try:
-        if wanted == "pip":
+        if installer == "pip":
             raise UvError("TINYNET_INSTALLER=pip")
-        by_uv(arguments)
+        install_with_uv(arguments)
         return 0
     except UvError as error:
-        if wanted == "uv":
+        if installer == "uv":
             return _failed(f"uv cannot install: {error}", 1)
-        print(f"install.py: pip installs in the place of uv: {error}", file=sys.stderr, flush=True)
+        print(f"install.py: using pip instead of uv: {error}", file=sys.stderr, flush=True)
     return subprocess.run(_pip("install", "--quiet", *arguments), check=False).returncode
 
 
-def by_uv(arguments: Sequence[str]) -> None:
-    """Install uv by pip, and the rest by uv.
+def install_with_uv(arguments: Sequence[str]) -> None:
+    """Install uv with pip, and everything else with uv.
 
     Args:
         arguments: those of ``pip install``.
 
     Raises:
-        UvError: a setting of pip has no counterpart, or uv cannot be installed, or uv fails.
+        UvError: a setting of pip has no counterpart, uv cannot be installed, or uv fails.
     """
-    settings = settings_of(_output("pip's settings cannot be read", _pip("config", "list")))
-    handed = handed_over(settings, os.environ)
+    settings = parse_settings(_output("pip's settings cannot be read", _pip("config", "list")))
+    converted = uv_settings(settings, os.environ)
     _output("uv cannot be installed", _pip("install", "--quiet", "-c", str(CONSTRAINTS), "uv"))
     command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", sys.executable]
-    # To compile all 18,000 files takes 31 s of CPU; the first import of what the demo uses compiles
-    # a third of them in 8 s. So it is left to Python, except where Python is told to write no
-    # bytecode: there every process would compile them again.
+    # Compiling all 18,000 files takes 31 s of CPU. The first import by the demo compiles a third of
+    # them in 8 s, so compilation is left to Python. If Python must not write bytecode, uv compiles
+    # the files, since otherwise every process would compile them again.
     command += ["--compile-bytecode"] if sys.dont_write_bytecode else []
-    # What builds our own package is held to the constraints too.
-    command += ["--build-constraints", str(CONSTRAINTS), *handed.options, *arguments]
-    status = subprocess.run(command, env=_environment(handed.variables), check=False).returncode
+    # The constraints also apply to the packages that build ours.
+    command += ["--build-constraints", str(CONSTRAINTS), *converted.options, *arguments]
+    status = subprocess.run(command, env=_environment(converted.variables), check=False).returncode
     if status:
         raise UvError(f"uv ended with status {status}")
 
 
-def settings_of(listed: str) -> dict[str, str]:
-    """pip's settings for ``pip install`` by name.
+def parse_settings(listed: str) -> dict[str, str]:
+    """Return pip's settings for ``pip install`` by name.
 
     Args:
-        listed: what ``pip config list`` printed. Empty values are left out, as pip leaves them out.
+        listed: the output of ``pip config list``. Empty values are omitted, as in pip.
     """
-    found: dict[str, dict[str, str]] = {section: {} for section in SECTIONS}
+    settings: dict[str, dict[str, str]] = {section: {} for section in SECTIONS}
     for line in listed.splitlines():
         if match := re.fullmatch(r"(global|install|:env:)\.([^=]+)=(['\"].*)", line):
             section, name, value = match.groups()
             if value := ast.literal_eval(value).strip():
-                found[section][name] = value
-    return {name: value for section in SECTIONS for name, value in found[section].items()}
+                settings[section][name] = value
+    return {name: value for section in SECTIONS for name, value in settings[section].items()}
 
 
-def handed_over(settings: Mapping[str, str], environment: Mapping[str, str]) -> Handed:
-    """pip's settings as uv takes them.
+def uv_settings(settings: Mapping[str, str], environment: Mapping[str, str]) -> UvSettings:
+    """Convert pip's settings for uv.
 
     Args:
-        settings: from ``settings_of``.
-        environment: pip takes certificates from it too.
+        settings: from ``parse_settings``.
+        environment: environment variables, from which pip also reads certificates.
 
     Raises:
         UvError: a setting has no counterpart.
     """
-    handed = Handed()
+    converted = UvSettings()
     for name, value in settings.items():
-        _hand_over(name, value, handed)
-    for name in BUNDLES:
+        _convert(name, value, converted)
+    for name in CERTIFICATE_VARIABLES:
         if environment.get(name):
-            handed.variables.setdefault("SSL_CERT_FILE", environment[name])
-    if "--no-index" in handed.options:
-        # As pip does: then no index is asked, whatever else is set.
+            converted.variables.setdefault("SSL_CERT_FILE", environment[name])
+    if "--no-index" in converted.options:
+        # Like pip, do not query any index, regardless of the other settings.
         for name in ("UV_DEFAULT_INDEX", "UV_INDEX"):
-            handed.variables.pop(name, None)
-    if "UV_INDEX" in handed.variables:
-        # pip takes the best version of all indexes; uv by itself stops at the first that has one.
-        handed.variables["UV_INDEX_STRATEGY"] = "unsafe-best-match"
-    if refused := next(_refused(handed.variables), None):
-        raise UvError(f"pip refuses {refused}, whose host is not trusted, and uv would not")
-    return handed
+            converted.variables.pop(name, None)
+    if "UV_INDEX" in converted.variables:
+        # pip chooses the best version of all indexes; uv stops at the first index that has one.
+        converted.variables["UV_INDEX_STRATEGY"] = "unsafe-best-match"
+    for host in _untrusted_hosts(converted.variables):
+        raise UvError(f"pip rejects the untrusted host {host}, but uv would accept it")
+    return converted
 
 
-def _hand_over(name: str, value: str, handed: Handed) -> None:
+def _convert(name: str, value: str, converted: UvSettings) -> None:
     words = value.split()
     if name in VARIABLES:
-        handed.variables[VARIABLES[name]] = " ".join(words) if name in LISTS else value
+        converted.variables[VARIABLES[name]] = " ".join(words) if name in LIST_SETTINGS else value
     elif name == "find-links" and "," not in value:
-        handed.variables["UV_FIND_LINKS"] = ",".join(words)
+        converted.variables["UV_FIND_LINKS"] = ",".join(words)
     elif name in ("timeout", "default-timeout"):
-        handed.variables["UV_HTTP_TIMEOUT"] = str(_seconds(name, value))
+        converted.variables["UV_HTTP_TIMEOUT"] = str(_seconds(name, value))
     elif name == "proxy":
-        handed.variables |= dict.fromkeys(PROXIES, value)
+        converted.variables |= dict.fromkeys(PROXIES, value)
     elif name == "constraint":
-        # pip holds what it builds with to them too.
+        # pip also applies them to build dependencies.
         for path in words:
-            handed.options += ["--constraints", path, "--build-constraints", path]
+            converted.options += ["--constraints", path, "--build-constraints", path]
     elif name == "no-cache-dir":
-        handed.variables["UV_NO_CACHE"] = "1"
+        converted.variables["UV_NO_CACHE"] = "1"
     elif name == "no-index":
-        handed.options += [] if value.lower() in OFF else ["--no-index"]
-    elif name not in HARMLESS and value.lower() not in OFF:
-        raise UvError(f"pip's setting {name} cannot be handed to uv")
+        converted.options += [] if value.lower() in OFF else ["--no-index"]
+    elif name not in IGNORED_SETTINGS and value.lower() not in OFF:
+        raise UvError(f"pip's setting {name} has no counterpart in uv")
 
 
 def _seconds(name: str, value: str) -> int:
-    """Whole seconds, which uv takes; at least one."""
+    """Round up to whole seconds, which uv requires; at least one."""
     try:
         return max(1, math.ceil(float(value)))
     except (ValueError, OverflowError):
-        raise UvError(f"pip's setting {name} is no number of seconds") from None
+        raise UvError(f"pip's setting {name} is not a valid number of seconds") from None
 
 
-def _refused(variables: Mapping[str, str]) -> Iterator[str]:
-    """Hosts that pip would not ask: over plain HTTP, neither trusted nor this machine.
+def _untrusted_hosts(variables: Mapping[str, str]) -> Iterator[str]:
+    """Yield the hosts that pip would reject: plain HTTP, not trusted and not this machine.
 
     Raises:
-        UvError: an address is malformed; the message leaves it out, since it may hold a password.
+        UvError: a URL is malformed. The message omits it, since it may contain a password.
     """
     trusted = variables.get("UV_INSECURE_HOST", "").split()
-    addresses = [variables.get("UV_DEFAULT_INDEX", ""), *variables.get("UV_INDEX", "").split()]
-    for address in (*addresses, *variables.get("UV_FIND_LINKS", "").split(",")):
+    urls = [variables.get("UV_DEFAULT_INDEX", ""), *variables.get("UV_INDEX", "").split()]
+    for text in (*urls, *variables.get("UV_FIND_LINKS", "").split(",")):
         try:
-            url = urlsplit(address)
+            url = urlsplit(text)
         except ValueError:
-            raise UvError("an address that pip is set to cannot be read") from None
+            raise UvError("a URL in pip's settings is malformed") from None
         host = url.hostname or ""
-        named = host in trusted or url.netloc.rpartition("@")[2] in trusted
-        if url.scheme == "http" and not named and not _loopback(host):
+        is_trusted = host in trusted or url.netloc.rpartition("@")[2] in trusted
+        if url.scheme == "http" and not is_trusted and not _is_loopback(host):
             yield host
 
 
-def _loopback(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -232,29 +235,30 @@ def _loopback(host: str) -> bool:
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment and pip's settings; a UV_* variable that is set already stays."""
-    own = {name: value for name, value in os.environ.items() if name.startswith("UV_")}
-    return {**os.environ, **variables, **own}
+    """Return this process's environment with pip's settings; UV_* variables keep their values."""
+    already_set = {name: value for name, value in os.environ.items() if name.startswith("UV_")}
+    return {**os.environ, **variables, **already_set}
 
 
 def _pip(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
 
 
-def _output(failed: str, command: Sequence[str]) -> str:
-    """What a command printed.
+def _output(failure: str, command: Sequence[str]) -> str:
+    """Run a command and return its output.
 
     Args:
-        failed: what it means that the command fails.
+        failure: start of the message if the command fails.
+        command: the command and its arguments.
 
     Raises:
-        UvError: it failed.
+        UvError: the command failed.
     """
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise UvError(": ".join([failed, *said[:1]]))
-    return done.stdout
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if completed.returncode:
+        errors = [line for line in completed.stderr.splitlines() if line.startswith("ERROR")]
+        raise UvError(": ".join([failure, *errors[:1]]))
+    return completed.stdout
 
 
 def _failed(message: str, status: int) -> int:

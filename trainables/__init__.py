@@ -1,1 +1,1 @@
-"""What one trial does: data, recipes, the training loop, and the two executors it runs under."""
+"""Training of one trial: data, recipes, the training loop, and the two executors that run it."""

@@ -1,4 +1,8 @@
-"""How fast a network trains here: its own training, begun in a folder of its own and asked to end after some seconds."""
+"""Measures how fast a network trains on this machine.
+
+It starts the network's own training in a temporary folder and stops it after some seconds.
+Called by ``tinynet_search.cluster.estimate``.
+"""
 
 import logging
 import tempfile
@@ -10,43 +14,51 @@ from trainables.spec import TrialSpec
 from trainables.stopping import Stopped
 from trainables.trial import run_trial
 
-# Steps that are not counted: memory is asked for, kernels are chosen and compiled.
-WARM = 5
+# Steps that are not counted: they allocate memory, and select and compile kernels.
+WARMUP_STEPS = 5
 
 
 class _Clock:
-    """The trial's reporter and its stop in one: the times at which its steps begin, until enough are there or an epoch is over."""
+    """Reporter and stop condition of the measured trial.
+
+    Records the start time of every step, until enough time has been measured or an epoch has ended.
+    """
 
     rank, world_size = 0, 1
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._begun: list[float] = []
-        self._of_epoch: float | None = None
+        self._starts: list[float] = []
+        self._epoch_rate: float | None = None
 
     def report(self, record: EpochRecord) -> None:
-        self._of_epoch = record.images_per_s
+        self._epoch_rate = record.images_per_s
 
     def __call__(self) -> bool:
-        self._begun.append(time.perf_counter())
-        return self._of_epoch is not None or (
-            len(self._begun) > WARM + 1 and self._begun[-1] - self._begun[WARM] >= self._seconds
-        )
+        self._starts.append(time.perf_counter())
+        if self._epoch_rate is not None:
+            return True
+        counted = self._starts[WARMUP_STEPS:]
+        return len(counted) > 1 and counted[-1] - counted[0] >= self._seconds
 
     def images_per_s(self, batch: int) -> float:
-        if self._of_epoch is not None:
-            return self._of_epoch
-        return batch * (len(self._begun) - 1 - WARM) / (self._begun[-1] - self._begun[WARM])
+        if self._epoch_rate is not None:
+            return self._epoch_rate
+        counted = self._starts[WARMUP_STEPS:]
+        return batch * (len(counted) - 1) / (counted[-1] - counted[0])
 
 
 def images_per_s(spec: TrialSpec, seconds: float, execution: Execution | None = None) -> float:
-    """Images a second that one worker trains, reading them included; evaluation and checkpoints are left out.
+    """Training images per second of one worker.
+
+    Reading images is included; evaluation and checkpoints are not.
 
     Args:
-        seconds: that the steps which count take at least, unless an epoch is over before.
+        seconds: minimum duration of the counted steps, unless an epoch ends earlier.
 
     Raises:
-        RequestError: the data cannot be read; RuntimeError: the training failed, and says why.
+        RequestError: the data cannot be read.
+        RuntimeError: the training failed; the message contains the reason.
     """
     clock = _Clock(seconds)
     with tempfile.TemporaryDirectory(prefix="tinynet-speed-") as scratch:

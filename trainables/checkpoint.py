@@ -1,10 +1,15 @@
-"""Checkpoints of one trial: a folder each, complete once its ``progress.json`` is there.
+"""Writes and reads the checkpoints of one trial, one folder per checkpoint.
 
-``epoch-0003/`` (or ``epoch-0003-step-000120/``, in the middle of the fourth) holds ``weights.safetensors`` (raw and
-averaged weights), ``optimizer.safetensors`` and, written last, ``progress.json`` with every epoch's metrics and digests
-of the other two and of itself: together they are read or not at all. Nothing in them can run code. Randomness needs
-no state of its own: order, augmentation and dropout are seeded by (trial seed, epoch, step, micro-batch), and the
-learning rate follows from the step, so the position is the state.
+Called by the training loop and by ``tinynet train --eval-only``.
+
+``epoch-0003/`` (or ``epoch-0003-step-000120/``, in the middle of the fourth epoch) contains
+``weights.safetensors`` (raw and averaged weights), ``optimizer.safetensors`` and
+``progress.json``. ``progress.json`` is written last and contains every epoch's metrics and the
+digests of the other two files and of itself, so a checkpoint is read completely or not at all.
+None of the files can execute code.
+
+Random generators have no saved state: order, augmentation and dropout are seeded by (trial seed,
+epoch, step, micro-batch), and the learning rate follows from the step, so the position is enough.
 """
 
 import hashlib
@@ -17,39 +22,40 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from trainables.memory import ran_out
-from trainables.optim.flat import Flat
+from trainables.memory import is_out_of_memory
+from trainables.optim.flat import FlatBuffers
 from trainables.optim.optimizers import Average, float_state
 from trainables.optim.state import optimizer_state, restore_optimizer
 from trainables.result import EpochRecord, epochs_from
 from trainables.storage.documents import LARGE, parsed, typed
-from trainables.storage.folder import Folder, below
-from trainables.trial_folder import PROGRESS, checkpoints, make_room, position
+from trainables.storage.folder import Folder, child_url
+from trainables.trial_folder import PROGRESS, checkpoints, position, remove_checkpoints
 
 log = logging.getLogger("tinynet")
 
-KEPT = 2
-# 2: an optimizer's state by the parameters' names.
+KEPT_CHECKPOINTS = 2
+# Schema 2 stores the optimizer's state by parameter name.
 SCHEMA = 2
-SEAL = "sha256"
+CHECKSUM_KEY = "sha256"
 WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
-# Bytes: a network of half a billion parameters with its average.
-LARGEST = 4 * 2**30
+# Enough for a network of half a billion parameters and its average.
+MAX_FILE_BYTES = 4 * 2**30
 
 
 @dataclass
 class State:
-    """What a training is made of between two steps.
+    """The complete state of a training between two steps.
 
     Attributes:
-        epochs: the metrics of every whole epoch.
-        step, loss, seconds: of the epoch that has begun: steps done, the sum of their losses, time in steps.
+        epochs: the metrics of every completed epoch.
+        step, loss, seconds: of the current epoch: steps done, the sum of their losses, and the time
+            spent in them.
     """
 
     model: nn.Module
     average: Average
     optimizer: torch.optim.Optimizer
-    flat: Flat | None
+    flat: FlatBuffers | None
     epochs: list[EpochRecord] = field(default_factory=list)
     step: int = 0
     loss: float = 0.0
@@ -57,7 +63,7 @@ class State:
 
     @property
     def epoch(self) -> int:
-        """Epochs done."""
+        """Number of completed epochs."""
         return len(self.epochs)
 
     def end_epoch(self, record: EpochRecord) -> None:
@@ -66,8 +72,8 @@ class State:
 
 
 @dataclass(frozen=True)
-class Begun:
-    """The epoch that has begun: steps done, the sum of their losses, time in steps."""
+class PartialEpoch:
+    """The current epoch: steps done, the sum of their losses, and the time spent in them."""
 
     step: int
     loss: float
@@ -76,21 +82,23 @@ class Begun:
 
 @dataclass(frozen=True)
 class Progress:
-    """The document that makes a checkpoint whole.
+    """The content of ``progress.json``, which completes a checkpoint.
 
     Attributes:
         trial: the run's name.
-        optimizer: its single numbers, by key; files: SHA-256 of the other files, by name.
+        begun: the epoch in progress.
+        optimizer: the optimizer's scalars by key.
+        files: SHA-256 digests of the other files by name.
     """
 
     trial: str
     epochs: list[EpochRecord]
-    begun: Begun
+    begun: PartialEpoch
     optimizer: dict[str, float]
     files: dict[str, str]
 
     def to_json(self) -> bytes:
-        """With a digest of all the rest."""
+        """JSON that includes a digest of all other members."""
         document = {
             "schema": SCHEMA,
             "trial": self.trial,
@@ -99,22 +107,26 @@ class Progress:
             "optimizer": self.optimizer,
             "files": self.files,
         }
-        return _sealed(json.dumps(document, allow_nan=False))
+        return _with_checksum(json.dumps(document, allow_nan=False))
 
     @classmethod
     def from_json(cls, body: bytes) -> "Progress":
-        """Raises ValueError, KeyError or TypeError where it is damaged or of another version."""
+        """Read a ``progress.json``.
+
+        Raises:
+            ValueError, KeyError, TypeError: the document is damaged or has a different schema.
+        """
         document = parsed(body)
         if document["schema"] != SCHEMA:
-            raise ValueError(f"it is of version {document['schema']}, and this is {SCHEMA}")
-        rest = {key: value for key, value in document.items() if key != SEAL}
-        if body != _sealed(json.dumps(rest, allow_nan=False)):
+            raise ValueError(f"expected schema {SCHEMA}, got {document['schema']}")
+        rest = {key: value for key, value in document.items() if key != CHECKSUM_KEY}
+        if body != _with_checksum(json.dumps(rest, allow_nan=False)):
             raise ValueError(f"{PROGRESS} is damaged")
-        made = {
+        converted = {
             "epochs": epochs_from(document["epochs"]),
-            "begun": typed(Begun, document["begun"], "begun"),
+            "begun": typed(PartialEpoch, document["begun"], "begun"),
         }
-        return typed(cls, {**document, **made})
+        return typed(cls, {**document, **converted})
 
 
 def checkpoint_name(epoch: int, step: int = 0) -> str:
@@ -122,7 +134,7 @@ def checkpoint_name(epoch: int, step: int = 0) -> str:
 
 
 def save_checkpoint(folder: Folder, trial: str, state: State) -> None:
-    """Commit the state and drop all but the newest two."""
+    """Write a checkpoint of the state and remove all but the newest two."""
     name = checkpoint_name(state.epoch, state.step)
     tensors, scalars = optimizer_state(state.optimizer, state.flat, state.model)
     weights = {f"raw.{k}": v for k, v in float_state(state.model).items()} | {
@@ -132,27 +144,35 @@ def save_checkpoint(folder: Folder, trial: str, state: State) -> None:
     for file, data in files.items():
         folder.write(f"{name}/{file}", data)
     digests = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
-    begun = Begun(state.step, state.loss, state.seconds)
+    begun = PartialEpoch(state.step, state.loss, state.seconds)
     progress = Progress(trial, state.epochs, begun, scalars, digests)
     folder.write(f"{name}/{PROGRESS}", progress.to_json())
-    make_room(folder, checkpoints(folder)[:-KEPT])
+    remove_checkpoints(folder, checkpoints(folder)[:-KEPT_CHECKPOINTS])
 
 
 def newest_checkpoint(folder: Folder, trial: str) -> tuple[int, int]:
-    """(epochs, steps) done at the newest whole checkpoint, zeros where there is none; a damaged one is named and passed over."""
+    """Position (epochs done, steps done) of the newest complete checkpoint; zeros if there is none.
+
+    Damaged checkpoints are skipped with a warning.
+    """
     for name in reversed(checkpoints(folder)):
-        if _intact(folder, name, trial) is not None:
+        if _read_intact(folder, name, trial) is not None:
             return position(name)
     return 0, 0
 
 
 def load_checkpoint(folder: Folder, trial: str, epoch: int, step: int, state: State) -> None:
-    """Put a checkpoint's weights, average, optimizer and metrics into ``state``."""
+    """Load a checkpoint's weights, average, optimizer and metrics into ``state``.
+
+    Raises:
+        FileNotFoundError: the checkpoint is incomplete or damaged.
+        ValueError: it was written for a different network.
+    """
     name = checkpoint_name(epoch, step)
-    found = _intact(folder, name, trial)
-    if found is None:
-        raise FileNotFoundError(f"checkpoint {name} of {folder.url} is not whole here")
-    progress, files = found
+    content = _read_intact(folder, name, trial)
+    if content is None:
+        raise FileNotFoundError(f"checkpoint {name} of {folder.url} is incomplete or damaged")
+    progress, files = content
     try:
         weights = load(files[WEIGHTS])
         for key, tensor in float_state(state.model).items():
@@ -176,10 +196,11 @@ def load_checkpoint(folder: Folder, trial: str, epoch: int, step: int, state: St
         AttributeError,
         IndexError,
     ) as error:
-        if ran_out(error) or isinstance(error, torch.AcceleratorError):
+        if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
             raise
         raise ValueError(
-            f"checkpoint {below(folder.url, name)} is of another network ({error!r:.100}): remove its folder"
+            f"checkpoint {child_url(folder.url, name)} does not match this network "
+            f"({error!r:.100}): remove its folder"
         ) from error
     state.epochs[:] = progress.epochs
     begun = progress.begun
@@ -187,43 +208,45 @@ def load_checkpoint(folder: Folder, trial: str, epoch: int, step: int, state: St
 
 
 def final_weights(state: State, ranks: str) -> bytes:
-    """Safetensors with timm's names: the weights that ``top1`` belongs to."""
+    """The weights that ``top1`` was measured with, as safetensors with timm's parameter names."""
     return save(_plain(state.average.state() if ranks == "ema" else float_state(state.model)))
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in the default memory layout, as safetensors wants them."""
+    """Copies in the contiguous memory layout that safetensors requires."""
     return {
         key: tensor.detach().cpu().contiguous().clone(memory_format=torch.contiguous_format)
         for key, tensor in tensors.items()
     }
 
 
-def _sealed(text: str) -> bytes:
-    """A JSON object with a digest of its text as the last member."""
+def _with_checksum(text: str) -> bytes:
+    """Append a digest of the text of a JSON object as its last member."""
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return f'{text.removesuffix("}")}, "{SEAL}": "{digest}"}}'.encode()
+    return f'{text.removesuffix("}")}, "{CHECKSUM_KEY}": "{digest}"}}'.encode()
 
 
-def _intact(folder: Folder, name: str, trial: str) -> tuple[Progress, dict[str, bytes]] | None:
-    """(progress, files) of a checkpoint whose files are all there and as they were written."""
+def _read_intact(folder: Folder, name: str, trial: str) -> tuple[Progress, dict[str, bytes]] | None:
+    """Progress and files of a checkpoint, or None if a file is missing or damaged."""
     try:
         body = folder.read(f"{name}/{PROGRESS}", LARGE)
     except FileNotFoundError:
-        return None  # it was never finished
+        return None  # the checkpoint was never completed
     except ValueError as error:
-        log.warning("checkpoint %s is passed over: %s", below(folder.url, name), error)
+        log.warning("skipping checkpoint %s: %s", child_url(folder.url, name), error)
         return None
     try:
         progress = Progress.from_json(body)
         done = len(progress.epochs), progress.begun.step
         if progress.trial != trial or done != position(name):
-            raise ValueError("it belongs to another trial or step")
-        files = {file: folder.read(f"{name}/{file}", LARGEST) for file in (WEIGHTS, OPTIMIZER)}
+            raise ValueError("it belongs to a different trial or step")
+        files = {
+            file: folder.read(f"{name}/{file}", MAX_FILE_BYTES) for file in (WEIGHTS, OPTIMIZER)
+        }
         for file, data in files.items():
             if hashlib.sha256(data).hexdigest() != progress.files[file]:
                 raise ValueError(f"{file} is damaged")
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning("checkpoint %s is passed over: %s", below(folder.url, name), error)
+        log.warning("skipping checkpoint %s: %s", child_url(folder.url, name), error)
         return None
     return progress, files

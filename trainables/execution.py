@@ -1,4 +1,7 @@
-"""How a training is computed: its speed, and its bits in the last places, but no part of what is asked of it."""
+"""Settings of how a training is computed: they change its speed and rounding, not its definition.
+
+Used by the configuration, the executors and the training loop.
+"""
 
 import shutil
 from dataclasses import asdict, dataclass
@@ -7,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
-# Forward passes of a whole training from which a minute of compilation pays, and what TorchInductor needs.
-COMPILE_FROM = 20_000
+# Forward passes of a complete training above which a minute of compilation pays off.
+MIN_COMPILE_PASSES = 20_000
+# TorchInductor needs one of these.
 COMPILERS = ("g++", "gcc", "clang++", "c++")
 
 Switch = Literal["auto", "on", "off"]
@@ -16,18 +20,23 @@ Switch = Literal["auto", "on", "off"]
 
 @dataclass(frozen=True)
 class Execution:
-    """Settings of the machine at hand; ``auto`` is on where it helps there.
+    """Execution settings for one machine; ``auto`` enables a setting where it helps.
 
     Attributes:
-        precision: of the forward pass; ``auto`` is bf16 autocast on a GPU that has it, float32 elsewhere.
+        precision: of the forward pass; ``auto`` is bf16 autocast on a GPU that supports it, float32
+            otherwise.
         channels_last: memory layout of weights and images.
-        compile: ``torch.compile`` of the network; it costs a minute before the first step, so ``auto`` wants a GPU and a long
-            training (the whole of it, not what is left: a resumed one must do the same). On a CPU it was measured slower.
-        fused: optimizer steps over flat buffers, by torch's fused kernels where there is one, instead of tensor by tensor.
-        autotune: cuDNN tries its kernels on the first step and keeps the fastest.
-        pinned: page-locked batches, which a GPU fetches without the host waiting.
-        loader_workers: processes (or threads, where images need no Python) that prepare images.
-        checkpoint_every_steps: a checkpoint after so many optimizer steps of an epoch too; 0 is one an epoch.
+        compile: ``torch.compile`` of the network. Compilation takes a minute before the first step,
+            so ``auto`` requires a GPU and a long training. The length is that of the complete
+            training, not of the remaining part, because a resumed training must make the same
+            choice. On a CPU, compiled networks were measured to be slower.
+        fused: optimizer steps over flat buffers instead of tensor by tensor, with torch's fused
+            kernels where they exist.
+        autotune: cuDNN benchmarks its kernels on the first step and keeps the fastest.
+        pinned: page-locked batches, which are copied to a GPU without blocking the host.
+        loader_workers: processes that prepare images (threads for images that need no Python).
+        checkpoint_every_steps: write a checkpoint every N optimizer steps, in addition to one per
+            epoch; 0 is one per epoch only.
     """
 
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -39,8 +48,8 @@ class Execution:
     loader_workers: int = 0
     checkpoint_every_steps: int = 0
 
-    def on(self, device: "torch.device", passes: int = 0) -> "Chosen":
-        """What the settings mean on a device, for a training of so many forward passes in all."""
+    def resolve(self, device: "torch.device", passes: int = 0) -> "ResolvedExecution":
+        """Resolve ``auto`` for a device and a training of ``passes`` forward passes in total."""
         import torch
 
         gpu = device.type == "cuda"
@@ -49,12 +58,12 @@ class Execution:
             if self.precision == "auto"
             else self.precision == "bf16"
         )
-        pays = gpu and passes >= COMPILE_FROM and any(map(shutil.which, COMPILERS))
-        return Chosen(
+        worthwhile = gpu and passes >= MIN_COMPILE_PASSES and any(map(shutil.which, COMPILERS))
+        return ResolvedExecution(
             device=device.type,
             bf16=bf16,
             channels_last=self.channels_last != "off",
-            compile=pays if self.compile == "auto" else self.compile == "on",
+            compile=worthwhile if self.compile == "auto" else self.compile == "on",
             fused=self.fused != "off",
             autotune=gpu and self.autotune != "off",
             pinned=gpu and self.pinned != "off",
@@ -62,8 +71,8 @@ class Execution:
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """Settings with every ``auto`` decided."""
+class ResolvedExecution:
+    """Settings with every ``auto`` resolved."""
 
     device: str
     bf16: bool

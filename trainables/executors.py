@@ -1,12 +1,14 @@
-"""The two ways a trial runs under Ray Tune, behind one seam: ``TRAINABLES[name](config)``.
+"""The two executors that run a trial under Ray Tune: ``TRAINABLES[name](config)``.
 
-``inline`` trains in the Tune trial's own process, reused from trial to trial: next to no overhead.
-``ray_train`` drives a TorchTrainer with N data-parallel workers from the Tune trial.
-Both call the same ``run_trial`` on the same search directory. Tune and Train see metrics only; what they keep
-themselves is scratch.
+Called by Ray Tune, which ``tinynet_search.cluster.tune`` starts.
 
-``config`` is a ``TrialTask`` as plain values, which is how Ray hands it on. A trial that was asked to end comes back
-without a result.
+``inline`` trains in the Tune trial's process, which is reused for the next trial and so has almost
+no overhead. ``ray_train`` runs a TorchTrainer with N data-parallel workers from the Tune trial.
+Both call the same ``run_trial`` on the same search directory. Tune and Train receive metrics only;
+the files they write themselves are temporary.
+
+``config`` is a ``TrialTask`` as plain values, the form in which Ray passes it. A trial that is
+stopped on request returns without a result.
 """
 
 import contextlib
@@ -19,27 +21,28 @@ from typing import Any, Literal
 from trainables.execution import Execution
 from trainables.result import EpochRecord, TrialResult
 from trainables.run_name import RunName
-from trainables.spec import Stop, TrialSpec, never
+from trainables.spec import Stop, TrialSpec, never_stop
 from trainables.stopping import StopFile, Stopped
 from trainables.storage.folder import open_folder
 from trainables.trial import run_trial
 from trainables.trial_folder import read_result
 
-# Seconds after which a collective whose peer is gone gives up.
+# Seconds after which a collective operation fails if a peer is lost.
 COLLECTIVE_TIMEOUT = 120
-# Tries of Ray Train to start a worker group that does not fit, before the trial fails instead of waiting for ever.
-START_ATTEMPTS = 5
-WORKER_FAILURES = 8
+# Attempts of Ray Train to start a worker group that does not fit, after which the trial fails;
+# without a limit it would wait indefinitely.
+MAX_START_ATTEMPTS = 5
+MAX_WORKER_FAILURES = 8
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """What one trial takes of the cluster.
+    """Cluster resources of one trial.
 
     Attributes:
-        workers: data-parallel processes.
-        cpus, gpus: of each worker; several one-worker trials may share a GPU (``gpus=.25``).
-        loader_workers: processes that read images, for each worker.
+        workers: number of data-parallel processes.
+        cpus, gpus: per worker; several one-worker trials may share a GPU (``gpus=.25``).
+        loader_workers: image-loading processes per worker.
     """
 
     workers: int = 1
@@ -49,7 +52,7 @@ class Scaling:
 
     @property
     def resources(self) -> dict[str, float]:
-        """What Ray reserves for each worker."""
+        """Resources that Ray reserves for each worker."""
         return {
             key: amount for key, amount in {"CPU": self.cpus, "GPU": self.gpus}.items() if amount
         }
@@ -60,11 +63,13 @@ PlacementStrategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What all trials of one Tune run share.
+    """Settings shared by all trials of one Tune run.
 
     Attributes:
-        root: the search directory; stop: the file below it that asks trials to end, empty where none does.
-        placement: of a trial's workers; start_timeout: seconds that they get to start, 0 is Ray Train's own minute.
+        root: URL of the search directory.
+        stop: name of the file in the search directory that requests trials to stop; empty for none.
+        placement: placement strategy of a trial's workers.
+        start_timeout: seconds that the workers have to start; 0 is Ray Train's default of a minute.
     """
 
     root: str
@@ -77,50 +82,51 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class TrialTask:
-    """One trial as Ray hands it to a process."""
+    """One trial in the form in which Ray passes it to a process."""
 
     spec: TrialSpec
     run: RunName
     settings: TaskSettings
 
     def to_config(self) -> dict[str, Any]:
-        """The Tune configuration: plain values."""
+        """The Tune configuration, as plain values."""
         return {**asdict(self.settings), "trial": self.spec.to_json(), "run": str(self.run)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "TrialTask":
-        made = {
+        converted = {
             "scaling": Scaling(**config["scaling"]),
             "execution": Execution(**config["execution"]),
         }
         shared = {key: value for key, value in config.items() if key not in ("trial", "run")}
-        settings = TaskSettings(**{**shared, **made})
+        settings = TaskSettings(**{**shared, **converted})
         return cls(TrialSpec.from_json(config["trial"]), RunName.parse(config["run"]), settings)
 
     @property
     def execution(self) -> Execution:
-        """With the readers of images that the scaling names."""
+        """The execution settings, with the number of loader workers from the scaling settings."""
         settings = self.settings
         return replace(settings.execution, loader_workers=settings.scaling.loader_workers)
 
     @property
     def should_stop(self) -> Stop:
         name = self.settings.stop
-        return StopFile(open_folder(self.settings.root), name) if name else never
+        return StopFile(open_folder(self.settings.root), name) if name else never_stop
 
     def result(self) -> TrialResult | None:
-        """The trial's result, None before it has one."""
+        """The trial's result, or None if it has none yet."""
         return read_result(open_folder(self.settings.root), self.run)
 
 
 def inline_trial(config: Mapping[str, Any]) -> None:
-    """Tune trainable: the whole trial in this process."""
-    # Of the next trial, for this thread to end; where it has not, Tune forgets that trial, and the search waits for it for ever.
+    """Tune trainable: runs the complete trial in this process."""
+    # Seconds that the next trial waits for this thread to end. If the thread is still running then,
+    # Tune loses the next trial, and the search waits for it indefinitely.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
     task = TrialTask.from_config(config)
-    _take_place(task.settings.scaling)
+    _apply_resources(task.settings.scaling)
     with contextlib.suppress(Stopped):
-        _finished(
+        _report_result(
             run_trial(
                 task.spec, task.settings.root, _TuneReporter(), task.execution, task.should_stop
             )
@@ -128,7 +134,10 @@ def inline_trial(config: Mapping[str, Any]) -> None:
 
 
 def ray_train_trial(config: Mapping[str, Any]) -> None:
-    """Tune trainable: a Ray Train run of N workers; a lost worker restarts the group from the last checkpoint."""
+    """Tune trainable: a Ray Train run with N workers.
+
+    If a worker is lost, the worker group restarts from the last checkpoint.
+    """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -136,11 +145,11 @@ def ray_train_trial(config: Mapping[str, Any]) -> None:
     task = TrialTask.from_config(config)
     settings, scaling = task.settings, task.settings.scaling
     if settings.start_timeout:
-        # On a cluster that grows; Ray Train's own minute is for nodes that exist already.
+        # For clusters that scale up; Ray Train's default of a minute is for existing nodes.
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.start_timeout)
     result = task.result()
     if result is not None:
-        _finished(result)
+        _report_result(result)
         return
     with tempfile.TemporaryDirectory(prefix="tinynet-train-") as scratch:
         TorchTrainer(
@@ -160,7 +169,7 @@ def ray_train_trial(config: Mapping[str, Any]) -> None:
                 storage_path=scratch,
                 callbacks=[TuneReportCallback()],
                 failure_config=ray.train.FailureConfig(
-                    max_failures=WORKER_FAILURES, controller_failure_limit=START_ATTEMPTS
+                    max_failures=MAX_WORKER_FAILURES, controller_failure_limit=MAX_START_ATTEMPTS
                 ),
             ),
         ).fit()
@@ -169,7 +178,7 @@ def ray_train_trial(config: Mapping[str, Any]) -> None:
         return
     if result is None:
         raise RuntimeError(f"trial {task.run} ended without a result")
-    _finished(result)
+    _report_result(result)
 
 
 TRAINABLES: dict[str, Callable[[Mapping[str, Any]], None]] = {
@@ -179,7 +188,10 @@ TRAINABLES: dict[str, Callable[[Mapping[str, Any]], None]] = {
 
 
 def tune_resources(executor: str, scaling: Scaling) -> dict[str, float]:
-    """What the Tune trial itself holds; a ray_train trial must hold none of what its workers need."""
+    """Resources of the Tune trial itself.
+
+    A ray_train trial must not reserve any of the resources that its workers need.
+    """
     if executor == "ray_train":
         return {"node:__internal_head__": 0.001}
     return scaling.resources
@@ -191,7 +203,7 @@ class _TuneReporter:
     def report(self, record: EpochRecord) -> None:
         from ray import tune
 
-        tune.report(reported(record))
+        tune.report(tune_metrics(record))
 
 
 class _TrainReporter:
@@ -204,13 +216,17 @@ class _TrainReporter:
     def report(self, record: EpochRecord) -> None:
         import ray.train
 
-        ray.train.report(reported(record))
+        ray.train.report(tune_metrics(record))
 
 
 def _train_worker(config: Mapping[str, Any]) -> None:
-    """One rank. A trial that has its result (a restart after its own failure) ends at once, on every rank."""
+    """One rank of a Ray Train run.
+
+    A trial that already has a result (a restart after its own failure) returns immediately on every
+    rank.
+    """
     task = TrialTask.from_config(config)
-    _take_place(task.settings.scaling)
+    _apply_resources(task.settings.scaling)
     if task.settings.scaling.gpus:
         import torch
         from ray.train.torch import get_device
@@ -220,13 +236,13 @@ def _train_worker(config: Mapping[str, Any]) -> None:
         run_trial(task.spec, task.settings.root, _TrainReporter(), task.execution, task.should_stop)
 
 
-def reported(record: EpochRecord) -> dict[str, int | float]:
-    """An epoch as Tune and Train get it."""
+def tune_metrics(record: EpochRecord) -> dict[str, int | float]:
+    """The metrics of an epoch that are reported to Tune and Train."""
     return {"epochs_done": record.epoch, **record.to_json()}
 
 
-def _finished(result: TrialResult) -> None:
-    """The last report of a trial to Tune."""
+def _report_result(result: TrialResult) -> None:
+    """Report the final result of a trial to Tune."""
     from ray import tune
 
     top1 = float("nan") if result.top1 is None else result.top1
@@ -235,14 +251,19 @@ def _finished(result: TrialResult) -> None:
     tune.report({**last, "status": result.status, **reason})
 
 
-def _take_place(scaling: Scaling) -> None:
-    """Keep to what the trial was given: its CPUs as torch threads, no GPU where it asked for none."""
+def _apply_resources(scaling: Scaling) -> None:
+    """Limit torch to the trial's resources: one thread per CPU, and no GPU if none was requested.
+
+    Raises:
+        RuntimeError: the trial has a GPU that torch cannot use.
+    """
     if not scaling.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
     if scaling.gpus and not torch.cuda.is_available():
         raise RuntimeError(
-            "this trial was given a GPU and torch finds none: the node's driver or torch build is at fault"
+            "Ray assigned a GPU to this trial, but torch finds none: "
+            "check the node's driver and torch build"
         )
     torch.set_num_threads(max(1, int(scaling.cpus)))

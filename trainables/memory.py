@@ -1,4 +1,7 @@
-"""Memory that runs out: how it is recognised, and which micro-batch would have fitted."""
+"""Handles out-of-memory errors: recognises them and finds a micro-batch that fits.
+
+Called by ``trainables.trial`` and ``trainables.trainer``.
+"""
 
 import ctypes
 import gc
@@ -18,69 +21,85 @@ from trainables.spec import TrialSpec
 if TYPE_CHECKING:
     from trainables.execution import Execution
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, HELD = -1, -3, 2**30
-# Words of torch, oneDNN, cuDNN, cuBLAS and CUDA, in lower case, where they raise no error of its own for it.
-SAYING_SO = (
+# Options of glibc's mallopt, and the value that both are set to, in bytes.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MAX_HELD_BYTES = -1, -3, 2**30
+# Messages (in lower case) of torch, oneDNN, cuDNN, cuBLAS and CUDA, where they raise a plain
+# RuntimeError.
+OUT_OF_MEMORY_MESSAGES = (
     "can't allocate memory",
     "could not create a primitive",
     "could not create a memory object",
     "status_alloc_failed",
     "out of memory",
 )
-NO_MEMORY = 3
-TRY_SECONDS = 300
+OUT_OF_MEMORY_EXIT_CODE = 3
+# Seconds.
+TRY_TIMEOUT = 300
 
 
-def ran_out(error: BaseException) -> bool:
-    """Whether an exception is a device's or the machine's memory running out; of most libraries only the words tell."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that the device or the machine is out of memory.
+
+    Most libraries raise no specific exception type, so their messages are matched.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(
-        words in str(error).lower() for words in SAYING_SO
+        phrase in str(error).lower() for phrase in OUT_OF_MEMORY_MESSAGES
     )
 
 
-def what_fits(spec: TrialSpec, execution: "Execution | None") -> str:
-    """The largest micro-batch of about a half, a quarter, ... that takes a training step on this device, in words.
+def describe_fitting_micro_batch(spec: TrialSpec, execution: "Execution | None") -> str:
+    """Describe the largest micro-batch that fits on this device, of about a half, a quarter, ...
 
-    Tried by real steps on blank images in a process of its own, some seconds each: what the failed training leaves of a
-    process's memory is not to be relied on.
+    Each candidate is tried with real training steps on blank images in a subprocess, which takes
+    some seconds. This process is not used, because the memory that is available in it after the
+    failed training is unpredictable.
+
+    Returns:
+        A sentence for the trial's failure message.
     """
     recipe = spec.recipe
-    for size in smaller(recipe):
-        # Two micro-batches a step, so that accumulation is part of it.
-        tried = replace(spec, recipe=replace(recipe, micro_batch=size, batch=2 * size))
-        code, said = _tried(tried, execution)
+    for size in smaller_micro_batches(recipe):
+        # Two micro-batches per step, so that the trial step includes accumulation.
+        smaller = replace(spec, recipe=replace(recipe, micro_batch=size, batch=2 * size))
+        code, message = _try_step(smaller, execution)
         if code == 0:
-            return f"recipe.micro_batch = {size} fits, as {recipe.batch // size} parts of a batch of {recipe.batch}"
-        if (
-            code != NO_MEMORY and code >= 0
-        ):  # below zero: killed, as a machine does that has no memory left
-            return f"a smaller one could not be tried ({said})"
-    return "no smaller recipe.micro_batch was found to fit: this network needs more memory, or a recipe.batch with smaller divisors"
+            parts = recipe.batch // size
+            return (
+                f"recipe.micro_batch = {size} fits, as {parts} parts of a batch of {recipe.batch}"
+            )
+        # A negative code is a signal: Linux kills a process when the machine is out of memory.
+        if code != OUT_OF_MEMORY_EXIT_CODE and code >= 0:
+            return f"a smaller one could not be tried ({message})"
+    return (
+        "no smaller recipe.micro_batch was found to fit: this network needs more memory, "
+        "or a recipe.batch with smaller divisors"
+    )
 
 
-def _tried(spec: TrialSpec, execution: "Execution | None") -> tuple[int, str]:
-    """Exit code and last words of a process that tries a step of this trial."""
+def _try_step(spec: TrialSpec, execution: "Execution | None") -> tuple[int, str]:
+    """Try a step of this trial in a subprocess; return its exit code and last line of stderr."""
     settings = [spec.to_json(), asdict(execution) if execution else {}, torch.get_num_threads()]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "trainables.try_step", json.dumps(settings)]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             env=environment,
             capture_output=True,
             text=True,
-            timeout=TRY_SECONDS,
+            timeout=TRY_TIMEOUT,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return 1, f"no step in {TRY_SECONDS} s"
-    return done.returncode, (done.stderr.strip().splitlines() or [""])[-1][:200]
+        return 1, f"no step in {TRY_TIMEOUT} s"
+    lines = process.stderr.strip().splitlines()
+    return process.returncode, lines[-1][:200] if lines else ""
 
 
-def smaller(recipe: Recipe) -> Iterator[int]:
-    """Divisors of the batch below the micro-batch, each about half of the one before."""
+def smaller_micro_batches(recipe: Recipe) -> Iterator[int]:
+    """Divisors of the batch smaller than the micro-batch, each about half of the previous one."""
     size = recipe.micro_batch
     for candidate in range(size // 2, 1, -1):
         if recipe.batch % candidate == 0 and candidate <= size // 2:
@@ -89,15 +108,25 @@ def smaller(recipe: Recipe) -> Iterator[int]:
 
 
 def hold_memory() -> None:
-    """Have freed memory kept for the next tensor: the C library would give feature maps back to the system at every step,
-    and get them again a page at a time. ``release`` gives it back. Only glibc knows these settings."""
+    """Keep freed memory in the process for the next tensor.
+
+    By default the C library returns the memory of feature maps to the system at every step and
+    gets it back page by page. ``release_memory`` returns the memory that is kept. Only glibc has
+    these settings.
+    """
     if libc := _glibc():
-        for option, value in ((M_MMAP_THRESHOLD, HELD), (M_TRIM_THRESHOLD, HELD)):
+        for option, value in (
+            (M_MMAP_THRESHOLD, MAX_HELD_BYTES),
+            (M_TRIM_THRESHOLD, MAX_HELD_BYTES),
+        ):
             libc.mallopt(option, value)
 
 
-def release() -> None:
-    """Give back what is not held any more: the next trial of this process, and neighbours on the same GPU, need it."""
+def release_memory() -> None:
+    """Return unused memory to the system and the GPU.
+
+    The next trial of this process and other processes on the same GPU need it.
+    """
     gc.collect()
     if libc := _glibc():
         libc.malloc_trim(0)
@@ -106,5 +135,6 @@ def release() -> None:
 
 
 def _glibc() -> Any:
+    """The C library if it is glibc, otherwise None."""
     library = ctypes.CDLL(None)
     return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None

@@ -1,4 +1,7 @@
-"""What becomes of a network's module before it is trained: settings of its batch norm, compilation, and where it runs."""
+"""Prepares a network's module for training: batch norm, memory layout, compilation and device.
+
+Called by the training loop and by ``tinynet train --eval-only``.
+"""
 
 from typing import Any
 
@@ -16,8 +19,8 @@ def pick_device() -> torch.device:
     )
 
 
-def prepared(model: nn.Module, recipe: Recipe, world_size: int = 1) -> nn.Module:
-    """The model in float32 with the recipe's batch norm."""
+def prepare_module(model: nn.Module, recipe: Recipe, world_size: int = 1) -> nn.Module:
+    """The model in float32 with the recipe's batch-norm settings applied."""
     if recipe.bn_momentum is not None:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -30,13 +33,14 @@ def prepared(model: nn.Module, recipe: Recipe, world_size: int = 1) -> nn.Module
 
 
 def keep_layout(model: nn.Module) -> None:
-    """Gradients of a global pool in channels_last, as the feature maps before it are.
+    """Convert the gradients of global pooling layers to channels_last, the feature maps' layout.
 
-    They are one number spread over a map, which autograd lays out the other way, and everything before the pool would go
-    back through kernels for mixed layouts.
+    Each gradient is one number expanded over a feature map, which autograd lays out contiguously.
+    Without the conversion the backward pass of all layers before the pool would use kernels for
+    mixed layouts.
     """
 
-    def ask(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def add_hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         features = inputs[0]
         if isinstance(features, Tensor) and features.requires_grad and features.ndim == 4:
             features.register_hook(
@@ -45,20 +49,24 @@ def keep_layout(model: nn.Module) -> None:
 
     for name, module in model.named_modules():
         if name.rpartition(".")[2] == "global_pool":
-            module.register_forward_pre_hook(ask)
+            module.register_forward_pre_hook(add_hook)
 
 
 def seed(value: int, device: torch.device) -> None:
-    """Seed the generators that a network draws from; ``torch.manual_seed`` does more, and takes a tenth of a millisecond."""
+    """Seed the generators that a network draws from.
+
+    ``torch.manual_seed`` seeds more generators and takes a tenth of a millisecond.
+    """
     torch.default_generator.manual_seed(value)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(value)
 
 
-def compiled(model: nn.Module) -> nn.Module:
-    """The model compiled by TorchInductor for one shape of input, with the random numbers that it draws uncompiled.
+def compile_module(model: nn.Module) -> nn.Module:
+    """The model compiled by TorchInductor for one input shape.
 
-    A process that trains many networks would run into the limit of recompilations: each starts with an empty cache.
+    It draws the same random numbers as the uncompiled model. The cache is reset first: otherwise a
+    process that trains many networks would reach the recompilation limit.
     """
     torch._dynamo.reset()
     return torch.compile(model, dynamic=False, options={"fallback_random": True})  # pyright: ignore[reportReturnType]

@@ -1,8 +1,11 @@
-"""Recipes: named, complete, frozen settings of one training, and the curves that follow from them.
+"""Defines the training recipes, their validation, and their learning-rate and EMA-decay schedules.
 
-A recipe fixes the global batch and the micro-batch. Workers and accumulation steps fill the rest: each optimizer
-step sees ``batch`` images as ``batch / micro_batch`` micro-batches, whoever computes them. Batch norm normalises one
-micro-batch, so where a trial runs is no part of its result.
+Used by the configuration, the plan and the training loop.
+
+A recipe is named, complete and frozen. It fixes the global batch and the micro-batch: each
+optimizer step processes ``batch`` images as ``batch / micro_batch`` micro-batches, divided over
+workers and accumulation steps. Batch norm normalises one micro-batch, so a trial's result does not
+depend on where it runs.
 """
 
 import math
@@ -15,35 +18,37 @@ from typing import Any, Literal
 from search_spaces.errors import RequestError, unknown
 from trainables.storage.documents import DocumentError, typed
 
-# In a batch: beyond it is a typing error or a damaged file.
-MOST_IMAGES = 2**20
+# Maximum batch size; a larger one is a typing error or a damaged file.
+MAX_BATCH = 2**20
 _RANDAUGMENT = re.compile(r"rand(-(m|n|p|mstd|mmax|inc|w|t)\d+(\.\d+)?)*")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a training besides network, data and seed.
+    """All settings of a training except network, data and seed.
 
     Attributes:
         epochs: passes over the training set.
-        batch, micro_batch: images a step, and images batch norm sees at once.
+        batch, micro_batch: images per optimizer step, and images per batch-norm batch.
         optimizer: a name in ``trainables.optim.optimizers.OPTIMIZERS``.
-        lr, lr_batch: peak learning rate at a batch of ``lr_batch`` images; it scales linearly with the global batch
-            (``peak_lr``). Without ``lr_batch`` it is the rate itself, whatever the batch.
-        schedule: ``step`` (``lr * decay ** floor(epoch / decay_epochs)``, constant within an epoch) or ``cosine``
-            (to zero over all steps).
-        warmup_epochs, warmup_lr: linear warm-up from ``warmup_lr``; by whole epochs for ``step``, by steps for ``cosine``.
-        weight_decay: on parameters of two dimensions and more only.
-        bn_momentum: torch's convention; None keeps torch's .1 (the paper's .99 is .01 here).
-        ema_decay, ema_warmup: average of weights and batch-norm statistics after every step; with warm-up the decay
-            is min(ema_decay, (1 + t) / (10 + t)).
-        sync_bn: batch norm over the micro-batches of all ranks at once, which makes the number of workers part of the
-            result; GPUs only.
-        ranks: which top-1 of the last epoch is ``top1``, what the search ranks by.
-        augment: ``paper`` (random-resized crop, flip, colour jitter), ``shift`` (shift by ``shift`` of the side,
-            brightness and contrast jitter).
+        lr, lr_batch: peak learning rate for a batch of ``lr_batch`` images; it scales linearly with
+            the global batch (``peak_lr``). Without ``lr_batch``, ``lr`` is the peak rate for every
+            batch.
+        schedule: ``step`` (``lr * decay ** floor(epoch / decay_epochs)``, constant within an epoch)
+            or ``cosine`` (to zero over all steps).
+        warmup_epochs, warmup_lr: linear warm-up from ``warmup_lr``; per epoch for ``step``, per
+            step for ``cosine``.
+        weight_decay: applied to parameters with two or more dimensions only.
+        bn_momentum: in torch's convention; None keeps torch's .1 (the paper's .99 is .01 here).
+        ema_decay, ema_warmup: moving average of weights and batch-norm statistics, updated after
+            every step; with warm-up the decay is min(ema_decay, (1 + t) / (10 + t)).
+        sync_bn: batch norm over the micro-batches of all ranks, which makes the result depend on
+            the number of workers; GPUs only.
+        ranks: which weights' last top-1 is ``top1``, the value that the search ranks by.
+        augment: ``paper`` (random-resized crop, flip, colour jitter) or ``shift`` (shift by
+            ``shift`` of the side, brightness and contrast jitter).
         hflip: probability of a horizontal flip.
-        randaugment: timm's policy text, or empty.
+        randaugment: policy string in timm's format, or empty.
         eval_ratio: evaluation resizes the short side to pixels / eval_ratio, then crops the centre.
     """
 
@@ -77,7 +82,7 @@ class Recipe:
 
     @property
     def peak_lr(self) -> float:
-        """The highest learning rate: linear in the global batch where the recipe says for which batch ``lr`` is."""
+        """The highest learning rate; linear in the global batch if ``lr_batch`` is set."""
         return self.lr if self.lr_batch is None else self.lr * self.batch / self.lr_batch
 
     @property
@@ -86,18 +91,23 @@ class Recipe:
         return self.batch // self.micro_batch
 
     @property
-    def continues(self) -> bool:
-        """Whether a longer training begins as a shorter one: nothing in the first epochs depends on how many there are."""
+    def extendable(self) -> bool:
+        """Whether a longer training can continue from a shorter one.
+
+        True if no setting of the first epochs depends on the total number of epochs.
+        """
         return self.schedule == "step"
 
     def identity(self) -> dict[str, str | int | float | bool | None]:
-        """What is part of a trial's id: all but the name and the epochs (each epoch budget is a result under the id).
+        """The settings that are part of a trial's id: all except the name and the epochs.
 
-        The learning rate is the one that is used. Settings younger than some ids are in only where they are set.
+        Results for different numbers of epochs share one id. ``lr`` is the effective rate,
+        ``peak_lr``. Settings that were added later are included only if they are set, so that
+        existing ids do not change.
         """
         settings = asdict(self) | {"lr": self.peak_lr}
-        left_out = {"name", "epochs", "lr_batch"} | ({"sync_bn"} if not self.sync_bn else set())
-        return {key: value for key, value in settings.items() if key not in left_out}
+        excluded = {"name", "epochs", "lr_batch"} | ({"sync_bn"} if not self.sync_bn else set())
+        return {key: value for key, value in settings.items() if key not in excluded}
 
 
 EFFICIENTNET = Recipe(
@@ -118,9 +128,10 @@ EFFICIENTNET = Recipe(
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        # The authors' script, with the EMA warmed up: after 4,882 steps a plain .9999 is still 61 % random start.
+        # The authors' script with EMA warm-up: after 4,882 steps, an average with a constant decay
+        # of .9999 still contains 61 % of the random initial weights.
         EFFICIENTNET,
-        # Section 4.1 to the letter.
+        # Exactly section 4.1.
         replace(EFFICIENTNET, name="efficientnet_paper", bn_momentum=0.01, ema_warmup=False),
         Recipe(
             name="resnet",
@@ -138,7 +149,8 @@ RECIPES: Mapping[str, Recipe] = {
             decay_epochs=30,
             ranks="raw",
         ),
-        # Minutes instead of days: for the built-in image set and small networks; not the paper's.
+        # Not from the paper: for the built-in image set and small networks, in minutes instead of
+        # days.
         Recipe(
             name="short",
             epochs=10,
@@ -162,10 +174,10 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def get_recipe(name: str, **overrides: Any) -> Recipe:
-    """A named recipe with some settings changed.
+    """Return a recipe by name with some settings changed.
 
     Raises:
-        RequestError: unknown recipe or setting, or settings that do not go together.
+        RequestError: the recipe or a setting is unknown, or the settings are not compatible.
     """
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
@@ -173,24 +185,27 @@ def get_recipe(name: str, **overrides: Any) -> Recipe:
     for key in overrides:
         if key not in known:
             raise unknown("recipe setting", key, known)
-    return validated(replace(RECIPES[name], **overrides))
+    return validate_recipe(replace(RECIPES[name], **overrides))
 
 
 def recipe_from(settings: Mapping[str, Any]) -> Recipe:
-    """A recipe from the plain dictionary that ``dataclasses.asdict`` gave; it may come from a file.
+    """Build a recipe from the dictionary of ``dataclasses.asdict``, which may come from a file.
 
     Raises:
-        RequestError: a setting is unknown, missing, of another type or out of range.
+        RequestError: a setting is unknown, missing, of the wrong type or out of range.
     """
     try:
         return _recipe_of(tuple((key, type(value), value) for key, value in settings.items()))
-    except TypeError as error:  # a list has no hash
-        raise RequestError("recipe: a setting is neither a number nor text") from error
+    except TypeError as error:  # an unhashable value, such as a list
+        raise RequestError("recipe: every setting must be a number or a string") from error
 
 
 @lru_cache(maxsize=64)
 def _recipe_of(settings: tuple[tuple[str, type, Any], ...]) -> Recipe:
-    """Searches ask for the same recipe with every candidate. The types are in the key since 1 and True are one."""
+    """Build a recipe; cached because all candidates of a search have the same one.
+
+    The cache key contains the types because 1 == True.
+    """
     values = {key: value for key, _, value in settings}
     known = [field.name for field in fields(Recipe)]
     for key in values:
@@ -200,42 +215,40 @@ def _recipe_of(settings: tuple[tuple[str, type, Any], ...]) -> Recipe:
         typed(Recipe, values)
     except DocumentError as error:
         raise RequestError(f"recipe: {error}") from error
-    # The numbers as they were written, not as pydantic returns them: an id tells 3 from 3.0.
-    return validated(Recipe(**values))
+    # Use the original values, not those that pydantic returns: an id distinguishes 3 from 3.0.
+    return validate_recipe(Recipe(**values))
 
 
-def validated(recipe: Recipe) -> Recipe:
-    """The recipe itself.
+def validate_recipe(recipe: Recipe) -> Recipe:
+    """Check a recipe and return it unchanged.
 
     Raises:
         RequestError: a setting is out of range.
     """
     rules = {
-        "epochs must be a whole number from 1 to 100000": 1 <= recipe.epochs <= 100_000,
-        f"batch must be at most {MOST_IMAGES}": recipe.batch <= MOST_IMAGES,
+        "epochs must be an integer from 1 to 100000": 1 <= recipe.epochs <= 100_000,
+        f"batch must be at most {MAX_BATCH}": recipe.batch <= MAX_BATCH,
         "micro_batch must divide batch": recipe.batch >= recipe.micro_batch >= 2
         and recipe.batch % recipe.micro_batch == 0,
         "lr must be above 0, warmup_lr, warmup_epochs and weight_decay at least 0": recipe.lr > 0
         and min(recipe.warmup_lr, recipe.warmup_epochs, recipe.weight_decay) >= 0,
         "decay and decay_epochs must be above 0": recipe.decay > 0 and recipe.decay_epochs > 0,
-        "bn_momentum must lie in (0, 1]": recipe.bn_momentum is None or 0 < recipe.bn_momentum <= 1,
-        "hflip must lie in [0, 1]": 0 <= recipe.hflip <= 1,
-        "jitter must lie in [0, 1]": 0 <= recipe.jitter <= 1,
-        "dropout and drop_path must lie in [0, 1)": 0 <= recipe.dropout < 1
+        "bn_momentum must be in (0, 1]": recipe.bn_momentum is None or 0 < recipe.bn_momentum <= 1,
+        "hflip must be in [0, 1]": 0 <= recipe.hflip <= 1,
+        "jitter must be in [0, 1]": 0 <= recipe.jitter <= 1,
+        "dropout and drop_path must be in [0, 1)": 0 <= recipe.dropout < 1
         and 0 <= recipe.drop_path < 1,
-        "ema_decay must lie in [0, 1)": 0 <= recipe.ema_decay < 1,
-        "label_smoothing must lie in [0, 1)": 0 <= recipe.label_smoothing < 1,
-        "eval_ratio must lie in [.1, 1]": 0.1 <= recipe.eval_ratio <= 1,
-        "shift must lie in [0, .5]": 0 <= recipe.shift <= 0.5,
+        "ema_decay must be in [0, 1)": 0 <= recipe.ema_decay < 1,
+        "label_smoothing must be in [0, 1)": 0 <= recipe.label_smoothing < 1,
+        "eval_ratio must be in [.1, 1]": 0.1 <= recipe.eval_ratio <= 1,
+        "shift must be in [0, .5]": 0 <= recipe.shift <= 0.5,
         "lr_batch must be at least 1": recipe.lr_batch is None or recipe.lr_batch >= 1,
-        "randaugment is timm's text, as in rand-m9-mstd0.5": not recipe.randaugment
+        "randaugment must be a timm policy string, such as rand-m9-mstd0.5": not recipe.randaugment
         or _RANDAUGMENT.fullmatch(recipe.randaugment),
     }
     for key, value in asdict(recipe).items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise RequestError(
-                f"recipe {recipe.name}: {key} must be a finite number (it is {value})"
-            )
+            raise RequestError(f"recipe {recipe.name}: {key} must be a finite number, got {value}")
     for rule, holds in rules.items():
         if not holds:
             raise RequestError(f"recipe {recipe.name}: {rule}")
@@ -243,7 +256,7 @@ def validated(recipe: Recipe) -> Recipe:
 
 
 def lr_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of an optimizer step (0 is the first): section 4.1's curve, or a cosine to zero."""
+    """Learning rate of an optimizer step (0 is the first): section 4.1's schedule, or a cosine."""
     peak = recipe.peak_lr
     if recipe.schedule == "step":
         epoch = step // steps_per_epoch
@@ -257,7 +270,7 @@ def lr_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 
 
 def ema_decay_at(recipe: Recipe, step: int) -> float:
-    """Share of the old average that stays after a step (1 is the first)."""
+    """Decay of the moving average after a step (1 is the first)."""
     return (
         min(recipe.ema_decay, (1 + step) / (10 + step)) if recipe.ema_warmup else recipe.ema_decay
     )

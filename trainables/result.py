@@ -1,6 +1,7 @@
-"""What a training leaves: the figures of its epochs and its result, as typed values and as JSON.
+"""Result types of a training: the figures of its network and epochs, as dataclasses and as JSON.
 
-Written by the training and by the driver for trials that hang, read by the driver, the publishers and the command line.
+Written by the training, and by the driver for trials that hang; read by the driver, the publishers
+and the command line.
 """
 
 import sys
@@ -12,9 +13,9 @@ from search_spaces import Details, Network
 from trainables.execution import Execution
 from trainables.run_name import RunName
 from trainables.storage.documents import (
-    LAST_DATE,
-    LONGEST_TEXT,
-    MOST_EPOCHS,
+    MAX_EPOCHS,
+    MAX_TEXT_LENGTH,
+    MAX_TIMESTAMP,
     DocumentError,
     typed,
 )
@@ -25,13 +26,15 @@ FINISHED, FAILED = "finished", "failed"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkFigures:
-    """The real network's figures, as candidates, results and MLflow have them.
+    """Figures of the actual network, as stored in candidates, results and MLflow.
 
     Attributes:
-        details: the family's own figures (stem, channels and repeats per stage, ...).
-        resolution: pixels; macs: multiply-adds; activations: elements of all feature maps.
+        details: figures specific to the family (stem, channels and repeats per stage, ...).
+        resolution: input side in pixels.
+        macs: multiply-adds.
+        activations: elements of all feature maps.
         activation_bytes: peak memory of feature maps in inference at batch 1, float32.
-        c: macs over the baseline's for the same number of classes.
+        c: macs relative to the baseline with the same number of classes.
     """
 
     details: Details
@@ -57,17 +60,21 @@ class NetworkFigures:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The details stand beside the figures."""
+        """One flat object with the details and the figures."""
         figures = {name: getattr(self, name) for name in self.__slots__ if name != "details"}
         return {**self.details, **figures}
 
     @classmethod
     def from_json(cls, values: Any, what: str = "network") -> "NetworkFigures":
-        """Raises DocumentError where a figure is missing or of another type; ``what`` is as in ``typed``."""
+        """Read figures from a JSON object; ``what`` is as in ``typed``.
+
+        Raises:
+            DocumentError: a figure is missing or of the wrong type.
+        """
         if not isinstance(values, Mapping):
             raise DocumentError(f"{what} is not an object")
         details = {key: value for key, value in values.items() if key not in cls.__slots__}
-        # A family of a user's own may have any details: they are shown, and not computed with.
+        # A user-defined family may have any details: they are displayed, not used in computations.
         return replace(typed(cls, {**values, "details": {}}, what), details=details)
 
 
@@ -76,9 +83,12 @@ class EpochRecord:
     """The figures of one epoch.
 
     Attributes:
-        epoch: 1 is the first; ts: its end, in ms since 1970; seconds: its training and evaluation.
+        epoch: number of the epoch; 1 is the first.
+        ts: end of the epoch, in ms since 1970.
         lr: learning rate of the epoch's last step.
-        top1, top5, val_loss: of the weights that rank (percent, and a loss); ``_raw`` and ``_ema`` of both kinds of weights.
+        top1, top5, val_loss: of the weights that the recipe ranks by (percent, percent, loss); with
+            suffix ``_raw`` and ``_ema`` of the raw and averaged weights.
+        seconds: duration of training and evaluation.
         images_per_s: training images per second.
     """
 
@@ -99,36 +109,37 @@ class EpochRecord:
     images_per_s: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ts < 1000 * LAST_DATE or self.seconds < 0:
-            raise ValueError("ts or seconds: not a time")
+        if not 0 <= self.ts < 1000 * MAX_TIMESTAMP or self.seconds < 0:
+            raise ValueError("ts or seconds is not a valid time")
 
     def to_json(self) -> dict[str, int | float]:
         return asdict(self)
 
 
 def epochs_from(values: Any) -> list[EpochRecord]:
-    """A training's record: every epoch from the first on.
+    """Read the records of a training, one per epoch from the first.
 
     Raises:
-        DocumentError: it is not one.
+        DocumentError: the value is not such a list.
     """
-    if not isinstance(values, list) or len(values) > MOST_EPOCHS:
+    if not isinstance(values, list) or len(values) > MAX_EPOCHS:
         raise DocumentError("epochs is not a list of epochs")
     epochs = [typed(EpochRecord, row, f"epoch {n}") for n, row in enumerate(values, 1)]
     for number, record in enumerate(epochs, 1):
         if record.epoch != number:
-            raise DocumentError(f"epoch {number} is not in its place")
+            raise DocumentError(f"expected epoch {number}, got {record.epoch}")
     return epochs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResultSummary:
-    """A result without its epochs, which for ten thousand trials would be gigabytes.
+    """A result without its epochs, which would take gigabytes for ten thousand trials.
 
     Attributes:
-        top1: of the last epoch, in percent; None where the trial failed.
-        started, ended: seconds since 1970; first_ts: the first epoch's end in ms, None before there is one.
-        seconds: of all epochs together.
+        top1: of the last epoch, in percent; None if the trial failed.
+        started, ended: seconds since 1970.
+        seconds: total duration of all epochs.
+        first_ts: end of the first epoch in ms since 1970; None if there is none.
     """
 
     run: RunName
@@ -156,11 +167,12 @@ class TrialResult:
     """The result of one trial for one number of epochs, written once.
 
     Attributes:
-        rdw, network: what was trained; workers: data-parallel processes.
-        execution: how it was computed, None where it was the default.
-        started, ended: of the last try, in seconds since 1970.
-        reason, detail: why it failed; None where it did not.
-        metrics: the last epoch's figures, None where it failed.
+        rdw, network: the trained network.
+        workers: number of data-parallel processes.
+        execution: the execution settings; None for the defaults.
+        started, ended: of the last attempt, in seconds since 1970.
+        reason, detail: why the trial failed; None if it finished.
+        metrics: the last epoch's figures; None if the trial failed.
     """
 
     run: RunName
@@ -181,12 +193,12 @@ class TrialResult:
     epochs: Sequence[EpochRecord]
 
     def __post_init__(self) -> None:
-        if not (0 <= self.started < LAST_DATE and 0 <= self.ended < LAST_DATE):
-            raise ValueError("started or ended: not a time")
-        if max(len(self.reason or ""), len(self.detail or "")) > LONGEST_TEXT:
-            raise ValueError("reason or detail: more than a page")
+        if not (0 <= self.started < MAX_TIMESTAMP and 0 <= self.ended < MAX_TIMESTAMP):
+            raise ValueError("started or ended is not a valid time")
+        if max(len(self.reason or ""), len(self.detail or "")) > MAX_TEXT_LENGTH:
+            raise ValueError(f"reason or detail is longer than {MAX_TEXT_LENGTH} characters")
         if self.finished and (self.metrics is None or not self.epochs):
-            raise ValueError("epochs: it is finished without an epoch")
+            raise ValueError("epochs: a finished trial must have metrics and at least one epoch")
 
     @property
     def finished(self) -> bool:
@@ -194,12 +206,12 @@ class TrialResult:
 
     @property
     def top1(self) -> float | None:
-        """Of the last epoch, in percent; None where the trial failed."""
+        """Top-1 of the last epoch in percent; None if the trial failed."""
         return self.metrics.top1 if self.finished and self.metrics else None
 
     @property
     def seconds(self) -> float:
-        """Training and evaluation of all epochs."""
+        """Duration of training and evaluation of all epochs."""
         return sum(epoch.seconds for epoch in self.epochs)
 
     def summary(self) -> ResultSummary:
@@ -249,13 +261,13 @@ class TrialResult:
         """Read the result of a run.
 
         Raises:
-            DocumentError: it is damaged, or the result of another run.
+            DocumentError: the document is damaged or is the result of a different run.
         """
         if not isinstance(values, Mapping) or values.get("run") != run:
             raise DocumentError("it is not a result of this trial")
         rdw = values.get("rdw")
         metrics, execution = values.get("metrics"), values.get("execution")
-        made = {
+        converted = {
             "run": RunName.parse(run),
             "rdw": tuple(rdw) if isinstance(rdw, list) else rdw,
             "network": NetworkFigures.from_json(values.get("network")),
@@ -263,4 +275,4 @@ class TrialResult:
             "metrics": None if metrics == {} else typed(EpochRecord, metrics, "metrics"),
             "epochs": epochs_from(values.get("epochs")),
         }
-        return typed(cls, {**values, **made})
+        return typed(cls, {**values, **converted})

@@ -1,6 +1,6 @@
-"""What one trial is, and what it reports to.
+"""Defines a trial (``TrialSpec``) and the interface that a training reports to (``Reporter``).
 
-Called by plans, executors and the training itself.
+Used by plans, executors and the training loop.
 """
 
 import hashlib
@@ -14,29 +14,29 @@ from search_spaces import Network, SearchSpace, get_space
 from trainables.recipe import Recipe, recipe_from
 from trainables.result import EpochRecord
 from trainables.run_name import RunName
-from trainables.storage.documents import LONGEST_TEXT
+from trainables.storage.documents import MAX_TEXT_LENGTH
 
 Stop = Callable[[], bool]
-# Of ``[data]``: a name and the options of that kind of data.
+# The ``[data]`` table of the configuration: a name and the options of that kind of data.
 Setting = str | int | float | bool | None
 Settings = Mapping[str, Setting]
 
 
-def never() -> bool:
-    """Nobody asks the training to end."""
+def never_stop() -> bool:
+    """Stop condition of a training that is never stopped."""
     return False
 
 
-class TrialFailure(RuntimeError):  # noqa: N818 - it is a result, not a fault of the program
-    """The trial cannot go on, and another try would end the same way."""
+class TrialFailure(RuntimeError):  # noqa: N818 - a result, not a program error
+    """The trial failed in a way that a retry would not fix."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail[:LONGEST_TEXT]
+        self.reason, self.detail = reason, detail[:MAX_TEXT_LENGTH]
 
 
 class Reporter(Protocol):
-    """How a training speaks with whatever runs it."""
+    """Interface between a training and the executor that runs it."""
 
     @property
     def rank(self) -> int: ...
@@ -45,13 +45,13 @@ class Reporter(Protocol):
     def world_size(self) -> int: ...
 
     def report(self, record: EpochRecord) -> None:
-        """Called on every rank, once an epoch; on rank 0 after the epoch's checkpoint is committed."""
+        """Called on every rank once per epoch; on rank 0 after the checkpoint is committed."""
         ...
 
 
 @dataclass(frozen=True)
-class Alone:
-    """The reporter of a training that nobody drives."""
+class LocalReporter:
+    """Reporter of a training without an executor: one rank that ignores reports."""
 
     rank: int = 0
     world_size: int = 1
@@ -62,12 +62,13 @@ class Alone:
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """Everything that decides a trial's result.
+    """Everything that determines a trial's result.
 
     Attributes:
         space, space_version, rdw, num_classes: the network.
-        recipe: how it is trained, the epochs included.
-        data: the ``[data]`` settings; data_fingerprint: what they held when the search was planned.
+        recipe: the training settings, including the number of epochs.
+        data: the ``[data]`` settings.
+        data_fingerprint: fingerprint of the data when the search was planned.
         seed: of weights, order, augmentation and dropout.
         kind: ``trial`` or ``final``.
     """
@@ -87,7 +88,7 @@ class TrialSpec:
 
     @property
     def id(self) -> str:
-        """Ten hex digits of what decides the result; the epochs are not in it."""
+        """Ten hex digits of a hash of everything that determines the result, except the epochs."""
         return trial_id(
             get_space(self.space),
             self.network(),
@@ -98,16 +99,16 @@ class TrialSpec:
 
     @property
     def folder(self) -> str:
-        """The trial's folder below the search directory: one for each epoch budget."""
+        """The trial's folder in the search directory; each epoch budget has its own."""
         return f"trials/{self.run}"
 
     @property
     def run(self) -> RunName:
-        """Names the training: the trial and its number of epochs."""
+        """Name of the training: the trial's id and its number of epochs."""
         return RunName(self.id, self.recipe.epochs)
 
     def with_epochs(self, epochs: int) -> "TrialSpec":
-        """The same trial trained for another number of epochs."""
+        """The same trial with a different number of epochs."""
         return replace(self, recipe=replace(self.recipe, epochs=epochs))
 
     def to_json(self) -> dict[str, Any]:
@@ -115,20 +116,25 @@ class TrialSpec:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TrialSpec":
-        """Raises RequestError where the recipe is not valid."""
-        made = {"rdw": tuple(values["rdw"]), "recipe": recipe_from(values["recipe"])}
-        return cls(**{**values, **made})
+        """Read a trial from JSON.
+
+        Raises:
+            RequestError: the recipe is not valid.
+        """
+        converted = {"rdw": tuple(values["rdw"]), "recipe": recipe_from(values["recipe"])}
+        return cls(**{**values, **converted})
 
 
 def trial_id(
     space: SearchSpace, network: Network, recipe: Recipe, fingerprint: str, seed: int
 ) -> str:
+    """Ten hex digits of a hash of everything that determines a trial's result."""
     parts = (json.dumps(part) for part in (space.name, space.version, network.key))
-    decides = [*parts, _identity(recipe), json.dumps(fingerprint), json.dumps(seed)]
-    return hashlib.sha256(f"[{', '.join(decides)}]".encode()).hexdigest()[:10]
+    inputs = [*parts, _identity(recipe), json.dumps(fingerprint), json.dumps(seed)]
+    return hashlib.sha256(f"[{', '.join(inputs)}]".encode()).hexdigest()[:10]
 
 
 @lru_cache(maxsize=8)
 def _identity(recipe: Recipe) -> str:
-    """As JSON; thousands of candidates of a search share it."""
+    """The recipe's identity as JSON; cached because all candidates of a search share it."""
     return json.dumps(recipe.identity(), sort_keys=True)

@@ -1,33 +1,37 @@
-"""A training that is asked to end: it commits a checkpoint in the middle of its epoch and leaves no result."""
+"""Stops trainings on request: a stopped training commits a checkpoint and writes no result.
+
+The executors create ``StopFile``; the training loop calls it and raises ``Stopped``.
+"""
 
 import time
 
 from trainables.storage.folder import Folder
 
-# Seconds between looks at storage.
-POLL = 2.0
+# Seconds between two checks of the storage.
+POLL_SECONDS = 2.0
 
 
-class Stopped(Exception):  # noqa: N818 - what was asked for, not a fault
-    """The training was asked to end, and everything up to its last step is committed."""
+class Stopped(Exception):  # noqa: N818 - requested, not an error
+    """The training was stopped on request; everything up to its last step is committed."""
 
 
 class StopFile:
-    """Called before each step: whether a file of the search directory asks its trainings to end.
+    """Stop condition that is true once a given file exists in the search directory.
 
-    Storage is looked at every few seconds; one that cannot be read asks for nothing.
+    Called before each step. The storage is checked every few seconds; a storage error counts as no
+    request.
     """
 
     def __init__(self, root: Folder, name: str) -> None:
         self._root, self._name = root, name
-        self._next, self._asked = 0.0, False
+        self._next_check, self._requested = 0.0, False
 
     def __call__(self) -> bool:
         now = time.monotonic()
-        if not self._asked and now >= self._next:
-            self._next = now + POLL
+        if not self._requested and now >= self._next_check:
+            self._next_check = now + POLL_SECONDS
             try:
-                self._asked = self._root.exists(self._name)
+                self._requested = self._root.exists(self._name)
             except OSError:
-                self._asked = False
-        return self._asked
+                self._requested = False
+        return self._requested

@@ -1,8 +1,9 @@
-"""One trial from its description to its result: what every executor calls, with or without Ray.
+"""Runs one trial and writes its result. Called by every executor, with or without Ray.
 
-``run_trial`` never raises for the trial's own failures: a loss that is no number, memory that runs out, data that
-cannot be read, an exception in a user's space are results, written once with the reason. What it does raise
-(storage that is gone, a lost peer) is the cluster's failure, and worth another try.
+``run_trial`` never raises for failures of the trial itself. A loss that is not finite, exhausted
+memory, unreadable data and an exception in a user's space become results, which are written once
+with the reason. The exceptions that it does raise (unavailable storage, a lost peer) are failures
+of the cluster, and the trial can be retried.
 """
 
 import json
@@ -12,17 +13,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from search_spaces import RequestError
-from trainables.data import ImageData, opened_data
+from trainables.data import ImageData, open_data_cached
 from trainables.result import FAILED, FINISHED, EpochRecord, NetworkFigures, TrialResult
-from trainables.spec import Alone, Reporter, Stop, TrialFailure, TrialSpec, never
+from trainables.spec import LocalReporter, Reporter, Stop, TrialFailure, TrialSpec, never_stop
 from trainables.stopping import Stopped
 from trainables.storage.folder import Folder, open_folder
 from trainables.trial_folder import (
     checkpoints,
     log,
-    make_room,
     newest_progress,
     read_result,
+    remove_checkpoints,
     result_name,
 )
 
@@ -35,27 +36,30 @@ def run_trial(
     root_url: str,
     reporter: Reporter,
     execution: "Execution | None" = None,
-    stop: Stop = never,
+    stop: Stop = never_stop,
 ) -> TrialResult:
-    """Train a trial, or take up what is there of it, and write its result.
+    """Train a trial from the start or from its last checkpoint, and write its result.
 
     Args:
-        root_url: the search directory.
-        execution: how it is computed on this machine; None is every default.
-        stop: asked before each step whether to end here.
+        spec: the trial.
+        root_url: path or URL of the search directory.
+        reporter: receives the figures of every epoch.
+        execution: execution settings for this machine; None for the defaults.
+        stop: called before each step; the training stops if it returns True.
 
     Returns:
-        The result, on every rank with the same metrics; whoever comes after a result gets it unchanged.
+        The result, with the same metrics on every rank. If the trial already has a result, that
+        result unchanged.
 
     Raises:
-        Stopped: ``stop`` said so; what was trained is in a checkpoint.
+        Stopped: ``stop`` returned True; all completed steps are in a checkpoint.
     """
     root = open_folder(root_url)
-    found = read_result(root, spec.run)
-    if found is not None:
-        _tidy(spec, root, found)
-        return found
-    from trainables.memory import release
+    existing = read_result(root, spec.run)
+    if existing is not None:
+        _remove_unneeded_checkpoints(spec, root, existing)
+        return existing
+    from trainables.memory import release_memory
 
     started = time.time()
     try:
@@ -66,52 +70,62 @@ def run_trial(
         result = _result(spec, reporter, execution, started, epochs, failure)
         log.warning("trial %s failed: %s", spec.id, failure)
     finally:
-        release()
+        release_memory()
     if reporter.rank == 0 or not result.finished:
         written = _write_once(root, result)
         result = result if written else read_result(root, spec.run) or result
-        _tidy(spec, root, result)
+        _remove_unneeded_checkpoints(spec, root, result)
     return result
 
 
 def write_failure(spec: TrialSpec, root: Folder, reason: str, detail: str) -> bool:
-    """Give a trial a failed result from outside of it; False where it has one. Its checkpoints stay, its process may still write."""
+    """Write a failed result for a trial from outside its process.
+
+    The trial's checkpoints are kept, and its process may still be writing.
+
+    Returns:
+        False if the trial already has a result.
+    """
     epochs, failure = newest_progress(root.sub(spec.folder)), TrialFailure(reason, detail)
-    return _write_once(root, _result(spec, Alone(), None, time.time(), epochs, failure))
+    return _write_once(root, _result(spec, LocalReporter(), None, time.time(), epochs, failure))
 
 
 def _write_once(root: Folder, result: TrialResult) -> bool:
-    """False where the trial has a result already."""
+    """Write a result unless the trial has one already; returns whether it was written."""
     return root.write_once(result_name(result.run), json.dumps(result.to_json(), indent=1).encode())
 
 
 def _trained(
     spec: TrialSpec, root: Folder, reporter: Reporter, execution: "Execution | None", stop: Stop
 ) -> list[EpochRecord]:
-    """The training, with everything that is the trial's own fault turned into TrialFailure."""
-    from trainables.memory import ran_out, release, what_fits
+    """Run the training; every failure that the trial caused is raised as TrialFailure."""
+    from trainables.memory import describe_fitting_micro_batch, is_out_of_memory, release_memory
 
     try:
-        return _attempted(spec, root, reporter, execution, stop)
+        return _run_trainer(spec, root, reporter, execution, stop)
     except Exception as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
-        said = str(error).splitlines()[0] if str(error) else "memory ran out"
-    # Past the handler nothing holds the training's tensors any more.
-    release()
-    detail = f"{said}; recipe.micro_batch = {spec.recipe.micro_batch} does not fit"
+        message = str(error).splitlines()[0] if str(error) else "memory ran out"
+    # After the handler nothing references the training's tensors, so their memory can be released.
+    release_memory()
+    detail = f"{message}; recipe.micro_batch = {spec.recipe.micro_batch} does not fit"
     if reporter.world_size == 1:
-        detail += f": {what_fits(spec, execution)}"
+        detail += f": {describe_fitting_micro_batch(spec, execution)}"
     raise TrialFailure("out of memory", detail)
 
 
-def _attempted(
+def _run_trainer(
     spec: TrialSpec, root: Folder, reporter: Reporter, execution: "Execution | None", stop: Stop
 ) -> list[EpochRecord]:
+    """Run the training and convert the trial's own errors to TrialFailure.
+
+    Out-of-memory errors and failures of this node are raised unchanged.
+    """
     import torch
 
     from trainables.data.sources.encoded import UnreadableImageError
-    from trainables.memory import ran_out
+    from trainables.memory import is_out_of_memory
     from trainables.trainer import Trainer
 
     try:
@@ -121,10 +135,12 @@ def _attempted(
     except UnreadableImageError as error:
         raise TrialFailure("unreadable data", _last_line(error)) from error
     except (RequestError, OSError, torch.distributed.DistError):
-        raise  # this node's fault: the driver opened the same space and data, and a broken GPU breaks the next trial too
+        # Failures of this node: the driver has opened the same space and data successfully.
+        raise
     except Exception as error:
+        # AcceleratorError is a node failure too: a broken GPU would also break the next trial.
         if (
-            ran_out(error)
+            is_out_of_memory(error)
             or isinstance(error, torch.AcceleratorError)
             or _process_lost(error, reporter.world_size)
         ):
@@ -134,27 +150,31 @@ def _attempted(
 
 
 def _last_line(error: Exception) -> str:
-    """What an error says; of one out of a loader process, which has a whole traceback for words, the end."""
+    """The message of an error; if it contains a loader process's traceback, only the last line."""
     text = str(error).strip()
     last = text.splitlines()[-1] if text.startswith("Caught ") else text
     return last.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
 
 
 def _data(spec: TrialSpec) -> ImageData:
-    data = opened_data(spec.data, spec.data_fingerprint)
+    """Open the trial's data; raises TrialFailure if it changed since the search was planned."""
+    data = open_data_cached(spec.data, spec.data_fingerprint)
     if data.fingerprint != spec.data_fingerprint:
         raise TrialFailure(
-            "data changed", f"planned on {spec.data_fingerprint}, found {data.fingerprint}"
+            "data changed", f"expected {spec.data_fingerprint}, got {data.fingerprint}"
         )
     return data
 
 
 def _process_lost(error: Exception, world_size: int) -> bool:
-    """A peer or a loader process that went away is reported as a plain RuntimeError; only its words tell."""
-    words = str(error).lower()
+    """Whether an error means that a peer or a loader process was lost.
+
+    torch reports both as a plain RuntimeError, so the message is matched.
+    """
+    message = str(error).lower()
     peers = ("connection", "gloo", "nccl", "timed out", "peer", "socket") if world_size > 1 else ()
     return isinstance(error, RuntimeError) and any(
-        mark in words for mark in ("dataloader worker", "shared memory", *peers)
+        phrase in message for phrase in ("dataloader worker", "shared memory", *peers)
     )
 
 
@@ -186,12 +206,13 @@ def _result(
     )
 
 
-def _tidy(spec: TrialSpec, root: Folder, result: TrialResult) -> None:
-    """After the end only the final weights stay, and the last checkpoint where a longer training may go on from it.
+def _remove_unneeded_checkpoints(spec: TrialSpec, root: Folder, result: TrialResult) -> None:
+    """Remove a finished trial's checkpoints.
 
-    A trial that failed keeps its checkpoints, for another try.
+    The last one is kept if a longer training can continue from it. A failed trial keeps its
+    checkpoints for a retry.
     """
     if result.finished:
         folder = root.sub(spec.folder)
-        there = checkpoints(folder)
-        make_room(folder, there[:-1] if spec.recipe.continues else there)
+        names = checkpoints(folder)
+        remove_checkpoints(folder, names[:-1] if spec.recipe.extendable else names)

@@ -1,4 +1,4 @@
-"""Names and contents of a trial's files: its result, its checkpoints, its progress.
+"""Names and reads the files of a trial: its result, checkpoints and progress.
 
 Called by the training, the driver and the publishers.
 """
@@ -12,50 +12,54 @@ from trainables.result import EpochRecord, TrialResult, epochs_from
 from trainables.run_name import RunName
 from trainables.spec import TrialSpec
 from trainables.storage.documents import LARGE, parsed
-from trainables.storage.folder import Folder, StorageError, below
+from trainables.storage.folder import Folder, StorageError, child_url
 
 log = logging.getLogger("tinynet")
-# As they are written, and no other spelling of the same numbers.
+# Matches names exactly as checkpoint_name writes them, without further leading zeros.
 _CHECKPOINT = re.compile(r"epoch-(\d{4}|[1-9]\d{4,5})(?:-step-(\d{6}|[1-9]\d{6,8}))?", re.ASCII)
 WEIGHTS_FILE, CONFIG_FILE, PROGRESS = "weights.safetensors", "config.json", "progress.json"
 
 
 def result_name(run: str) -> str:
+    """Name of a run's result file in the search directory."""
     return f"results/{run}.json"
 
 
 def read_result(root: Folder, run: str) -> TrialResult | None:
-    """A trial's result, or None where it has none yet.
+    """A trial's result, or None if it has none yet.
 
     Raises:
-        RequestError: the file is there and is not a result.
+        RequestError: the file exists but is not a valid result.
     """
     try:
         return TrialResult.from_json(parsed(root.read(result_name(run), LARGE)), run)
     except FileNotFoundError:
         return None
     except ValueError as error:
-        place = below(root.url, result_name(run))
+        url = child_url(root.url, result_name(run))
         raise RequestError(
-            f"result {place} is damaged ({error}): remove it to train the trial again"
+            f"result {url} is damaged ({error}): remove it to train the trial again"
         ) from error
 
 
 def checkpoints(folder: Folder) -> list[str]:
-    """Names of a trial folder's checkpoints, oldest first; one is whole once it has its ``progress.json``."""
-    found = [name for name in folder.names() if _CHECKPOINT.fullmatch(name)]
-    return sorted(found, key=position)
+    """Names of the checkpoints in a trial's folder, oldest first.
+
+    A checkpoint is complete once it contains ``progress.json``.
+    """
+    names = [name for name in folder.names() if _CHECKPOINT.fullmatch(name)]
+    return sorted(names, key=position)
 
 
 def position(checkpoint: str) -> tuple[int, int]:
-    """(epochs done, steps done of the next) by a checkpoint's name."""
-    found = _CHECKPOINT.fullmatch(checkpoint)
-    assert found
-    return int(found[1]), int(found[2] or 0)
+    """(epochs done, steps done in the next epoch), parsed from a checkpoint's name."""
+    match = _CHECKPOINT.fullmatch(checkpoint)
+    assert match
+    return int(match[1]), int(match[2] or 0)
 
 
 def shorter_budgets(root: Folder, spec: TrialSpec) -> list[RunName]:
-    """Runs of the same trial for fewer epochs that have a folder, the longest first."""
+    """Runs of the same trial for fewer epochs that have a folder, longest first."""
     own = spec.run
     runs = [run for run in RunName.parsed(root.names("trials")) if run.id == own.id]
     shorter = [run for run in runs if run.epochs < own.epochs]
@@ -63,7 +67,10 @@ def shorter_budgets(root: Folder, spec: TrialSpec) -> list[RunName]:
 
 
 def newest_progress(folder: Folder) -> list[EpochRecord]:
-    """Every committed epoch's figures, read without touching weights; empty where nothing was committed."""
+    """Figures of all epochs in the newest readable checkpoint; empty if there is none.
+
+    Only ``progress.json`` is read, not the weights.
+    """
     for name in reversed(checkpoints(folder)):
         try:
             return epochs_from(parsed(folder.read(f"{name}/{PROGRESS}", LARGE))["epochs"])
@@ -72,14 +79,14 @@ def newest_progress(folder: Folder) -> list[EpochRecord]:
     return []
 
 
-def make_room(folder: Folder, names: Iterable[str]) -> None:
-    """Remove checkpoints that are not needed any more, and what a killed writer left.
+def remove_checkpoints(folder: Folder, names: Iterable[str]) -> None:
+    """Remove checkpoints that are no longer needed, and temporary files of killed writers.
 
-    Storage that fails at it is said, and no reason to lose a training: what stays takes room and harms nothing.
+    A storage error is logged and does not fail the training: remaining files only use space.
     """
     try:
         for name in names:
             folder.remove(name)
         folder.sweep()
     except StorageError as error:
-        log.warning("%s; it is not needed any more and only takes room", error)
+        log.warning("%s; it is no longer needed and only uses space", error)

@@ -1,6 +1,7 @@
-"""One training step in a process of its own: ``python -m trainables.try_step JSON``.
+"""Runs one training step in a separate process: ``python -m trainables.try_step JSON``.
 
-Exit code 0 where it went well, ``NO_MEMORY`` where memory ran out; anything else is another failure.
+Started by ``trainables.memory``. The exit code is 0 on success and ``OUT_OF_MEMORY_EXIT_CODE`` when
+memory runs out; any other code is a different failure.
 """
 
 import json
@@ -12,15 +13,15 @@ import torch
 
 from trainables.data import IN_PROCESS, ImageData, Loader, Reading
 from trainables.execution import Execution
-from trainables.memory import NO_MEMORY, ran_out
+from trainables.memory import OUT_OF_MEMORY_EXIT_CODE, is_out_of_memory
 from trainables.recipe import Recipe
-from trainables.spec import Alone, TrialSpec
+from trainables.spec import LocalReporter, TrialSpec
 from trainables.storage.folder import open_folder
 from trainables.trainer import Trainer
 
 
-class Blank(ImageData):
-    """Of a set only its size: a step that is tried brings its own images."""
+class BlankData(ImageData):
+    """A data set that has a size but no images; ``Trainer.try_step`` creates blank ones."""
 
     fingerprint = "blank"
 
@@ -31,24 +32,27 @@ class Blank(ImageData):
     def loader(
         self, resolution: int, recipe: Recipe, device: torch.device, reading: Reading = IN_PROCESS
     ) -> Loader:
-        return None  # type: ignore[return-value]  # nothing is read
+        return None  # type: ignore[return-value]  # never used
 
-    def swapped(self) -> "Blank":
+    def swap_splits(self) -> "BlankData":
         return self
 
 
 def main(text: str) -> int:
+    """Run the step described by a JSON list of trial, execution settings and thread count."""
     spec, execution, threads = json.loads(text)
     trial = TrialSpec.from_json(spec)
     torch.set_num_threads(threads)
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            data = Blank(trial.recipe.batch, trial.num_classes)
-            Trainer(trial, data, open_folder(scratch), Alone(), Execution(**execution)).try_step()
+            data = BlankData(trial.recipe.batch, trial.num_classes)
+            Trainer(
+                trial, data, open_folder(scratch), LocalReporter(), Execution(**execution)
+            ).try_step()
     except Exception as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
-        return NO_MEMORY
+        return OUT_OF_MEMORY_EXIT_CODE
     return 0
 
 

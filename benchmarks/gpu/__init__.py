@@ -1,1 +1,1 @@
-"""Checks for whenever a GPU is at hand: ``python -m benchmarks.gpu.check``."""
+"""Checks that need a GPU: ``python -m benchmarks.gpu.check`` runs them."""

@@ -1,8 +1,11 @@
-"""All checks that need a GPU, in under eight minutes: ``python -m benchmarks.gpu.check``; ``--tiny`` tries them on a CPU.
+"""Runs the checks that need a GPU, in under eight minutes; ``--tiny`` runs small ones on a CPU.
 
-Needs torch, torchvision, timm, numpy, pillow, safetensors and scikit-learn: no Ray, no pydantic, no MLflow. Each check
-prints one line. They run in a process of their own, which is replaced where a check fails, dies or takes too long, so
-that none spoils the next. The exit code is 1 where one fails.
+Called by hand, by ``make gpu-check`` and by the tests: ``python -m benchmarks.gpu.check``.
+
+It needs torch, torchvision, timm, numpy, pillow, safetensors and scikit-learn, but not Ray,
+pydantic or MLflow. Each check prints one line. The checks run in a worker process, which is
+replaced after a check fails, dies or exceeds its time limit, so that one check does not affect the
+next. The exit code is 1 if a check fails.
 """
 
 import argparse
@@ -28,14 +31,14 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy")
 
 
 class Check(NamedTuple):
-    """``module.function`` of a check, and the seconds it may take."""
+    """``module.function`` of a check, and its time limit in seconds."""
 
     module: str
     function: str
     seconds: float
 
 
-# Each may take several times what it should; all together have ALL_SECONDS.
+# Each limit is several times the expected time; TOTAL_SECONDS limits all checks together.
 CHECKS = (
     Check("speed", "throughput", 100),
     Check("speed", "channels_last", 30),
@@ -49,7 +52,7 @@ CHECKS = (
     Check("training", "resume", 40),
     Check("training", "packed", 40),
 )
-ALL_SECONDS = 480.0
+TOTAL_SECONDS = 480.0
 
 
 class Worker:
@@ -57,48 +60,51 @@ class Worker:
 
     def __init__(self, tiny: bool) -> None:
         context = multiprocessing.get_context("spawn")
-        self._end, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, tiny))
+        self._connection, worker_connection = context.Pipe()
+        self._process = context.Process(target=_serve, args=(worker_connection, tiny))
         self._process.start()
-        theirs.close()
+        worker_connection.close()
 
     def run(self, check: Check, seconds: float) -> dict[str, Any]:
-        """The check's verdict, figure and figures; FAIL where it died or took too long."""
+        """Run a check; return its verdict, figure and figures.
+
+        The verdict is FAIL if the process dies or the check takes longer than ``seconds``.
+        """
         try:
-            self._end.send((check.module, check.function))
-            if self._end.poll(seconds):
-                return self._end.recv()
+            self._connection.send((check.module, check.function))
+            if self._connection.poll(seconds):
+                return self._connection.recv()
         except (EOFError, OSError):
             self._process.join(5)
-            return _failed(f"its process ended with exit code {self._process.exitcode}")
-        return _failed(f"not done after {seconds:.0f} s")
+            return _failed(f"the worker process ended with exit code {self._process.exitcode}")
+        return _failed(f"not finished after {seconds:.0f} s")
 
     def stop(self) -> None:
-        """End the process, and those that a check started."""
+        """Kill the process and the processes that its checks started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid or 0, signal.SIGKILL)
         self._process.kill()
         self._process.join()
 
 
-def _failed(why: str) -> dict[str, Any]:
-    return {"verdict": "FAIL", "figure": why, "figures": {}}
+def _failed(reason: str) -> dict[str, Any]:
+    return {"verdict": "FAIL", "figure": reason, "figures": {}}
 
 
-def _serve(end: Any, tiny: bool) -> None:
-    """The worker's side: a group of processes of its own, one thread, one check at a time."""
+def _serve(connection: Any, tiny: bool) -> None:
+    """Run the requested checks one at a time in a new process group, with one thread."""
     os.setsid()
     import torch
 
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError):
         while True:
-            module, function = end.recv()
+            module, function = connection.recv()
             with tempfile.TemporaryDirectory() as scratch:
-                end.send(_checked(module, function, tiny, Path(scratch)))
+                connection.send(_run_check(module, function, tiny, Path(scratch)))
 
 
-def _checked(module: str, function: str, tiny: bool, scratch: Path) -> dict[str, Any]:
+def _run_check(module: str, function: str, tiny: bool, scratch: Path) -> dict[str, Any]:
     import importlib
 
     from benchmarks.gpu.setting import Outcome, Setting, Skipped
@@ -115,22 +121,22 @@ def _checked(module: str, function: str, tiny: bool, scratch: Path) -> dict[str,
     return {"verdict": outcome.verdict, "figure": outcome.figure, "figures": outcome.figures}
 
 
-def checked(names: Sequence[str], tiny: bool) -> list[dict[str, Any]]:
-    """Run the named checks, all where none is named, and print a line for each."""
-    found, worker, started = [], None, time.perf_counter()
+def run_checks(names: Sequence[str], tiny: bool) -> list[dict[str, Any]]:
+    """Run the named checks, or all if ``names`` is empty, and print one line per check."""
+    outcomes, worker, started = [], None, time.perf_counter()
     for check in CHECKS:
         if names and check.function not in names:
             continue
-        begun = time.perf_counter()
-        left = ALL_SECONDS - (begun - started)
+        check_started = time.perf_counter()
+        remaining = TOTAL_SECONDS - (check_started - started)
         worker = worker or Worker(tiny)
         outcome = (
-            worker.run(check, min(check.seconds, left))
-            if left > 1
+            worker.run(check, min(check.seconds, remaining))
+            if remaining > 1
             else {"verdict": "SKIPPED", "figure": "out of time", "figures": {}}
         )
-        seconds = round(time.perf_counter() - begun, 1)
-        found.append({"check": check.function, **outcome, "seconds": seconds})
+        seconds = round(time.perf_counter() - check_started, 1)
+        outcomes.append({"check": check.function, **outcome, "seconds": seconds})
         print(
             f"{check.function:14} {outcome['verdict']:8} {outcome['figure']} ({seconds:.0f} s)",
             flush=True,
@@ -140,19 +146,19 @@ def checked(names: Sequence[str], tiny: bool) -> list[dict[str, Any]]:
             worker = None
     if worker:
         worker.stop()
-    return found
+    return outcomes
 
 
 def machine() -> dict[str, Any]:
-    """The GPU, its driver, and what was checked."""
+    """The date, the commit, the GPU, its driver and the package versions."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _said("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"),
+        "commit": _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"),
         "gpu": gpu,
-        "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         if gpu
         else None,
         "versions": {"python": platform.python_version()}
@@ -160,7 +166,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _said(*command: str) -> str:
+def _output(*command: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -173,35 +179,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "checks",
         nargs="*",
         metavar="CHECK",
-        help=f"all by default: {', '.join(check.function for check in CHECKS)}",
+        help=f"Check to run (default: all of {', '.join(check.function for check in CHECKS)}).",
     )
     parser.add_argument(
-        "--tiny", action="store_true", help="the least that runs every line, on a CPU"
+        "--tiny",
+        action="store_true",
+        help="Run the smallest checks that execute every line, on a CPU.",
     )
     parser.add_argument(
         "--out",
         type=Path,
-        help=f"JSON file; {RESULTS.relative_to(ROOT)} where a GPU was used, else none",
+        help=f"Write the results to this JSON file (default: {RESULTS.relative_to(ROOT)} "
+        "on a GPU without --tiny, otherwise none).",
     )
-    asked = parser.parse_args(arguments)
-    strange = sorted(set(asked.checks) - {check.function for check in CHECKS})
-    if strange:
-        parser.error(f"no check {strange[0]!r}")
-    if asked.tiny:
+    options = parser.parse_args(arguments)
+    known = [check.function for check in CHECKS]
+    unknown = sorted(set(options.checks) - set(known))
+    if unknown:
+        parser.error(f"unknown check {unknown[0]!r}; expected one of {', '.join(known)}")
+    if options.tiny:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     about = machine()
     print(
-        f"{about['gpu'] or 'no GPU: speeds are not judged'}, driver {about['driver']}, commit {about['commit']}",
+        f"{about['gpu'] or 'no GPU: speeds are not judged'}, "
+        f"driver {about['driver']}, commit {about['commit']}",
         flush=True,
     )
-    found = checked(asked.checks, asked.tiny)
-    out = asked.out or (RESULTS if about["gpu"] and not asked.tiny else None)
+    outcomes = run_checks(options.checks, options.tiny)
+    out = options.out or (RESULTS if about["gpu"] and not options.tiny else None)
     if out:
         out.write_text(
-            json.dumps(about | {"tiny": asked.tiny, "checks": found}, indent=1) + "\n",
+            json.dumps(about | {"tiny": options.tiny, "checks": outcomes}, indent=1) + "\n",
             encoding="utf-8",
         )
-    return int(any(outcome["verdict"] == "FAIL" for outcome in found))
+    return int(any(outcome["verdict"] == "FAIL" for outcome in outcomes))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Where a check runs and what it says."""
+"""The setting of a GPU check and its outcome.
+
+The checks in ``speed`` and ``training`` use them, and ``benchmarks.gpu.check`` creates them.
+"""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +17,7 @@ Verdict = Literal["PASS", "FAIL", "SKIPPED"]
 
 
 class Skipped(Exception):  # noqa: N818 - a check's outcome
-    """The check does not apply here; the message is the reason."""
+    """The check does not apply in this setting; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class Setting:
     """Where the checks run.
 
     Attributes:
-        tiny: the least that still runs every line, for a CPU.
-        scratch: a folder of the check's own.
+        tiny: whether to use the smallest sizes that still execute every line, for a CPU.
+        scratch: a temporary folder for the check.
     """
 
     tiny: bool
@@ -39,12 +42,12 @@ class Setting:
 
     @property
     def bf16(self) -> bool:
-        """What a training does here unless it is told otherwise."""
-        return Execution().on(self.device).bf16
+        """Whether training on this device uses bf16 by default."""
+        return Execution().resolve(self.device).bf16
 
-    def need_gpu(self, why: str) -> None:
+    def need_gpu(self, reason: str) -> None:
         if not self.gpu:
-            raise Skipped(f"needs a GPU: {why}")
+            raise Skipped(f"needs a GPU: {reason}")
 
     def pick(self, full: int, tiny: int) -> int:
         return tiny if self.tiny else full
@@ -52,12 +55,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check found.
+    """The outcome of a check.
 
     Attributes:
-        passed: None where there is nothing to judge by, as of a CPU's speed.
-        figure: one line for people.
-        figures: the same and more for programs.
+        passed: None if there is no criterion, such as for the speed of a CPU.
+        figure: one line of text.
+        figures: the measured values in machine-readable form.
     """
 
     passed: bool | None

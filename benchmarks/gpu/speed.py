@@ -1,4 +1,7 @@
-"""Checks of speed and memory: throughput, layouts, compilation, and trials that share one GPU."""
+"""Checks of speed: throughput, memory layouts, compilation, and trials that share one GPU.
+
+``benchmarks.gpu.check`` runs them.
+"""
 
 import multiprocessing
 import time
@@ -14,7 +17,7 @@ from torch import nn
 from benchmarks.floor import wait
 from benchmarks.gpu.setting import Outcome, Setting, Skipped
 from benchmarks.measure import in_turns, ratio
-from benchmarks.synthetic import Nowhere, Ready, ready_batch, spec_of
+from benchmarks.synthetic import NullFolder, Ready, ready_batch, spec_of
 from benchmarks.turns import in_turns_with
 from search_spaces import Network, get_space
 from search_spaces.networks import get_named
@@ -22,20 +25,23 @@ from trainables.execution import Execution
 from trainables.modules import pick_device
 from trainables.recipe import Recipe, get_recipe
 from trainables.result import EpochRecord
-from trainables.spec import Alone
+from trainables.spec import LocalReporter
 from trainables.trainer import Trainer
 
 PAPER = ("efficientnet_b0", "tinynet_a", "tinynet_b", "tinynet_c", "tinynet_d", "tinynet_e")
-AT_ONCE = (1, 2, 4)
-NOISE = 0.95
-WAIT = 100.0  # seconds after which a trial that waits for its neighbours gives up
+CONCURRENT_TRIALS = (1, 2, 4)
+NOISE = 0.95  # tolerated ratio of the speeds of a network and the one before it
+BARRIER_TIMEOUT = 100.0  # seconds that a trial waits for the other trials to warm up
 
 
 def throughput(setting: Setting) -> Outcome:
-    """EfficientNet-B0 and TinyNet-A to E: each must be as fast as the one before or faster, in inference and in training."""
+    """Require that EfficientNet-B0 and TinyNet-A to E do not get slower in this order.
+
+    Both inference and training are checked.
+    """
     names = ("tinynet_d", "tinynet_e") if setting.tiny else PAPER
     figures = {name: _rates(get_named(name).network(), setting) for name in names}
-    told = ", ".join(
+    text = ", ".join(
         f"{name} {inferred:.0f}/{trained:.0f}" for name, (inferred, trained) in figures.items()
     )
     rising = all(NOISE * a[k] <= b[k] for a, b in pairwise(figures.values()) for k in (0, 1))
@@ -45,7 +51,7 @@ def throughput(setting: Setting) -> Outcome:
     }
     return Outcome(
         rising if setting.gpu else None,
-        f"images/s, inference/training: {told}",
+        f"images/s, inference/training: {text}",
         {"images_per_s": rates},
     )
 
@@ -70,7 +76,9 @@ def _rates(network: Network, setting: Setting) -> tuple[float, float]:
 def trained_epochs(
     network: Network, data: Ready, recipe: Recipe, execution: Execution
 ) -> list[EpochRecord]:
-    return Trainer(spec_of(network, recipe, data), data, Nowhere(), Alone(), execution).run()
+    return Trainer(
+        spec_of(network, recipe, data), data, NullFolder(), LocalReporter(), execution
+    ).run()
 
 
 def _recipe(batch: int, epochs: int) -> Recipe:
@@ -86,7 +94,10 @@ def _seconds(call: Callable[[], object], setting: Setting) -> float:
 
 
 def channels_last(setting: Setting) -> Outcome:
-    """channels_last against the default layout, forward and backward of EfficientNet-B0: the loop always uses it."""
+    """Compare channels_last, which the training loop always uses, with the default layout.
+
+    Measures the forward and backward pass of EfficientNet-B0.
+    """
     network = get_named("tinynet_e" if setting.tiny else "efficientnet_b0").network()
     batch, steps = setting.pick(128, 2), setting.pick(10, 1)
     layouts = {"plain": torch.contiguous_format, "last": torch.channels_last}
@@ -119,47 +130,42 @@ def _pass(
 
 
 def compiled(setting: Setting) -> Outcome:
-    """torch.compile against eager, a whole training step of TinyNet-E."""
+    """Compare torch.compile with eager mode over complete training steps of TinyNet-E."""
     if setting.tiny:
-        raise Skipped(
-            "compiling takes a minute: python -m benchmarks.run train_speed does it on a CPU"
-        )
+        raise Skipped("compiling takes a minute: run python -m benchmarks.run train_speed on a CPU")
     network, batch, steps = get_named("tinynet_e").network(), 256, 30
-    eager, data = (
-        _recipe(batch, 7),
-        Ready(ready_batch(network, batch, setting.device), steps, network.num_classes),
-    )
+    data = Ready(ready_batch(network, batch, setting.device), steps, network.num_classes)
 
-    def other() -> float:
-        return median(
-            epoch.images_per_s
-            for epoch in trained_epochs(network, data, _recipe(batch, 2), Execution(compile="off"))[
-                1:
-            ]
-        )
+    def eager() -> float:
+        epochs = trained_epochs(network, data, _recipe(batch, 2), Execution(compile="off"))
+        return median(epoch.images_per_s for epoch in epochs[1:])
 
-    turns = in_turns_with(other, network, eager, data, Execution(compile="on"))
-    figures = {"compiled": turns.ours, "eager": turns.others, "ratio": turns.ratio}
-    told = (
-        f"{turns.ratio:.2f} times eager's speed ({turns.ours:.0f} and {turns.others:.0f} images/s)"
-    )
-    return Outcome(turns.ratio >= 1 if setting.gpu else None, told, figures)
+    turns = in_turns_with(eager, network, _recipe(batch, 7), data, Execution(compile="on"))
+    compiled_rate, eager_rate = turns.trainer_rate, turns.other_rate
+    figures = {"compiled": compiled_rate, "eager": eager_rate, "ratio": turns.ratio}
+    rates = f"{compiled_rate:.0f} and {eager_rate:.0f} images/s"
+    text = f"{turns.ratio:.2f} times the speed of eager mode ({rates})"
+    return Outcome(turns.ratio >= 1 if setting.gpu else None, text, figures)
 
 
 def sharing(setting: Setting) -> Outcome:
-    """Small trials in processes of their own on one GPU: together they must be faster than one after another."""
-    counts = (1, 2) if setting.tiny else AT_ONCE
-    seconds = {count: _together(count, setting) for count in counts}
+    """Require that concurrent small trials on one GPU are faster than the same trials in sequence.
+
+    Each trial runs in a separate process.
+    """
+    counts = (1, 2) if setting.tiny else CONCURRENT_TRIALS
+    seconds = {count: _concurrent_seconds(count, setting) for count in counts}
     gains = {count: count * seconds[1] / seconds[count] for count in counts[1:]}
-    told = ", ".join(
-        f"{count} at once {gain:.2f} times one after another" for count, gain in gains.items()
+    text = ", ".join(
+        f"{count} concurrent trials: {gain:.2f} times the sequential speed"
+        for count, gain in gains.items()
     )
     figures = {"seconds": seconds, "gains": gains}
-    return Outcome(gains[counts[-1]] > 1 if setting.gpu else None, told, figures)
+    return Outcome(gains[counts[-1]] > 1 if setting.gpu else None, text, figures)
 
 
-def _together(count: int, setting: Setting) -> float:
-    """Seconds from the moment all have warmed up until the last is done."""
+def _concurrent_seconds(count: int, setting: Setting) -> float:
+    """Seconds from the end of the warm-up until the last of ``count`` concurrent trials ends."""
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(count), context.SimpleQueue()
     sizes = (setting.pick(48, 4), setting.pick(100, 1), setting.pick(5, 2))  # batch, steps, epochs
@@ -171,17 +177,16 @@ def _together(count: int, setting: Setting) -> float:
         process.start()
     for process in processes:
         process.join()
-    if any(process.exitcode for process in processes):
-        raise RuntimeError(
-            f"{count} trials at once ended with exit codes {[process.exitcode for process in processes]}"
-        )
+    exit_codes = [process.exitcode for process in processes]
+    if any(exit_codes):
+        raise RuntimeError(f"{count} concurrent trials ended with exit codes {exit_codes}")
     spans = [results.get() for _ in range(count)]
     return max(end for _, end in spans) - min(start for start, _ in spans)
 
 
 @dataclass
-class _Warmed:
-    """Waits for the neighbours after the first epoch, and notes the time then."""
+class _WarmUpBarrier:
+    """Reporter that waits for the other trials after the first epoch and records the time."""
 
     barrier: Any
     started: float = 0.0
@@ -190,7 +195,7 @@ class _Warmed:
 
     def report(self, record: EpochRecord) -> None:
         if record.epoch == 1:
-            self.barrier.wait(WAIT)
+            self.barrier.wait(BARRIER_TIMEOUT)
             self.started = time.time()
 
 
@@ -198,11 +203,11 @@ def _trial(barrier: Any, results: Any, batch: int, steps: int, epochs: int) -> N
     torch.set_num_threads(1)
     device, network = pick_device(), get_space("efficientnet_mini").network((1, 1, 1))
     data = Ready(ready_batch(network, batch, device), steps, network.num_classes)
-    reporter = _Warmed(barrier)
+    reporter = _WarmUpBarrier(barrier)
     Trainer(
         spec_of(network, _recipe(batch, epochs), data),
         data,
-        Nowhere(),
+        NullFolder(),
         reporter,
         Execution(compile="off"),
     ).run()

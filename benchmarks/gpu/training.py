@@ -1,4 +1,7 @@
-"""Checks of what is computed: accuracy in bf16, memory and its end, synchronised batch norm, resuming, the packed reader."""
+"""Checks of training results: bf16 accuracy, memory, batch norm, resuming and the packed reader.
+
+``benchmarks.gpu.check`` runs them.
+"""
 
 import math
 from collections.abc import Mapping
@@ -13,27 +16,30 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.gpu.setting import Outcome, Setting
-from benchmarks.synthetic import Nowhere, Ready, ready_batch, spec_of
+from benchmarks.synthetic import NullFolder, Ready, ready_batch, spec_of
 from search_spaces import get_space
 from search_spaces.networks import get_named
 from trainables.data import MicroBatch, open_data
 from trainables.evaluation import evaluate
 from trainables.execution import Execution
-from trainables.modules import prepared
+from trainables.modules import prepare_module
 from trainables.recipe import get_recipe
 from trainables.result import EpochRecord
-from trainables.spec import Alone, TrialSpec
+from trainables.spec import LocalReporter, TrialSpec
 from trainables.storage.folder import open_folder
 from trainables.trainer import Trainer
 from trainables.trial import run_trial
 
-POINTS = 1.5  # of top-1 between bf16 and float32
-EAGER = (1.2, 2.3)  # eager inference's peak over the closed form's, as on a CPU
-GREY_LEVELS = 2.0
+MAX_TOP1_DIFFERENCE = 1.5  # points of top-1 between bf16 and float32
+EAGER_FACTORS = (1.2, 2.3)  # eager inference's peak memory / closed form, as on a CPU
+MAX_GREY_LEVELS = 2.0
 
 
 def accuracy(setting: Setting) -> Outcome:
-    """A short real training in bf16 and in float32: mean top-1 over the seeds within 1.5 points."""
+    """Require that short trainings in bf16 and float32 agree within 1.5 points of top-1.
+
+    Top-1 is the mean over the seeds.
+    """
     settings = {"name": "petals", "cache": str(setting.scratch)} | (
         {"train": 96, "val": 48} if setting.tiny else {}
     )
@@ -43,15 +49,18 @@ def accuracy(setting: Setting) -> Outcome:
             spec = petals(settings, seed, setting.pick(10, 1))
             root = setting.scratch / precision
             result = run_trial(
-                spec, str(root), Alone(), Execution(precision=precision, compile="off")
+                spec, str(root), LocalReporter(), Execution(precision=precision, compile="off")
             )
             if result.metrics is None or not math.isfinite(result.metrics.train_loss):
                 return Outcome(False, f"{precision}, seed {seed}: {result.reason}, {result.detail}")
             tops.setdefault(precision, []).append(result.metrics.top1)
-    apart = abs(mean(tops["bf16"]) - mean(tops["float32"]))
-    told = f"top-1 {mean(tops['bf16']):.1f} in bf16, {mean(tops['float32']):.1f} in float32: {apart:.1f} points apart"
+    bf16, float32 = mean(tops["bf16"]), mean(tops["float32"])
+    difference = abs(bf16 - float32)
+    text = f"top-1 {bf16:.1f} in bf16, {float32:.1f} in float32: difference {difference:.1f} points"
     return Outcome(
-        None if setting.tiny else apart <= POINTS, told, {"top1": tops, "points_apart": apart}
+        None if setting.tiny else difference <= MAX_TOP1_DIFFERENCE,
+        text,
+        {"top1": tops, "points_apart": difference},
     )
 
 
@@ -62,6 +71,7 @@ def petals(
     space: str = "efficientnet_mini",
     r: float = 1.0,
 ) -> TrialSpec:
+    """The spec of a short training on petals; r, d and w all equal ``r``."""
     data, recipe = open_data(settings), get_recipe("short", epochs=epochs)
     chosen = get_space(space)
     return TrialSpec(
@@ -77,7 +87,7 @@ def petals(
 
 
 def families(setting: Setting) -> Outcome:
-    """A small ResNet-50 and a small GhostNet-A train with finite losses."""
+    """Require that a small ResNet-50 and a small GhostNet-A train with finite losses."""
     settings = {
         "name": "petals",
         "cache": str(setting.scratch),
@@ -87,7 +97,9 @@ def families(setting: Setting) -> Outcome:
     losses = {}
     for space in ("resnet50", "ghostnet_a"):
         spec = petals(settings, 0, setting.pick(3, 1), space, 0.25 if setting.tiny else 0.5)
-        result = run_trial(spec, str(setting.scratch / space), Alone(), Execution(compile="off"))
+        result = run_trial(
+            spec, str(setting.scratch / space), LocalReporter(), Execution(compile="off")
+        )
         losses[space] = [epoch.train_loss for epoch in result.epochs]
         if not result.finished:
             return Outcome(False, f"{space}: {result.reason}, {result.detail}", losses)
@@ -100,8 +112,11 @@ def families(setting: Setting) -> Outcome:
 
 
 def memory(setting: Setting) -> Outcome:
-    """Peak memory of training steps grows with the batch by a constant an image; of inference, by the closed form."""
-    setting.need_gpu("a CPU's allocator does not count")
+    """Require that peak memory follows the batch size in training and the closed form in inference.
+
+    The peak of training steps must grow by a constant amount per image.
+    """
+    setting.need_gpu("a CPU's allocator does not report its peak")
     network = get_named("tinynet_a").network()
     peaks = {}
     for batch in (32, 64, 128):
@@ -109,7 +124,11 @@ def memory(setting: Setting) -> Outcome:
         data = Ready(ready_batch(network, batch, setting.device), 3, network.num_classes)
         recipe = get_recipe("efficientnet", batch=batch, micro_batch=batch, epochs=1)
         Trainer(
-            spec_of(network, recipe, data), data, Nowhere(), Alone(), Execution(compile="off")
+            spec_of(network, recipe, data),
+            data,
+            NullFolder(),
+            LocalReporter(),
+            Execution(compile="off"),
         ).run()
         peaks[batch] = torch.cuda.max_memory_allocated() / 2**20
         torch.cuda.empty_cache()
@@ -118,14 +137,15 @@ def memory(setting: Setting) -> Outcome:
         for name in ("efficientnet_b0", "tinynet_a", "tinynet_e", "resnet50", "ghostnet_a")
     }
     small, large = ((peaks[2 * b] - peaks[b]) / b for b in (32, 64))
-    straight = abs(large / small - 1) < 0.3
-    within = all(EAGER[0] <= factor <= EAGER[1] for factor in factors.values())
-    told = ", ".join(f"{batch}: {peak:.0f} MB" for batch, peak in peaks.items())
+    is_linear = abs(large / small - 1) < 0.3
+    within = all(EAGER_FACTORS[0] <= factor <= EAGER_FACTORS[1] for factor in factors.values())
+    text = ", ".join(f"{batch}: {peak:.0f} MB" for batch, peak in peaks.items())
     eager = ", ".join(f"{name} {factor:.2f}" for name, factor in factors.items())
     figures = {"peak_mb": peaks, "inference_over_closed_form": factors}
     return Outcome(
-        straight and within,
-        f"TinyNet-A trained at batch {told} ({large:.1f} MB an image); eager / closed form {eager}",
+        is_linear and within,
+        f"TinyNet-A trained at batch {text} ({large:.1f} MB per image); "
+        f"eager / closed form {eager}",
         figures,
     )
 
@@ -145,25 +165,32 @@ def _inference_factor(name: str) -> float:
 
 
 def out_of_memory(setting: Setting) -> Outcome:
-    """A micro-batch that no GPU holds is a result, and its memory is given back."""
-    setting.need_gpu("a CPU's system would end the process")
+    """Require that a micro-batch too large for any GPU yields a failed result.
+
+    Its memory must be freed afterwards.
+    """
+    setting.need_gpu("on a CPU the operating system would kill the process")
     settings = {"name": "petals", "cache": str(setting.scratch), "train": 4096, "val": 24}
     spec = petals(settings, 0, 1, "efficientnet_b0", 1.2)
     recipe = get_recipe("efficientnet", epochs=1, batch=4096, micro_batch=4096, augment="shift")
     before = torch.cuda.memory_allocated()
-    result = run_trial(replace(spec, recipe=recipe), str(setting.scratch), Alone())
+    result = run_trial(replace(spec, recipe=recipe), str(setting.scratch), LocalReporter())
     kept = (torch.cuda.memory_allocated() - before) / 2**20
     passed = result.status == "failed" and result.reason == "out of memory" and kept < 64
     return Outcome(
         passed,
-        f"{result.status}, {result.reason}; {kept:.0f} MB kept after it",
+        f"{result.status}, {result.reason}; {kept:.0f} MB not freed",
         {"kept_mb": kept},
     )
 
 
 def sync_bn(setting: Setting) -> Outcome:
-    """Batch norm is converted to the synchronised class, and a step is the plain one's: one rank has nothing to synchronise."""
-    setting.need_gpu("NCCL has no other ranks")
+    """Require that batch norm is converted to the synchronised class without changing the loss.
+
+    With a single rank there is nothing to synchronise, so the loss of a step must equal that of
+    plain batch norm.
+    """
+    setting.need_gpu("NCCL runs on GPUs only")
     dist.init_process_group(
         "nccl", init_method=f"file://{setting.scratch / 'group'}", rank=0, world_size=1
     )
@@ -172,9 +199,9 @@ def sync_bn(setting: Setting) -> Outcome:
         recipe = get_recipe("efficientnet", sync_bn=True)
         images, labels = ready_batch(network, 32, setting.device)
         losses = []
-        for ranks in (1, 2):  # from two ranks on batch norm is converted
+        for ranks in (1, 2):  # batch norm is converted for two or more ranks
             torch.manual_seed(0)
-            model = prepared(network.build(), recipe, ranks).to(
+            model = prepare_module(network.build(), recipe, ranks).to(
                 setting.device, memory_format=torch.channels_last
             )  # type: ignore[call-overload]
             loss = torch.nn.functional.cross_entropy(model.train()(images), labels)
@@ -185,17 +212,22 @@ def sync_bn(setting: Setting) -> Outcome:
             )
     finally:
         dist.destroy_process_group()
-    apart = abs(losses[1] / losses[0] - 1)
-    told = f"class conversion only; two GPUs are needed for the rest: loss {losses[1]:.4f}, plain {losses[0]:.4f}"
-    return Outcome(converted and apart < 1e-3, told, {"losses": losses, "converted": converted})
+    difference = abs(losses[1] / losses[0] - 1)
+    text = "class conversion only, the rest needs two GPUs: "
+    text += f"loss {losses[1]:.4f}, plain {losses[0]:.4f}"
+    return Outcome(
+        converted and difference < 1e-3, text, {"losses": losses, "converted": converted}
+    )
 
 
 class _Stopped(BaseException):
-    """As if the process had been ended."""
+    """Simulates the end of the process."""
 
 
 @dataclass
 class _StopsAfter:
+    """Reporter that ends the training after an epoch."""
+
     epoch: int
     rank: int = 0
     world_size: int = 1
@@ -206,7 +238,10 @@ class _StopsAfter:
 
 
 def resume(setting: Setting) -> Outcome:
-    """A training that is stopped after half its epochs and taken up again ends as one that was not."""
+    """Require that a training stopped after half its epochs resumes with the remaining epochs.
+
+    Its last loss must be within 5 % of that of an uninterrupted training.
+    """
     count = setting.pick(4, 2)
     settings = {
         "name": "petals",
@@ -216,21 +251,24 @@ def resume(setting: Setting) -> Outcome:
     }
     spec, data = petals(settings, 0, count), open_data(settings)
     execution = Execution(compile="off")
-    through = Trainer(spec, data, Nowhere(), Alone(), execution).run()[-1]
+    uninterrupted = Trainer(spec, data, NullFolder(), LocalReporter(), execution).run()[-1]
     root = open_folder(setting.scratch / "stopped")
     with suppress(_Stopped):
         Trainer(spec, data, root, _StopsAfter(count // 2), execution).run()
-    second = _Counted()
-    epochs = Trainer(spec, data, root, second, execution).run()
-    resumed = epochs[-1]
-    apart = abs(resumed.train_loss / through.train_loss - 1)
-    told = f"last epoch's loss {resumed.train_loss:.4f} resumed, {through.train_loss:.4f} in one go; {second.epochs} of {count} epochs"
-    passed = second.epochs == count - count // 2 and len(epochs) == count and apart < 0.05
-    return Outcome(passed, told, {"loss_resumed": resumed.train_loss, "loss": through.train_loss})
+    reporter = _EpochCounter()
+    epochs = Trainer(spec, data, root, reporter, execution).run()
+    loss_resumed, loss = epochs[-1].train_loss, uninterrupted.train_loss
+    difference = abs(loss_resumed / loss - 1)
+    text = f"last epoch's loss {loss_resumed:.4f} resumed, {loss:.4f} uninterrupted; "
+    text += f"{reporter.epochs} of {count} epochs after the stop"
+    passed = reporter.epochs == count - count // 2 and len(epochs) == count and difference < 0.05
+    return Outcome(passed, text, {"loss_resumed": loss_resumed, "loss": loss})
 
 
 @dataclass
-class _Counted:
+class _EpochCounter:
+    """Reporter that counts epochs."""
+
     epochs: int = 0
     rank: int = 0
     world_size: int = 1
@@ -239,8 +277,8 @@ class _Counted:
         self.epochs += 1
 
 
-class _Seen(torch.nn.Module):
-    """A model of 24 classes that keeps the images it was given."""
+class _ImageRecorder(torch.nn.Module):
+    """A model of 24 classes that stores its last input images."""
 
     images: torch.Tensor
 
@@ -250,10 +288,11 @@ class _Seen(torch.nn.Module):
 
 
 def packed(setting: Setting) -> Outcome:
-    """The packed reader's crops made on the device against those made in the host: within two grey levels of 255.
+    """Compare the packed reader's crops on the device with those on the host.
 
-    Once more as an evaluation in bf16 gets them, which must be the same to the bit: it reads outside of autocast. What
-    autocast would do to the reader is told beside it.
+    They must agree within two grey levels of 255. An evaluation in bf16 must get bit-identical
+    images, because it reads outside of autocast. The outcome also reports the difference that
+    autocast would cause in the reader.
     """
     from benchmarks.jpegs import make_tree
     from trainables.data.packed.dataset import PackedData
@@ -271,29 +310,36 @@ def packed(setting: Setting) -> Outcome:
     )
     device = PackedLoader(data.train, data.val, pixels, recipe, setting.device, resample="matmul")
     batch = MicroBatch(np.arange(24), seed=1)
-    worst = []
-    for ours, other in (
+    val = [batch.indices]
+    differences = []
+    for on_device, on_host in (
         (device.train([batch]), host.train([batch])),
-        (device.val([batch.indices]), host.val([batch.indices])),
+        (device.val(val), host.val(val)),
     ):
-        (images, labels), (expected, same) = next(iter(ours)), next(iter(other))
-        if labels.cpu().tolist() != same.tolist():
+        images, labels = next(iter(on_device))
+        expected, expected_labels = next(iter(on_host))
+        if labels.cpu().tolist() != expected_labels.tolist():
             return Outcome(False, "the labels differ")
-        worst.append(_grey_levels(images, expected))
-    val, seen = [batch.indices], _Seen()
+        differences.append(_grey_levels(images, expected))
+    recorder = _ImageRecorder()
     (expected, _), (plain, _) = next(iter(host.val(val))), next(iter(device.val(val)))
-    evaluate(seen, device.val(val), setting.device, bf16=True)
-    same = torch.equal(seen.images, plain)
+    evaluate(recorder, device.val(val), setting.device, bf16=True)
+    same = torch.equal(recorder.images, plain)
     with torch.autocast(setting.device.type, torch.bfloat16):
-        within = _grey_levels(next(iter(device.val(val)))[0], expected)
-    told = f"mean difference {worst[0]:.2f} grey levels in training, {worst[1]:.2f} in evaluation, in bf16 "
-    told += f"{'the same images' if same else 'OTHER images'} ({within:.2f} were it read under autocast)"
+        under_autocast = _grey_levels(next(iter(device.val(val)))[0], expected)
+    training, evaluation = differences
+    text = (
+        f"mean difference {training:.2f} grey levels in training, {evaluation:.2f} in evaluation; "
+    )
+    text += f"{'the same images' if same else 'DIFFERENT images'} in bf16 "
+    text += f"({under_autocast:.2f} if read under autocast)"
     return Outcome(
-        same and max(worst) <= GREY_LEVELS,
-        told,
-        {"grey_levels": worst, "same_in_bf16": same, "under_autocast": within},
+        same and max(differences) <= MAX_GREY_LEVELS,
+        text,
+        {"grey_levels": differences, "same_in_bf16": same, "under_autocast": under_autocast},
     )
 
 
 def _grey_levels(images: torch.Tensor, expected: torch.Tensor) -> float:
+    """Mean absolute difference of normalised images in grey levels of 255."""
     return float((images.cpu().float() - expected).abs().mean()) * 255 * 0.226

@@ -1,2 +1,2 @@
--- The second database of MLflow, for its users; POSTGRES_DB makes the first.
+-- MLflow's second database, for its users. POSTGRES_DB creates the first one.
 CREATE DATABASE mlflow_auth;

@@ -1,9 +1,13 @@
-"""Before and after an MLflow server starts: ``setup.py bucket`` makes its bucket, ``setup.py user`` the user of the searches.
+"""Create the bucket and the user of an MLflow server.
 
-Both may be run any number of times, wait for a server that is still starting, and read everything from the environment.
+Compose and Kubernetes run it in the image of the server: ``setup.py bucket`` before the server
+starts, ``setup.py user`` after it. Both commands can be repeated, wait for a server that is still
+starting, and read these environment variables:
 
-bucket: MLFLOW_S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, MLFLOW_ARTIFACTS_DESTINATION (``s3://bucket``).
-user: MLFLOW_TRACKING_URI, MLFLOW_AUTH_ADMIN_PASSWORD, and MLFLOW_TRACKING_USERNAME and _PASSWORD of the user to be made.
+- bucket: MLFLOW_S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+  MLFLOW_ARTIFACTS_DESTINATION (``s3://bucket``) and AWS_DEFAULT_REGION (default ``us-east-1``).
+- user: MLFLOW_TRACKING_URI, MLFLOW_AUTH_ADMIN_PASSWORD, and MLFLOW_TRACKING_USERNAME and
+  MLFLOW_TRACKING_PASSWORD of the new user.
 """
 
 import base64
@@ -17,39 +21,50 @@ from collections.abc import Callable, Mapping
 from urllib.parse import urlencode, urlsplit
 
 ADMIN = "admin"
-# Seconds that a server has to come up.
-PATIENCE = 300.0
+# Maximum time in seconds to wait for a server to start.
+STARTUP_TIMEOUT = 300.0
 
 
 class SetupError(Exception):
-    """What is wrong, in one line."""
+    """The setup failed; the message is the reason, in one line."""
 
 
 def main() -> None:
+    """Run the command given as the only argument: ``bucket`` or ``user``."""
     jobs: Mapping[str, Callable[[Mapping[str, str]], str]] = {
-        "bucket": make_bucket,
-        "user": make_user,
+        "bucket": create_bucket,
+        "user": create_user,
     }
     if len(sys.argv) != 2 or sys.argv[1] not in jobs:
         sys.exit("usage: setup.py bucket|user")
     try:
-        print(persistently(jobs[sys.argv[1]], os.environ))
+        print(run_with_retries(jobs[sys.argv[1]], os.environ))
     except SetupError as error:
         sys.exit(f"setup.py: {error}")
 
 
-def persistently(
+def run_with_retries(
     job: Callable[[Mapping[str, str]], str],
     environment: Mapping[str, str],
-    patience: float = PATIENCE,
-    pause: float = 3.0,
+    timeout: float = STARTUP_TIMEOUT,
+    interval: float = 3.0,
 ) -> str:
-    """Do a job, again and again while its server does not answer yet.
+    """Run a job, and repeat it while its server does not respond.
+
+    Args:
+        job: ``create_bucket`` or ``create_user``.
+        environment: the environment variables.
+        timeout: seconds after which a ConnectionError is not retried.
+        interval: seconds between two attempts.
+
+    Returns:
+        The line that the job returns.
 
     Raises:
-        SetupError: a variable is missing, the server refuses, or it did not come up in time.
+        SetupError: a variable is missing, the server rejects the request, or it did not start
+            within ``timeout``.
     """
-    end = time.monotonic() + patience
+    end = time.monotonic() + timeout
     while True:
         try:
             return job(environment)
@@ -57,11 +72,21 @@ def persistently(
             raise SetupError(f"{missing.args[0]} is not set") from None
         except ConnectionError as error:
             if time.monotonic() > end:
-                raise SetupError(f"no answer for {patience:.0f} s: {error}") from error
-            time.sleep(pause)
+                raise SetupError(f"no response for {timeout:.0f} s: {error}") from error
+            time.sleep(interval)
 
 
-def make_bucket(environment: Mapping[str, str]) -> str:
+def create_bucket(environment: Mapping[str, str]) -> str:
+    """Create the bucket of MLFLOW_ARTIFACTS_DESTINATION unless it exists.
+
+    Returns:
+        One line about the result.
+
+    Raises:
+        KeyError: a variable is not set.
+        SetupError: the S3 server rejects the request.
+        ConnectionError: the S3 server does not respond or returns a server error (5xx).
+    """
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -78,8 +103,8 @@ def make_bucket(environment: Mapping[str, str]) -> str:
         **keys,
     )
     try:
-        if bucket in {found["Name"] for found in client.list_buckets()["Buckets"]}:
-            return f"bucket {bucket} is there"
+        if bucket in {listed["Name"] for listed in client.list_buckets()["Buckets"]}:
+            return f"bucket {bucket} exists"
         client.create_bucket(Bucket=bucket)
     except ClientError as error:
         status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
@@ -88,52 +113,79 @@ def make_bucket(environment: Mapping[str, str]) -> str:
         raise SetupError(f"bucket {bucket} at {endpoint}: {error}") from error
     except BotoCoreError as error:
         raise ConnectionError(str(error)) from error
-    return f"bucket {bucket} made"
+    return f"created bucket {bucket}"
 
 
-def make_user(environment: Mapping[str, str]) -> str:
+def create_user(environment: Mapping[str, str]) -> str:
+    """Create the MLflow user MLFLOW_TRACKING_USERNAME unless it exists.
+
+    Returns:
+        One line about the result.
+
+    Raises:
+        KeyError: a variable is not set.
+        SetupError: the user is ``admin``, it exists with a different password, or the MLflow
+            server rejects the request.
+        ConnectionError: the MLflow server does not respond or returns a server error (5xx).
+    """
     server = environment["MLFLOW_TRACKING_URI"].rstrip("/")
     name, password = (
         environment["MLFLOW_TRACKING_USERNAME"],
         environment["MLFLOW_TRACKING_PASSWORD"],
     )
-    boss = (ADMIN, environment["MLFLOW_AUTH_ADMIN_PASSWORD"])
+    admin = (ADMIN, environment["MLFLOW_AUTH_ADMIN_PASSWORD"])
     if name == ADMIN:
         raise SetupError(
-            f"searches must not be {ADMIN}: give MLFLOW_TRACKING_USERNAME another name"
+            f"searches must not run as {ADMIN}: set MLFLOW_TRACKING_USERNAME to a different name"
         )
     lookup = f"{server}/api/2.0/mlflow/users/get?{urlencode({'username': name})}"
-    status, said = asked(lookup, boss)
+    status, text = send_request(lookup, admin)
     if status == 200:
-        if asked(lookup, (name, password))[0] != 200:
+        if send_request(lookup, (name, password))[0] != 200:
             raise SetupError(
-                f"user {name} is there, with another password than MLFLOW_TRACKING_PASSWORD"
+                f"user {name} exists with a different password than MLFLOW_TRACKING_PASSWORD"
             )
-        return f"user {name} is there"
+        return f"user {name} exists"
     if status != 404:
-        raise SetupError(f"{server} answers {status} to {ADMIN}: {said[:200]}")
-    status, said = asked(
-        f"{server}/api/2.0/mlflow/users/create", boss, {"username": name, "password": password}
+        raise SetupError(f"{server} returned status {status} for user {ADMIN}: {text[:200]}")
+    status, text = send_request(
+        f"{server}/api/2.0/mlflow/users/create", admin, {"username": name, "password": password}
     )
     if status != 200:
-        raise SetupError(f"{server} answers {status} to the making of user {name}: {said[:200]}")
-    return f"user {name} made"
+        raise SetupError(
+            f"{server} returned status {status} when creating user {name}: {text[:200]}"
+        )
+    return f"created user {name}"
 
 
-def asked(url: str, who: tuple[str, str], body: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Status and text of one request; raises ConnectionError where nobody answers, or with a server's error."""
-    token = base64.b64encode(":".join(who).encode()).decode()
+def send_request(
+    url: str, credentials: tuple[str, str], body: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Send one request with HTTP basic authentication.
+
+    Args:
+        url: the complete address.
+        credentials: user name and password.
+        body: sent as JSON in a POST request; None sends a GET request.
+
+    Returns:
+        Status code and text of the response.
+
+    Raises:
+        ConnectionError: the server does not respond or returns a server error (5xx).
+    """
+    token = base64.b64encode(":".join(credentials).encode()).decode()
     headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
     try:
         with urllib.request.urlopen(
             urllib.request.Request(url, data, headers), timeout=30
-        ) as answer:
-            return answer.status, answer.read().decode()
+        ) as response:
+            return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
             if error.code >= 500:
-                raise ConnectionError(f"{url} answers {error.code}") from error
+                raise ConnectionError(f"{url} returned status {error.code}") from error
             return error.code, error.read().decode(errors="replace")
     except (urllib.error.URLError, TimeoutError) as error:
         raise ConnectionError(f"{url}: {error}") from error

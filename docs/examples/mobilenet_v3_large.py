@@ -1,7 +1,8 @@
-"""A space of your own: MobileNetV3-Large, which the package does not ship, twisted in resolution, depth and width.
+"""A custom search space: MobileNetV3-Large, which the package does not contain.
 
-Four methods make a space: ``decode`` rounds (r, d, w) to a real network, ``cost`` counts it, ``build`` makes the torch
-module, ``describe`` names it. The baseline (1, 1, 1) is torchvision's own network, and torchvision's weights fit it.
+A space has four methods: ``decode`` rounds (r, d, w) to a real network, ``cost`` counts it,
+``build`` creates the torch module and ``describe`` returns a unique text. The baseline (1, 1, 1) is
+torchvision's network, and torchvision's weights can be loaded into it.
 """
 
 from collections.abc import Iterator
@@ -19,9 +20,12 @@ from search_spaces.tally import Tally, highest
 STEM, HIDDEN, DIVISOR = 16, 1280, 8
 
 
-# 1. The baseline is data, a row a stage.
+# 1. The baseline is data, one row per stage.
 class Stage(NamedTuple):
-    """``expanded`` are the widths inside the first blocks; further blocks repeat the last. ``stride`` is the first block's."""
+    """``expanded``: widths inside the first blocks; further blocks repeat the last.
+
+    ``stride`` applies to the first block.
+    """
 
     kernel: int
     stride: int
@@ -42,7 +46,8 @@ STAGES = (
 )
 
 
-# 2. A shape is all that (r, d, w) decides: ints, or equally long arrays when many networks are costed at once.
+# 2. The shape is everything that (r, d, w) determines: ints, or arrays of equal length when many
+# networks are counted at once.
 class Shape(NamedTuple):
     resolution: Any
     stem: Any
@@ -52,7 +57,10 @@ class Shape(NamedTuple):
 
 
 def blocks(shape: Shape) -> Iterator[tuple[Stage, int, Any, Any, Any, Any]]:
-    """(stage, stride, channels in, inside and out, times) of each kind of block: what the counter and the builder read."""
+    """Yield (stage, stride, channels in, inside and out, times) of each kind of block.
+
+    Both ``cost`` and ``build`` use it.
+    """
     cin = shape.stem
     for stage, cout, widths, repeats in zip(STAGES, *shape[2:], strict=True):
         for i, expanded in enumerate(widths):
@@ -72,7 +80,7 @@ class Space(SearchSpace):
         repeats = tuple(round_repeats(stage.repeats, d) for stage in STAGES)
         return Shape(self.pixels(r), stem, tuple(channels), expanded, repeats)
 
-    # 3. The cost follows the layers in the order they run, and Tally does the sums.
+    # 3. The cost adds the layers in the order in which they run; Tally computes the sums.
     def cost(self, shape: Shape, num_classes: int) -> Cost:
         tally = Tally()
         size = tally.conv((3, shape.stem), 3, shape.resolution, 2)
@@ -94,7 +102,7 @@ class Space(SearchSpace):
         tally.linear((HIDDEN, num_classes))
         return tally.total()
 
-    # 4. One text for each shape, and what people want to know of it.
+    # 4. A text that identifies the shape, and figures for display.
     def describe(self, shape: Shape) -> str:
         stages = (f"{c}x{n}e{'-'.join(map(str, e))}" for c, e, n in zip(*shape[2:], strict=True))
         return f"{shape.resolution}px-{shape.stem}.{'.'.join(stages)}"
@@ -102,7 +110,8 @@ class Space(SearchSpace):
     def details(self, shape: Shape) -> Details:
         return {"stem": shape.stem, "channels": [*shape.channels], "repeats": [*shape.repeats]}
 
-    # 5. The module. A training passes both rates; torchvision's blocks have no stochastic depth, so it is added.
+    # 5. The module. Training passes both rates; torchvision's blocks have no stochastic depth,
+    # so it is added.
     def build(
         self, network: Network, *, drop_rate: float = 0, drop_path_rate: float = 0, **options: Any
     ) -> nn.Module:

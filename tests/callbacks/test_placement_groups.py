@@ -1,11 +1,15 @@
-"""What a dead actor had reserved is given back; what anybody else holds is left alone."""
+"""Tests that only abandoned placement groups are removed, and that waiting trials are detected."""
 
 import time
 from typing import Any
 
 import pytest
 
-from tinynet_search.callbacks.placement_groups import is_abandoned, sweep, waiting
+from tinynet_search.callbacks.placement_groups import (
+    is_abandoned,
+    remove_abandoned,
+    waiting_trials,
+)
 from tinynet_search.cluster.ray_internals import TRAIN_CONTROLLER, ActorRow, PlacementGroupRow
 
 pytestmark = pytest.mark.quick
@@ -14,42 +18,42 @@ THIS_JOB, ENDED_JOB, OTHER_JOB = b"1", b"2", b"3"
 
 
 @pytest.mark.parametrize(
-    ("job", "dead", "name", "recorded", "detached", "given_back"),
+    ("job", "dead", "name", "recorded", "detached", "abandoned"),
     [
-        # Made after Ray had looked for the dead actor's groups.
+        # Created after Ray had removed the groups of the dead actor.
         (THIS_JOB, True, TRAIN_CONTROLLER, False, False, True),
         (THIS_JOB, False, TRAIN_CONTROLLER, True, False, True),
         (THIS_JOB, True, "Holder", False, False, True),
         (THIS_JOB, False, TRAIN_CONTROLLER, False, False, False),
         (THIS_JOB, True, TRAIN_CONTROLLER, True, True, False),
-        # And after the job that had been killed.
+        # Created after Ray had removed the groups of the killed job.
         (ENDED_JOB, True, TRAIN_CONTROLLER, False, False, True),
-        (ENDED_JOB, True, "Somebody's", True, False, False),
+        (ENDED_JOB, True, "UserActor", True, False, False),
         (ENDED_JOB, False, TRAIN_CONTROLLER, False, False, False),
         (OTHER_JOB, True, TRAIN_CONTROLLER, True, False, False),
     ],
 )
-def test_whose_groups_are_given_back(
-    job: bytes, dead: bool, name: str, recorded: bool, detached: bool, given_back: bool
+def test_is_abandoned(
+    job: bytes, dead: bool, name: str, recorded: bool, detached: bool, abandoned: bool
 ) -> None:
     group = PlacementGroupRow(b"group", job, b"actor", recorded, detached, "CREATED")
     actor = ActorRow(name, dead, process=b"process", owner=b"owner")
-    assert is_abandoned(group, THIS_JOB, {ENDED_JOB}, lambda _: actor) is given_back
+    assert is_abandoned(group, THIS_JOB, {ENDED_JOB}, lambda _: actor) is abandoned
 
 
-def test_an_actor_that_ray_has_forgotten_is_a_dead_controller() -> None:
+def test_actor_without_record_counts_as_dead_controller() -> None:
     for job in (THIS_JOB, ENDED_JOB):
         group = PlacementGroupRow(b"group", job, b"actor", False, False, "CREATED")
         assert is_abandoned(group, THIS_JOB, {ENDED_JOB}, lambda _: None)
 
 
-def test_groups_of_drivers_and_tasks_are_left_alone() -> None:
+def test_groups_of_drivers_and_tasks_are_kept() -> None:
     group = PlacementGroupRow(b"group", THIS_JOB, None, False, False, "CREATED")
     assert not is_abandoned(group, THIS_JOB, set(), lambda _: None)
 
 
 @pytest.mark.ray
-def test_groups_of_dead_actors_are_given_back(ray_cluster: Any) -> None:
+def test_groups_of_dead_actors_are_removed(ray_cluster: Any) -> None:
     import ray
     from ray.util import placement_group, placement_group_table, remove_placement_group
 
@@ -61,44 +65,44 @@ def test_groups_of_dead_actors_are_given_back(ray_cluster: Any) -> None:
     dead, alive = holder.remote(), holder.remote()
     ray.get(
         [
-            dead.hold.remote("orphan"),
+            dead.hold.remote("abandoned"),
             dead.hold.remote("kept", "detached"),
             alive.hold.remote("held"),
         ]
     )
-    ours = placement_group([{"CPU": 0.25}], name="ours")
-    ray.get(ours.ready())
+    driver_group = placement_group([{"CPU": 0.25}], name="driver")
+    ray.get(driver_group.ready())
 
     def states() -> dict[str, str]:
         return {
             row["name"]: row["state"] for row in placement_group_table().values() if row["name"]
         }
 
-    assert sweep() == 0
+    assert remove_abandoned() == 0
     ray.kill(dead)
     end = time.monotonic() + 30
-    while not sweep():
+    while not remove_abandoned():
         assert time.monotonic() < end
         time.sleep(0.1)
-    while states()["orphan"] != "REMOVED":
+    while states()["abandoned"] != "REMOVED":
         assert time.monotonic() < end
         time.sleep(0.1)
-    assert {name: states()[name] for name in ("kept", "held", "ours")} == dict.fromkeys(
-        ("kept", "held", "ours"), "CREATED"
+    assert {name: states()[name] for name in ("kept", "held", "driver")} == dict.fromkeys(
+        ("kept", "held", "driver"), "CREATED"
     )
-    assert sweep() == 0
+    assert remove_abandoned() == 0
     ray.kill(alive)
-    for group in (ours, ray.util.get_placement_group("kept")):
+    for group in (driver_group, ray.util.get_placement_group("kept")):
         remove_placement_group(group)
     end = time.monotonic() + 30
-    while not sweep():
+    while not remove_abandoned():
         assert time.monotonic() < end
         time.sleep(0.1)
 
 
 @pytest.mark.ray
-def test_a_trial_whose_workers_wait_for_a_node_is_told_from_others(ray_cluster: Any) -> None:
-    """Its process has made the controller, which has made the group: no other trial waits because of it."""
+def test_waiting_trials(ray_cluster: Any) -> None:
+    """A trial waits only for the group of a controller that its own process has created."""
     import ray
     from ray.util import placement_group, remove_placement_group
 
@@ -114,11 +118,11 @@ def test_a_trial_whose_workers_wait_for_a_node_is_told_from_others(ray_cluster: 
             return ray.get(self.controller.start.remote(cpus))
 
     trial: Any = ray.remote(num_cpus=0)(Trial)
-    far, near, idle = (trial.remote() for _ in range(3))
-    large, small = ray.get([far.train.remote(1000.0), near.train.remote(0.25)])
-    tunes_own = placement_group([{"CPU": 1000.0}])
+    waiting, running, idle = (trial.remote() for _ in range(3))
+    large, small = ray.get([waiting.train.remote(1000.0), running.train.remote(0.25)])
+    driver_group = placement_group([{"CPU": 1000.0}])
     ray.get(small.ready())
-    assert waiting({"far": far, "near": near, "idle": idle}) == {"far"}
-    for group in (large, small, tunes_own):
+    assert waiting_trials({"waiting": waiting, "running": running, "idle": idle}) == {"waiting"}
+    for group in (large, small, driver_group):
         remove_placement_group(group)
-    assert waiting({"far": far}) == set()
+    assert waiting_trials({"waiting": waiting}) == set()

@@ -1,4 +1,4 @@
-"""What a person sees of a running search: a bar and a table on a terminal, lines elsewhere."""
+"""Tests of the progress display: a bar and a table on a terminal, lines on other outputs."""
 
 import io
 import re
@@ -23,7 +23,7 @@ class Terminal(io.StringIO):
 
     @property
     def text(self) -> str:
-        """What was written, without colours and movements of the cursor."""
+        """The output without colours and cursor movements."""
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.getvalue())
 
 
@@ -33,7 +33,7 @@ def candidates(tmp_path: Path) -> list[Candidate]:
 
 
 def finish(progress: Progress, candidate: Candidate) -> None:
-    """One trial from its start to its end, as Tune reports it."""
+    """Report one trial from its start to its end, as Tune does."""
     trial: Any = SimpleNamespace(trial_id=candidate.id, config={"run": candidate.run})
     progress.on_trial_start(0, [], trial)
     epochs = candidate.spec.recipe.epochs
@@ -42,7 +42,7 @@ def finish(progress: Progress, candidate: Candidate) -> None:
     progress.on_trial_complete(0, [], trial)
 
 
-def test_a_bar_above_the_table(
+def test_terminal_shows_bar_above_table(
     candidates: list[Candidate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = Terminal()
@@ -65,7 +65,7 @@ def test_a_bar_above_the_table(
     assert "[1/3]" not in terminal.text
 
 
-def test_a_line_for_each_trial(
+def test_other_outputs_get_one_line_per_trial(
     candidates: list[Candidate], capsys: pytest.CaptureFixture[str]
 ) -> None:
     progress = Progress(at_once=1)

@@ -1,4 +1,7 @@
-"""A Ray cluster of several nodes on this machine that can be killed in part or as a whole, and made good again."""
+"""A local Ray cluster of several nodes whose processes can be killed and replaced.
+
+Used by the chaos suite.
+"""
 
 import os
 import signal
@@ -7,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tests.chaos.injected.killer import children, titled
-from tinynet_search.cluster.connect import QUIET
+from tinynet_search.cluster.connect import RAY_ENVIRONMENT
 
 HEAD = {
     "num_cpus": 0,
@@ -17,17 +20,17 @@ HEAD = {
 }
 IDLE = "ray::IDLE"
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-# Hang guards, in seconds.
-GONE, STARTED = 120.0, 180.0
+# Timeouts in seconds.
+STOP_TIMEOUT, START_TIMEOUT = 120.0, 180.0
 
 
 class ChaosCluster:
-    """A head without CPUs and ``nodes`` of one CPU each, with the environment that this process has now."""
+    """A head without CPUs and ``nodes`` of one CPU each, with this process's environment."""
 
     def __init__(self, nodes: int = 2) -> None:
-        os.environ.update(QUIET)
+        os.environ.update(RAY_ENVIRONMENT)
         self._nodes = nodes
-        self._family: set[int] = set()
+        self._pids: set[int] = set()
         self._start()
 
     def _start(self) -> None:
@@ -36,7 +39,7 @@ class ChaosCluster:
         self._cluster: Any = Cluster(initialize_head=True, head_node_args=dict(HEAD))
         for _ in range(self._nodes):
             self._cluster.add_node(num_cpus=1)
-        self._cluster.wait_for_nodes(STARTED)
+        self._cluster.wait_for_nodes(START_TIMEOUT)
 
     @property
     def address(self) -> str:
@@ -50,17 +53,17 @@ class ChaosCluster:
         ]
 
     def services(self) -> list[int]:
-        """Every process that makes the cluster, raylets included; their workers are not among them."""
+        """Every process of the cluster, raylets included, without the workers."""
         return [
             process.pid for node in self._cluster.list_all_nodes() for process in _processes(node)
         ]
 
     def actors(self, title: str) -> list[int]:
-        """Processes of this cluster's actors by the start of their title."""
+        """Processes of this cluster's actors whose title contains ``title``."""
         return [pid for pid in children(self.raylets()) if titled(pid, title)]
 
     def node_pids(self) -> list[int]:
-        """A worker node that trains, as its processes; any where none does."""
+        """The processes of a worker node that trains, or of any worker node if none does."""
         nodes = [
             process.pid
             for node in self._cluster.worker_nodes
@@ -75,11 +78,11 @@ class ChaosCluster:
         return [raylet, *children([raylet])]
 
     def remember(self) -> None:
-        """Count every process there is now to those that must be gone in the end."""
-        self._family |= {*self.services(), *children(self.raylets())}
+        """Record every running process, to check at the end that it has ended."""
+        self._pids |= {*self.services(), *children(self.raylets())}
 
-    def heal(self) -> None:
-        """Put back what was killed: a node for a node, or the whole cluster anew, at another address."""
+    def repair(self) -> None:
+        """Replace killed nodes, or restart the complete cluster at a different address."""
         dead = [node for node in self._cluster.worker_nodes if not _alive(node, "raylet")]
         if not _alive(self._cluster.head_node, "gcs_server"):
             self._clear()
@@ -89,13 +92,17 @@ class ChaosCluster:
             self._cluster.remove_node(node, allow_graceful=False)
             self._cluster.add_node(num_cpus=1)
 
-    def wait_quiet(self) -> None:
-        """Until no trial, worker or controller is left of any search."""
+    def wait_until_idle(self) -> None:
+        """Wait until no trial, worker or controller of any search is running."""
 
         def busy() -> list[int]:
-            return [pid for pid in children(self.raylets()) if any(titled(pid, t) for t in _OURS)]
+            return [
+                pid
+                for pid in children(self.raylets())
+                if any(titled(pid, t) for t in _SEARCH_PROCESSES)
+            ]
 
-        end = time.monotonic() + GONE
+        end = time.monotonic() + STOP_TIMEOUT
         while busy():
             assert time.monotonic() < end, (
                 f"processes left behind: {[_title(pid) for pid in busy()]}"
@@ -103,29 +110,30 @@ class ChaosCluster:
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """End the cluster; every process it ever had is gone afterwards."""
+        """Stop the cluster and check that all of its processes have ended."""
         self.remember()
         self._clear()
 
-    def wait_gone(self) -> None:
-        end = time.monotonic() + GONE
-        while left := [pid for pid in self._family if there(pid)]:
+    def wait_until_ended(self) -> None:
+        end = time.monotonic() + STOP_TIMEOUT
+        while remaining := [pid for pid in self._pids if is_running(pid)]:
             assert time.monotonic() < end, (
-                f"processes of the cluster left behind: {[_title(pid) for pid in left]}"
+                f"processes of the cluster left behind: {[_title(pid) for pid in remaining]}"
             )
             time.sleep(0.2)
-        self._family.clear()
+        self._pids.clear()
 
     def _clear(self) -> None:
-        # A raylet's agents look for it for a minute before they end by themselves; whatever of ours is left must end by itself.
-        agents = [pid for pid in self._family if any(titled(pid, title) for title in AGENTS)]
+        # A raylet's agents end a minute after the raylet, so they are killed here. The processes of
+        # a search must end without being killed.
+        agents = [pid for pid in self._pids if any(titled(pid, title) for title in AGENTS)]
         for node in [*self._cluster.worker_nodes, self._cluster.head_node]:
             self._cluster.remove_node(node, allow_graceful=False)
-        kill_all(pid for pid in agents if there(pid))
-        self.wait_gone()
+        kill_all(pid for pid in agents if is_running(pid))
+        self.wait_until_ended()
 
 
-_OURS = (
+_SEARCH_PROCESSES = (
     "ray::ImplicitFunc",
     "ray::RayTrainWorker",
     "ray::TrainController",
@@ -152,12 +160,17 @@ def _processes(node: Any, kind: str | None = None) -> list[Any]:
 
 
 def _alive(node: Any, kind: str) -> bool:
-    """A process whose first thread is gone may wait for its others, and cannot be collected yet."""
-    return all(process.poll() is None and there(process.pid) for process in _processes(node, kind))
+    """Whether all processes of a kind on a node are running.
+
+    A process whose main thread has ended may still wait for its other threads.
+    """
+    return all(
+        process.poll() is None and is_running(process.pid) for process in _processes(node, kind)
+    )
 
 
-def there(pid: int) -> bool:
-    """Whether there is such a process; one that only waits to be collected is none."""
+def is_running(pid: int) -> bool:
+    """Whether the process exists and is not a zombie."""
     try:
         with open(f"/proc/{pid}/stat") as stat:
             return stat.read().rpartition(")")[2].split()[0] != "Z"

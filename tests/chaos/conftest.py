@@ -1,4 +1,4 @@
-"""The long suite runs where it is asked for by its marker, and nowhere else."""
+"""Deselects the long suite unless its marker is selected."""
 
 import pytest
 

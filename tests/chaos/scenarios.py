@@ -1,4 +1,4 @@
-"""What is killed and when: the table that the chaos suite works through."""
+"""The scenarios of the chaos suite: which process is killed, and when."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ SEED = 5
 
 
 class Point(NamedTuple):
-    """A named point of the driver's or a trial's life, as the file operation at which it is."""
+    """A named point in the run of the driver or a trial: a file operation."""
 
     by: str
     file: str
@@ -27,7 +27,7 @@ POINTS = {
     "mid-epoch": Point("trial", "*/epoch-????-step-*/progress.json", "after"),
     "epoch just committed": Point("trial", "*/epoch-????/progress.json", "after"),
     "checkpoint: weights half written": Point("trial", "*/epoch-*/weights.safetensors", "half"),
-    "checkpoint: weights there, progress.json not": Point(
+    "checkpoint: weights written, progress.json not": Point(
         "trial", "*/epoch-*/progress.json", "before"
     ),
     "checkpoint: progress.json half written": Point("trial", "*/epoch-*/progress.json", "half"),
@@ -49,13 +49,14 @@ POINTS = {
     "finals not renamed yet": Point("driver", "*/finals.json", "staged"),
     "finals just written": Point("driver", "*/finals.json", "after"),
 }
-OF_DRIVER = [name for name, point in POINTS.items() if point.by == "driver"]
-OF_TRIAL = [name for name, point in POINTS.items() if point.by == "trial"]
-# What a node and everything at once are tried at; the others are other bytes of the same files.
-KEY = [
+DRIVER_POINTS = [name for name, point in POINTS.items() if point.by == "driver"]
+TRIAL_POINTS = [name for name, point in POINTS.items() if point.by == "trial"]
+# Points at which nodes are killed, or the cluster together with the driver. The other points differ
+# only in the bytes of the files.
+KEY_POINTS = [
     "trial starting",
     "mid-epoch",
-    "checkpoint: weights there, progress.json not",
+    "checkpoint: weights written, progress.json not",
     "result computed, not written",
     "result written, not published",
 ]
@@ -63,7 +64,7 @@ KEY = [
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: at a named point, or (``point`` empty) so many seconds after it is due, as a share of a whole search."""
+    """One kill: at a named point, or, with an empty ``point``, at a share of the search."""
 
     victim: str
     point: str = ""
@@ -76,11 +77,13 @@ class Kill:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Kills one after another in one search, which is run again until all have happened and it ends.
+    """Successive kills in one search.
+
+    The command is repeated until all kills have happened and the search ends.
 
     Attributes:
-        executor: ``inline`` (six trials and two finals) or ``ray_train`` (two trials of two workers).
-        server: MLflow is a server process of its own instead of a SQLite file.
+        executor: ``inline`` (six trials, two finals) or ``ray_train`` (two trials of two workers).
+        server: use an MLflow server process instead of a SQLite file.
     """
 
     name: str
@@ -94,36 +97,45 @@ def _at(victim: str, points: Sequence[str]) -> tuple[Kill, ...]:
 
 
 def _random(victim: str, count: int, seed: int) -> tuple[Kill, ...]:
-    """One moment in each of ``count`` equal parts of nine tenths of the search: the last tenth may be over before it is due."""
+    """One moment in each of ``count`` equal parts of the first nine tenths of the search.
+
+    The search may have ended before a moment in the last tenth.
+    """
     draw = random.Random(SEED * 1000 + seed)
     return tuple(Kill(victim, share=0.9 * (part + draw.random()) / count) for part in range(count))
 
 
 def _all() -> Iterator[Scenario]:
-    yield Scenario("driver-at-its-points", _at("driver", OF_DRIVER))
-    yield Scenario("driver-while-trials-write", _at("driver", OF_TRIAL), server=True)
-    # A trial is given up after run.max_failures = 5 lost processes.
+    yield Scenario("driver-at-its-points", _at("driver", DRIVER_POINTS))
+    yield Scenario("driver-while-trials-write", _at("driver", TRIAL_POINTS), server=True)
+    # A trial fails after run.max_failures = 5 lost processes.
     for part in range(3):
         yield Scenario(
-            f"trial-process-while-it-writes-{part + 1}", _at("trial process", OF_TRIAL[part::3])
+            f"trial-process-while-it-writes-{part + 1}", _at("trial process", TRIAL_POINTS[part::3])
         )
-    yield Scenario("node-while-trials-write", _at("node", KEY))
-    yield Scenario("everything-while-trials-write", _at("cluster and driver", KEY))
+    yield Scenario("node-while-trials-write", _at("node", KEY_POINTS))
+    yield Scenario("everything-while-trials-write", _at("cluster and driver", KEY_POINTS))
     yield Scenario(
         "everything-while-the-driver-writes",
         _at("cluster and driver", ["candidates just written", "frontier not renamed yet"]),
     )
     yield Scenario("cluster-alone", _at("cluster", ["mid-epoch"]))
-    yield Scenario("train-worker-while-it-writes", _at("Train worker", KEY), executor="ray_train")
     yield Scenario(
-        "train-controller-while-workers-write", _at("Train controller", KEY), executor="ray_train"
+        "train-worker-while-it-writes", _at("Train worker", KEY_POINTS), executor="ray_train"
     )
     yield Scenario(
-        "train-trial-process-while-workers-write", _at("trial process", KEY), executor="ray_train"
+        "train-controller-while-workers-write",
+        _at("Train controller", KEY_POINTS),
+        executor="ray_train",
+    )
+    yield Scenario(
+        "train-trial-process-while-workers-write",
+        _at("trial process", KEY_POINTS),
+        executor="ray_train",
     )
     yield Scenario(
         "train-driver-and-node",
-        (*_at("driver", KEY[1:]), *_at("node", KEY[1:3])),
+        (*_at("driver", KEY_POINTS[1:]), *_at("node", KEY_POINTS[1:3])),
         executor="ray_train",
     )
     for seed, (victim, count) in enumerate(
@@ -140,7 +152,7 @@ def _all() -> Iterator[Scenario]:
         )
 
 
-# Those of Ray Train first: they are the longest.
+# Scenarios with Ray Train first: they take the longest.
 SCENARIOS = {
     scenario.name: scenario
     for scenario in sorted(_all(), key=lambda scenario: scenario.executor != "ray_train")
@@ -149,7 +161,7 @@ QUICK = (
     Scenario(
         "quick",
         (
-            Kill("trial process", "checkpoint: weights there, progress.json not"),
+            Kill("trial process", "checkpoint: weights written, progress.json not"),
             Kill("node", "mid-epoch"),
             Kill("driver", "result written, not published"),
             Kill("cluster and driver", "trial starting"),

@@ -1,4 +1,7 @@
-"""The kill table: what was killed, how often, what it cost; printed and kept as JSON."""
+"""The kill table: which processes were killed, how often, and the lost time.
+
+The chaos suite prints it and writes it as JSON.
+"""
 
 import json
 from collections import defaultdict
@@ -11,25 +14,27 @@ from benchmarks.run import RESULTS, commit, hardware
 from tests.chaos.scenarios import Scenario
 from tinynet_search.text import table
 
-HEADS = (
-    "killed",
-    "when",
+HEADERS = (
+    "killed process",
+    "moment",
     "kills",
-    "launches",
-    "results equal",
+    "runs of the command",
+    "equal results",
     "epochs in MLflow",
-    "epochs redone",
+    "epochs repeated",
     "seconds lost",
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One scenario that held: every planned result was there once and equal, every epoch in MLflow once.
+    """One scenario that passed: each result exists once and is equal, each epoch is in MLflow once.
 
     Attributes:
-        launches: of the command; results, epochs: that were there in the end, each as planned.
-        redone: epochs that were trained again; seconds: beyond those of the undisturbed search.
+        launches: runs of the command.
+        results, epochs: numbers at the end, each as planned.
+        redone: epochs that were repeated.
+        seconds: wall time beyond that of the undisturbed search.
     """
 
     scenario: Scenario
@@ -44,7 +49,7 @@ class Row:
 def record(rows: list[Row], missing: list[str], seconds: float) -> dict[str, Any]:
     return {
         "benchmark": "chaos",
-        "about": "A search that was killed, beside one that was not.",
+        "about": "A search whose processes were killed, compared with an undisturbed one.",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "hardware": hardware(),
@@ -68,25 +73,25 @@ def record(rows: list[Row], missing: list[str], seconds: float) -> dict[str, Any
     }
 
 
-def keep(
+def write(
     rows: list[Row], missing: list[str], seconds: float, path: Path = RESULTS / "chaos.json"
 ) -> None:
     path.write_text(json.dumps(record(rows, missing, seconds), indent=1) + "\n", encoding="utf-8")
 
 
-def shown(rows: list[Row]) -> str:
-    """A line for what was killed and how the moment was chosen, summed over scenarios, and the sum of all."""
+def kill_table(rows: list[Row]) -> str:
+    """One line per killed process and choice of moment, summed over scenarios, and the total."""
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         groups[_group(row)].append(row)
     lines = [(*key, *_sums(group)) for key, group in groups.items()]
-    return table(HEADS, [*lines, ("all", "", *_sums(rows))])
+    return table(HEADERS, [*lines, ("all", "", *_sums(rows))])
 
 
 def _group(row: Row) -> tuple[str, str]:
     victims = list(dict.fromkeys(kill.victim for kill in row.scenario.kills))
-    when = "at named points" if row.scenario.kills[0].point else "at random moments"
-    return f"{' and '.join(victims)} ({row.scenario.executor})", when
+    moment = "named point" if row.scenario.kills[0].point else "random"
+    return f"{' and '.join(victims)} ({row.scenario.executor})", moment
 
 
 def _sums(rows: list[Row]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The command line: what it prints, where, and its exit codes."""
+"""Tests the ``tinynet`` command: its output, the stream it is printed on, and its exit codes."""
 
 import json
 from pathlib import Path
@@ -18,10 +18,10 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 
 def test_suggest_json(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = call(capsys, "suggest", "0.9", "0.5", "0.25", "0.13", "0.06", "--json")
-    found = json.loads(out)
+    suggestions = json.loads(out)
     assert (code, err) == (0, "")
-    assert [s["resolution"] for s in found] == [192, 188, 184, 152, 106]
-    assert all(abs(s["c"] - s["budget"]) <= 0.03 * s["budget"] for s in found)
+    assert [s["resolution"] for s in suggestions] == [192, 188, 184, 152, 106]
+    assert all(abs(s["c"] - s["budget"]) <= 0.03 * s["budget"] for s in suggestions)
 
 
 def test_networks(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,10 +47,10 @@ def test_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
-        (["search"], "give a TOML configuration or --preset demo"),
-        (["search", "nowhere.toml"], "no configuration 'nowhere.toml'"),
+        (["search"], "pass a TOML file or --preset demo"),
+        (["search", "nowhere.toml"], "configuration 'nowhere.toml' does not exist"),
         (
             ["search", "--preset", "demo", "--set", "search.trails=3"],
             "did you mean 'search.trials'",
@@ -72,18 +72,15 @@ def test_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
             ["search", "--preset", "demo", "--set", "space.band=[1e-6, 2e-6]"],
             "has no network with c",
         ),
-        (["suggest", "1.5"], "c = 1.5 is no budget"),
-        (["suggest", "0"], "is no budget"),
+        (["suggest", "1.5"], "c = 1.5 is not a valid budget"),
+        (["suggest", "0"], "is not a valid budget"),
         (["suggest", "0.01"], "--extrapolate"),
-        (["suggest", "nan"], "is no budget"),
+        (["suggest", "nan"], "is not a valid budget"),
         (["suggest", "0.5", "--space", "resnet"], "unknown space"),
         (["suggest", "0.5", "--formula", "nowhere.json"], "nowhere.json"),
         (["suggest", "half"], "valid number"),
         (["suggest", "0.5", "--space", "os:path"], "cannot be loaded"),
-        (
-            ["suggest", "0.5", "--space", "os:getcwd"],
-            "is of type str, no search_spaces.SearchSpace",
-        ),
+        (["suggest", "0.5", "--space", "os:getcwd"], "got str"),
         (["suggest", "0.5", "--space", ":x"], "cannot be loaded"),
         (["search", "--preset", "demo", "--set", "data.vall=3"], "did you mean 'val'"),
         (
@@ -97,7 +94,7 @@ def test_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         ),
         (["search", "--preset", "demo", "--set", "space.band=[0.1, inf]"], "at most 64"),
         (["search", "--preset", "demo", "--storage", ""], "storage.path"),
-        (["frontier", "--tracking", "http://[bad"], "is no address"),
+        (["frontier", "--tracking", "http://[bad"], "is not a valid URI"),
         (["networks", "tinynet_f"], "did you mean"),
         (["frontier"], "run tinynet search first"),
         (["sync"], "run tinynet search first"),
@@ -105,17 +102,17 @@ def test_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (["suggest", "0.5", "--jason"], "--jason"),
     ],
 )
-def test_one_line_and_two(
+def test_invalid_request_prints_one_line_and_exits_with_2(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
-    words: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = call(capsys, *arguments)
     assert (code, out) == (2, "")
-    assert words in err
+    assert message in err
     assert err.count("\n") == 1
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
@@ -135,7 +132,7 @@ def test_damaged_formula(capsys: pytest.CaptureFixture[str], tmp_path: Path, con
 @pytest.mark.parametrize(
     "arguments", [["frontier"], ["suggest", "0.5", "--formula", "models:/tiny-formula@champion"]]
 )
-def test_unreachable_mlflow_is_one_line_and_one(
+def test_unreachable_mlflow_prints_one_line_and_exits_with_1(
     capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     code, out, err = call(capsys, *arguments, "--tracking", "http://127.0.0.1:9")
@@ -143,7 +140,7 @@ def test_unreachable_mlflow_is_one_line_and_one(
     assert "127.0.0.1:9" in err
 
 
-def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys)
     assert code == 0
     assert all(name in out for name in ("search", "suggest", "frontier", "networks", "sync"))

@@ -1,4 +1,4 @@
-"""The bar of commands that work through images: on a terminal only."""
+"""Tests the progress bar of commands that process images; it is drawn on terminals only."""
 
 import io
 import sys
@@ -15,7 +15,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bar_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
@@ -31,14 +31,14 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.rstrip().endswith("\x1b[2K")  # erased at the end
 
 
-def test_nothing_to_do_has_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_bar_without_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     with ImageBar() as bar:
         bar.begin(0)
         assert not bar.drawn
 
 
-def test_no_bar_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with ImageBar() as bar:
         bar.begin(40)
         bar.advance(40)

@@ -1,4 +1,4 @@
-"""``tinynet networks``: the named networks, and the paper's tables with ours beside them."""
+"""Tests ``tinynet networks``: the named networks, and the paper's tables with exact figures."""
 
 import json
 import re
@@ -60,7 +60,9 @@ def document(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return json.loads(printed(capsys, *arguments, "--json"))
 
 
-def test_all_by_family_in_the_papers_order(capsys: pytest.CaptureFixture[str]) -> None:
+def test_networks_are_grouped_by_family_in_the_order_of_the_paper(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     _, _, *lines = printed(capsys).splitlines()
     names = [line.partition(" ")[0] for line in lines]
     assert [name for name in names if name] == list(NETWORKS)
@@ -68,7 +70,7 @@ def test_all_by_family_in_the_papers_order(capsys: pytest.CaptureFixture[str]) -
     assert [names[i + 1] for i, name in enumerate(names) if not name] == ["resnet50", "ghostnet_a"]
 
 
-def test_figures_stand_beside_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_shows_exact_and_published_figures(capsys: pytest.CaptureFixture[str]) -> None:
     lines = {
         line.partition(" ")[0]: " ".join(line.split()) for line in printed(capsys).splitlines()
     }
@@ -83,7 +85,7 @@ def test_figures_stand_beside_the_papers(capsys: pytest.CaptureFixture[str]) -> 
     )
 
 
-def test_names_keep_their_order(capsys: pytest.CaptureFixture[str]) -> None:
+def test_order_of_names_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     rows = document(capsys, "tinynet_c", "resnet50", "tinynet_a")
     assert [row["name"] for row in rows] == ["tinynet_c", "resnet50", "tinynet_a"]
 
@@ -106,17 +108,17 @@ def test_json_has_exact_figures_and_differences(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_paper_tables_have_every_row(capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_paper_tables_contain_every_row(capsys: pytest.CaptureFixture[str], name: str) -> None:
     out = printed(capsys, "--paper", name)
     table = TABLES[name]
     assert out.startswith(f"{name}: {table.title}; accuracies on {table.images}\n")
     assert all(row.model in out for row in table.rows)
     assert "paper's top-1 %" in out
-    assert "none of them was measured here" in out
+    assert "none was measured here" in out
     assert all(len(line) <= 140 and line == line.rstrip() for line in out.splitlines())
 
 
-def test_table1_has_two_halves(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table1_is_printed_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [
         re.split(r"\s{2,}", line) for line in printed(capsys, "--paper", "table1").splitlines()
     ]
@@ -126,7 +128,7 @@ def test_table1_has_two_halves(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert [*left, *right] in lines
     assert [
-        "† B0 at its minimum depth, still above 100M: 173M FLOPs, ours 173.2M (+0.1 %)."
+        "† B0 at its minimum depth, still above 100M: 173M FLOPs, exact 173.2M (+0.1 %)."
     ] in lines
 
 
@@ -151,27 +153,27 @@ def test_paper_rows(capsys: pytest.CaptureFixture[str], name: str, line: str) ->
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_what_was_never_published_is_said(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    found = document(capsys, "--paper", name)
+def test_notes_list_unpublished_networks(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    table = document(capsys, "--paper", name)
     unpublished = {
         row["network"]
-        for group in found["groups"]
+        for group in table["groups"]
         for row in group
         if row["source"] in ("inferred", "ours")
     }
-    (said,) = (note for note in found["notes"] if "never published" in note)
-    assert set(said.removesuffix(".").rpartition(": ")[2].split(", ")) == unpublished
+    (note,) = (note for note in table["notes"] if "never published" in note)
+    assert set(note.removesuffix(".").rpartition(": ")[2].split(", ")) == unpublished
 
 
 def test_paper_tables_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    found = document(capsys, "--paper", "table3")
-    assert (found["table"], found["images"], [len(group) for group in found["groups"]]) == (
+    table = document(capsys, "--paper", "table3")
+    assert (table["table"], table["images"], [len(group) for group in table["groups"]]) == (
         "table3",
         "ImageNet-1000",
         [4, 2, 6, 5, 6, 6],
     )
-    theirs, tiny = found["groups"][0][0], found["groups"][-1][-1]
-    assert (theirs["network"], theirs["macs"], theirs["paper_macs"], theirs["paper_top1"]) == (
+    other, tiny = table["groups"][0][0], table["groups"][-1][-1]
+    assert (other["network"], other["macs"], other["paper_macs"], other["paper_top1"]) == (
         None,
         None,
         356e6,
@@ -204,21 +206,21 @@ def test_paper_tables_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
-        (["--paper", "table8"], "give table1, table2, table3, table6 or table7"),
+        (["--paper", "table8"], "pass table1, table2, table3, table6 or table7"),
         (["--paper", "table4"], "table4 needs the paper's phone and table5 a trained detector"),
-        (["--paper", "Table 1"], "no 'Table 1' to print"),
-        (["--paper", ""], "no '' to print"),
-        (["tinynet_a", "--paper", "table1"], "give names or --paper, not both"),
+        (["--paper", "Table 1"], "unknown table 'Table 1'"),
+        (["--paper", ""], "unknown table ''"),
+        (["tinynet_a", "--paper", "table1"], "pass names or --paper, not both"),
         (["ghostnet_hswish"], "did you mean 'ghostnet_"),
         (["resnet_50"], "did you mean 'resnet50'"),
     ],
 )
-def test_one_line_and_two(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+def test_invalid_request_prints_one_line_and_exits_with_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     code = run(["networks", *arguments])
     out, err = capsys.readouterr()
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert words in err
+    assert message in err

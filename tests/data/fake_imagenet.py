@@ -1,4 +1,7 @@
-"""A small ImageNet of six classes in every form that it is handed out in, with the built-in set's images."""
+"""A small ImageNet of six classes in each of its published forms, with images of the built-in set.
+
+Used by the tests of data sources and of searches on them.
+"""
 
 import io
 import json
@@ -22,14 +25,17 @@ WNIDS: tuple[str, ...] = (
     "n03954731",
     "n07745940",
     "n02096294",
-)  # in the order of their ILSVRC ids
+)  # in the order of the ILSVRC ids
 TRAIN, VAL = 9, 3
 FORMS = ("tree", "tars", "kaggle", "flat", "parquet", "parquet binary")
 
 
 @cache
 def images() -> dict[str, dict[str, bytes]]:
-    """Split to ``wnid/file`` to JPEG bytes; validation images are numbered across the classes, as in the original."""
+    """Return JPEG bytes by split and ``wnid/file``.
+
+    Validation images are numbered across the classes, as in the original.
+    """
     drawn, _ = petals.make_split("train", len(WNIDS) * (TRAIN + VAL), 0)
     jpegs = []
     for i, pixels in enumerate(drawn):
@@ -45,7 +51,7 @@ def images() -> dict[str, dict[str, bytes]]:
 
 
 def write(root: Path, form: str) -> Path:
-    """The set in one of FORMS."""
+    """Write the set to ``root`` in one of ``FORMS``."""
     root.mkdir(parents=True)
     if form == "tree":
         _tree(root, flat=())
@@ -98,7 +104,10 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def write_kit(folder: Path) -> None:
-    """The ground truth and meta.mat, whose synsets are a (n, 1) struct with inner nodes after the classes."""
+    """Write the ground truth and meta.mat.
+
+    The synsets of meta.mat are a (n, 1) struct with inner nodes after the classes.
+    """
     folder.mkdir(parents=True)
     truth = [
         WNIDS.index(name.split("/")[0]) + 1
@@ -129,11 +138,17 @@ def write_parquet(
     folder: Path,
     *,
     binary: bool = False,
-    named: bool = True,
+    file_names: bool = True,
     metadata: bool = True,
     shards: int = 3,
 ) -> None:
-    """Shuffled shards of four-row row groups; ``binary``: the bytes alone, with the class as text and no file names."""
+    """Write shuffled shards with row groups of four rows.
+
+    Args:
+        binary: store the bytes alone, with the class as text and without file names.
+        file_names: store file names.
+        metadata: store the hub's label names.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     labels = {wnid: i for i, wnid in enumerate(sorted(WNIDS))}
     for split, part in (("train", "train"), ("val", "validation")):
@@ -147,7 +162,7 @@ def write_parquet(
                 for (name, _), wnid in zip(rows, wnids, strict=True)
             ]
             structs = [
-                {"bytes": data, "path": path if named else None}
+                {"bytes": data, "path": path if file_names else None}
                 for (_, data), path in zip(rows, paths, strict=True)
             ]
             table = pa.table({"image": structs, "label": [labels[wnid] for wnid in wnids]})
@@ -159,6 +174,7 @@ def write_parquet(
                 label = {"names": [f"word {i}" for i in range(6)], "_type": "ClassLabel"}
                 info = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
                 table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
-            # Statistics hold whole values where these are as short as here; a real image is too long for them.
+            # Statistics contain complete values if these are as short as here; a real image is too
+            # long for them.
             file = folder / f"{part}-{shard:05d}-of-{shards:05d}.parquet"
             parquet.write_table(table, file, row_group_size=4, write_statistics=False)

@@ -1,4 +1,4 @@
-"""ImageFolder trees: classes, the paper's transforms, and every way a tree can be wrong."""
+"""ImageFolder trees: classes, the paper's transforms, and invalid trees."""
 
 import io
 from pathlib import Path
@@ -11,11 +11,11 @@ from PIL import Image
 from search_spaces import RequestError
 from tests.trainables.helpers import tiny_spec
 from trainables.data import MicroBatch, open_data
-from trainables.data.sources.encoded import UnreadableImageError, decoded
+from trainables.data.sources.encoded import UnreadableImageError, decode_image
 from trainables.data.sources.imagefolder import ImageFolderData
 from trainables.execution import Execution
 from trainables.recipe import get_recipe
-from trainables.spec import Alone
+from trainables.spec import LocalReporter
 from trainables.trial import run_trial
 
 
@@ -40,12 +40,12 @@ def test_reads_and_trains(tmp_path: Path) -> None:
     assert list(data.class_names) == ["cat", "dog"]
     assert (data.train_size, data.val_size) == (40, 12)
     spec = tiny_spec((0.75, 0.4, 0.5), data=settings, batch=8, micro_batch=8, epochs=8, lr=3e-3)
-    result = run_trial(spec, str(tmp_path / "search"), Alone())
+    result = run_trial(spec, str(tmp_path / "search"), LocalReporter())
     assert result.status == "finished"
     assert result.epochs[-1].top1_raw > 60
 
 
-def test_fingerprint_is_content_not_place(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_content_not_path(tmp_path: Path) -> None:
     one, other = make_tree(tmp_path / "one"), make_tree(tmp_path / "two")
     fingerprint = ImageFolderData(str(one)).fingerprint
     assert ImageFolderData(str(other)).fingerprint == fingerprint
@@ -53,8 +53,11 @@ def test_fingerprint_is_content_not_place(tmp_path: Path) -> None:
     assert ImageFolderData(str(other)).fingerprint != fingerprint
 
 
-def test_papers_transforms(tmp_path: Path) -> None:
-    """Same seed, same pixels; another seed, others; evaluation: short side to px / .875, then the centre."""
+def test_transforms_of_the_paper(tmp_path: Path) -> None:
+    """The seed determines the pixels of training images.
+
+    Evaluation resizes the short side to pixels / 0.875 and crops the centre.
+    """
     data = ImageFolderData(str(make_tree(tmp_path)))
     loader = data.loader(
         24, get_recipe("efficientnet", randaugment="rand-m9-mstd0.5"), torch.device("cpu")
@@ -76,11 +79,11 @@ def test_papers_transforms(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (lambda tree: None, "does not exist"),
         (lambda tree: make_tree(tree, ("cat",)), "has 1 class"),
-        (lambda tree: (tree / "train").mkdir(parents=True), "holds no images"),
+        (lambda tree: (tree / "train").mkdir(parents=True), "has no images"),
         (lambda tree: (tree / "val").mkdir(parents=True), "has no train/"),
         (
             lambda tree: make_tree(tree) and (tree / "val" / "dog").rename(tree / "val" / "fox"),
@@ -88,33 +91,33 @@ def test_papers_transforms(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_wrong_trees_are_refused_in_one_line(tmp_path: Path, spoil: object, message: str) -> None:
-    spoil(tmp_path / "tree")  # type: ignore[operator]
-    with pytest.raises(RequestError, match=message) as refused:
+def test_invalid_tree_gives_one_line_error(tmp_path: Path, damage: object, message: str) -> None:
+    damage(tmp_path / "tree")  # type: ignore[operator]
+    with pytest.raises(RequestError, match=message) as error:
         ImageFolderData(str(tmp_path / "tree"))
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
-def test_unreadable_image_is_the_trials_failure_and_named(tmp_path: Path) -> None:
+def test_unreadable_image_fails_the_trial_with_its_name(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree")
     bad = tree / "train" / "cat" / "03.jpg"
     bad.write_bytes(bad.read_bytes()[:200])
     spec = tiny_spec(
         data={"name": "imagefolder", "path": str(tree)}, batch=8, micro_batch=8, epochs=1
     )
-    result = run_trial(spec, str(tmp_path / "search"), Alone())
+    result = run_trial(spec, str(tmp_path / "search"), LocalReporter())
     assert (result.status, result.reason) == ("failed", "unreadable data")
     assert "03.jpg" in (result.detail or "")
 
 
-def test_a_loader_process_names_the_unreadable_image_in_one_line(tmp_path: Path) -> None:
+def test_loader_process_reports_unreadable_image_in_one_line(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree")
     bad = tree / "train" / "cat" / "03.jpg"
     bad.write_bytes(bad.read_bytes()[:200])
     spec = tiny_spec(
         data={"name": "imagefolder", "path": str(tree)}, batch=8, micro_batch=8, epochs=1
     )
-    result = run_trial(spec, str(tmp_path / "search"), Alone(), Execution(loader_workers=1))
+    result = run_trial(spec, str(tmp_path / "search"), LocalReporter(), Execution(loader_workers=1))
     assert (result.status, result.reason) == ("failed", "unreadable data")
     detail = result.detail or ""
     assert detail.startswith(f"image {str(bad)!r} cannot be read: ") and "\n" not in detail
@@ -122,29 +125,31 @@ def test_a_loader_process_names_the_unreadable_image_in_one_line(tmp_path: Path)
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_gray_and_cmyk_jpegs_are_read(mode: str) -> None:
-    image = decoded(
+    image = decode_image(
         encoded(Image.new(mode, (6, 4), 128 if mode == "L" else (0, 255, 255, 0)), "JPEG"),
         "one.jpg",
     )
     assert (image.mode, image.size) == ("RGB", (6, 4))
-    wanted = (128, 128, 128) if mode == "L" else (255, 0, 0)
-    assert np.abs(np.asarray(image, int) - wanted).max() <= 3
+    expected = (128, 128, 128) if mode == "L" else (255, 0, 0)
+    assert np.abs(np.asarray(image, int) - expected).max() <= 3
 
 
-def test_more_than_8_bits_a_colour_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_8_bits_per_colour_gives_an_error_with_the_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     deep = encoded(Image.fromarray(np.full((4, 6), 3000, np.uint16)), "PNG")
-    for data, why in (
-        (deep, "it has 16 bits a pixel, and 8 bits a colour are expected"),
+    for data, reason in (
+        (deep, "expected 8 bits per colour, got 16 bits per pixel"),
         (b"no image", "cannot identify image file"),
     ):
-        with pytest.raises(UnreadableImageError) as refused:
-            decoded(data, "cat/16.png")
-        assert str(refused.value) == f"image 'cat/16.png' cannot be read: {why}"
+        with pytest.raises(UnreadableImageError) as error:
+            decode_image(data, "cat/16.png")
+        assert str(error.value) == f"image 'cat/16.png' cannot be read: {reason}"
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(
         UnreadableImageError, match=r"image 'cat/huge.png' cannot be read: .*exceeds limit"
     ):
-        decoded(encoded(Image.new("RGB", (6, 4)), "PNG"), "cat/huge.png")
+        decode_image(encoded(Image.new("RGB", (6, 4)), "PNG"), "cat/huge.png")
 
 
 def encoded(image: Image.Image, form: str) -> bytes:
@@ -158,5 +163,5 @@ def test_unknown_data_and_settings() -> None:
         open_data({"name": "petal"})
     with pytest.raises(RequestError, match="did you mean 'path'"):
         open_data({"name": "imagefolder", "pth": "x"})
-    with pytest.raises(RequestError, match="must be a whole number"):
+    with pytest.raises(RequestError, match="expected an integer"):
         open_data({"name": "petals", "train": 3})

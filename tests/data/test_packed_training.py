@@ -1,4 +1,4 @@
-"""Batches and training from the packed store, beside the same from JPEGs."""
+"""Batches and training from the packed store, compared with the same from JPEGs."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,20 +11,20 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from benchmarks.train_data import left
+from benchmarks.train_data import remaining_share
 from tests.data.test_packing import make_photos, packed
 from trainables.data import STD, MicroBatch, Reading, open_data
 from trainables.data.packed.dataset import PackedData
-from trainables.data.packed.loader import PackedLoader, Regions, Resample, prefetched
+from trainables.data.packed.loader import PackedLoader, Regions, Resample, prefetch
 from trainables.data.per_image import PerImageLoader
 from trainables.data.petals import images as petals
 from trainables.data.sources.imagefolder import ImageFolderData
 from trainables.recipe import Recipe, get_recipe
-from trainables.spec import Alone, TrialSpec
+from trainables.spec import LocalReporter, TrialSpec
 from trainables.trial import run_trial
 
 CPU, PAPER = torch.device("cpu"), get_recipe("efficientnet")
-# One grey level of a normalised image, at most.
+# Upper bound of one grey level of a normalised image.
 LEVEL = 1 / 255 / min(STD)
 
 
@@ -56,7 +56,7 @@ def equal(one: Sequence[tuple[Tensor, Tensor]], other: Sequence[tuple[Tensor, Te
 
 @pytest.mark.parametrize("resample", ["native", "matmul"])
 @pytest.mark.parametrize("recipe", ["efficientnet", "short"])
-def test_a_seed_gives_the_same_pixels_whatever_the_workers(
+def test_pixels_depend_on_the_seed_and_not_on_the_workers(
     photos: tuple[ImageFolderData, PackedData], resample: Resample, recipe: str
 ) -> None:
     data, batches = photos[1], micro_batches()
@@ -72,41 +72,51 @@ def test_a_seed_gives_the_same_pixels_whatever_the_workers(
     assert images.shape == (8, 3, 40, 40) and images.dtype == torch.float32
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert labels.tolist() == data.train.labels[batches[0].indices].tolist()
-    moved = [MicroBatch(b.indices, b.seed + 1) for b in batches]
+    reseeded = [MicroBatch(b.indices, b.seed + 1) for b in batches]
     assert not runs[0][0][0].equal(
-        next(iter(loader(data, 40, get_recipe(recipe), 0, resample).train(moved)))[0]
+        next(iter(loader(data, 40, get_recipe(recipe), 0, resample).train(reseeded)))[0]
     )
 
 
 @pytest.mark.parametrize("recipe", ["efficientnet", "short"])
-def test_both_ways_of_resizing_give_the_same_batch(
+def test_both_implementations_of_resizing_give_the_same_batch(
     photos: tuple[ImageFolderData, PackedData], recipe: str
 ) -> None:
-    """Within 3 grey levels after the jitter, .3 in the mean; evaluation within 2."""
-    made = [loader(photos[1], 48, get_recipe(recipe), resample=way) for way in ("native", "matmul")]
-    for (ours, _), (theirs, _) in zip(*(one.train(micro_batches()) for one in made), strict=True):
-        off = (ours - theirs).abs()
-        assert off.max() <= 3 * LEVEL and off.mean() < 0.3 * LEVEL
-    (ours, _), (theirs, _) = (next(iter(one.val([np.arange(16)]))) for one in made)
-    assert (ours - theirs).abs().max() <= 2.01 * LEVEL
+    """After the jitter the difference is at most 3 grey levels, and 0.3 in the mean.
+
+    In evaluation it is at most 2.
+    """
+    native = loader(photos[1], 48, get_recipe(recipe), resample="native")
+    matmul = loader(photos[1], 48, get_recipe(recipe), resample="matmul")
+    batches = zip(native.train(micro_batches()), matmul.train(micro_batches()), strict=True)
+    for (one, _), (other, _) in batches:
+        difference = (one - other).abs()
+        assert difference.max() <= 3 * LEVEL and difference.mean() < 0.3 * LEVEL
+    (one, _), (other, _) = (next(iter(each.val([np.arange(16)]))) for each in (native, matmul))
+    assert (one - other).abs().max() <= 2.01 * LEVEL
 
 
-@pytest.mark.parametrize(("pixels", "most", "mean"), [(64, 2, 0.3), (120, 7, 0.6), (157, 16, 1.3)])
-def test_evaluation_is_that_of_the_jpegs(
-    photos: tuple[ImageFolderData, PackedData], pixels: int, most: float, mean: float
+@pytest.mark.parametrize(
+    ("pixels", "maximum", "mean"), [(64, 2, 0.3), (120, 7, 0.6), (157, 16, 1.3)]
+)
+def test_evaluation_matches_that_of_the_jpegs(
+    photos: tuple[ImageFolderData, PackedData], pixels: int, maximum: float, mean: float
 ) -> None:
-    """Noise of single pixels is all that the second resizing takes away: the mean and the most, in grey levels."""
+    """The second resizing removes only noise of single pixels.
+
+    ``maximum`` and ``mean`` limit the difference in grey levels.
+    """
     jpegs, data = photos
     assert data.largest_pixels == 157
-    ((theirs, labels),) = jpegs.loader(pixels, PAPER, CPU).val([np.arange(16)])
-    ((ours, own),) = data.loader(pixels, PAPER, CPU).val([np.arange(16)])
-    assert labels.equal(own)
-    off = (ours - theirs).abs() / LEVEL
-    assert off.max() <= most
-    assert off.mean() <= mean
+    ((expected, expected_labels),) = jpegs.loader(pixels, PAPER, CPU).val([np.arange(16)])
+    ((images, labels),) = data.loader(pixels, PAPER, CPU).val([np.arange(16)])
+    assert labels.equal(expected_labels)
+    difference = (images - expected).abs() / LEVEL
+    assert difference.max() <= maximum
+    assert difference.mean() <= mean
 
 
-def test_the_shift_recipe_sees_the_centre(photos: tuple[ImageFolderData, PackedData]) -> None:
+def test_shift_recipe_uses_the_centre(photos: tuple[ImageFolderData, PackedData]) -> None:
     still = get_recipe("short", shift=0.0, jitter=0.0, hflip=0.0)
     batch = micro_batches(1)[0]
     ((images, _),) = loader(photos[1], 40, still).train([batch])
@@ -119,38 +129,41 @@ def test_the_shift_recipe_sees_the_centre(photos: tuple[ImageFolderData, PackedD
             image * torch.tensor(STD).view(3, 1, 1) * 255
             + torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1) * 255
         )
-        wanted = transform(Regions(part).view(i, np.array([0, 0, *part.sizes[i]])))
-        assert (plain - wanted.float()).abs().max() < 0.01
+        expected = transform(Regions(part).view(i, np.array([0, 0, *part.sizes[i]])))
+        assert (plain - expected.float()).abs().max() < 0.01
 
 
-def test_randaugment_takes_the_general_loader(photos: tuple[ImageFolderData, PackedData]) -> None:
+def test_randaugment_uses_the_per_image_loader(photos: tuple[ImageFolderData, PackedData]) -> None:
     recipe = get_recipe("efficientnet", randaugment="rand-m9-mstd0.5")
-    general = photos[1].loader(40, recipe, CPU)
-    assert isinstance(general, PerImageLoader)
-    ((images, _),) = general.train(micro_batches(1))
+    per_image = photos[1].loader(40, recipe, CPU)
+    assert isinstance(per_image, PerImageLoader)
+    ((images, _),) = per_image.train(micro_batches(1))
     assert images.shape == (8, 3, 40, 40)
-    ((plain, _),) = general.val([np.arange(4)])
+    ((plain, _),) = per_image.val([np.arange(4)])
     ((native, _),) = photos[1].loader(40, PAPER, CPU).val([np.arange(4)])
     assert (plain - native).abs().max() <= 2.01 * LEVEL
 
 
-def test_training_batches_are_spread_as_the_jpegs(
+def test_training_batches_follow_the_distribution_of_the_jpegs(
     photos: tuple[ImageFolderData, PackedData],
 ) -> None:
-    """Over 480 crops mean colours, contrast and edges agree within .06, about 3 grey levels.
+    """Over 480 crops mean colours, contrast and edges agree within 0.06, about 3 grey levels.
 
-    Two of them are the general loader's own: each change of its jitter cuts off what is below a whole level.
+    Two of these levels are due to the per-image loader: each change of its jitter truncates to
+    integers.
     """
     batches = [MicroBatch(np.arange(24), seed) for seed in range(20)]
-    figures = []
+    statistics = []
     for data in photos:
         images = torch.cat([images for images, _ in data.loader(48, PAPER, CPU).train(batches)])
         edges = (images[..., 1:] - images[..., :-1]).abs().mean()
-        figures.append(torch.stack([*images.mean((0, 2, 3)), images.std((1, 2, 3)).mean(), edges]))
-    assert (figures[0] - figures[1]).abs().max() < 0.06, figures
+        statistics.append(
+            torch.stack([*images.mean((0, 2, 3)), images.std((1, 2, 3)).mean(), edges])
+        )
+    assert (statistics[0] - statistics[1]).abs().max() < 0.06, statistics
 
 
-def test_a_threads_error_reaches_who_reads_and_no_thread_stays() -> None:
+def test_error_of_a_thread_reaches_the_consumer_and_threads_end() -> None:
     def make(item: int) -> int:
         if item == 3:
             raise OSError("stale")
@@ -160,13 +173,13 @@ def test_a_threads_error_reaches_who_reads_and_no_thread_stays() -> None:
         return [next(batches) for _ in range(3)]
 
     for workers in (0, 2):
-        batches = prefetched(make, range(1000), workers)
+        batches = prefetch(make, range(1000), workers)
         assert read(batches) == [0, 1, 2]
         with pytest.raises(OSError, match="stale"):
             next(batches)
     seen: list[int] = []
     appended: Callable[[int], None] = seen.append
-    batches = prefetched(appended, range(1000), 2)
+    batches = prefetch(appended, range(1000), 2)
     next(batches)
     del batches
     assert len(seen) <= 6
@@ -184,8 +197,11 @@ def petals_as_jpegs(root: Path, train: int, val: int) -> Path:
     return root
 
 
-def test_training_reaches_what_the_jpegs_reach(tmp_path: Path) -> None:
-    """Same network, recipe and seeds: means over two seeds within 12 points (one seed deviates by 4 to 6), chance is 4.2 %."""
+def test_training_reaches_the_accuracy_of_the_jpegs(tmp_path: Path) -> None:
+    """With the same network, recipe and seeds, the means over two seeds are within 12 points.
+
+    A single seed deviates by 4 to 6 points; chance is 4.2 %.
+    """
     torch.set_num_threads(1)
     tree = petals_as_jpegs(tmp_path / "tree", 720, 192)
     packed(tree, tmp_path / "packed", short=64)
@@ -205,15 +221,16 @@ def test_training_reaches_what_the_jpegs_reach(tmp_path: Path) -> None:
                 fingerprint,
                 seed,
             )
-            result = run_trial(spec, str(tmp_path / "search"), Alone())
+            result = run_trial(spec, str(tmp_path / "search"), LocalReporter())
             assert result.finished, result.detail
             top1.setdefault(name, []).append(result.epochs[-1].top1)
     assert min(top1["imagefolder"] + top1["packed"]) > 10, top1
     assert abs(np.mean(top1["imagefolder"]) - np.mean(top1["packed"])) < 12, top1
 
 
-def test_the_benchmarks_share_that_reading_leaves() -> None:
-    """On one core the two take turns; with readers beside it the slower decides."""
-    assert left(9.0, alone=False) == 0.9
-    assert left(1.0, alone=False) == 0.5
-    assert (left(9.0, alone=True), left(0.5, alone=True)) == (1.0, 0.5)
+def test_remaining_share_of_training_throughput() -> None:
+    """On one core reading and training alternate; in parallel the slower one sets the speed."""
+    assert remaining_share(9.0, parallel=False) == 0.9
+    assert remaining_share(1.0, parallel=False) == 0.5
+    assert remaining_share(9.0, parallel=True) == 1.0
+    assert remaining_share(0.5, parallel=True) == 0.5

@@ -1,4 +1,4 @@
-"""Packing: shards, interruption, unreadable images, refusals, and every way a store can be damaged."""
+"""Packing: shards, interruption, unreadable images, invalid requests and damaged stores."""
 
 import json
 import multiprocessing
@@ -18,12 +18,12 @@ from search_spaces import RequestError
 from tests.data.test_augment import picture
 from tinynet_search.cli.main import run
 from trainables.data import open_data
-from trainables.data.detect import detected
+from trainables.data.detect import detect_data
 from trainables.data.packed.dataset import PackedData
 from trainables.data.packed.loader import Regions
-from trainables.data.packed.packing import Cost, Packing, check_room
+from trainables.data.packed.packing import DiskCost, Packing, check_disk_space
 from trainables.data.packed.shards import short_side
-from trainables.data.packed.workers import PackingError, UnreadableImagesError, shrunk
+from trainables.data.packed.workers import PackingError, UnreadableImagesError, shrink
 from trainables.data.sources.encoded import EncodedData
 from trainables.data.sources.imagefolder import ImageFolderData
 
@@ -31,7 +31,7 @@ SIZES = ((60, 80), (80, 60), (50, 50), (24, 40))
 
 
 def make_photos(root: Path, train: int = 16, val: int = 4, scale: int = 1) -> Path:
-    """Smooth JPEGs of four sizes in two classes."""
+    """Write smooth JPEGs of four sizes in two classes."""
     for part, count in (("train", train), ("val", val)):
         for c, name in enumerate(("cat", "dog")):
             folder = root / part / name
@@ -61,8 +61,11 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_photos(tmp_path_factory.mktemp("photos") / "tree")
 
 
-def test_pixels_labels_and_sizes_are_the_sources(tree: Path, tmp_path: Path) -> None:
-    """Shrunk to a short side of 40, a smaller image as it is; in the source's order, memory-mapped and read-only."""
+def test_pixels_labels_and_sizes_equal_the_source(tree: Path, tmp_path: Path) -> None:
+    """Images are shrunk to a short side of 40; smaller ones are unchanged.
+
+    The order is that of the source, and the arrays are memory-mapped and read-only.
+    """
     source, data = ImageFolderData(str(tree)), packed(tree, tmp_path / "out")
     assert (data.class_names, data.train_size, data.val_size, data.largest_pixels) == (
         ["cat", "dog"],
@@ -70,45 +73,45 @@ def test_pixels_labels_and_sizes_are_the_sources(tree: Path, tmp_path: Path) -> 
         8,
         35,
     )
-    for part, ours in ((source.train, data.train), (source.val, data.val)):
-        assert np.array_equal(ours.labels, part.labels)
-        regions = Regions(ours)
+    for part, stored in ((source.train, data.train), (source.val, data.val)):
+        assert np.array_equal(stored.labels, part.labels)
+        regions = Regions(stored)
         assert all(
             isinstance(pixels, np.memmap) and not pixels.flags.writeable for pixels in regions.maps
         )
         for i in range(len(part.labels)):
-            wanted = np.asarray(shrunk(part.image(i), 40))
-            found = regions.view(i, np.array([0, 0, *ours.sizes[i]])).permute(1, 2, 0).numpy()
-            assert np.array_equal(found, wanted)
-            assert np.shares_memory(found, regions.maps[ours.shards[i]])
+            expected = np.asarray(shrink(part.image(i), 40))
+            pixels = regions.view(i, np.array([0, 0, *stored.sizes[i]])).permute(1, 2, 0).numpy()
+            assert np.array_equal(pixels, expected)
+            assert np.shares_memory(pixels, regions.maps[stored.shards[i]])
     assert sorted(set(map(tuple, data.train.sizes.tolist()))) == [
         (24, 40),
         (40, 40),
         (40, 53),
         (53, 40),
     ]
-    assert (data.swapped().train_size, data.swapped().val_size) == (8, 32)
-    opened = open_data(detected(str(tmp_path / "out")))
+    assert (data.swap_splits().train_size, data.swap_splits().val_size) == (8, 32)
+    opened = open_data(detect_data(str(tmp_path / "out")))
     assert (type(opened), opened.fingerprint) == (PackedData, data.fingerprint)
 
 
-def test_images_are_read_in_the_order_in_which_they_lie(tree: Path, tmp_path: Path) -> None:
-    """A set with an order of its own (row groups) gives the same store to whoever opens it."""
+def test_images_are_read_in_storage_order(tree: Path, tmp_path: Path) -> None:
+    """A source with its own storage order (row groups) gives the same images and labels."""
     source = ImageFolderData(str(tree))
-    order, seen = np.random.default_rng(0).permutation(32), []
+    order, read_order = np.random.default_rng(0).permutation(32), []
     object.__setattr__(source.train, "order", order)
     read = source.train.read
-    object.__setattr__(source.train, "read", lambda i: [seen.append(i), read(i)][1])
+    object.__setattr__(source.train, "read", lambda i: [read_order.append(i), read(i)][1])
     Packing(source, tmp_path / "out", 40, 6).pack(1, "fail")
-    assert seen == order.tolist()
+    assert read_order == order.tolist()
     one, other = PackedData(str(tmp_path / "out")).train, packed(tree, tmp_path / "plain").train
     assert np.array_equal(one.labels, other.labels)
     for i in range(32):
-        whole = np.array([0, 0, *one.sizes[i]])
-        assert Regions(one).view(i, whole).equal(Regions(other).view(i, whole))
+        region = np.array([0, 0, *one.sizes[i]])
+        assert Regions(one).view(i, region).equal(Regions(other).view(i, region))
 
 
-def test_the_fingerprint_names_source_and_short_side_never_the_place(
+def test_fingerprint_depends_on_source_and_short_side_not_on_the_path(
     tree: Path, tmp_path: Path
 ) -> None:
     one = packed(tree, tmp_path / "one")
@@ -128,7 +131,7 @@ if __name__ == "__main__":
 """
 
 
-def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+def test_resumes_after_a_kill_to_the_same_bytes(tmp_path: Path) -> None:
     tree, out, script = (
         make_photos(tmp_path / "tree", 60, scale=8),
         tmp_path / "out",
@@ -147,7 +150,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(tmp_path: Path) -> No
     process.wait()
     deadline = time.monotonic() + 20
     while any(_alive(pid) for pid in workers):
-        assert time.monotonic() < deadline, "workers outlive their parent"
+        assert time.monotonic() < deadline, "workers are alive after their parent"
         time.sleep(0.01)
     with pytest.raises(
         RequestError, match="is not finished: run the same tinynet data pack command again"
@@ -157,8 +160,8 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(tmp_path: Path) -> No
     assert 4 <= len(kept) < 22
     packed(tree, out)
     assert all(file.stat().st_mtime_ns == then for file, then in kept.items())
-    packed(tree, tmp_path / "whole")
-    assert contents(out) == contents(tmp_path / "whole")
+    packed(tree, tmp_path / "complete")
+    assert contents(out) == contents(tmp_path / "complete")
 
 
 def _alive(pid: str) -> bool:
@@ -168,7 +171,7 @@ def _alive(pid: str) -> bool:
         return False
 
 
-def test_a_killed_worker_ends_the_packing_in_one_line(tree: Path, tmp_path: Path) -> None:
+def test_killed_worker_gives_one_line_error(tree: Path, tmp_path: Path) -> None:
     def kill(_: object) -> None:
         os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
 
@@ -182,7 +185,7 @@ def test_a_killed_worker_ends_the_packing_in_one_line(tree: Path, tmp_path: Path
 UNREADABLE = ["train/cat/003.jpg", "train/dog/001.jpg", "train/dog/007.jpg", "val/dog/000.jpg"]
 
 
-def test_unreadable_images_are_all_named_then_refused_or_skipped(
+def test_unreadable_images_are_all_listed_and_fail_or_are_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tree, out = make_photos(tmp_path / "tree"), tmp_path / "out"
@@ -202,19 +205,15 @@ def test_unreadable_images_are_all_named_then_refused_or_skipped(
         "--yes",
     ]
     assert run(command) == 1
-    said, listed = (
-        capsys.readouterr().err.splitlines()[-1],
-        (out / "unreadable.txt").read_text().splitlines(),
-    )
-    assert (
-        said.startswith("tinynet: 4 images cannot be read: train/cat/003.jpg (")
-        and "--on-error skip" in said
-    )
-    assert str(out / "unreadable.txt") in said
+    message = capsys.readouterr().err.splitlines()[-1]
+    listed = (out / "unreadable.txt").read_text().splitlines()
+    assert message.startswith("tinynet: 4 images cannot be read: train/cat/003.jpg (")
+    assert "--on-error skip" in message
+    assert str(out / "unreadable.txt") in message
     assert [line.partition(" (")[0] for line in listed] == UNREADABLE
     assert run([*command, "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert (told["unreadable"], told["file"]) == (listed, str(out / "unreadable.txt"))
+    document = json.loads(capsys.readouterr().out)
+    assert (document["unreadable"], document["file"]) == (listed, str(out / "unreadable.txt"))
     with pytest.raises(RequestError, match="is not finished"):
         PackedData(str(out))
     before = {file: file.stat().st_mtime_ns for file in out.glob("*.u8")}
@@ -233,44 +232,44 @@ def test_unreadable_images_are_all_named_then_refused_or_skipped(
 
 
 @pytest.mark.parametrize("on_error", ["fail", "skip"])
-def test_a_mended_image_costs_its_own_shard_alone(
+def test_repaired_image_rewrites_only_its_shard(
     tmp_path: Path, on_error: Literal["fail", "skip"]
 ) -> None:
     tree, out = make_photos(tmp_path / "tree"), tmp_path / "out"
     bad, other = tree / "train" / "cat" / "007.jpg", tree / "train" / "dog" / "001.jpg"
-    whole = bad.read_bytes()
+    intact = bad.read_bytes()
     bad.write_bytes(b"no image")
     with pytest.raises(UnreadableImagesError):
         packed(tree, out)
     before = {file.name: file.stat().st_mtime_ns for file in out.glob("*.u8")}
-    bad.write_bytes(whole)
+    bad.write_bytes(intact)
     kept = other.read_bytes()
     other.write_bytes(kept + b"0")
-    with pytest.raises(RequestError, match="the images are others"):
+    with pytest.raises(RequestError, match="holds a packing of different images"):
         packed(tree, out)
     other.write_bytes(kept)
     Packing(ImageFolderData(str(tree)), out, 40, 6).pack(1, on_error)
     assert {
         file.name for file in out.glob("*.u8") if file.stat().st_mtime_ns != before[file.name]
     } == {"train-00001.u8"}
-    packed(tree, tmp_path / "whole")
-    assert contents(out) == contents(tmp_path / "whole")
+    packed(tree, tmp_path / "complete")
+    assert contents(out) == contents(tmp_path / "complete")
 
 
-def test_an_unfinished_packing_and_a_file_are_no_data(tree: Path, tmp_path: Path) -> None:
+def test_unfinished_packing_or_file_is_not_data(tree: Path, tmp_path: Path) -> None:
     packed(tree, tmp_path / "out")
     (tmp_path / "out" / "packed.json").unlink()
     with pytest.raises(
         RequestError,
-        match="out' is a packing that is not finished: run the same tinynet data pack command again",
+        match="out' is not finished: run the same tinynet data pack command again",
     ):
-        detected(str(tmp_path / "out"))
+        detect_data(str(tmp_path / "out"))
     (tmp_path / "data.py").touch()
-    with pytest.raises(RequestError, match=r"data.py' is a file: give a folder with"):
-        detected(str(tmp_path / "data.py"))
+    with pytest.raises(RequestError, match=r"data.py' is a file: pass a folder with"):
+        detect_data(str(tmp_path / "data.py"))
 
 
-def test_a_whole_store_is_left_as_it_is(
+def test_complete_store_is_unchanged(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [
@@ -303,35 +302,35 @@ def test_a_whole_store_is_left_as_it_is(
     ["--largest-r=nan", "--largest-r=inf", "--largest-r=-1", "--largest-r=0", "--largest-r=1e308"],
 )
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
-def test_a_ratio_is_a_finite_number_above_0(
+def test_ratio_must_be_finite_and_positive(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, more: list[str]
 ) -> None:
     assert (
         run(["data", "pack", "--data", str(tree), "--out", str(tmp_path / "out"), option, *more])
         == 2
     )
-    (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith(f"tinynet: {option.replace('=', ' ').replace('1e308', '1e+308')} is ")
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.startswith(f"tinynet: {option.replace('=', ' ').replace('1e308', '1e+308')} is ")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--short-side", "32"], "short side is another: 40 there, 32 now"),
-        (["--pixels", "35", "--largest-r", "1.2"], "--largest-r and --pixels say the same thing"),
+        (["--short-side", "32"], "with a different short side: expected 32, got 40"),
+        (["--pixels", "35", "--largest-r", "1.2"], "--largest-r and --pixels set the same value"),
         (["--short-side", "4"], "--short-side 4 is out of range"),
         (["--pixels", "-3"], "--pixels -3 is out of range"),
         (["--pixels", "9" * 400], "is out of range"),
         (["--pixels", "7500"], "--pixels 7500 (a short side of 8572 pixels) is out of range"),
-        (["--on-error", "stop"], "neither fail nor skip"),
-        (["--workers", "0"], "must be 1 or more"),
+        (["--on-error", "stop"], "pass fail or skip"),
+        (["--workers", "0"], "pass 1 or more"),
         (["--data", "nowhere"], "does not exist"),
-        (["--data", "OUT", "--out", "OUT/again"], "a packed set is not packed again"),
+        (["--data", "OUT", "--out", "OUT/again"], "a packed set cannot be packed again"),
         (["--out", "TREE"], "holds other files"),
         (["--out", "TREE/train/cat/000.jpg"], "is a file"),
     ],
 )
-def test_refusals(
+def test_invalid_request_gives_an_error(
     tree: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -340,17 +339,17 @@ def test_refusals(
 ) -> None:
     out = tmp_path / "out"
     packed(tree, out, shard_images=None)
-    given = [a.replace("OUT", str(out)).replace("TREE", str(tree)) for a in arguments]
-    sized = [] if "--pixels" in given else ["--short-side", "40"]
-    assert run(["data", "pack", "--data", str(tree), "--out", str(out), *sized, *given]) == 2
+    replaced = [a.replace("OUT", str(out)).replace("TREE", str(tree)) for a in arguments]
+    size = [] if "--pixels" in replaced else ["--short-side", "40"]
+    assert run(["data", "pack", "--data", str(tree), "--out", str(out), *size, *replaced]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_changed_source_is_refused(tmp_path: Path) -> None:
+def test_changed_source_is_an_error(tmp_path: Path) -> None:
     tree, out = make_photos(tmp_path / "tree"), tmp_path / "out"
     packed(tree, out)
     (tree / "train" / "cat" / "003.jpg").unlink()
-    with pytest.raises(RequestError, match="the images are others"):
+    with pytest.raises(RequestError, match="holds a packing of different images"):
         packed(tree, out)
 
 
@@ -377,16 +376,16 @@ def test_cost_is_exact_and_a_dry_run_writes_nothing(
         in printed.err
     )
     with pytest.raises(RequestError, match=r"needs 10.5 GB and 9 GB are free"):
-        check_room(Cost(10**10, 10**10, 9 * 10**9, exact=False), "x")
+        check_disk_space(DiskCost(10**10, 10**10, 9 * 10**9, exact=False), "x")
 
 
 @pytest.mark.parametrize("damage", ["short", "missing", "index", "record", "list", "field"])
-def test_damage_is_found_at_opening_and_mended_by_the_same_command(
+def test_damage_is_detected_at_opening_and_repaired_by_the_same_command(
     tree: Path, tmp_path: Path, damage: str
 ) -> None:
     out = tmp_path / "out"
     packed(tree, out)
-    whole = contents(out)
+    original = contents(out)
     pixels, index = out / "train-00001.u8", out / "train-00001.npy"
     if damage == "short":
         pixels.write_bytes(pixels.read_bytes()[:-1])
@@ -401,30 +400,26 @@ def test_damage_is_found_at_opening_and_mended_by_the_same_command(
         (out / "packed.json").write_text(json.dumps(record | {"class_names": ["cat", 1]}))
     else:
         (out / "packed.json").write_text("{" if damage == "record" else "[]")
-    with pytest.raises(
-        RequestError, match="run the same tinynet data pack command again"
-    ) as refused:
+    with pytest.raises(RequestError, match="run the same tinynet data pack command again") as error:
         PackedData(str(out))
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
     packed(tree, out)
-    assert contents(out) == whole
+    assert contents(out) == original
 
 
 @pytest.mark.parametrize("settings", ["{", "[]", "{}", '{"unreadable": []}'])
-def test_damaged_settings_are_refused_in_one_line(
-    tree: Path, tmp_path: Path, settings: str
-) -> None:
+def test_damaged_settings_give_one_line_error(tree: Path, tmp_path: Path, settings: str) -> None:
     packed(tree, tmp_path / "out")
     (tmp_path / "out" / "settings.json").write_text(settings)
-    with pytest.raises(RequestError, match=r"the images are others .* None there") as refused:
+    with pytest.raises(RequestError, match=r"of different images .* got None") as error:
         packed(tree, tmp_path / "out")
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
-def test_no_store_and_another_version(tree: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="does not exist: make it with tinynet data pack"):
-        PackedData(str(tmp_path / "none"))
-    with pytest.raises(RequestError, match="is no packed set"):
+def test_missing_store_and_different_version_are_errors(tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="does not exist: create it with tinynet data pack"):
+        PackedData(str(tmp_path / "missing"))
+    with pytest.raises(RequestError, match="is not a packed set"):
         PackedData(str(tree))
     packed(tree, tmp_path / "out")
     record = tmp_path / "out" / "packed.json"
@@ -433,12 +428,12 @@ def test_no_store_and_another_version(tree: Path, tmp_path: Path) -> None:
         PackedData(str(tmp_path / "out"))
 
 
-def test_two_packings_of_one_folder_exclude_each_other(tree: Path, tmp_path: Path) -> None:
+def test_concurrent_packing_of_one_folder_is_an_error(tree: Path, tmp_path: Path) -> None:
     data: EncodedData = ImageFolderData(str(tree))
     packing = Packing(data, tmp_path / "out", 40, 6)
 
     def second(_: object) -> None:
         Packing(data, tmp_path / "out", 40, 6).pack(1, "fail")
 
-    with pytest.raises(RequestError, match="another packing is at work"):
+    with pytest.raises(RequestError, match="another packing is running"):
         packing.pack(1, "fail", second)

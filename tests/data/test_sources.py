@@ -1,4 +1,4 @@
-"""ImageNet in each of its forms is the same set; and what is said where a form is incomplete or damaged."""
+"""Data sources: each form of ImageNet gives the same set; damaged or incomplete forms fail."""
 
 import pickle
 import subprocess
@@ -16,7 +16,7 @@ from pyarrow import parquet
 from search_spaces import RequestError
 from tests.data import fake_imagenet as fake
 from trainables.data import MicroBatch, Reading, open_data
-from trainables.data.detect import detected
+from trainables.data.detect import detect_data
 from trainables.data.sources.encoded import EncodedData, Part, UnreadableImageError
 from trainables.data.sources.parquet import ParquetData, ParquetPart
 from trainables.recipe import get_recipe
@@ -27,7 +27,7 @@ NAMES = {"tree": "imagefolder", "tars": "imagenet", "kaggle": "imagenet", "flat"
 
 
 def opened(root: Path) -> EncodedData:
-    data = open_data(detected(str(root)))
+    data = open_data(detect_data(str(root)))
     assert isinstance(data, EncodedData)
     return data
 
@@ -37,9 +37,9 @@ def content(part: Part) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("form", [form for form in fake.FORMS if form != "parquet binary"])
-def test_every_form_is_the_same_set(tmp_path: Path, form: str) -> None:
+def test_every_form_gives_the_same_set(tmp_path: Path, form: str) -> None:
     root = fake.write(tmp_path / "set", form)
-    assert detected(str(root)) == {"name": NAMES.get(form, "parquet"), "path": str(root)}
+    assert detect_data(str(root)) == {"name": NAMES.get(form, "parquet"), "path": str(root)}
     data = opened(root)
     assert data.class_names == sorted(fake.WNIDS)
     for part, split in ((data.train, "train"), (data.val, "val")):
@@ -56,8 +56,11 @@ def test_every_form_is_the_same_set(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["tars", "parquet"])
-def test_loader_processes_read_what_this_one_does(tmp_path: Path, form: str) -> None:
-    """Forked after this process has opened the files, as loaders are; and a fresh process that got them pickled."""
+def test_loader_processes_read_the_same_images(tmp_path: Path, form: str) -> None:
+    """Loader processes are forked after this process has opened the files.
+
+    A spawned process gets them pickled.
+    """
     data = opened(fake.write(tmp_path / "set", form))
     first = data.train.read(0)
     batches = [MicroBatch(np.arange(4) + 4 * k, k) for k in range(3)]
@@ -70,7 +73,7 @@ def test_loader_processes_read_what_this_one_does(tmp_path: Path, form: str) -> 
         assert pool.apply(data.train.read, (0,)) == first
 
 
-def test_content_decides_the_fingerprint(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_content(tmp_path: Path) -> None:
     root = fake.write(tmp_path / "tars", "kaggle")
     before = opened(root).fingerprint
     file = next((root / "ILSVRC/Data/CLS-LOC/val").iterdir())
@@ -79,7 +82,7 @@ def test_content_decides_the_fingerprint(tmp_path: Path) -> None:
 
 
 def test_train_tree_with_validation_tar(tmp_path: Path) -> None:
-    """What is unpacked and what is not may be mixed."""
+    """An unpacked training split works with a packed validation split."""
     root = fake.write(tmp_path / "tars", "tars")
     (root / "ILSVRC2012_img_train.tar").unlink()
     (fake.write(tmp_path / "tree", "tree") / "train").rename(root / "train")
@@ -90,7 +93,7 @@ def test_train_tree_with_validation_tar(tmp_path: Path) -> None:
     )
 
 
-def test_parquet_reads_each_row_group_once_in_its_order(
+def test_parquet_reads_each_row_group_once_in_storage_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = opened(fake.write(tmp_path / "set", "parquet"))
@@ -98,10 +101,10 @@ def test_parquet_reads_each_row_group_once_in_its_order(
     read: list[int] = []
     original = parquet.ParquetFile.read_row_group
 
-    def counted(self: parquet.ParquetFile, group: int, **asked: Any) -> Any:
-        assert asked["columns"] == ["image.bytes"]
+    def counted(self: parquet.ParquetFile, group: int, **options: Any) -> Any:
+        assert options["columns"] == ["image.bytes"]
         read.append(group)
-        return original(self, group, **asked)
+        return original(self, group, **options)
 
     monkeypatch.setattr(parquet.ParquetFile, "read_row_group", counted)
     assert {
@@ -114,27 +117,30 @@ def test_parquet_reads_each_row_group_once_in_its_order(
 
 def test_opening_parquet_reads_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = fake.write(tmp_path / "set", "parquet")
-    asked: list[list[str]] = []
+    requested: list[list[str]] = []
     original = parquet.ParquetFile.read
 
-    def noted(self: parquet.ParquetFile, columns: list[str], **options: Any) -> Any:
-        asked.append(columns)
+    def recorded(self: parquet.ParquetFile, columns: list[str], **options: Any) -> Any:
+        requested.append(columns)
         return original(self, columns=columns, **options)
 
-    monkeypatch.setattr(parquet.ParquetFile, "read", noted)
+    monkeypatch.setattr(parquet.ParquetFile, "read", recorded)
     monkeypatch.delattr(parquet.ParquetFile, "read_row_group")
     opened(root)
-    assert asked == [["label", "image.path"]] * 6
+    assert requested == [["label", "image.path"]] * 6
 
 
 def test_parquet_classes(tmp_path: Path) -> None:
-    """Without wnids in the paths: the metadata's names, else the labels; without file names: numbers."""
+    """Class names fall back from wnids to the metadata, then to the labels.
+
+    Images without file names are named by number.
+    """
     words = [f"word {i}" for i in range(6)]
     for name, names, options in (
         ("named", words, {}),
         ("bare", list("012345"), {"metadata": False}),
     ):
-        fake.write_parquet(tmp_path / name, named=False, **options)
+        fake.write_parquet(tmp_path / name, file_names=False, **options)
         data = ParquetData(str(tmp_path / name))
         assert data.class_names == names
         assert sorted(content(data.train).values()) == sorted(fake.images()["train"].values())
@@ -148,12 +154,12 @@ def test_parquet_classes(tmp_path: Path) -> None:
     assert sorted(content(binary.val).values()) == sorted(fake.images()["val"].values())
 
 
-def test_damage_met_while_reading(tmp_path: Path) -> None:
-    """An image's own fault is told from the storage's."""
+def test_damage_during_reading(tmp_path: Path) -> None:
+    """A damaged image and a storage failure raise different errors."""
     tars = opened(fake.write(tmp_path / "tars", "tars"))
     tar = tmp_path / "tars" / "ILSVRC2012_img_val.tar"
     tar.write_bytes(tar.read_bytes()[:600])
-    with pytest.raises(OSError, match=r"ILSVRC2012_val_00000012.*ends early"):
+    with pytest.raises(OSError, match=r"ILSVRC2012_val_00000012.*is truncated"):
         tars.val.image(list(tars.val.names).index("n02119789/ILSVRC2012_val_00000012.JPEG"))
     tree = opened(fake.write(tmp_path / "tree", "tree"))
     (tmp_path / "tree" / "train" / tree.train.names[5]).unlink()
@@ -166,16 +172,16 @@ def test_damage_met_while_reading(tmp_path: Path) -> None:
         shards.val.image(0)
 
 
-def _cut(file: str) -> Callable[[Path], None]:
-    def cut(root: Path) -> None:
+def _truncate(file: str) -> Callable[[Path], None]:
+    def truncate(root: Path) -> None:
         data = (root / file).read_bytes()
         (root / file).write_bytes(data[: len(data) * 2 // 3])
 
-    return cut
+    return truncate
 
 
-def _gone(file: str) -> Callable[[Path], object]:
-    return lambda root: (root / file).rename(root.parent / "gone")
+def _move_away(file: str) -> Callable[[Path], object]:
+    return lambda root: (root / file).rename(root.parent / "moved")
 
 
 TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
@@ -183,26 +189,26 @@ CLS = "ILSVRC/Data/CLS-LOC"
 
 
 @pytest.mark.parametrize(
-    ("form", "spoil", "message"),
+    ("form", "damage", "message"),
     [
-        ("tars", _cut("ILSVRC2012_img_train.tar"), "cut short, damaged or no tar file"),
-        ("tars", _cut("ILSVRC2012_img_val.tar"), "img_val.tar' is cut short"),
-        ("tars", _cut("ILSVRC2012_devkit_t12.tar.gz"), "devkit_t12.tar.gz' cannot be read"),
-        ("tars", _gone("ILSVRC2012_devkit_t12.tar.gz"), "put ILSVRC2012_devkit_t12.tar.gz"),
-        ("tars", _gone("ILSVRC2012_img_val.tar"), "put ILSVRC2012_img_val.tar"),
-        ("tars", _gone("ILSVRC2012_img_train.tar"), "put ILSVRC2012_img_train.tar"),
+        ("tars", _truncate("ILSVRC2012_img_train.tar"), "truncated, damaged or not a tar file"),
+        ("tars", _truncate("ILSVRC2012_img_val.tar"), "img_val.tar' is truncated"),
+        ("tars", _truncate("ILSVRC2012_devkit_t12.tar.gz"), "devkit_t12.tar.gz' cannot be read"),
+        ("tars", _move_away("ILSVRC2012_devkit_t12.tar.gz"), "put ILSVRC2012_devkit_t12.tar.gz"),
+        ("tars", _move_away("ILSVRC2012_img_val.tar"), "put ILSVRC2012_img_val.tar"),
+        ("tars", _move_away("ILSVRC2012_img_train.tar"), "put ILSVRC2012_img_train.tar"),
         (
             "tars",
             lambda root: (root / "ILSVRC2012_img_val.tar").write_bytes(b"x" * 2000),
-            "no tar file",
+            "not a tar file",
         ),
-        ("flat", _gone("ILSVRC2012_devkit_t12/data/meta.mat"), "cannot be read"),
-        ("flat", lambda root: (root / TRUTH).write_text("1\n2\n"), "they do not belong together"),
+        ("flat", _move_away("ILSVRC2012_devkit_t12/data/meta.mat"), "cannot be read"),
+        ("flat", lambda root: (root / TRUTH).write_text("1\n2\n"), "use the files of one release"),
         ("flat", lambda root: (root / TRUTH).write_text("77\n" * 18), "cannot be read"),
         ("flat", lambda root: (root / TRUTH).write_text("1\n" * 18), "is in only one of"),
         (
             "kaggle",
-            _gone("LOC_val_solution.csv"),
+            _move_away("LOC_val_solution.csv"),
             "classes of ImageNet's validation images are not in",
         ),
         (
@@ -210,34 +216,38 @@ CLS = "ILSVRC/Data/CLS-LOC"
             lambda root: (root / "LOC_val_solution.csv").write_text("a,b\n1,2\n"),
             "cannot be read",
         ),
-        ("kaggle", _gone(f"{CLS}/val"), "no validation images"),
-        ("kaggle", _gone(f"{CLS}/train"), "no training images"),
-        ("parquet", _gone("data/train-00001-of-00003.parquet"), "1 of 3 train shards are not in"),
-        ("parquet", _cut("data/validation-00001-of-00003.parquet"), "or a damaged one"),
+        ("kaggle", _move_away(f"{CLS}/val"), "no validation images"),
+        ("kaggle", _move_away(f"{CLS}/train"), "no training images"),
+        (
+            "parquet",
+            _move_away("data/train-00001-of-00003.parquet"),
+            "1 of 3 train shards are missing in",
+        ),
+        ("parquet", _truncate("data/validation-00001-of-00003.parquet"), "or is damaged"),
         (
             "parquet",
             lambda root: [file.unlink() for file in root.glob("data/val*")],
             r"no val-\*.parquet",
         ),
-        ("tree", _gone("train"), "looked for packed.json"),
+        ("tree", _move_away("train"), "expected packed.json"),
     ],
 )
-def test_refused_in_one_line(
-    tmp_path: Path, form: str, spoil: Callable[[Path], object], message: str
+def test_damaged_form_gives_one_line_error(
+    tmp_path: Path, form: str, damage: Callable[[Path], object], message: str
 ) -> None:
     root = fake.write(tmp_path / "set", form)
-    spoil(root)
-    with pytest.raises(RequestError, match=message) as refused:
+    damage(root)
+    with pytest.raises(RequestError, match=message) as error:
         opened(root)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
-def test_wrong_columns_and_settings(tmp_path: Path) -> None:
+def test_invalid_columns_and_settings(tmp_path: Path) -> None:
     root = fake.write(tmp_path / "set", "parquet")
     for settings, message in (
         ({"image": "img"}, "set data.image to one of image, label"),
-        ({"image": "label"}, "no encoded images"),
-        ({"label": "image"}, "no class number or name"),
+        ({"image": "label"}, "expected encoded images"),
+        ({"label": "image"}, "expected class numbers or names"),
         ({"label": 3}, "must be text"),
         ({"lable": "label"}, "did you mean 'label'"),
         ({"val": "test"}, r"no test-\*.parquet"),
@@ -248,17 +258,20 @@ def test_wrong_columns_and_settings(tmp_path: Path) -> None:
         with pytest.raises(RequestError, match="does not exist"):
             open_data({"name": name, "path": str(root / "nowhere")})
     with pytest.raises(RequestError, match="does not exist"):
-        detected(str(root / "nowhere"))
+        detect_data(str(root / "nowhere"))
 
 
 @pytest.mark.parametrize(
     ("form", "unwanted"),
     [("tree", {"torch", "pyarrow", "scipy"}), ("kaggle", {"torch", "pyarrow", "scipy"})],
 )
-def test_opening_loads_what_it_needs(tmp_path: Path, form: str, unwanted: set[str]) -> None:
+def test_opening_imports_only_what_it_needs(tmp_path: Path, form: str, unwanted: set[str]) -> None:
     root = fake.write(tmp_path / "set", form)
-    code = "import sys; from trainables.data import open_data; from trainables.data.detect import detected"
-    script = f"{code}; open_data(detected({str(root)!r})); print(*sys.modules)"
+    imports = (
+        "import sys; from trainables.data import open_data; "
+        "from trainables.data.detect import detect_data"
+    )
+    script = f"{imports}; open_data(detect_data({str(root)!r})); print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     ).stdout.split()

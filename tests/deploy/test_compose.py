@@ -1,8 +1,9 @@
-"""compose.yaml, by a parser of the compose specification (the package compose-spec) and by what this project needs of it.
+"""Tests of the compose files, with a parser of the compose specification and with our own checks.
 
-Checked by the parser: every key is one of the specification, every value can be read, networks and volumes are there. Its
-check skips where it is not installed; then only the lists written down here find a wrong key. Checked here: what refers to
-another part of the file finds it; addresses, ports, secrets and privileges. Not checked: what an engine makes of it.
+The parser (package compose-spec) checks that every key is in the specification, every value is
+valid, and networks and volumes exist. Its tests are skipped if it is not installed; then only the
+lists in this file detect a wrong key. Our own checks cover references within the file, addresses,
+ports, secrets and privileges. The behaviour of a container engine is not checked.
 """
 
 import copy
@@ -17,8 +18,9 @@ import yaml
 from tests.deploy.manifests import DEPLOY, compose, walk
 from tests.required import require_module
 
-TOP = {"name", "services", "networks", "volumes"}
-SERVICE = {
+TOP_LEVEL_KEYS = {"name", "services", "networks", "volumes"}
+# Allowed keys of a service, with their types.
+SERVICE_KEYS = {
     "build": dict,
     "cap_add": list,
     "cap_drop": list,
@@ -43,33 +45,35 @@ SERVICE = {
     "user": str,
     "volumes": list,
 }
-WITHIN = {
+# Allowed keys of the mappings in a service.
+NESTED_KEYS = {
     "build": {"context", "dockerfile", "target", "args"},
     "deploy": {"replicas", "resources"},
     "healthcheck": {"test", "interval", "timeout", "retries", "start_period"},
     "logging": {"driver", "options"},
 }
-VOLUME = {"type", "source", "target", "read_only"}
+VOLUME_KEYS = {"type", "source", "target", "read_only"}
 CONDITIONS = {"service_started", "service_healthy", "service_completed_successfully"}
 SECRETS = re.compile(r"TOKEN|PASSWORD|SECRET|ACCESS_KEY")
-INTERNAL = {"cluster", "stores"}
+INTERNAL_NETWORKS = {"cluster", "stores"}
 FILES = ("compose.yaml", "compose.gpu.yaml")
 
 
 def services() -> dict[str, dict[str, Any]]:
+    """Return the services of compose.yaml by name."""
     return compose()["services"]
 
 
 def interpolated(file: str) -> dict[str, Any]:
-    """The file with its variables' defaults, as Compose reads it before it looks at the values."""
+    """Load a file with the default values of its variables, as Compose does before validation."""
     text = (DEPLOY / "compose" / file).read_text(encoding="utf-8")
     return yaml.safe_load(
-        re.sub(r"\$\{\w+:(?:-([^}]*)|\?[^}]*)\}", lambda found: found[1] or "given", text)
+        re.sub(r"\$\{\w+:(?:-([^}]*)|\?[^}]*)\}", lambda match: match[1] or "given", text)
     )
 
 
-def mistake(document: dict[str, Any]) -> str | None:
-    """What the parser has against a file; skips where it is not installed."""
+def validation_error(document: dict[str, Any]) -> str | None:
+    """Return the parser's error for a file, or None; skips if the parser is not installed."""
     parser = require_module("compose_spec", "compose-spec")
     try:
         parser.PyCompose.from_json(json.dumps(document)).validate()
@@ -79,12 +83,12 @@ def mistake(document: dict[str, Any]) -> str | None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_file_keeps_to_the_specification(file: str) -> None:
-    assert mistake(interpolated(file)) is None
+def test_file_matches_the_specification(file: str) -> None:
+    assert validation_error(interpolated(file)) is None
 
 
-def test_a_typo_or_a_value_that_cannot_be_read_is_found() -> None:
-    for path, value, said in (
+def test_parser_rejects_typos_and_invalid_values() -> None:
+    for path, value, message in (
         ("services.head.read_onl", True, "read_onl"),
         ("services.head.networks.cluster.ipv4_addr", "10.213.85.2", "ipv4_addr"),
         ("services.head.networks.stage", {}, "stage"),
@@ -95,23 +99,23 @@ def test_a_typo_or_a_value_that_cannot_be_read_is_found() -> None:
         ("networks.cluster.internal", "yes", "boolean"),
     ):
         wrong = copy.deepcopy(interpolated("compose.yaml"))
-        *within, last = path.split(".")
+        *parents, last = path.split(".")
         inner = wrong
-        for key in within:
+        for key in parents:
             inner = inner[key]
         inner[last] = value
-        assert said in str(mistake(wrong)), path
+        assert message in str(validation_error(wrong)), path
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_key_is_one_of_the_specification(file: str) -> None:
+def test_keys_and_types_are_allowed(file: str) -> None:
     loaded = compose(file)
-    assert {key for key in loaded if not key.startswith("x-")} <= TOP
+    assert {key for key in loaded if not key.startswith("x-")} <= TOP_LEVEL_KEYS
     for name, service in loaded["services"].items():
         for key, value in service.items():
-            assert key in SERVICE, (name, key)
-            assert isinstance(value, SERVICE[key]), (name, key, value)
-            assert key not in WITHIN or set(value) <= WITHIN[key], (name, key)
+            assert key in SERVICE_KEYS, (name, key)
+            assert isinstance(value, SERVICE_KEYS[key]), (name, key, value)
+            assert key not in NESTED_KEYS or set(value) <= NESTED_KEYS[key], (name, key)
         assert all(isinstance(value, str) for value in service.get("environment", {}).values()), (
             name
         )
@@ -120,18 +124,21 @@ def test_every_key_is_one_of_the_specification(file: str) -> None:
         assert set(resources.get("limits", {})) <= {"cpus", "memory"}, name
         assert set(resources.get("reservations", {})) <= {"devices"}, name
         for volume in service.get("volumes", []):
-            assert set(volume) <= VOLUME and volume["type"] in ("volume", "bind"), (name, volume)
+            assert set(volume) <= VOLUME_KEYS and volume["type"] in ("volume", "bind"), (
+                name,
+                volume,
+            )
 
 
-def test_what_is_referred_to_is_there() -> None:
+def test_references_resolve() -> None:
     loaded = compose()
     for name, service in services().items():
         assert set(service.get("networks", [])) <= set(loaded["networks"]), name
-        for other, how in service.get("depends_on", {}).items():
-            assert (
-                other in services() and set(how) == {"condition"} and how["condition"] in CONDITIONS
-            ), (name, other)
-            assert how["condition"] != "service_healthy" or "healthcheck" in services()[other], (
+        for other, dependency in service.get("depends_on", {}).items():
+            assert other in services() and set(dependency) == {"condition"}, (name, other)
+            condition = dependency["condition"]
+            assert condition in CONDITIONS, (name, other)
+            assert condition != "service_healthy" or "healthcheck" in services()[other], (
                 name,
                 other,
             )
@@ -152,14 +159,14 @@ def test_what_is_referred_to_is_there() -> None:
     assert set(compose("compose.gpu.yaml")["services"]) <= set(services())
 
 
-def test_services_that_talk_share_a_network() -> None:
+def test_connected_services_share_a_network() -> None:
     for name, service in services().items():
-        words = f"{service.get('environment')} {service.get('command')}"
-        for host in set(re.findall(r"(?<![\w.])(mlflow|postgres|s3|head):\d+", words)) - {name}:
+        text = f"{service.get('environment')} {service.get('command')}"
+        for host in set(re.findall(r"(?<![\w.])(mlflow|postgres|s3|head):\d+", text)) - {name}:
             assert set(service["networks"]) & set(services()[host]["networks"]), (name, host)
 
 
-def test_rays_nodes_have_their_addresses_on_the_network_that_they_share() -> None:
+def test_ray_nodes_use_addresses_of_their_shared_network() -> None:
     nodes = {
         name: service
         for name, service in services().items()
@@ -167,46 +174,49 @@ def test_rays_nodes_have_their_addresses_on_the_network_that_they_share() -> Non
     }
     shared = set.intersection(*(set(service["networks"]) for service in nodes.values()))
     assert set(nodes) == {"head", "worker"} and shared == {"cluster"}
-    # On several networks Ray takes the address of the one that leads outside, which the others do not reach.
+    # On several networks Ray uses the address of the network with external access, to which the
+    # other nodes cannot connect.
     for name, service in nodes.items():
         command = " ".join(service["command"])
-        named = re.findall(r"--node-ip-address[ =](\S+)", command)
-        assert len(named) == (len(service["networks"]) > 1), name
-        for address in named:
+        addresses = re.findall(r"--node-ip-address[ =](\S+)", command)
+        assert len(addresses) == (len(service["networks"]) > 1), name
+        for address in addresses:
             (fixed,) = {
-                given["ipv4_address"]
-                for given in service["networks"].values()
-                if "ipv4_address" in given
+                network["ipv4_address"]
+                for network in service["networks"].values()
+                if "ipv4_address" in network
             }
             assert service["networks"]["cluster"]["ipv4_address"] == fixed == address
             (pool,) = compose()["networks"]["cluster"]["ipam"]["config"]
-            subnet, others = (
-                ipaddress.ip_network(pool["subnet"]),
-                ipaddress.ip_network(pool["ip_range"]),
-            )
-            # Not the gateway's, and not one that a container which starts earlier may get.
-            assert ipaddress.ip_address(address) in subnet and ipaddress.ip_address(
-                address
-            ) not in (subnet[0], subnet[1], subnet[-1])
-            assert others.subnet_of(subnet) and ipaddress.ip_address(address) not in others  # pyright: ignore[reportArgumentType]
-    # Inside the head its name has an address on each of its networks: a search there asks Ray which one it has.
+            subnet = ipaddress.ip_network(pool["subnet"])
+            others = ipaddress.ip_network(pool["ip_range"])
+            # Neither the gateway's address nor one that a container which starts earlier can get.
+            head = ipaddress.ip_address(address)
+            assert head in subnet and head not in (subnet[0], subnet[1], subnet[-1])
+            assert others.subnet_of(subnet)  # pyright: ignore[reportArgumentType]
+            assert head not in others
+    # In the head's container, its host name has an address on each of its networks: a search there
+    # reads from Ray which address the head uses.
     assert nodes["head"]["environment"]["RAY_ADDRESS"] == "auto"
 
 
-def test_the_host_opens_its_own_address_alone_and_the_rest_is_internal() -> None:
+def test_ports_are_published_on_loopback_only() -> None:
     published = {port for service in services().values() for port in service.get("ports", [])}
     assert published == {"127.0.0.1:8265:8265", "127.0.0.1:5000:5000"}
     networks = compose()["networks"]
-    assert {name for name, network in networks.items() if network.get("internal")} == INTERNAL
+    assert {
+        name for name, network in networks.items() if network.get("internal")
+    } == INTERNAL_NETWORKS
     for name, service in services().items():
         assert service.get("network_mode") in (None, "none"), name
         assert ("edge" in service.get("networks", [])) == ("ports" in service), name
-        # Who listens on every address does it on networks that lead nowhere, or behind a port of 127.0.0.1.
+        # Services that listen on all addresses are on internal networks, or behind a port published
+        # on 127.0.0.1.
         if "0.0.0.0" in str(service.get("command")):
-            assert set(service["networks"]) - INTERNAL <= {"edge"}, name
+            assert set(service["networks"]) - INTERNAL_NETWORKS <= {"edge"}, name
 
 
-def test_secrets_come_from_the_env_file_and_missing_ones_are_refused() -> None:
+def test_secrets_come_from_the_env_file_and_are_required() -> None:
     for name, service in services().items():
         for key, value in service.get("environment", {}).items():
             if SECRETS.search(key):
@@ -216,12 +226,8 @@ def test_secrets_come_from_the_env_file_and_missing_ones_are_refused() -> None:
         )
     lines = (DEPLOY / "compose/.env.example").read_text(encoding="utf-8").splitlines()
     example = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    asked = set(
-        re.findall(
-            r"\$\{([A-Z0-9_]+)", (DEPLOY / "compose/compose.yaml").read_text(encoding="utf-8")
-        )
-    )
-    assert set(example) == asked
+    text = (DEPLOY / "compose/compose.yaml").read_text(encoding="utf-8")
+    assert set(example) == set(re.findall(r"\$\{([A-Z0-9_]+)", text))
     assert all(not value for key, value in example.items() if SECRETS.search(key))
     assert ".env" in (DEPLOY / "compose/.gitignore").read_text(encoding="utf-8").splitlines()
 
@@ -230,8 +236,8 @@ def test_every_service_is_unprivileged() -> None:
     for name, service in services().items():
         assert service["cap_drop"] == ["ALL"] and service["read_only"] is True, name
         assert service["security_opt"] == ["no-new-privileges:true"], name
-        # One has to be root to give a folder away.
+        # Only root can change the owner of a folder.
         root = name == "s3-folder"
         assert (service["user"].split(":")[0] == "0") == root, name
         assert service.get("cap_add") == (["CHOWN"] if root else None), name
-    assert not any("privileged" in found for found in walk(compose()))
+    assert not any("privileged" in mapping for mapping in walk(compose()))

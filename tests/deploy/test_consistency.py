@@ -1,4 +1,7 @@
-"""Everything in deploy/ against everything else: versions, names, ports, paths, secrets, options, commands, configurations."""
+"""Tests that the files of deploy/ agree with each other and with the rest of the repository.
+
+They compare versions, names, ports, paths, secrets, options, commands and configurations.
+"""
 
 import re
 import shlex
@@ -16,32 +19,36 @@ from tests.deploy.manifests import (
     SETS,
     compose,
     containers,
+    documents,
     launcher,
     of_kind,
     pods,
-    texts,
+    text_files,
     walk,
 )
 
 pytestmark = pytest.mark.quick
 
 PORTS = {"mlflow": 5000, "postgres": 5432, "s3": 8333, "head": 6379}
-OUTSIDE = {"postgres", "chrislusf/seaweedfs"}
+EXTERNAL_IMAGES = {"postgres", "chrislusf/seaweedfs"}
 
 
 @cache
 def pinned() -> dict[str, str]:
+    """Return the versions of constraints.txt by package name."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
     return {name.lower(): version for name, _, version in (line.partition("==") for line in lines)}
 
 
 def installed(package: str) -> Path:
+    """Return the folder of an installed package without importing the package."""
     from importlib.util import find_spec
 
     return Path(str(getattr(find_spec(package), "origin", None))).parent
 
 
 def images() -> Iterator[tuple[str, str]]:
+    """Yield every image with the name of the file and the object or service that uses it."""
     for which in SETS:
         for name, template in pods(which):
             yield from (
@@ -56,82 +63,74 @@ def images() -> Iterator[tuple[str, str]]:
     yield "aws.yaml", launcher("aws.yaml")["docker"]["image"].removeprefix("registry.example/")
 
 
-def test_every_image_has_its_exact_version() -> None:
+def test_every_image_has_an_exact_version() -> None:
     from tinynet_search.version import __version__
 
-    ours = {
+    own = {
         f"tinynet-search:{__version__}-{variant}" for variant in ("cpu", "cuda", "cuda-launcher")
     }
-    ours |= {f"tinynet-mlflow:{pinned()['mlflow']}"}
-    others = {image for _, image in images() if image.split(":")[0] in OUTSIDE}
-    assert {image for _, image in images()} == ours | others
-    assert len(others) == len(OUTSIDE), "one version of each, everywhere"
-    assert all(re.fullmatch(r"[\w/.-]+:\d+\.\d+[\w.-]*", image) for image in others)
+    own |= {f"tinynet-mlflow:{pinned()['mlflow']}"}
+    external = {image for _, image in images() if image.split(":")[0] in EXTERNAL_IMAGES}
+    assert {image for _, image in images()} == own | external
+    assert len(external) == len(EXTERNAL_IMAGES), "expected one version of each external image"
+    assert all(re.fullmatch(r"[\w/.-]+:\d+\.\d+[\w.-]*", image) for image in external)
     for where, image in images():
-        variant = (
-            "cuda-launcher"
-            if where == "aws.yaml"
-            else "cuda"
-            if re.search("production|gpu", where)
-            else "cpu"
-        )
-        assert not image.startswith("tinynet-search:") or image.endswith(f"-{variant}"), (
-            where,
-            image,
-        )
+        if image.startswith("tinynet-search:"):
+            assert image.endswith(f"-{variant_of(where)}"), (where, image)
     built = set(re.findall(r"--tag (\S+)", (DEPLOY / "README.md").read_text(encoding="utf-8")))
-    assert built == ours
+    assert built == own
 
 
-def test_versions_are_those_of_the_constraints() -> None:
+def variant_of(where: str) -> str:
+    """Return the variant of the search's image that a file must use."""
+    if where == "aws.yaml":
+        return "cuda-launcher"
+    return "cuda" if re.search("production|gpu", where) else "cpu"
+
+
+def test_versions_match_the_constraints() -> None:
     for which in SETS:
-        for found in of_kind(which, "RayCluster", "RayJob"):
-            spec = found["spec"].get("rayClusterSpec", found["spec"])
+        for document in of_kind(which, "RayCluster", "RayJob"):
+            spec = document["spec"].get("rayClusterSpec", document["spec"])
             assert spec["rayVersion"] == pinned()["ray"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["requires-python"] == ">=3.11"
-    for path in texts():
+    for path in text_files():
         text = path.read_text(encoding="utf-8")
         assert set(re.findall(r"[Pp]ython ?:?(3\.\d+)", text)) <= {"3.11"}, path
 
 
-def test_what_is_installed_by_name_is_pinned() -> None:
+def test_all_dependencies_are_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    assert set(extras) == {"submit", "demo", "search", "dev"}
-    for name, wanted in {"": project["dependencies"], **extras}.items():
-        packages = {re.split(r"[\[<>=~!; ]", requirement)[0].lower() for requirement in wanted}
+    assert set(extras) == {"submit", "demo", "search", "dev", "dev-deploy", "dev-docs"}
+    for name, requirements in {"": project["dependencies"], **extras}.items():
+        packages = {re.split(r"[\[<>=~!; ]", item)[0].lower() for item in requirements}
         known = {pin.replace("_", "-") for pin in pinned()}
         assert packages - {"tinynet-search"} <= known, name
 
 
 @pytest.mark.parametrize("which", SETS)
-def test_every_secret_that_is_used_is_one_that_the_readme_makes(which: str) -> None:
+def test_used_secrets_are_those_that_the_readme_creates(which: str) -> None:
     readme = (DEPLOY / "kuberay/README.md").read_text(encoding="utf-8")
-    made = {
+    created = {
         (name, key)
         for name, files in re.findall(r"create secret generic (\S+) (.*)", readme)
         for key in re.findall(r"--from-file=([\w-]+)=", files)
     }
     used = {
-        (found["secretKeyRef"]["name"], found["secretKeyRef"]["key"])
-        for found in walk(of_kind_all(which))
-        if "secretKeyRef" in found
+        (mapping["secretKeyRef"]["name"], mapping["secretKeyRef"]["key"])
+        for mapping in walk([document for _, document in documents(which)])
+        if "secretKeyRef" in mapping
     }
-    assert used == made
-    assert ("ray-token", "auth_token") in made
+    assert used == created
+    assert ("ray-token", "auth_token") in created
     assert not of_kind(which, "Secret")
     assert "--from-literal" not in readme
 
 
-def of_kind_all(which: str) -> list[dict[str, Any]]:
-    from tests.deploy.manifests import documents
-
-    return [document for _, document in documents(which)]
-
-
 @pytest.mark.parametrize("which", SETS)
-def test_no_value_of_a_secret_is_written_down(which: str) -> None:
+def test_manifests_contain_no_secret_values(which: str) -> None:
     for _, template in pods(which):
         for container in containers(template):
             for variable in container.get("env", []):
@@ -144,9 +143,11 @@ def test_no_value_of_a_secret_is_written_down(which: str) -> None:
             )
 
 
-def test_services_answer_on_the_ports_that_others_ask() -> None:
+def test_ports_are_the_same_everywhere() -> None:
     for which in SETS:
-        services = {found["metadata"]["name"]: found["spec"] for found in of_kind(which, "Service")}
+        services = {
+            service["metadata"]["name"]: service["spec"] for service in of_kind(which, "Service")
+        }
         assert {name: spec["ports"][0]["port"] for name, spec in services.items()} == {
             name: PORTS[name] for name in services
         }
@@ -170,23 +171,23 @@ def test_services_answer_on_the_ports_that_others_ask() -> None:
                 for port in rule.get("ports", [])
             }
             assert allowed <= {PORTS.get(name, 8265)}, name
-    for path in texts():
+    for path in text_files():
         text = path.read_text(encoding="utf-8")
         for name, port in re.findall(r"(?<![\w-])(mlflow|postgres|s3|head):(\d+)\b(?!\.)", text):
             assert int(port) == PORTS[name], (path, name, port)
 
 
-def test_environment_variables_are_ones_that_mlflow_knows() -> None:
+def test_mlflow_defines_the_environment_variables() -> None:
     package = installed("mlflow")
     names = ("environment_variables.py", "utils/cli_args.py", "cli/__init__.py")
     known = "".join((package / name).read_text(encoding="utf-8") for name in names)
-    for path in texts():
+    for path in text_files():
         for name in set(re.findall(r"\b(MLFLOW_[A-Z0-9_]+)\b", path.read_text(encoding="utf-8"))):
             assert f'"{name}"' in known, (path, name)
 
 
-def servers() -> Iterator[tuple[str, list[str]]]:
-    """Every command that is started in a container."""
+def container_commands() -> Iterator[tuple[str, list[str]]]:
+    """Yield every command of a container, with the name of the file and the object or service."""
     for which in SETS:
         for name, template in pods(which):
             yield from (
@@ -202,7 +203,10 @@ def servers() -> Iterator[tuple[str, list[str]]]:
 
 
 def options(package: str, *sources: str) -> set[str]:
-    """Every option that a package's command line defines, read and not imported, which takes seconds."""
+    """Return the options of a package's command line.
+
+    They are read from the source files, because importing the package takes seconds.
+    """
     folder = installed(package)
     return {
         option
@@ -211,39 +215,44 @@ def options(package: str, *sources: str) -> set[str]:
     }
 
 
-def test_options_of_mlflow_and_ray_are_ones_that_they_have() -> None:
+def test_mlflow_and_ray_define_the_options() -> None:
     mlflow = options("mlflow", "cli/__init__.py", "utils/cli_args.py")
     ray = options("ray", "scripts/scripts.py")
     assert {"--app-name", "--workers"} <= mlflow and {"--head", "--block"} <= ray
     started = [
-        (where, command) for where, command in servers() if command[:2] == ["mlflow", "server"]
+        (where, command)
+        for where, command in container_commands()
+        if command[:2] == ["mlflow", "server"]
     ]
     assert len(started) == 3
     for where, command in started:
         assert {word for word in command if word.startswith("--")} <= mlflow, where
-        assert command == started[0][1], "the same server everywhere"
-    for path in texts():
+        assert command == started[0][1], "expected the same MLflow server command in all files"
+    for path in text_files():
         text = re.sub(r"\\?\n\s+(?=--|- --)", " ", path.read_text(encoding="utf-8"))
         for line in re.findall(r"\bray start(.*)", text):
             assert set(re.findall(r"(?<!\S)--[a-z-]+", line)) <= ray, (path, line)
-    for where, command in servers():
+    for where, command in container_commands():
         if where in ("compose head", "compose worker"):
             assert {word.split("=")[0] for word in command if word.startswith("--")} <= ray, where
 
 
 def commands() -> Iterator[tuple[Path, str]]:
-    """Every ``tinynet`` command line: in backticks, on a line of its own, after ``exec``, of a job."""
-    for path in texts():
+    """Yield every ``tinynet`` command line with its file.
+
+    It is in backticks, on its own line, after ``exec``, or the entrypoint of a job.
+    """
+    for path in text_files():
         for line in path.read_text(encoding="utf-8").splitlines():
-            found = re.findall(r"`(?:[^`]*\bexec [^`]*?\s)?tinynet ([a-z][^`]*)`", line)
+            matches = re.findall(r"`(?:[^`]*\bexec [^`]*?\s)?tinynet ([a-z][^`]*)`", line)
             if "`" not in line:
-                found += re.findall(
+                matches += re.findall(
                     r"^(?:\s*|.*\bexec .*?\s|\s*entrypoint: )tinynet ([a-z].*)", line
                 )
-            yield from ((path, re.split(r"\s{2,}| &$", command)[0]) for command in found)
+            yield from ((path, re.split(r"\s{2,}| &$", command)[0]) for command in matches)
 
 
-def test_every_command_is_one_that_the_command_line_knows() -> None:
+def test_tinynet_commands_and_options_exist() -> None:
     import typer
 
     import tinynet_search.cli.main  # noqa: F401
@@ -280,11 +289,12 @@ def test_every_command_is_one_that_the_command_line_knows() -> None:
 
 
 def configurations() -> list[tuple[str, str]]:
+    """Return the text of every search configuration, with its name."""
     inline = [
-        (f"{which} search.toml", found["data"]["search.toml"])
+        (f"{which} search.toml", document["data"]["search.toml"])
         for which in SETS
-        for found in of_kind(which, "ConfigMap")
-        if "search.toml" in found["data"]
+        for document in of_kind(which, "ConfigMap")
+        if "search.toml" in document["data"]
     ]
     return [
         *inline,
@@ -293,7 +303,7 @@ def configurations() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("where", "text"), configurations(), ids=lambda value: value.split()[0])
-def test_configurations_load_and_point_into_the_shared_volume(
+def test_configurations_load_and_use_the_shared_volume(
     where: str, text: str, tmp_path: Path
 ) -> None:
     from tinynet_search.config import load_config
@@ -307,7 +317,7 @@ def test_configurations_load_and_point_into_the_shared_volume(
 
 
 @pytest.mark.parametrize("which", SETS)
-def test_the_rayjob_runs_the_configuration_that_is_mounted(which: str) -> None:
+def test_rayjob_runs_the_mounted_configuration(which: str) -> None:
     (job,) = of_kind(which, "RayJob")
     assert (
         job["spec"]["entrypoint"] == "tinynet search /config/search.toml --storage /shared/searches"
@@ -316,14 +326,14 @@ def test_the_rayjob_runs_the_configuration_that_is_mounted(which: str) -> None:
     assert {"name": "config", "mountPath": "/config", "readOnly": True} in head["volumeMounts"]
 
 
-def test_nothing_floats_and_nothing_is_privileged() -> None:
-    for path in texts():
+def test_no_latest_tags_and_no_privileged_containers() -> None:
+    for path in text_files():
         text = path.read_text(encoding="utf-8")
         assert not re.search(r":latest\b|privileged: true|index-url [^\"]", text), path
         assert all(len(line) <= 250 for line in text.splitlines() if path.suffix != ".md"), path
 
 
-def test_every_folder_says_what_to_set_and_its_links_lead_somewhere() -> None:
+def test_every_folder_has_a_readme_with_valid_links() -> None:
     readmes = [
         DEPLOY / "README.md",
         *(DEPLOY / name / "README.md" for name in ("compose", "kuberay", "slurm", "vm")),
@@ -331,4 +341,4 @@ def test_every_folder_says_what_to_set_and_its_links_lead_somewhere() -> None:
     for readme in readmes:
         for target in re.findall(r"\]\(([^)#]+)\)", readme.read_text(encoding="utf-8")):
             assert (readme.parent / target).exists(), (readme, target)
-    assert "No engine to run containers is at hand here" in readmes[0].read_text(encoding="utf-8")
+    assert "No container engine was available" in readmes[0].read_text(encoding="utf-8")

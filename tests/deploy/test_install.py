@@ -1,4 +1,8 @@
-"""tools/install.py: a package from a local index by uv and by pip, and pip's settings as uv takes them."""
+"""Tests of tools/install.py and of the set-up targets of the Makefile.
+
+uv and pip install a small package from a local index. Other tests check how the script converts
+pip's settings for uv.
+"""
 
 import base64
 import functools
@@ -23,24 +27,26 @@ from typing import Any
 import pytest
 
 from tests.deploy.manifests import ROOT
-from tests.tracking.servers import playing
+from tests.tracking.servers import serving
 
 SCRIPT = ROOT / "tools/install.py"
 PACKAGE, VERSIONS = "tiny-thing", ("1.0", "2.0")
-PIP_INSTEAD = "install.py: pip installs in the place of uv: "
+PIP_INSTEAD = "install.py: using pip instead of uv: "
 
 
 def write_wheel(
     folder: Path, name: str, version: str, files: Mapping[str, bytes], *, tag: str = "py3-none-any"
 ) -> None:
-    """A wheel, written by hand, in its project's page of a simple index."""
+    """Write a wheel and the page of its project in a simple index."""
     page = folder / re.sub(r"[-_.]+", "-", name).lower()
     page.mkdir(parents=True, exist_ok=True)
     stem = f"{name.replace('-', '_')}-{version}"
+    metadata_text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    wheel_text = f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: {tag}\n"
     contents = {
         **files,
-        f"{stem}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
-        f"{stem}.dist-info/WHEEL": f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: {tag}\n".encode(),
+        f"{stem}.dist-info/METADATA": metadata_text.encode(),
+        f"{stem}.dist-info/WHEEL": wheel_text.encode(),
     }
     record = "".join(
         f"{path},sha256={digest(data)},{len(data)}\n" for path, data in contents.items()
@@ -60,27 +66,28 @@ def write_wheel(
 
 
 def digest(data: bytes) -> str:
+    """Return the SHA-256 hash as RECORD files encode it."""
     return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
 
 
 def write_uv(folder: Path) -> None:
-    """The installed uv as a wheel again: an index of this machine from which pip takes it."""
-    found = metadata.distribution("uv")
+    """Write a wheel of the installed uv, so that pip can install uv from the local index."""
+    uv = metadata.distribution("uv")
     files: dict[str, bytes] = {}
-    for path in found.files or ():
+    for path in uv.files or ():
         if ".dist-info" not in path.parts[0] and path.suffix != ".pyc":
-            to = (
-                f"uv-{found.version}.data/scripts/{path.name}"
-                if path.parts[0] == ".."
-                else str(path)
-            )
-            files[to] = Path(str(path.locate())).read_bytes()
-    write_wheel(folder, "uv", found.version, files)
+            is_script = path.parts[0] == ".."
+            name = f"uv-{uv.version}.data/scripts/{path.name}" if is_script else str(path)
+            files[name] = Path(str(path.locate())).read_bytes()
+    write_wheel(folder, "uv", uv.version, files)
 
 
 @dataclass
 class Machine:
-    """An environment that has pip alone, and pip's settings; nothing of this machine's own settings reaches it."""
+    """An environment that contains only pip, and the settings of pip.
+
+    It is isolated from the settings of the real machine.
+    """
 
     home: Path
     index: str
@@ -92,22 +99,27 @@ class Machine:
     def install(
         self, settings: str, *arguments: str, **variables: str
     ) -> "subprocess.CompletedProcess[str]":
-        """Run the script with the settings of a pip.conf."""
+        """Run the script with these settings in pip.conf."""
         conf = self.home / "pip.conf"
         conf.write_text(f"[global]\nindex-url = {self.index}\n{settings}")
-        kept = {
+        inherited = {
             name: value
             for name, value in os.environ.items()
             if not name.upper().startswith(("PIP_", "UV_", "XDG_"))
         }
-        own = {
+        isolated = {
             "HOME": str(self.home),
             "NO_PROXY": "127.0.0.1",
             "XDG_CONFIG_DIRS": str(self.home),
             "PIP_CONFIG_FILE": str(conf),
             "PIP_NO_CACHE_DIR": "1",
         }
-        environment = {**kept, **own, "UV_CACHE_DIR": str(self.home / "cache"), **variables}
+        environment = {
+            **inherited,
+            **isolated,
+            "UV_CACHE_DIR": str(self.home / "cache"),
+            **variables,
+        }
         command = [str(self.python), str(SCRIPT), *arguments]
         return subprocess.run(
             command,
@@ -120,149 +132,147 @@ class Machine:
         )
 
     def installed(self, name: str = PACKAGE) -> tuple[str, str] | None:
-        """(installer, version) of a package; None where it is not installed."""
-        found = [
-            d
-            for d in metadata.distributions(
-                path=[str(p) for p in self.home.glob("venv/lib/*/site-packages")]
-            )
-            if d.name == name
-        ]
-        return (
-            ((found[0].read_text("INSTALLER") or "").strip(), found[0].version) if found else None
-        )
+        """Return the installer and the version of a package, or None if it is not installed."""
+        folders = [str(path) for path in self.home.glob("venv/lib/*/site-packages")]
+        for package in metadata.distributions(path=folders):
+            if package.name == name:
+                return (package.read_text("INSTALLER") or "").strip(), package.version
+        return None
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with pip alone, to be copied: to make one takes seconds."""
-    home = tmp_path_factory.mktemp("plain") / "venv"
+def empty_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment that contains only pip; tests copy it, because creating one takes seconds."""
+    home = tmp_path_factory.mktemp("empty") / "venv"
     venv.create(home, with_pip=True, symlinks=True)
     return home
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
-    """Addresses of simple indexes: ``whole`` has uv and the package's first version, ``without`` no uv, ``newer`` another version."""
+    """Return a function that maps the name of a simple index to its URL.
+
+    ``with_uv`` has uv and the first version of the package, ``without_uv`` only that version, and
+    ``newer`` only the second version.
+    """
     folder = tmp_path_factory.mktemp("indexes")
-    for name, version in (("whole", VERSIONS[0]), ("without", VERSIONS[0]), ("newer", VERSIONS[1])):
-        write_wheel(
-            folder / name, PACKAGE, version, {"tiny_thing.py": f"VERSION = {version!r}\n".encode()}
-        )
-    write_uv(folder / "whole")
+    versions = {"with_uv": VERSIONS[0], "without_uv": VERSIONS[0], "newer": VERSIONS[1]}
+    for name, version in versions.items():
+        files = {"tiny_thing.py": f"VERSION = {version!r}\n".encode()}
+        write_wheel(folder / name, PACKAGE, version, files)
+    write_uv(folder / "with_uv")
     serve = functools.partialmethod(SimpleHTTPRequestHandler.__init__, directory=str(folder))
-    with playing(type("Files", (SimpleHTTPRequestHandler,), {"__init__": serve})) as address:
-        yield lambda name: f"{address}/{name}/" if name == "whole" else (folder / name).as_uri()
+    with serving(type("Files", (SimpleHTTPRequestHandler,), {"__init__": serve})) as address:
+        yield lambda name: f"{address}/{name}/" if name == "with_uv" else (folder / name).as_uri()
 
 
 @pytest.fixture
-def machine(plain: Path, index: Callable[[str], str], tmp_path: Path) -> Machine:
-    shutil.copytree(plain, tmp_path / "venv", symlinks=True)
-    return Machine(tmp_path, index("whole"))
+def machine(empty_venv: Path, index: Callable[[str], str], tmp_path: Path) -> Machine:
+    shutil.copytree(empty_venv, tmp_path / "venv", symlinks=True)
+    return Machine(tmp_path, index("with_uv"))
 
 
-def test_uv_installs_from_the_index_that_pip_is_set_to(machine: Machine) -> None:
-    done = machine.install("", PACKAGE)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_uv_installs_from_the_index_of_pip(machine: Machine) -> None:
+    completed = machine.install("", PACKAGE)
+    assert (completed.returncode, completed.stderr) == (0, "")
     assert machine.installed() == ("uv", VERSIONS[0])
     assert machine.installed("uv") == ("pip", metadata.version("uv"))
 
 
-def test_uv_takes_the_best_version_of_all_indexes_as_pip_does(
+def test_uv_installs_the_best_version_of_all_indexes_like_pip(
     machine: Machine, index: Callable[[str], str]
 ) -> None:
-    done = machine.install(
-        f"extra-index-url =\n    {index('without')}\n    {index('newer')}\n", PACKAGE
+    completed = machine.install(
+        f"extra-index-url =\n    {index('without_uv')}\n    {index('newer')}\n", PACKAGE
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (completed.returncode, completed.stderr) == (0, "")
     assert machine.installed() == ("uv", VERSIONS[1])
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ("pre = true\n", "pip's setting pre cannot be handed to uv"),
+        ("pre = true\n", "pip's setting pre has no counterpart in uv"),
         (
             "platform-of-next-year = 1\n",
-            "pip's setting platform-of-next-year cannot be handed to uv",
+            "pip's setting platform-of-next-year has no counterpart in uv",
         ),
     ],
 )
-def test_pip_installs_where_a_setting_cannot_be_handed_over(
+def test_pip_installs_if_a_setting_has_no_counterpart(
     settings: str, reason: str, machine: Machine
 ) -> None:
-    done = machine.install(settings, PACKAGE)
-    assert (done.returncode, done.stderr) == (0, f"{PIP_INSTEAD}{reason}\n")
+    completed = machine.install(settings, PACKAGE)
+    assert (completed.returncode, completed.stderr) == (0, f"{PIP_INSTEAD}{reason}\n")
     assert machine.installed() == ("pip", VERSIONS[0])
     assert machine.installed("uv") is None
 
 
-def test_pip_installs_where_the_index_has_no_uv(
-    machine: Machine, index: Callable[[str], str]
-) -> None:
-    machine.index = index("without")
-    done = machine.install("", PACKAGE)
-    assert done.returncode == 0
-    (line,) = done.stderr.splitlines()
+def test_pip_installs_if_the_index_has_no_uv(machine: Machine, index: Callable[[str], str]) -> None:
+    machine.index = index("without_uv")
+    completed = machine.install("", PACKAGE)
+    assert completed.returncode == 0
+    (line,) = completed.stderr.splitlines()
     assert line.startswith(f"{PIP_INSTEAD}uv cannot be installed: ERROR: ")
     assert machine.installed() == ("pip", VERSIONS[0])
 
 
-def test_pip_installs_where_uv_fails(machine: Machine) -> None:
-    done = machine.install("", PACKAGE, UV_DEFAULT_INDEX=(machine.home / "nowhere").as_uri())
-    assert done.returncode == 0
-    assert f"{PIP_INSTEAD}uv ended with status " in done.stderr
+def test_pip_installs_if_uv_fails(machine: Machine) -> None:
+    completed = machine.install("", PACKAGE, UV_DEFAULT_INDEX=(machine.home / "nowhere").as_uri())
+    assert completed.returncode == 0
+    assert f"{PIP_INSTEAD}uv ended with status " in completed.stderr
     assert machine.installed() == ("pip", VERSIONS[0])
 
 
-def test_the_installer_can_be_named(machine: Machine) -> None:
-    done = machine.install("", PACKAGE, TINYNET_INSTALLER="conda")
-    assert (done.returncode, done.stderr) == (
+def test_installer_can_be_chosen(machine: Machine) -> None:
+    completed = machine.install("", PACKAGE, TINYNET_INSTALLER="conda")
+    assert (completed.returncode, completed.stderr) == (
         2,
-        "install.py: TINYNET_INSTALLER is 'conda', neither pip nor uv\n",
+        "install.py: expected TINYNET_INSTALLER to be pip or uv, got 'conda'\n",
     )
-    done = machine.install("pre = true\n", PACKAGE, TINYNET_INSTALLER="uv")
-    assert (done.returncode, done.stderr) == (
+    completed = machine.install("pre = true\n", PACKAGE, TINYNET_INSTALLER="uv")
+    assert (completed.returncode, completed.stderr) == (
         1,
-        "install.py: uv cannot install: pip's setting pre cannot be handed to uv\n",
+        "install.py: uv cannot install: pip's setting pre has no counterpart in uv\n",
     )
     assert machine.installed() is None
-    done = machine.install("", PACKAGE, TINYNET_INSTALLER="pip")
-    assert (done.returncode, done.stderr) == (0, f"{PIP_INSTEAD}TINYNET_INSTALLER=pip\n")
+    completed = machine.install("", PACKAGE, TINYNET_INSTALLER="pip")
+    assert (completed.returncode, completed.stderr) == (0, f"{PIP_INSTEAD}TINYNET_INSTALLER=pip\n")
     assert machine.installed() == ("pip", VERSIONS[0])
     assert machine.installed("uv") is None
 
 
 @pytest.mark.parametrize(("forbidden", "compiled"), [("", 0), ("1", 1)])
-def test_uv_compiles_where_python_writes_no_bytecode(
+def test_uv_compiles_bytecode_if_python_must_not(
     forbidden: str, compiled: int, machine: Machine
 ) -> None:
-    done = machine.install("", PACKAGE, PYTHONDONTWRITEBYTECODE=forbidden)
-    assert (done.returncode, done.stderr) == (0, "")
+    completed = machine.install("", PACKAGE, PYTHONDONTWRITEBYTECODE=forbidden)
+    assert (completed.returncode, completed.stderr) == (0, "")
     assert (
         len(list(machine.home.glob("venv/lib/*/site-packages/__pycache__/tiny_thing.*.pyc")))
         == compiled
     )
 
 
-def test_what_cannot_be_found_fails(machine: Machine) -> None:
-    done = machine.install("", "no-such-thing")
-    assert done.returncode == 1
-    assert "No matching distribution found for no-such-thing" in done.stderr
+def test_unknown_package_is_an_error(machine: Machine) -> None:
+    completed = machine.install("", "no-such-thing")
+    assert completed.returncode == 1
+    assert "No matching distribution found for no-such-thing" in completed.stderr
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
+    """Import tools/install.py."""
     spec = spec_from_file_location("tinynet_install", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
-    # Its dataclass looks its module up.
+    # The decorator of its dataclass looks up the module in sys.modules.
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
-def test_settings_are_read_as_pip_orders_them(script: ModuleType) -> None:
+def test_settings_are_read_in_the_order_of_pip(script: ModuleType) -> None:
     listed = r"""
 :env:.find-links='/of/the/environment'
 :env:.timeout=''
@@ -274,7 +284,7 @@ global.proxy="it's"
 global.timeout='20'
 install.index-url='https://of.install'
 """
-    assert script.settings_of(listed) == {
+    assert script.parse_settings(listed) == {
         "extra-index-url": "file:///one\nfile:///two",
         "find-links": "/of/the/environment",
         "index-url": "https://of.install",
@@ -283,7 +293,8 @@ install.index-url='https://of.install'
     }
 
 
-HANDED: list[tuple[dict[str, str], dict[str, str], list[str]]] = [
+# pip's settings, and the variables and options of uv that they are converted to.
+CONVERTED: list[tuple[dict[str, str], dict[str, str], list[str]]] = [
     ({}, {}, []),
     ({"index-url": "https://a/simple"}, {"UV_DEFAULT_INDEX": "https://a/simple"}, []),
     (
@@ -326,29 +337,31 @@ HANDED: list[tuple[dict[str, str], dict[str, str], list[str]]] = [
 
 @pytest.mark.parametrize(
     ("settings", "variables", "options"),
-    HANDED,
+    CONVERTED,
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_settings_are_handed_over(
+def test_settings_are_converted_for_uv(
     settings: dict[str, str], variables: dict[str, str], options: list[str], script: ModuleType
 ) -> None:
-    handed = script.handed_over(settings, {})
-    assert (handed.variables, handed.options) == (variables, options)
+    converted = script.uv_settings(settings, {})
+    assert (converted.variables, converted.options) == (variables, options)
 
 
-def test_a_proxy_is_for_every_address(script: ModuleType) -> None:
-    assert script.handed_over({"proxy": "http://p:3128"}, {}).variables == dict.fromkeys(
+def test_proxy_applies_to_every_url(script: ModuleType) -> None:
+    assert script.uv_settings({"proxy": "http://p:3128"}, {}).variables == dict.fromkeys(
         script.PROXIES, "http://p:3128"
     )
 
 
-def test_certificates_of_the_environment_come_after_pips_own(script: ModuleType) -> None:
+def test_certificates_of_pip_override_the_environment(script: ModuleType) -> None:
     environment = {"REQUESTS_CA_BUNDLE": "/r", "CURL_CA_BUNDLE": "/c"}
-    assert script.handed_over({}, environment).variables == {"SSL_CERT_FILE": "/r"}
-    assert script.handed_over({"cert": "/own"}, environment).variables == {"SSL_CERT_FILE": "/own"}
+    assert script.uv_settings({}, environment).variables == {"SSL_CERT_FILE": "/r"}
+    assert script.uv_settings({"cert": "/own"}, environment).variables == {"SSL_CERT_FILE": "/own"}
 
 
-def test_a_variable_of_uvs_own_stays(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_variables_of_uv_are_kept(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("UV_HTTP_TIMEOUT", "5")
     monkeypatch.setenv("SSL_CERT_FILE", "/other")
     environment = script._environment({"UV_HTTP_TIMEOUT": "3", "SSL_CERT_FILE": "/own"})
@@ -356,30 +369,31 @@ def test_a_variable_of_uvs_own_stays(script: ModuleType, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
-        ({"require-hashes": "1"}, "require-hashes cannot be handed"),
-        ({"target": "/elsewhere"}, "target cannot be handed"),
-        ({"find-links": "/with,comma"}, "find-links cannot be handed"),
-        ({"timeout": "soon"}, "timeout is no number of seconds"),
-        ({"index-url": "http://u:p@[::/simple"}, "an address that pip is set to cannot be read"),
-        ({"index-url": "http://mirror/simple"}, "pip refuses mirror, whose host is not trusted"),
+        ({"require-hashes": "1"}, "require-hashes has no counterpart"),
+        ({"target": "/elsewhere"}, "target has no counterpart"),
+        ({"find-links": "/with,comma"}, "find-links has no counterpart"),
+        ({"timeout": "soon"}, "timeout is not a valid number of seconds"),
+        ({"index-url": "http://u:p@[::/simple"}, "a URL in pip's settings is malformed"),
+        ({"index-url": "http://mirror/simple"}, "pip rejects the untrusted host mirror"),
         (
             {"extra-index-url": "https://a http://10.0.0.1", "trusted-host": "a"},
-            "pip refuses 10.0.0.1",
+            "pip rejects the untrusted host 10.0.0.1",
         ),
     ],
 )
-def test_what_has_no_counterpart_is_said(
-    settings: dict[str, str], said: str, script: ModuleType
+def test_settings_without_a_counterpart_are_errors(
+    settings: dict[str, str], message: str, script: ModuleType
 ) -> None:
-    with pytest.raises(script.UvError, match=re.escape(said)) as caught:
-        script.handed_over(settings, {})
+    with pytest.raises(script.UvError, match=re.escape(message)) as caught:
+        script.uv_settings(settings, {})
     assert "\n" not in str(caught.value)
 
 
-def test_every_harmless_setting_is_one_that_pip_has(script: ModuleType) -> None:
-    # In a process of its own: setuptools gives way to the standard library's distutils where pip is loaded.
+def test_settings_of_the_script_exist_in_pip(script: ModuleType) -> None:
+    # Runs in a separate process: if pip is loaded, setuptools yields to the standard library's
+    # distutils.
     code = (
         "from pip._internal.commands import create_command\n"
         "options = create_command('install').parser.option_list_all\n"
@@ -389,8 +403,8 @@ def test_every_harmless_setting_is_one_that_pip_has(script: ModuleType) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     known = set(listed.stdout.split())
-    # Of a later or an earlier pip, or no option but read by pip.
-    assert script.HARMLESS - known <= {
+    # Settings of a later or an earlier version of pip, and one that pip reads without an option.
+    assert script.IGNORED_SETTINGS - known <= {
         "config-file",
         "resume-retries",
         "no-python-version-warning",
@@ -409,42 +423,47 @@ def test_every_harmless_setting_is_one_that_pip_has(script: ModuleType) -> None:
 
 
 def extras() -> dict[str, Any]:
+    """Return the optional dependencies of pyproject.toml by extra."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
         "optional-dependencies"
     ]
 
 
-def test_set_up_installs_the_demos_extra_and_the_tests_all() -> None:
+def test_makefile_installs_the_extras_of_each_target() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert "$(INSTALL) -e '.[demo]'" in makefile and "$(INSTALL) -e '.[search,dev]'" in makefile
+    installed = re.findall(r"\$\(INSTALL\) -e '\.\[([\w,-]+)\]'", makefile)
+    assert installed == ["demo", "search,dev", "search,dev,dev-deploy,dev-docs"]
     assert "tinynet-search[demo]" in extras()["search"]
 
 
-def test_a_second_set_up_installs_nothing(tmp_path: Path) -> None:
+def test_repeated_set_up_installs_no_packages(tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
     for name in (
         "pyproject.toml",
         "constraints.txt",
         ".venv/bin/python",
         ".venv/.ready",
+        ".venv/.ready-check",
         ".venv/.ready-demo",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    # A make that runs the tests hands its options on, and then prints which folder it enters.
-    own = {
+    # If make runs the tests, it passes its options to this make, which would print the folder that
+    # it enters.
+    environment = {
         name: text for name, text in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
     }
-    planned = functools.partial(
-        subprocess.run, cwd=tmp_path, env=own, capture_output=True, text=True, check=True
+    dry_run = functools.partial(
+        subprocess.run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    assert planned(["make", "-n", "demo"]).stdout.split() == [
+    assert dry_run(["make", "-n", "demo"]).stdout.split() == [
         ".venv/bin/tinynet",
         "search",
         "--preset",
         "demo",
     ]
-    assert "install.py" not in planned(["make", "-n", "test"]).stdout
+    assert "install.py" not in dry_run(["make", "-n", "test"]).stdout
     (tmp_path / ".venv/.ready").unlink()
-    assert "install.py" not in planned(["make", "-n", "demo"]).stdout
-    assert "-e '.[search,dev]'" in planned(["make", "-n", "test"]).stdout
+    assert "install.py" not in dry_run(["make", "-n", "demo"]).stdout
+    assert "install.py" not in dry_run(["make", "-n", "check"]).stdout
+    assert "-e '.[search,dev,dev-deploy,dev-docs]'" in dry_run(["make", "-n", "test"]).stdout

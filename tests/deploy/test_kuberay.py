@@ -1,4 +1,4 @@
-"""RayCluster and RayJob, against the schemas of KubeRay's own custom resources and what this project needs of them."""
+"""Tests of RayCluster and RayJob, with the schemas of KubeRay and our own checks."""
 
 import copy
 from typing import Any
@@ -18,47 +18,49 @@ from tests.deploy.manifests import (
 )
 
 
-def mistakes(document: dict[str, Any]) -> list[str]:
+def schema_errors(document: dict[str, Any]) -> list[str]:
+    """Return one line for each violation of the schema."""
     validator = jsonschema.Draft202012Validator(crd(document["kind"]))
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
 
 
 def ray_specs(which: str) -> list[dict[str, Any]]:
+    """Return the cluster specification of every RayCluster and RayJob of a set."""
     return [
-        found["spec"].get("rayClusterSpec", found["spec"])
-        for found in of_kind(which, *KUBERAY_KINDS)
+        document["spec"].get("rayClusterSpec", document["spec"])
+        for document in of_kind(which, *KUBERAY_KINDS)
     ]
 
 
 @pytest.mark.parametrize("which", SETS)
-def test_every_kuberay_object_keeps_to_its_schema(which: str) -> None:
-    found = [
+def test_every_kuberay_object_matches_its_schema(which: str) -> None:
+    objects = [
         (path, document)
         for path, document in documents(which)
         if document["apiVersion"] == "ray.io/v1"
     ]
-    assert {document["kind"] for _, document in found} == set(KUBERAY_KINDS)
-    for path, document in found:
-        assert mistakes(document) == [], path
+    assert {document["kind"] for _, document in objects} == set(KUBERAY_KINDS)
+    for path, document in objects:
+        assert schema_errors(document) == [], path
 
 
-def test_a_typo_or_a_wrong_type_is_found() -> None:
+def test_schema_rejects_typos_and_wrong_types() -> None:
     (cluster,) = of_kind("production", "RayCluster")
     for change in ({"minReplica": 1}, {"replicas": "four"}):
         wrong = copy.deepcopy(cluster)
         wrong["spec"]["workerGroupSpecs"][0] |= change
-        assert len(mistakes(wrong)) == 1, change
+        assert len(schema_errors(wrong)) == 1, change
     wrong = copy.deepcopy(cluster)
     wrong["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["imagePullPolice"] = (
         "Always"
     )
-    assert len(mistakes(wrong)) == 1
+    assert len(schema_errors(wrong)) == 1
     del wrong["spec"]["headGroupSpec"]
-    assert len(mistakes(wrong)) == 1
+    assert len(schema_errors(wrong)) == 1
 
 
 @pytest.mark.parametrize("which", SETS)
-def test_a_token_is_asked_for_and_the_head_takes_no_trial(which: str) -> None:
+def test_ray_requires_a_token_and_the_head_runs_no_trials(which: str) -> None:
     for spec in ray_specs(which):
         assert spec["authOptions"] == {"mode": "token", "secretName": "ray-token"}
         assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
@@ -78,19 +80,16 @@ def test_a_token_is_asked_for_and_the_head_takes_no_trial(which: str) -> None:
                 "/tmp",
                 "/home/tinynet",
             }
-            # Ray's object store falls back to the disk where it does not fit into /dev/shm.
-            shm = next(
-                volume["emptyDir"]
-                for volume in group["template"]["spec"]["volumes"]
-                if volume["name"] == "shm"
-            )
+            # Ray's object store falls back to the disk if it does not fit into /dev/shm.
+            volumes = {volume["name"]: volume for volume in group["template"]["spec"]["volumes"]}
+            shm = volumes["shm"]["emptyDir"]
             assert shm["medium"] == "Memory"
             assert int(group["rayStartParams"]["object-store-memory"]) < quantity(shm["sizeLimit"])
             assert quantity(shm["sizeLimit"]) < quantity(container["resources"]["limits"]["memory"])
 
 
 @pytest.mark.parametrize("which", SETS)
-def test_the_cluster_scales_by_autoscaler_v2_and_keeps_what_a_search_takes(which: str) -> None:
+def test_cluster_uses_autoscaler_v2_and_keeps_nodes_for_a_search(which: str) -> None:
     (cluster,) = of_kind(which, "RayCluster")
     spec = cluster["spec"]
     assert spec["enableInTreeAutoscaling"] is True
@@ -99,18 +98,19 @@ def test_the_cluster_scales_by_autoscaler_v2_and_keeps_what_a_search_takes(which
     assert set(groups) == ({"cpu"} if which == "dev" else {"cpu", "gpu"})
     for group in groups.values():
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-    # Whether a search waits for a group that starts at zero is up to what the autoscaler tells Ray: none is shipped so.
+    # Whether a search waits for a group that starts at zero depends on what the autoscaler reports
+    # to Ray, so the group of the shipped search does not start at zero.
     assert groups["cpu" if which == "dev" else "gpu"]["minReplicas"] >= 1
 
 
 @pytest.mark.parametrize("which", SETS)
-def test_a_worker_holds_a_trial_of_the_search_that_is_shipped(which: str) -> None:
+def test_worker_has_capacity_for_a_trial_of_the_shipped_search(which: str) -> None:
     import tomllib
 
     (config,) = [
-        found
-        for found in of_kind(which, "ConfigMap")
-        if found["metadata"]["name"] == "search-config"
+        document
+        for document in of_kind(which, "ConfigMap")
+        if document["metadata"]["name"] == "search-config"
     ]
     scaling = tomllib.loads(config["data"]["search.toml"])["scaling"]
     (job,) = of_kind(which, "RayJob")
@@ -122,7 +122,7 @@ def test_a_worker_holds_a_trial_of_the_search_that_is_shipped(which: str) -> Non
 
 
 @pytest.mark.parametrize("which", SETS)
-def test_the_job_can_be_stopped_gently_and_runs_again(which: str) -> None:
+def test_job_can_commit_checkpoints_when_stopped_and_is_retried(which: str) -> None:
     from tinynet_search.jobs.runtime_env import STOP_SECONDS
 
     (job,) = of_kind(which, "RayJob")

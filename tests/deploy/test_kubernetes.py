@@ -1,4 +1,4 @@
-"""Kubernetes' own kinds against Kubernetes' schemas, and what a cautious cluster asks of every pod."""
+"""Tests of the built-in Kubernetes kinds, with their schemas, and of the security of every pod."""
 
 import copy
 from typing import Any
@@ -14,7 +14,7 @@ HARDENED = {
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
-# Every file that is not in search/ is applied at once, in the order of its names.
+# Kinds of all built-in objects of a set.
 KINDS = {
     "Namespace",
     "NetworkPolicy",
@@ -28,17 +28,18 @@ KINDS = {
 
 
 def built_in(which: str) -> list[dict[str, Any]]:
+    """Return the objects of a set whose kinds are not KubeRay's."""
     return [document for _, document in documents(which) if document["kind"] not in KUBERAY_KINDS]
 
 
 @pytest.mark.parametrize("which", SETS)
-def test_every_object_keeps_to_kubernetes_schema(which: str) -> None:
+def test_every_object_matches_its_schema(which: str) -> None:
     for document in built_in(which):
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
     assert {document["kind"] for document in built_in(which)} - {"PersistentVolume"} == KINDS
 
 
-def test_a_typo_is_found() -> None:
+def test_schema_rejects_a_typo() -> None:
     (wrong,) = copy.deepcopy(of_kind("dev", "Deployment"))
     wrong["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError, match="readinesProbe"):
@@ -46,7 +47,7 @@ def test_a_typo_is_found() -> None:
 
 
 @pytest.mark.parametrize("which", SETS)
-def test_everything_is_in_the_namespace_and_the_namespace_comes_first(which: str) -> None:
+def test_namespace_is_first_and_contains_all_objects(which: str) -> None:
     first = documents(which)[0][1]
     assert (first["kind"], first["metadata"]["name"]) == ("Namespace", "tinynet")
     assert first["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
@@ -57,7 +58,7 @@ def test_everything_is_in_the_namespace_and_the_namespace_comes_first(which: str
 
 
 @pytest.mark.parametrize("which", SETS)
-def test_every_pod_is_unprivileged_and_bounded(which: str) -> None:
+def test_every_pod_is_unprivileged_and_has_limits(which: str) -> None:
     for name, template in pods(which):
         security = template["spec"]["securityContext"]
         assert security["runAsNonRoot"] is True and security["runAsUser"] >= 999, name
@@ -75,7 +76,7 @@ def test_every_pod_is_unprivileged_and_bounded(which: str) -> None:
 
 
 @pytest.mark.parametrize("which", SETS)
-def test_only_the_head_with_an_autoscaler_has_a_token_of_kubernetes(which: str) -> None:
+def test_only_the_head_with_autoscaler_has_a_service_account_token(which: str) -> None:
     with_token = [
         name
         for name, template in pods(which)
@@ -85,43 +86,45 @@ def test_only_the_head_with_an_autoscaler_has_a_token_of_kubernetes(which: str) 
 
 
 @pytest.mark.parametrize("which", SETS)
-def test_nothing_is_open_but_what_a_policy_names(which: str) -> None:
+def test_policies_allow_only_the_listed_connections(which: str) -> None:
     policies = {
         policy["metadata"]["name"]: policy["spec"] for policy in of_kind(which, "NetworkPolicy")
     }
     assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    # Every component that a policy names exists, and every pod's component has a policy.
-    there = {
+    # Every component in a policy exists, and every pod's component has a policy.
+    components = {
         template["metadata"]["labels"]["app.kubernetes.io/component"] for _, template in pods(which)
     }
-    labelled = {
-        found["app.kubernetes.io/component"]
-        for found in walk(policies)
-        if "app.kubernetes.io/component" in found
+    in_labels = {
+        mapping["app.kubernetes.io/component"]
+        for mapping in walk(policies)
+        if "app.kubernetes.io/component" in mapping
     }
-    among = {
+    in_expressions = {
         value
-        for found in walk(policies)
-        if found.get("key") == "app.kubernetes.io/component"
-        for value in found["values"]
+        for mapping in walk(policies)
+        if mapping.get("key") == "app.kubernetes.io/component"
+        for value in mapping["values"]
     }
-    chosen = {
+    selected = {
         spec["podSelector"].get("matchLabels", {}).get("app.kubernetes.io/component")
         for spec in policies.values()
     } - {None}
-    assert labelled | among == there == chosen
-    # Only Ray's own pods are open to each other on every port.
+    assert in_labels | in_expressions == components == selected
+    # Only Ray's pods may connect to each other on every port.
     for name, spec in policies.items():
         for rule in [*spec.get("ingress", []), *spec.get("egress", [])]:
             assert rule.get("ports") or name == "ray", name
-    wide = [
-        name for name, spec in policies.items() if any("ipBlock" in found for found in walk(spec))
+    with_ip_ranges = [
+        name
+        for name, spec in policies.items()
+        if any("ipBlock" in mapping for mapping in walk(spec))
     ]
-    assert wide == ["ray-autoscaler"]
+    assert with_ip_ranges == ["ray-autoscaler"]
 
 
 @pytest.mark.parametrize("which", SETS)
-def test_the_shared_volume_is_one_that_many_nodes_write(which: str) -> None:
+def test_shared_volume_is_read_write_many(which: str) -> None:
     (claim,) = of_kind(which, "PersistentVolumeClaim")
     assert claim["metadata"]["name"] == "shared"
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
@@ -132,8 +135,8 @@ def test_the_shared_volume_is_one_that_many_nodes_write(which: str) -> None:
 
 
 @pytest.mark.parametrize("which", SETS)
-def test_every_mount_has_its_volume_and_every_configmap_is_there(which: str) -> None:
-    configs = {found["metadata"]["name"] for found in of_kind(which, "ConfigMap")}
+def test_every_mount_has_a_volume_and_every_configmap_exists(which: str) -> None:
+    configs = {document["metadata"]["name"] for document in of_kind(which, "ConfigMap")}
     for name, template in pods(which):
         volumes = {volume["name"]: volume for volume in template["spec"].get("volumes", [])}
         claimed = {"data"} if name.startswith("StatefulSet/") else set[str]()

@@ -1,4 +1,4 @@
-"""How many trials the searches that are shipped run at once, and whether the heads and workers beside them hold so many."""
+"""Tests that heads and workers in deploy/ have capacity for the trials of the shipped searches."""
 
 import re
 import tomllib
@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 
 from tests.deploy.manifests import DEPLOY, SETS, compose, containers, launcher, of_kind, quantity
-from tinynet_search.cluster.placement import ClusterRequest, Nodes, at_once
+from tinynet_search.cluster.placement import ClusterRequest, Nodes, capacity
 from tinynet_search.config import Config
 
-# Bytes of a head: Ray and the search's driver, and the controller and helpers of each trial that runs.
-HEAD, TRIAL = 2.0e9, 1.3e9
-INSTANCES = {"m7i.xlarge": quantity("16Gi")}
+# Memory of a head in bytes: for Ray and the driver of the search, and for the controller and helper
+# processes of each running trial.
+HEAD_BYTES, TRIAL_BYTES = 2.0e9, 1.3e9
+INSTANCE_BYTES = {"m7i.xlarge": quantity("16Gi")}
 
 
 @dataclass(frozen=True)
-class Shipped:
-    """A search, the workers that are shipped for it, and the memory of every head that is."""
+class ShippedSearch:
+    """A search of deploy/, its workers, and the memory of each head in bytes."""
 
     config: Config
     workers: list[Nodes]
@@ -26,14 +27,16 @@ class Shipped:
 
 
 def limits(group: dict[str, Any]) -> dict[str, str]:
+    """Return the resource limits of the first container of a group."""
     return containers(group["template"])[0]["resources"]["limits"]
 
 
-def of_kubernetes(which: str) -> Shipped:
+def read_kubernetes(which: str) -> ShippedSearch:
+    """Read the search of a set of manifests, ``dev`` or ``production``."""
     (config,) = [
-        found["data"]["search.toml"]
-        for found in of_kind(which, "ConfigMap")
-        if "search.toml" in found["data"]
+        document["data"]["search.toml"]
+        for document in of_kind(which, "ConfigMap")
+        if "search.toml" in document["data"]
     ]
     (cluster,), (job,) = of_kind(which, "RayCluster"), of_kind(which, "RayJob")
     spec = job["spec"]["rayClusterSpec"]
@@ -49,53 +52,59 @@ def of_kubernetes(which: str) -> Shipped:
     ]
     heads = {"RayCluster": cluster["spec"]["headGroupSpec"], "RayJob": spec["headGroupSpec"]}
     memory = {name: quantity(limits(group)["memory"]) for name, group in heads.items()}
-    return Shipped(Config.model_validate(tomllib.loads(config)), workers, memory)
+    return ShippedSearch(Config.model_validate(tomllib.loads(config)), workers, memory)
 
 
-def of_compose() -> Shipped:
+def read_compose() -> ShippedSearch:
+    """Read the search of compose."""
     services = compose()["services"]
     deploy = services["worker"]["deploy"]
     cpus = re.sub(r"\$\{\w+:-(\w+)\}", r"\1", deploy["resources"]["limits"]["cpus"])
     config = tomllib.loads((DEPLOY / "compose/search.toml").read_text(encoding="utf-8"))
     head = quantity(services["head"]["deploy"]["resources"]["limits"]["memory"])
-    return Shipped(
+    return ShippedSearch(
         Config.model_validate(config),
         [Nodes({"CPU": float(cpus)}, deploy["replicas"])],
         {"head": head},
     )
 
 
-def shipped(where: str) -> Shipped:
-    return of_compose() if where == "compose" else of_kubernetes(where)
+def shipped_search(where: str) -> ShippedSearch:
+    """Read the search of a set of manifests or of ``compose``."""
+    return read_compose() if where == "compose" else read_kubernetes(where)
 
 
 @pytest.mark.parametrize("where", [*SETS, "compose"])
-def test_a_search_runs_as_many_trials_at_once_as_its_workers_hold(where: str) -> None:
-    """One that waits for nodes and does not say how many trials would run as many as the first node holds, to its end."""
-    search = shipped(where)
+def test_concurrency_is_the_capacity_of_the_workers(where: str) -> None:
+    """Without ``run.concurrency``, a search that waits for nodes would not use later nodes.
+
+    The number of concurrent trials would stay at the capacity of the first node.
+    """
+    search = shipped_search(where)
     request = ClusterRequest.of(search.config, search.config.resolve())
-    assert search.config.run.concurrency == at_once(request, search.workers)
+    assert search.config.run.concurrency == capacity(request, search.workers)
 
 
 @pytest.mark.parametrize("where", [*SETS, "compose"])
-def test_a_head_has_room_for_the_trials_that_run_at_once(where: str) -> None:
-    search = shipped(where)
+def test_head_has_memory_for_the_concurrent_trials(where: str) -> None:
+    search = shipped_search(where)
     trials = search.config.run.concurrency
     assert trials is not None
     for name, memory in search.heads.items():
-        assert memory >= HEAD + TRIAL * trials, name
+        assert memory >= HEAD_BYTES + TRIAL_BYTES * trials, name
 
 
-def test_the_launchers_head_has_room_for_a_trial_on_every_gpu() -> None:
+def test_launcher_head_has_memory_for_one_trial_per_gpu() -> None:
     config = launcher("aws.yaml")
     kinds = config["available_node_types"]
     trials = kinds["gpu"]["max_workers"] * kinds["gpu"]["resources"]["GPU"]
     assert (
-        INSTANCES[kinds[config["head_node_type"]]["node_config"]["InstanceType"]]
-        >= HEAD + TRIAL * trials
+        INSTANCE_BYTES[kinds[config["head_node_type"]]["node_config"]["InstanceType"]]
+        >= HEAD_BYTES + TRIAL_BYTES * trials
     )
 
 
-def test_the_readme_tells_the_rule() -> None:
-    said = (DEPLOY / "kuberay/README.md").read_text(encoding="utf-8")
-    assert f"{HEAD / 1e9:g} GB and {TRIAL / 1e9:g} GB for each trial that runs at once" in said
+def test_readme_contains_the_rule_for_the_memory_of_a_head() -> None:
+    text = (DEPLOY / "kuberay/README.md").read_text(encoding="utf-8")
+    rule = f"{HEAD_BYTES / 1e9:g} GB plus {TRIAL_BYTES / 1e9:g} GB for each concurrent trial"
+    assert rule in text

@@ -1,4 +1,4 @@
-"""The files of Ray's cluster launcher, as ``ray up`` reads them before it does anything."""
+"""Tests of the configurations of Ray's cluster launcher, with the first checks of ``ray up``."""
 
 import copy
 import json
@@ -15,6 +15,7 @@ FILES = ("aws.yaml", "local.yaml")
 
 
 def schema() -> dict[str, Any]:
+    """Load the schema of the launcher from the installed Ray."""
     import ray.autoscaler
 
     return json.loads(
@@ -23,7 +24,7 @@ def schema() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_file_keeps_to_rays_schema_and_its_own_checks(file: str) -> None:
+def test_file_passes_rays_schema_and_checks(file: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = launcher(file)
@@ -34,17 +35,17 @@ def test_the_file_keeps_to_rays_schema_and_its_own_checks(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_typo_is_found(file: str) -> None:
+def test_schema_rejects_a_typo(file: str) -> None:
     config = launcher(file) | {"head_start_ray_command": []}
     with pytest.raises(jsonschema.ValidationError, match="head_start_ray_command"):
         jsonschema.validate(config, schema())
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_ray_asks_for_a_token_and_its_dashboard_is_the_heads_alone(file: str) -> None:
+def test_ray_requires_a_token_and_its_dashboard_is_on_loopback(file: str) -> None:
     config = launcher(file)
-    starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
-    starts = [command for command in starts if "ray start" in command]
+    commands = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
+    starts = [command for command in commands if "ray start" in command]
     assert len(starts) == 2
     for command in starts:
         assert re.search(r"export RAY_AUTH_MODE=token .*; .*ray start", command), command
@@ -55,7 +56,7 @@ def test_ray_asks_for_a_token_and_its_dashboard_is_the_heads_alone(file: str) ->
     assert not re.search(r"\b0\.0\.0\.0\b", json.dumps(config).replace("10.0.0.0/16", ""))
 
 
-def test_what_the_local_launcher_copies_is_named_by_its_place_in_the_repository() -> None:
+def test_local_launcher_copies_files_of_the_repository() -> None:
     from tests.deploy.manifests import DEPLOY, ROOT
 
     mounts = launcher("local.yaml")["file_mounts"]

@@ -1,4 +1,4 @@
-"""``tinynet export``: files that other runtimes read, compared with torch, and rebuilt from their folder."""
+"""Tests of ``tinynet export``: files for other runtimes, compared with torch and loaded again."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from search_spaces import get_space
@@ -19,7 +19,7 @@ from tinynet_search.export import document, formats, images, load_exported, subj
 from tinynet_search.export.document import TrainedBy
 from trainables.data import open_data
 from trainables.recipe import get_recipe
-from trainables.spec import Alone, TrialSpec
+from trainables.spec import LocalReporter, TrialSpec
 from trainables.trial import run_trial
 
 MINI, RDW = "efficientnet_mini", "0.4,0.4,0.5"
@@ -46,9 +46,9 @@ def spec() -> TrialSpec:
 
 @pytest.fixture(scope="module")
 def trial(spec: TrialSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that a trial left."""
+    """The folder of a finished trial."""
     root = tmp_path_factory.mktemp("searches")
-    assert run_trial(spec, str(root), Alone()).status == "finished"
+    assert run_trial(spec, str(root), LocalReporter()).status == "finished"
     return root / spec.folder
 
 
@@ -58,7 +58,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
     return code, out, err
 
 
-def exported(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+def export_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
     code, out, err = call(capsys, *arguments, "--json")
     assert (code, err) == (0, "")
     return json.loads(out)
@@ -73,17 +73,20 @@ def outputs(module: nn.Module, batch: int = 2, pixels: int = NETWORK.resolution)
         return module(example(batch, pixels))
 
 
-def test_onnx_takes_any_batch(
+def test_onnx_accepts_any_batch_size(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module, weights: str
 ) -> None:
     import onnx
 
-    done = exported(
+    summary = export_json(
         capsys, RDW, "--space", MINI, "--weights", weights, "--format", "onnx", "--out", tmp_path
     )
-    (name,) = done["written"]
+    (name,) = summary["written"]
     assert name == "efficientnet_mini-r0.4-d0.4-w0.5.onnx"
-    assert done["files"][name]["largest_difference"] <= 1e-5 * done["files"][name]["largest_output"]
+    assert (
+        summary["files"][name]["largest_difference"]
+        <= 1e-5 * summary["files"][name]["largest_output"]
+    )
     session = formats.session(tmp_path / name)
     for batch in (1, 2, 5, 32):
         np.testing.assert_allclose(
@@ -103,13 +106,13 @@ def test_onnx_takes_any_batch(
     assert str(Path.cwd()).encode() not in (tmp_path / name).read_bytes()
 
 
-def test_pt2_takes_any_batch(
+def test_pt2_accepts_any_batch_size(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module, weights: str
 ) -> None:
-    done = exported(
+    summary = export_json(
         capsys, RDW, "--space", MINI, "--weights", weights, "--format", "pt2", "--out", tmp_path
     )
-    (name,) = done["written"]
+    (name,) = summary["written"]
     with (tmp_path / name).open("rb") as file:
         program = torch.export.load(file).module()
     for batch in (1, 2, 5, 32):
@@ -118,7 +121,7 @@ def test_pt2_takes_any_batch(
 
 
 @pytest.mark.quick
-def test_safetensors_come_back_to_the_bit(
+def test_safetensors_round_trip_is_exact(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module, weights: str
 ) -> None:
     code, out, err = call(
@@ -149,11 +152,11 @@ def test_safetensors_come_back_to_the_bit(
     assert str(tmp_path) not in json.dumps(config)
 
 
-def test_formats_share_a_folder_and_an_export_is_exported(
+def test_formats_share_a_folder_and_an_export_can_be_exported(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, weights: str
 ) -> None:
     first = tmp_path / "first"
-    exported(
+    export_json(
         capsys,
         RDW,
         "--space",
@@ -165,10 +168,13 @@ def test_formats_share_a_folder_and_an_export_is_exported(
         "--out",
         first,
     )
-    done = exported(capsys, first, "--format", "pt2", "--out", first)
-    assert sorted(done["files"]) == ["efficientnet_mini-r0.4-d0.4-w0.5.pt2", "weights.safetensors"]
-    assert sorted(p.name for p in first.iterdir()) == ["config.json", *sorted(done["files"])]
-    again = exported(
+    summary = export_json(capsys, first, "--format", "pt2", "--out", first)
+    assert sorted(summary["files"]) == [
+        "efficientnet_mini-r0.4-d0.4-w0.5.pt2",
+        "weights.safetensors",
+    ]
+    assert sorted(p.name for p in first.iterdir()) == ["config.json", *sorted(summary["files"])]
+    again = export_json(
         capsys, first / "config.json", "--format", "safetensors", "--out", tmp_path / "second"
     )
     before = json.loads((first / "config.json").read_text())
@@ -184,10 +190,10 @@ def test_formats_share_a_folder_and_an_export_is_exported(
     ).read_bytes()
 
 
-def test_a_trial_brings_weights_and_images(
+def test_trial_provides_weights_and_images(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path, spec: TrialSpec
 ) -> None:
-    """The exported trial scores in ONNX Runtime what it scored in its training, quantised or not."""
+    """In ONNX Runtime the export has the top-1 of the training; in int8 the top-1 is similar."""
     code, out, err = call(
         capsys, trial, "--format", "onnx", "--int8", "--calibration", "64", "--out", tmp_path
     )
@@ -196,15 +202,15 @@ def test_a_trial_brings_weights_and_images(
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["weights"]["from"] == f"trial {spec.run}"
     assert config["preprocessing"]["resize"] == [19, 19]
-    small = config["files"][f"{MINI}-{spec.run}.int8.onnx"]
-    cost = small["compared_with_float32"]
+    int8 = config["files"][f"{MINI}-{spec.run}.int8.onnx"]
+    cost = int8["compared_with_float32"]
     assert cost["images"] == 48
     assert cost["top1"]["float32"] == pytest.approx(config["trained"]["metrics"]["top1"])
     assert cost["top1_change"] == pytest.approx(cost["top1"]["int8"] - cost["top1"]["float32"])
     assert abs(cost["top1_change"]) < 10
     assert cost["mean_difference"] < 0.1 * cost["largest_output"]
-    assert small["quantised"]["calibration_images"] == 64
-    assert small["bytes"] < 0.75 * config["files"][f"{MINI}-{spec.run}.onnx"]["bytes"]
+    assert int8["quantised"]["calibration_images"] == 64
+    assert int8["bytes"] < 0.75 * config["files"][f"{MINI}-{spec.run}.onnx"]["bytes"]
     network, rebuilt = load_exported(trial)
     assert (tmp_path / f"{MINI}-{spec.run}.int8.onnx").is_file()
     session = formats.session(tmp_path / f"{MINI}-{spec.run}.onnx")
@@ -218,8 +224,8 @@ def test_int8_on_a_folder_of_images(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path
 ) -> None:
     data = open_data({"name": "petals", "train": 48, "val": 48})
-    pictures: Any = data
-    for part, (arrays, labels) in {"train": pictures._train, "val": pictures._val}.items():
+    petals: Any = data
+    for part, (arrays, labels) in {"train": petals._train, "val": petals._val}.items():
         for number, (array, label) in enumerate(zip(arrays, labels, strict=True)):
             folder = tmp_path / "data" / part / f"{label:02d}"
             folder.mkdir(parents=True, exist_ok=True)
@@ -235,7 +241,7 @@ def test_int8_on_a_folder_of_images(
         "--out",
         tmp_path / "out",
     )
-    cost = exported(capsys, trial, *arguments)["int8"]
+    cost = export_json(capsys, trial, *arguments)["int8"]
     assert cost["images"] == 30
     assert cost["data"].startswith("imagefolder-")
     assert cost["agreement"] > 50
@@ -246,17 +252,17 @@ def test_int8_on_a_folder_of_images(
     assert not (tmp_path / "other").exists()
 
 
-def test_published_weights_keep_timms_preprocessing() -> None:
-    config: Any = timm.models.get_pretrained_cfg("efficientnet_b0.ra4_e3600_r224_in1k")  # pyright: ignore
-    found = subject.find_subject("efficientnet_b0")
-    recipe = images.evaluation_recipe(found, None)
-    steps = images.preprocessing_of(found, Source(Path("x"), "x", config), recipe, None)
+def test_published_weights_use_timm_preprocessing() -> None:
+    config: Any = get_pretrained_cfg("efficientnet_b0.ra4_e3600_r224_in1k")
+    network = subject.find_subject("efficientnet_b0")
+    recipe = images.evaluation_recipe(network, None)
+    steps = images.preprocessing_of(network, Source(Path("x"), "x", config), recipe, None)
     assert (steps.mean, steps.crop_ratio, steps.resize_short_side) == ([0.5, 0.5, 0.5], 0.9, 248)
-    steps = images.preprocessing_of(found, Source(Path("x"), "x"), recipe, None)
+    steps = images.preprocessing_of(network, Source(Path("x"), "x"), recipe, None)
     assert (steps.mean, steps.resize_short_side) == ([0.485, 0.456, 0.406], 256)
 
 
-def test_a_file_that_disagrees_is_not_kept(
+def test_file_that_differs_from_torch_is_not_kept(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     weights: str,
@@ -280,7 +286,7 @@ def test_a_file_that_disagrees_is_not_kept(
         tmp_path / "out",
     )
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "disagrees with torch" in err
+    assert "differs from torch" in err
     assert not (tmp_path / "out").exists()
 
 
@@ -290,18 +296,18 @@ def test_a_file_that_disagrees_is_not_kept(
     [
         (["tinynet_e", "--format", "onxx"], "did you mean 'onnx'"),
         (["tinynet_f", "--format", "onnx"], "did you mean 'tinynet_e'"),
-        (["tinynet_e", "--format", "onnx"], "give --weights FILE or --weights tinynet_e"),
-        (["b0_w0.65", "--format", "onnx"], "give --weights FILE"),
+        (["tinynet_e", "--format", "onnx"], "pass --weights FILE or --weights tinynet_e"),
+        (["b0_w0.65", "--format", "onnx"], "pass --weights FILE"),
         (
             ["tinynet_e", "--format", "onnx", "--weights", "nowhere.pth"],
             "'nowhere.pth' does not exist",
         ),
-        (["tinynet_e", "--format", "onnx", "--space", MINI], "--space goes with r,d,w"),
-        (["tinynet_e", "--format", "pt2", "--int8"], "--int8 goes with --format onnx"),
-        (["tinynet_e", "--format", "onnx", "--data", "petals"], "go with --int8"),
-        ([RDW, "--format", "onnx"], "give --space"),
-        (["1,2", "--space", MINI, "--format", "onnx"], "is no r,d,w"),
-        (["1,2,900", "--space", MINI, "--format", "onnx"], "is no multiplier"),
+        (["tinynet_e", "--format", "onnx", "--space", MINI], "--space requires r,d,w"),
+        (["tinynet_e", "--format", "pt2", "--int8"], "--int8 requires --format onnx"),
+        (["tinynet_e", "--format", "onnx", "--data", "petals"], "require --int8"),
+        ([RDW, "--format", "onnx"], "pass --space"),
+        (["1,2", "--space", MINI, "--format", "onnx"], "is not a valid r,d,w"),
+        (["1,2,900", "--space", MINI, "--format", "onnx"], "is not a valid multiplier"),
         ([RDW, "--space", "mini", "--format", "onnx"], "unknown space"),
         (
             [RDW, "--space", MINI, "--format", "onnx", "--weights", "WEIGHTS", "--classes", "10"],
@@ -309,7 +315,7 @@ def test_a_file_that_disagrees_is_not_kept(
         ),
         (
             [RDW, "--space", MINI, "--format", "onnx", "--weights", "WEIGHTS", "--int8"],
-            "--int8 needs images",
+            "--int8 needs calibration images",
         ),
         (
             [
@@ -343,7 +349,7 @@ def test_a_file_that_disagrees_is_not_kept(
         ),
         (
             ["0.4,0.4,0.6", "--space", MINI, "--format", "onnx", "--weights", "WEIGHTS"],
-            "are another network's",
+            "belong to a different network",
         ),
         (
             [RDW, "--space", MINI, "--format", "pt2", "--weights", "WEIGHTS", "--calibration", "0"],
@@ -351,11 +357,11 @@ def test_a_file_that_disagrees_is_not_kept(
         ),
         ([".", "--format", "onnx"], "config.json"),
         (["./nowhere", "--format", "onnx"], "no folder './nowhere'"),
-        (["TRIAL", "--format", "onnx", "--classes", "3"], "--classes goes with"),
-        (["TRIAL", "--format", "onnx", "--space", "resnet50"], "leave --space out"),
+        (["TRIAL", "--format", "onnx", "--classes", "3"], "--classes requires"),
+        (["TRIAL", "--format", "onnx", "--space", "resnet50"], "omit --space"),
     ],
 )
-def test_one_line_and_two(
+def test_invalid_requests_print_one_line_and_exit_with_2(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -365,20 +371,24 @@ def test_one_line_and_two(
     words: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    places = {"WEIGHTS": weights, "TRIAL": str(trial)}
-    refused(
-        capsys, words, *[places.get(argument, argument) for argument in arguments], "--out", "out"
+    replacements = {"WEIGHTS": weights, "TRIAL": str(trial)}
+    assert_rejected(
+        capsys,
+        words,
+        *[replacements.get(argument, argument) for argument in arguments],
+        "--out",
+        "out",
     )
     assert list(tmp_path.iterdir()) == []
 
 
-def refused(capsys: pytest.CaptureFixture[str], words: str, *arguments: object) -> None:
+def assert_rejected(capsys: pytest.CaptureFixture[str], words: str, *arguments: object) -> None:
     code, out, err = call(capsys, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert words in err
 
 
-def test_classes_of_the_data_are_the_networks(
+def test_classes_of_the_data_must_match_the_network(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     torch.save(
@@ -395,7 +405,7 @@ def test_classes_of_the_data_are_the_networks(
         "--format",
         "onnx",
     )
-    refused(
+    assert_rejected(
         capsys,
         "the data has 24 classes and the network 10",
         *arguments,
@@ -407,31 +417,34 @@ def test_classes_of_the_data_are_the_networks(
     )
 
 
-def test_what_is_there_is_never_overwritten(
+def test_existing_files_are_never_overwritten(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, weights: str, trial: Path
 ) -> None:
     base = (RDW, "--space", MINI, "--format", "safetensors", "--weights")
     out = tmp_path / "out"
-    exported(capsys, *base, weights, "--out", out)
-    exported(capsys, *base, weights, "--out", out)  # the same again
+    export_json(capsys, *base, weights, "--out", out)
+    export_json(capsys, *base, weights, "--out", out)  # the same export may be repeated
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     torch.save(NETWORK.build().state_dict(), tmp_path / "other.pth")
-    refused(capsys, "other weights", *base, tmp_path / "other.pth", "--out", out)
-    refused(capsys, "no export wrote it", trial, "--format", "safetensors", "--out", trial)
-    refused(
-        capsys, "is a file: --out takes a folder", *base, weights, "--out", tmp_path / "other.pth"
+    assert_rejected(capsys, "different weights", *base, tmp_path / "other.pth", "--out", out)
+    not_written = "was not written by an export"
+    assert_rejected(capsys, not_written, trial, "--format", "safetensors", "--out", trial)
+    assert_rejected(
+        capsys, "is a file: pass a folder", *base, weights, "--out", tmp_path / "other.pth"
     )
-    refused(capsys, "cannot be written", *base, weights, "--out", tmp_path / "other.pth" / "below")
+    assert_rejected(
+        capsys, "cannot be written", *base, weights, "--out", tmp_path / "other.pth" / "below"
+    )
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "weights.safetensors").write_text("mine")
-    refused(capsys, "no export wrote it", *base, weights, "--out", tmp_path / "own")
+    assert_rejected(capsys, not_written, *base, weights, "--out", tmp_path / "own")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert (tmp_path / "own" / "weights.safetensors").read_text() == "mine"
 
 
 @pytest.fixture(scope="module")
 def an_export(trial: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that an export of the trial left."""
+    """The folder of an export of the trial."""
     out = tmp_path_factory.mktemp("exports") / "out"
     assert run(["export", str(trial), "--format", "safetensors", "--out", str(out)]) == 0
     return out
@@ -441,47 +454,55 @@ BOTH = ("trial", "an_export")
 
 
 @pytest.mark.parametrize(
-    ("left_by", "change", "words"),
+    ("fixture", "change", "words"),
     [
-        *((left_by, {"space_version": 99}, "is of version 99") for left_by in BOTH),
-        *((left_by, {"rdw": [1, 1]}, "or damaged (rdw.2: ") for left_by in BOTH),
-        *((left_by, {"rdw": [0.6, 0.4, 0.6]}, "its figures are not those") for left_by in BOTH),
-        *((left_by, {"network": {"macs": 1}}, "(network: resolution: ") for left_by in BOTH),
-        *((left_by, {"rdw": [10**400, 1, 1]}, "or damaged") for left_by in BOTH),
-        *((left_by, {"space": "os:path"}, "say --space os:path") for left_by in BOTH),
-        *((left_by, {"space": "efficientnet_x"}, "unknown space") for left_by in BOTH),
-        *((left_by, {"space": None}, "or damaged (space: ") for left_by in BOTH),
-        ("trial", {"recipe": {"x": 1}}, "or damaged (recipe: unknown recipe setting 'x'"),
-        ("trial", {"recipe": [1]}, "or damaged (recipe: "),
-        ("trial", {"metrics": {"top1": "x"}}, "or damaged (metrics.top1"),
-        ("an_export", {"schema": 2}, "or damaged (schema: "),
-        ("an_export", {"weights": None}, "or damaged (weights: "),
-        ("an_export", {"trained": {}}, "or damaged (trained.recipe: "),
-        ("an_export", {"preprocessing": "abc"}, "or damaged (preprocessing: "),
-        ("an_export", {"files": {"x": {"quantised": {}}}}, "or damaged (files.x.int8.format: "),
+        *((name, {"space_version": 99}, "uses version 99") for name in BOTH),
+        *((name, {"rdw": [1, 1]}, "or an export (rdw.2: ") for name in BOTH),
+        *((name, {"rdw": [0.6, 0.4, 0.6]}, "its figures do not match") for name in BOTH),
+        *((name, {"network": {"macs": 1}}, "(network: resolution: ") for name in BOTH),
+        *((name, {"rdw": [10**400, 1, 1]}, "not a valid configuration") for name in BOTH),
+        *((name, {"space": "os:path"}, "pass --space os:path") for name in BOTH),
+        *((name, {"space": "efficientnet_x"}, "unknown space") for name in BOTH),
+        *((name, {"space": None}, "or an export (space: ") for name in BOTH),
+        ("trial", {"recipe": {"x": 1}}, "or an export (recipe: unknown recipe setting 'x'"),
+        ("trial", {"recipe": [1]}, "or an export (recipe: "),
+        ("trial", {"metrics": {"top1": "x"}}, "or an export (metrics.top1"),
+        ("an_export", {"schema": 2}, "or an export (schema: "),
+        ("an_export", {"weights": None}, "or an export (weights: "),
+        ("an_export", {"trained": {}}, "or an export (trained.recipe: "),
+        ("an_export", {"preprocessing": "abc"}, "or an export (preprocessing: "),
+        ("an_export", {"files": {"x": {"quantised": {}}}}, "or an export (files.x.int8.format: "),
     ],
 )
-def test_a_configuration_is_checked(
+def test_damaged_configuration_is_rejected(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     request: pytest.FixtureRequest,
-    left_by: str,
+    fixture: str,
     change: dict[str, Any],
     words: str,
 ) -> None:
-    config = json.loads((request.getfixturevalue(left_by) / "config.json").read_text())
+    config = json.loads((request.getfixturevalue(fixture) / "config.json").read_text())
     capsys.readouterr()
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-    refused(capsys, words, tmp_path, "--format", "onnx", "--out", tmp_path / "out")
+    assert_rejected(capsys, words, tmp_path, "--format", "onnx", "--out", tmp_path / "out")
     (tmp_path / "config.json").write_text("{")
-    refused(capsys, "or damaged", tmp_path, "--format", "onnx", "--out", tmp_path / "out")
+    assert_rejected(
+        capsys,
+        "is not a valid configuration",
+        tmp_path,
+        "--format",
+        "onnx",
+        "--out",
+        tmp_path / "out",
+    )
 
 
 @pytest.mark.parametrize(
     "change",
     [{"mean": [0.5, 0.5]}, {"std": [0.2, 0, 0.2]}, {"mean": [0, 0, 1e7]}, {"crop_ratio": 0.05}],
 )
-def test_a_preprocessing_that_prepares_nothing(
+def test_invalid_preprocessing_is_rejected(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, an_export: Path, change: dict[str, Any]
 ) -> None:
     config = json.loads((an_export / "config.json").read_text())
@@ -489,11 +510,11 @@ def test_a_preprocessing_that_prepares_nothing(
     damaged = {**config, "preprocessing": {**config["preprocessing"], **change}}
     (tmp_path / "config.json").write_text(json.dumps(damaged))
     (field,) = change
-    words = f"or damaged (preprocessing.{field}"
-    refused(capsys, words, tmp_path, "--format", "onnx", "--out", tmp_path / "out")
+    words = f"or an export (preprocessing.{field}"
+    assert_rejected(capsys, words, tmp_path, "--format", "onnx", "--out", tmp_path / "out")
 
 
-def test_a_name_in_a_file_leads_nowhere_else(
+def test_name_in_a_file_cannot_write_outside_the_folder(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, an_export: Path
 ) -> None:
     source, out = tmp_path / "received", tmp_path / "out"
@@ -502,25 +523,25 @@ def test_a_name_in_a_file_leads_nowhere_else(
     (source / "weights.safetensors").write_bytes((an_export / "weights.safetensors").read_bytes())
     config = json.loads((an_export / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "name": f"{tmp_path}/../elsewhere"}))
-    exported(capsys, source, "--format", "pt2", "--out", out)
+    export_json(capsys, source, "--format", "pt2", "--out", out)
     assert {path.parent for path in tmp_path.rglob("*.pt2")} == {out}
 
 
-def test_a_configuration_comes_back_to_the_byte(
+def test_configuration_round_trip_is_exact(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path, weights: str
 ) -> None:
-    """Of a trial, quantised, and of a twist; with whole numbers where others have fractions."""
+    """For a quantised trial and for (r, d, w), with integers in place of floats."""
     config = json.loads((trial / "config.json").read_text())
     (tmp_path / "trial").mkdir()
-    whole = {**config, "recipe": {**config["recipe"], "eval_ratio": 1, "warmup_epochs": 1}}
-    (tmp_path / "trial" / "config.json").write_text(json.dumps(whole))
+    with_integers = {**config, "recipe": {**config["recipe"], "eval_ratio": 1, "warmup_epochs": 1}}
+    (tmp_path / "trial" / "config.json").write_text(json.dumps(with_integers))
     (tmp_path / "trial" / "weights.safetensors").write_bytes(
         (trial / "weights.safetensors").read_bytes()
     )
     arguments = ("--format", "onnx", "--int8", "--images", "8", "--calibration", "8", "--out")
-    exported(capsys, tmp_path / "trial", *arguments, tmp_path / "a")
-    twist = (RDW, "--space", MINI, "--weights", weights, "--format", "safetensors", "--out")
-    exported(capsys, *twist, tmp_path / "b")
+    export_json(capsys, tmp_path / "trial", *arguments, tmp_path / "a")
+    multipliers = (RDW, "--space", MINI, "--weights", weights, "--format", "safetensors", "--out")
+    export_json(capsys, *multipliers, tmp_path / "b")
     for out in (tmp_path / "a" / "config.json", tmp_path / "b" / "config.json"):
         read = document.read_config(out)
         assert isinstance(read, document.ExportConfig)
@@ -529,17 +550,17 @@ def test_a_configuration_comes_back_to_the_byte(
     assert '"warmup_epochs": 1,' in (tmp_path / "a" / "config.json").read_text()
 
 
-def test_a_damaged_export_is_no_export(
+def test_damaged_weights_are_rejected(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path
 ) -> None:
-    exported(capsys, trial, "--format", "safetensors", "--out", tmp_path)
+    export_json(capsys, trial, "--format", "safetensors", "--out", tmp_path)
     file = tmp_path / "weights.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    refused(
+    assert_rejected(
         capsys,
-        "is not the file that config.json lists",
+        "does not match its digest in config.json",
         tmp_path,
         "--format",
         "onnx",
@@ -548,28 +569,28 @@ def test_a_damaged_export_is_no_export(
     )
 
 
-def test_an_export_names_no_folder_of_the_machine(
+def test_export_contains_no_local_paths(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, trial: Path
 ) -> None:
     (tmp_path / "trial").mkdir()
     config = json.loads((trial / "config.json").read_text())
-    away = {**config, "data": {"name": "imagefolder", "path": str(tmp_path / "images")}}
-    (tmp_path / "trial" / "config.json").write_text(json.dumps(away))
+    local = {**config, "data": {"name": "imagefolder", "path": str(tmp_path / "images")}}
+    (tmp_path / "trial" / "config.json").write_text(json.dumps(local))
     (tmp_path / "trial" / "weights.safetensors").write_bytes(
         (trial / "weights.safetensors").read_bytes()
     )
-    exported(capsys, tmp_path / "trial", "--format", "safetensors", "--out", tmp_path / "out")
+    export_json(capsys, tmp_path / "trial", "--format", "safetensors", "--out", tmp_path / "out")
     assert str(tmp_path) not in (tmp_path / "out" / "config.json").read_text()
 
 
-def test_weights_that_are_no_numbers(
+def test_weights_with_nan_are_rejected(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module
 ) -> None:
     torch.save(
         {name: tensor * float("nan") for name, tensor in module.state_dict().items()},
         tmp_path / "nan.pth",
     )
-    asked = (
+    arguments = (
         RDW,
         "--space",
         MINI,
@@ -580,15 +601,15 @@ def test_weights_that_are_no_numbers(
         "--out",
         tmp_path / "out",
     )
-    code, _, err = call(capsys, *asked)
-    assert code == 1 and "its weights hold NaN" in err and not (tmp_path / "out").exists()
+    code, _, err = call(capsys, *arguments)
+    assert code == 1 and "its weights contain NaN" in err and not (tmp_path / "out").exists()
 
 
-def test_a_users_own_space_is_named_again(
+def test_user_defined_space_must_be_passed_again(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, module: nn.Module, weights: str
 ) -> None:
     own = "tests.export.test_export:own_space"
-    exported(
+    export_json(
         capsys,
         RDW,
         "--space",
@@ -600,8 +621,9 @@ def test_a_users_own_space_is_named_again(
         "--out",
         tmp_path,
     )
-    refused(capsys, "would be code to run", tmp_path, "--format", "safetensors", "--out", tmp_path)
-    exported(capsys, tmp_path, "--space", own, "--format", "safetensors", "--out", tmp_path)
+    not_loaded = "is not loaded from a file"
+    assert_rejected(capsys, not_loaded, tmp_path, "--format", "safetensors", "--out", tmp_path)
+    export_json(capsys, tmp_path, "--space", own, "--format", "safetensors", "--out", tmp_path)
     assert torch.equal(outputs(load_exported(tmp_path, space=own)[1]), outputs(module))
 
 
@@ -610,7 +632,7 @@ def own_space() -> Any:
 
 
 @pytest.mark.quick
-def test_a_training_that_has_not_ended_has_no_metrics() -> None:
+def test_unfinished_training_has_no_metrics() -> None:
     unfinished = TrainedBy(
         recipe=get_recipe("short"), data={"name": "petals"}, data_fingerprint="p", seed=0
     )

@@ -1,4 +1,4 @@
-"""The tiny formula as data: equal to scikit-learn, reproducible, and safe to read from anywhere."""
+"""Tests of the tiny formula: equality with scikit-learn, reproducibility, and safe parsing."""
 
 import copy
 import importlib.util
@@ -20,13 +20,13 @@ from tinynet_search import TinyFormula, TrackingError
 from tinynet_search.formula import gaussian_process
 from tinynet_search.formula.contents import MAX_POINTS, FormulaContents
 from tinynet_search.formula.files import MAX_BYTES, parse
-from tinynet_search.formula.gaussian_process import MOST_FITTED, spread
+from tinynet_search.formula.gaussian_process import MAX_FITTED, thin_points
 from tinynet_search.formula.tiny_formula import fit_formula
 
 pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = ROOT / "tinynet_search" / "formula" / "published.json"
+PUBLISHED_FILE = ROOT / "tinynet_search" / "formula" / "published.json"
 B0 = get_space("efficientnet_b0")
 
 
@@ -65,13 +65,13 @@ def test_equals_scikit_learn(name: str, form: str, fitted: TinyFormula) -> None:
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-    twice = [*noisy_points(), *((c, r + 0.01, d) for c, r, d in noisy_points())]
-    made = {
+    duplicated = [*noisy_points(), *((c, r + 0.01, d) for c, r, d in noisy_points())]
+    formulas = {
         "fitted": fitted,
         "published": TinyFormula.load("published"),
-        "duplicates": fit_formula(B0, twice, provenance={}),
+        "duplicates": fit_formula(B0, duplicated, provenance={}),
     }
-    formula, c = made[name], np.geomspace(0.01, 1.2, 101)
+    formula, c = formulas[name], np.geomspace(0.01, 1.2, 101)
     predicted = formula.predict(c, form)
     for target, mean, std in (
         ("r", predicted.r_mean, predicted.r_std),
@@ -90,15 +90,15 @@ def test_equals_scikit_learn(name: str, form: str, fitted: TinyFormula) -> None:
             optimizer=None,  # pyright: ignore[reportArgumentType]
         )
         wrap = np.log if kernel.log_c else np.asarray
-        theirs, theirs_std = regressor.fit(wrap(x), y - kernel.mean).predict(
+        expected, expected_std = regressor.fit(wrap(x), y - kernel.mean).predict(
             wrap(c)[:, None], return_std=True
         )
-        np.testing.assert_allclose(mean, theirs + kernel.mean, rtol=0, atol=1e-9)
-        np.testing.assert_allclose(std, theirs_std, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(mean, expected + kernel.mean, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(std, expected_std, rtol=0, atol=1e-9)
 
 
 def test_equation_4_by_hand(fitted: TinyFormula) -> None:
-    """The paper's mean and variance, written out with an inverse; the variance keeps its sigma squared."""
+    """The paper's mean and variance by a matrix inverse; the variance includes sigma squared."""
     kernel, points = fitted.forms["paper"]["r"], np.array(fitted.points)
 
     def k(a: Any, b: Any) -> Any:
@@ -123,14 +123,14 @@ def test_predict_shapes(fitted: TinyFormula) -> None:
 
 
 @pytest.mark.parametrize("c", [0.0, -1.0, math.nan, math.inf, np.array([0.1, 0.0])])
-def test_predict_refuses(c: Any, fitted: TinyFormula) -> None:
-    with pytest.raises(RequestError, match="no fraction"):
+def test_predict_rejects_invalid_c_and_form(c: Any, fitted: TinyFormula) -> None:
+    with pytest.raises(RequestError, match="not a valid fraction"):
         fitted.predict(c)
     with pytest.raises(RequestError, match="form 'papr': did you mean 'paper'"):
         fitted.predict(0.5, "papr")
 
 
-def test_follows_the_points_within_bounds(fitted: TinyFormula) -> None:
+def test_fit_is_close_to_the_points_and_within_bounds(fitted: TinyFormula) -> None:
     predicted = fitted.predict(np.array([p[0] for p in fitted.points]))
     assert np.sqrt(np.mean((predicted.r_mean - [p[1] for p in fitted.points]) ** 2)) < 0.06
     assert (
@@ -139,7 +139,7 @@ def test_follows_the_points_within_bounds(fitted: TinyFormula) -> None:
     )
 
 
-def test_identical_json_whatever_the_order(fitted: TinyFormula) -> None:
+def test_json_does_not_depend_on_the_order_of_points(fitted: TinyFormula) -> None:
     points = noisy_points()
     random.Random(3).shuffle(points)
     with warnings.catch_warnings():
@@ -172,7 +172,7 @@ def test_json_schema(fitted: TinyFormula) -> None:
 
 
 @pytest.mark.parametrize("count", range(5))
-def test_under_five_points(count: int) -> None:
+def test_formula_of_fewer_than_five_points_is_unusable(count: int) -> None:
     formula = fit_formula(B0, noisy_points(count), provenance={})
     read = TinyFormula.from_json(formula.to_json(), "few.json")
     assert not read.usable and json.loads(read.to_json())["usable"] is False
@@ -186,7 +186,7 @@ def test_under_five_points(count: int) -> None:
 @pytest.mark.parametrize(
     "points", [[(0.5, 0.8, 1.1)] * 5, [(0.1 * i, 1.0, 1.0) for i in range(1, 7)]]
 )
-def test_points_without_variety(points: list[tuple[float, float, float]]) -> None:
+def test_identical_points(points: list[tuple[float, float, float]]) -> None:
     predicted = fit_formula(B0, points, provenance={}).predict(0.5)
     assert predicted.r_mean == pytest.approx(
         points[0][1], abs=1e-3
@@ -204,7 +204,7 @@ def test_points_without_variety(points: list[tuple[float, float, float]]) -> Non
         ("x", 1, 1),
     ],
 )
-def test_bad_points(bad: Any) -> None:
+def test_invalid_points(bad: Any) -> None:
     with pytest.raises(RequestError, match="no formula can be fitted"):
         fit_formula(B0, [*noisy_points(6), bad], provenance={})
 
@@ -215,36 +215,35 @@ def test_provenance_must_be_json(bad: dict[str, Any]) -> None:
         fit_formula(B0, noisy_points(6), provenance=bad)
 
 
-def test_shipped_formula_is_what_the_script_fits(script: types.ModuleType) -> None:
-    fresh, shipped = (
+def test_published_formula_equals_the_output_of_the_script(script: types.ModuleType) -> None:
+    refitted, published = (
         json.loads(script.published().to_json()),
-        json.loads(SHIPPED.read_text("utf-8")),
+        json.loads(PUBLISHED_FILE.read_text("utf-8")),
     )
     for form in ("paper", "default"):
         for target in "rd":
-            assert fresh["forms"][form].pop(target) == pytest.approx(
-                shipped["forms"][form].pop(target), rel=1e-9, abs=1e-12
+            assert refitted["forms"][form].pop(target) == pytest.approx(
+                published["forms"][form].pop(target), rel=1e-9, abs=1e-12
             )
-    assert fresh == shipped
-    assert "released" in str(shipped["provenance"]) and "never published" in str(
-        shipped["provenance"]
-    )
-    assert "dips" in shipped["provenance"]["paper_form"]
+    assert refitted == published
+    assert "released" in str(published["provenance"])
+    assert "never published" in str(published["provenance"])
+    assert "dips" in published["provenance"]["paper_form"]
 
 
-def test_shipped_formula_is_a_valid_document() -> None:
-    """It is read without the model, since a suggestion does not load pydantic."""
-    text = SHIPPED.read_text("utf-8")
+def test_published_formula_is_a_valid_document() -> None:
+    """``load`` reads it without validation, because a suggestion does not import pydantic."""
+    text = PUBLISHED_FILE.read_text("utf-8")
     contents = parse(text)
     assert contents == FormulaContents.from_json(json.loads(text))
     loaded = TinyFormula.load("published")
     assert loaded == TinyFormula.from_json(text, "published") and loaded.to_json() == text
 
 
-def test_shipped_formula_never_falls() -> None:
+def test_published_formula_is_monotonic() -> None:
     predicted = TinyFormula.load("published").predict(np.geomspace(0.06, 0.9, 5001))
     assert (np.diff(predicted.r_mean) >= 0).all() and (np.diff(predicted.d_mean) >= 0).all()
-    # What the provenance says of the other form.
+    # The provenance states that the other form dips.
     paper = TinyFormula.load("published").predict(np.geomspace(0.06, 0.9, 5001), "paper")
     assert (np.diff(paper.r_mean) < 0).any()
 
@@ -252,21 +251,21 @@ def test_shipped_formula_never_falls() -> None:
 # Frontiers of many models.
 
 
-def test_many_points_are_thinned_and_the_formula_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_points_are_thinned_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gaussian_process, "RESTARTS", 0)
     points = sorted(noisy_points(2000))
     thinned = fit_formula(B0, noisy_points(2000), provenance={"search": "long"})
-    assert len(thinned.points) == MOST_FITTED and set(thinned.points) < set(points)
+    assert len(thinned.points) == MAX_FITTED and set(thinned.points) < set(points)
     assert thinned.range == (points[0][0], points[-1][0])
     assert thinned.provenance == {"search": "long", "thinned_from": 2000}
-    again = TinyFormula.from_json(thinned.to_json())
-    assert again.to_json() == thinned.to_json() and again.predict(0.3) == thinned.predict(0.3)
-    assert again.predict(0.3).r_mean == pytest.approx(1.1 * 0.3**0.25, abs=0.05)
-    assert again.suggest(0.3).network.c == pytest.approx(0.3, rel=0.03)
+    read = TinyFormula.from_json(thinned.to_json())
+    assert read.to_json() == thinned.to_json() and read.predict(0.3) == thinned.predict(0.3)
+    assert read.predict(0.3).r_mean == pytest.approx(1.1 * 0.3**0.25, abs=0.05)
+    assert read.suggest(0.3).network.c == pytest.approx(0.3, rel=0.03)
 
 
-@pytest.mark.parametrize("count", [MOST_FITTED - 1, MOST_FITTED])
-def test_fewer_points_are_all_fitted(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [MAX_FITTED - 1, MAX_FITTED])
+def test_few_points_are_not_thinned(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gaussian_process, "RESTARTS", 0)
     points = noisy_points(count)
     formula = fit_formula(B0, points, provenance={})
@@ -278,9 +277,9 @@ def test_fewer_points_are_all_fitted(count: int, monkeypatch: pytest.MonkeyPatch
     st.lists(st.sampled_from([0.1, 0.2, 0.5]) | st.floats(0.03, 1.05), min_size=10, max_size=60),
     st.integers(2, 10),
 )
-def test_spread_points_leave_no_point_far_from_all(costs: list[float], count: int) -> None:
+def test_thinned_points_cover_all_points(costs: list[float], count: int) -> None:
     points = [(c, float(i), 1.0) for i, c in enumerate(sorted(costs))]
-    taken = spread(points, count)
+    taken = thin_points(points, count)
     assert len(set(taken)) == count and set(taken) <= set(points) and list(taken) == sorted(taken)
     assert (taken[0][0], taken[-1][0]) == (points[0][0], points[-1][0])
     x, kept = np.log([p[0] for p in points]), np.log([p[0] for p in taken])
@@ -289,7 +288,7 @@ def test_spread_points_leave_no_point_far_from_all(costs: list[float], count: in
 
 
 @pytest.mark.slow
-def test_most_points_of_a_file_can_be_read() -> None:
+def test_formula_with_the_maximum_number_of_points_is_usable() -> None:
     points = [{"c": c, "r": r, "d": d} for c, r, d in sorted(noisy_points(MAX_POINTS))]
     ends = [points[0]["c"], points[-1]["c"]]
     formula = TinyFormula.from_json(changed(points=points, range=ends, forms=kernels(noise=0.01)))
@@ -298,7 +297,7 @@ def test_most_points_of_a_file_can_be_read() -> None:
         TinyFormula.from_json(changed(points=points, range=ends, forms=kernels(noise=0.0)))
 
 
-# Reading what cannot be trusted.
+# Parsing of untrusted files.
 
 
 def paths(value: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -312,7 +311,7 @@ def paths(value: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [prefix, *(path for key, item in inner for path in paths(item, (*prefix, key)))]
 
 
-GOOD = json.loads(SHIPPED.read_text("utf-8"))
+GOOD = json.loads(PUBLISHED_FILE.read_text("utf-8"))
 ODD = [
     None,
     True,
@@ -336,8 +335,8 @@ ODD = [
 ]
 
 
-def read_or_refuse(text: str) -> TinyFormula | None:
-    """What every text must do: be a formula whose numbers are finite, or be refused in one printable line."""
+def read_or_reject(text: str) -> TinyFormula | None:
+    """Check that a text is a formula with finite values, or is rejected in one printable line."""
     try:
         formula = TinyFormula.from_json(text, "odd.json")
     except RequestError as error:
@@ -356,7 +355,7 @@ def read_or_refuse(text: str) -> TinyFormula | None:
     st.sampled_from(paths(GOOD)[1:]),
     st.one_of(st.sampled_from(ODD), st.floats(), st.integers(), st.just("drop")),
 )
-def test_any_one_change_reads_right_or_is_refused(path: tuple[Any, ...], value: Any) -> None:
+def test_any_single_change_is_valid_or_rejected(path: tuple[Any, ...], value: Any) -> None:
     data = copy.deepcopy(GOOD)
     parent = data
     for key in path[:-1]:
@@ -365,7 +364,7 @@ def test_any_one_change_reads_right_or_is_refused(path: tuple[Any, ...], value: 
         del parent[path[-1]]
     else:
         parent[path[-1]] = value
-    formula = read_or_refuse(json.dumps(data))
+    formula = read_or_reject(json.dumps(data))
     if formula is not None:
         try:
             formula.suggest(0.3)
@@ -375,11 +374,13 @@ def test_any_one_change_reads_right_or_is_refused(path: tuple[Any, ...], value: 
 
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None)
-@given(st.integers(0, len(SHIPPED.read_text("utf-8"))), st.text(max_size=5), st.integers(0, 5))
-def test_any_damage_reads_right_or_is_refused(place: int, inserted: str, cut: int) -> None:
-    text = SHIPPED.read_text("utf-8")
-    read_or_refuse(text[:place] + inserted + text[place + cut :])
-    assert place > len(text) - 2 or read_or_refuse(text[:place]) is None
+@given(
+    st.integers(0, len(PUBLISHED_FILE.read_text("utf-8"))), st.text(max_size=5), st.integers(0, 5)
+)
+def test_any_damage_is_valid_or_rejected(place: int, inserted: str, cut: int) -> None:
+    text = PUBLISHED_FILE.read_text("utf-8")
+    read_or_reject(text[:place] + inserted + text[place + cut :])
+    assert place > len(text) - 2 or read_or_reject(text[:place]) is None
 
 
 @settings(max_examples=100, deadline=None)
@@ -389,8 +390,8 @@ def test_any_damage_reads_right_or_is_refused(place: int, inserted: str, cut: in
         lambda s: st.lists(s) | st.dictionaries(st.text(), s),
     )
 )
-def test_other_json_is_refused(value: Any) -> None:
-    assert read_or_refuse(json.dumps(value)) is None
+def test_other_json_is_rejected(value: Any) -> None:
+    assert read_or_reject(json.dumps(value)) is None
 
 
 def changed(**fields: Any) -> str:
@@ -405,17 +406,17 @@ def kernels(**fields: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("text", "message"),
     [
         ("", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ("[]", "not a JSON object"),
-        (SHIPPED.read_text("utf-8")[:-50], "not JSON"),
-        (changed(schema=2), r"schema: this version reads 1 \(it is 2\)"),
-        (changed(schema=True), r"schema: Input should be a valid integer \(it is True\)"),
+        (PUBLISHED_FILE.read_text("utf-8")[:-50], "not JSON"),
+        (changed(schema=2), r"schema: expected 1 \(got 2\)"),
+        (changed(schema=True), r"schema: Input should be a valid integer \(got True\)"),
         (changed(schema=1.0), "schema: Input should be a valid integer"),
         (changed(points=GOOD["points"] * 401), "points: List should have at most 2000 items"),
-        (changed(space=None), r"space: Input should be a valid string \(it is None\)"),
+        (changed(space=None), r"space: Input should be a valid string \(got None\)"),
         (changed(num_classes=10**400), "num_classes: Input should be less than or equal to"),
         (changed(num_classes=True), r"num_classes: Input should be a valid integer"),
         (changed(usable=1), r"usable: Input should be a valid boolean"),
@@ -425,7 +426,7 @@ def kernels(**fields: Any) -> dict[str, Any]:
         (" " * (MAX_BYTES + 1), "over 5 MB"),
         (
             changed(points=[{**GOOD["points"][0], "r": 0}, *GOOD["points"][1:]]),
-            r"points\[0\].r: Input should be greater than or equal to 0.01 \(it is 0\)",
+            r"points\[0\].r: Input should be greater than or equal to 0.01 \(got 0\)",
         ),
         (
             changed(points=[{**GOOD["points"][0], "d": -1.0}, *GOOD["points"][1:]]),
@@ -438,15 +439,15 @@ def kernels(**fields: Any) -> dict[str, Any]:
         (changed(points=[*GOOD["points"][1:], [0.05, 1, 1]]), r"points\[4\]: Input should be"),
         (changed(points=GOOD["points"][1:]), "points: List should have at least 5 items"),
         (changed(points=[*GOOD["points"][1:], {"c": 0.05, "r": 1}]), r"points\[4\].d: Field req"),
-        (changed(range=[0.01, 1.0]), "range: this is not the range of the points"),
-        (changed(range=None), "range: this is not the range of the points"),
+        (changed(range=[0.01, 1.0]), "range: does not match the range of the points"),
+        (changed(range=None), "range: does not match the range of the points"),
         (changed(forms={"default": GOOD["forms"]["default"]}), "forms.paper: Field required"),
         (changed(forms=kernels(noise=math.nan)), r"forms.paper.r.noise: Input should be a finite"),
         (changed(forms=kernels(amplitude=-1)), "forms.paper.r.amplitude: Input should be greater"),
         (changed(forms=kernels(amplitude=10**400)), "forms.paper.r.amplitude: Input should be"),
         (
             changed(forms=kernels(length_scale="1")),
-            r"forms.paper.r.length_scale: Input should be a valid number \(it is '1'\)",
+            r"forms.paper.r.length_scale: Input should be a valid number \(got '1'\)",
         ),
         (changed(forms=kernels(log_c=1)), "forms.paper.r.log_c: Input should be a valid boolean"),
         (changed(provenance=[]), "provenance: Input should be a valid dictionary"),
@@ -463,13 +464,15 @@ def kernels(**fields: Any) -> dict[str, Any]:
             "provenance: nested too deep",
         ),
         (
-            SHIPPED.read_text("utf-8").replace('"fitted_to": ', '"fitted_to": 1e999, "was": '),
+            PUBLISHED_FILE.read_text("utf-8").replace(
+                '"fitted_to": ', '"fitted_to": 1e999, "was": '
+            ),
             "provenance: a number is not finite",
         ),
     ],
 )
-def test_says_what_is_wrong(text: str, what: str) -> None:
-    with pytest.raises(RequestError, match=what) as caught:
+def test_damaged_formula_is_rejected_with_the_field(text: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
         TinyFormula.from_json(text, "odd.json")
     assert str(caught.value).startswith("formula odd.json: ") and "\n" not in str(caught.value)
 
@@ -485,14 +488,14 @@ def test_files(tmp_path: Path, fitted: TinyFormula) -> None:
         == fitted.to_json()
     )
     (tmp_path / "folder.json").mkdir()
-    wrong = {
+    messages = {
         "none.json": "no such file",
         "folder.json": "no such file",
         "binary.json": "not UTF-8",
         "big.json": "over 5 MB",
     }
-    for name, what in wrong.items():
-        with pytest.raises(RequestError, match=what) as caught:
+    for name, message in messages.items():
+        with pytest.raises(RequestError, match=message) as caught:
             TinyFormula.load(tmp_path / name)
         assert name in str(caught.value)
     for name in ("publishd", "runs:/1/formula.json.pkl", ""):
@@ -500,13 +503,16 @@ def test_files(tmp_path: Path, fitted: TinyFormula) -> None:
             TinyFormula.load(name)
 
 
-# SQLAlchemy 2.1 warns of MLflow's own mapping when a store is first loaded.
+# SQLAlchemy 2.1 warns about MLflow's mapping when a store is first loaded.
 mlflow_store = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory, fitted: TinyFormula) -> str:
-    """A tracking database with tiny-formula@champion (version 1, from files) and @logged (version 2, from a logged model)."""
+    """A tracking database with tiny-formula@champion and tiny-formula@logged.
+
+    Version 1 (champion) is registered from files, version 2 (logged) from a logged model.
+    """
     from mlflow import MlflowClient
 
     folder = tmp_path_factory.mktemp("mlflow")
@@ -535,13 +541,13 @@ def registry(tmp_path_factory: pytest.TempPathFactory, fitted: TinyFormula) -> s
         "empty": str(folder / "empty"),
     }
     with pytest.MonkeyPatch.context() as environment:
-        # MLflow looks a logged model up at its own default, whatever client registers it.
+        # MLflow resolves a logged model with its default URI, not with that of the client.
         environment.setenv("MLFLOW_TRACKING_URI", uri)
         for alias, source in sources.items():
-            made = client.create_model_version(
+            version = client.create_model_version(
                 "tiny-formula", source, model_id=logged.model_id if alias == "logged" else None
             )
-            client.set_registered_model_alias("tiny-formula", alias, made.version)
+            client.set_registered_model_alias("tiny-formula", alias, version.version)
     return uri
 
 
@@ -560,7 +566,7 @@ def test_registered_model(
 
 
 @mlflow_store
-def test_registered_model_at_mlflows_own_default(
+def test_registered_model_at_the_default_tracking_uri(
     registry: str, fitted: TinyFormula, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry)
@@ -569,27 +575,29 @@ def test_registered_model_at_mlflows_own_default(
 
 @mlflow_store
 @pytest.mark.parametrize(
-    ("name", "what"),
+    ("name", "message"),
     [
-        ("models:/tiny-formula@nobody", "no formula models:/tiny-formula@nobody"),
+        ("models:/tiny-formula@missing", "no formula models:/tiny-formula@missing"),
         ("models:/tiny-formula/99", "no formula models:/tiny-formula/99"),
         ("models:/nothing@champion", "no formula models:/nothing@champion"),
-        ("models:/tiny-formula@empty", "holds no formula.json"),
+        ("models:/tiny-formula@empty", "does not contain formula.json"),
         ("models:/tiny-formula@damaged", "formula models:/tiny-formula@damaged: not JSON"),
-        ("models:/tiny-formula", "names no registered model"),
-        ("models:tiny-formula@champion", "names no registered model"),
-        ("models:/tiny-formula/1/../../x", "names no registered model"),
+        ("models:/tiny-formula", "is not a registered model"),
+        ("models:tiny-formula@champion", "is not a registered model"),
+        ("models:/tiny-formula/1/../../x", "is not a registered model"),
     ],
 )
-def test_registered_model_refused(name: str, what: str, registry: str) -> None:
-    with pytest.raises(RequestError, match=what) as caught:
+def test_invalid_registered_model_is_rejected(name: str, message: str, registry: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
         TinyFormula.load(name, tracking_uri=registry)
     assert str(caught.value).isprintable()
 
 
 @mlflow_store
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:///{}/none.db", "file://{}/mlruns"])
-def test_mlflow_away(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_mlflow_raises(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     address = uri.format(tmp_path)
     with pytest.raises(TrackingError, match="MLflow") as caught:
@@ -598,7 +606,7 @@ def test_mlflow_away(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not (tmp_path / "none.db").exists()
 
 
-def test_no_password_in_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_do_not_contain_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9 ") as caught:
         TinyFormula.load(
@@ -607,11 +615,12 @@ def test_no_password_in_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_what_a_formula_was_fitted_to_is_believed() -> None:
-    """A search may draw below its space's own ranges: r = .2 stays .2, and is not lifted to the range's .35."""
+def test_predictions_are_not_clipped_to_ranges_narrower_than_the_points() -> None:
+    """A search may draw below the ranges of its space: r = .2 is not raised to the range's .35."""
     formula = fit_formula(
         B0, [(c, 0.2 + 0.01 * c, 0.5) for c in (0.05, 0.08, 0.12, 0.2, 0.3)], provenance={}
     )
-    found = formula.suggest(0.1)
-    assert (found.resolution, found.note) == (int(224 * found.r_mean + 1e-6), None)
-    assert found.r < B0.ranges["r"][0]
+    suggestion = formula.suggest(0.1)
+    assert suggestion.resolution == int(224 * suggestion.r_mean + 1e-6)
+    assert suggestion.note is None
+    assert suggestion.r < B0.ranges["r"][0]

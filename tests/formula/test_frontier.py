@@ -1,4 +1,4 @@
-"""The frontier: NSGA-III nondominated sorting that depends on the results alone."""
+"""Tests of the frontier: NSGA-III nondominated sorting that depends only on the results."""
 
 import math
 import subprocess
@@ -41,12 +41,15 @@ def is_usable(trial: TrialPoint) -> bool:
 
 
 def pareto_ranks(trials: list[TrialPoint]) -> dict[str, int]:
-    """Front number (1 is the nondominated one) of every usable trial by id, by peeling, straight from the definition."""
-    ranks, left, number = {}, [trial for trial in trials if is_usable(trial)], 1
-    while left:
-        front = [p for p in left if not any(dominates(q, p) for q in left)]
+    """Front number of each usable trial by id, computed from the definition.
+
+    Front 1 is the nondominated one; the next fronts are computed without the previous ones.
+    """
+    ranks, remaining, number = {}, [trial for trial in trials if is_usable(trial)], 1
+    while remaining:
+        front = [p for p in remaining if not any(dominates(q, p) for q in remaining)]
         ranks |= {p.id: number for p in front}
-        left, number = [p for p in left if p not in front], number + 1
+        remaining, number = [p for p in remaining if p not in front], number + 1
     return ranks
 
 
@@ -77,17 +80,17 @@ def test_selection_is_sound(
     distinct = [t for t in usable if smallest[t.c, t.top1] == t.id]
     ranks = pareto_ranks(distinct)
 
-    wanted = max(math.ceil(round(fraction * len(distinct), 9)), min(minimum, len(distinct)))
-    assert len(chosen) == wanted
+    expected = max(math.ceil(round(fraction * len(distinct), 9)), min(minimum, len(distinct)))
+    assert len(chosen) == expected
     assert {m.id for m in chosen} <= set(ranks)
     assert all(m.pareto_rank == ranks[m.id] for m in chosen)
     assert [m.c for m in chosen] == sorted(m.c for m in chosen)
     left_out = set(ranks) - {m.id for m in chosen}
-    # No front is touched before the one before it is taken whole.
+    # A front is only used after the previous one has been selected completely.
     assert max((m.pareto_rank for m in chosen), default=0) <= min(
         (ranks[i] for i in left_out), default=len(ranks) + 1
     )
-    # Trials of equal (top1, c) are on one front, and all fronts are those of the definition.
+    # Trials with equal (top1, c) are on the same front, and all fronts match the definition.
     assert pareto_ranks(rows) == {t.id: ranks[smallest[t.c, t.top1]] for t in usable}
     everything = select_frontier(rows, fraction=1.0)
     assert {m.id: m.pareto_rank for m in everything} == ranks
@@ -101,7 +104,7 @@ def test_top_fifth_of_a_hundred_spreads_over_the_front() -> None:
     rows = [point(f"t{i:03}", 0.03 + i / 100, 60 + 30 * math.sqrt(i / 100)) for i in range(100)]
     chosen = select_frontier(rows)
     assert len(chosen) == 20 and {m.pareto_rank for m in chosen} == {1}
-    # Both ends of the front stay, and no stretch of it is empty.
+    # Both ends of the front are kept, and the models have no large gaps.
     assert (chosen[0].id, chosen[-1].id) == ("t000", "t099")
     assert max(b.c - a.c for a, b in pairwise(chosen)) < 0.25
 
@@ -117,7 +120,7 @@ def test_count(count: int, kept: int) -> None:
     )
 
 
-def test_useless_trials_are_passed_over() -> None:
+def test_unusable_trials_are_ignored() -> None:
     rows = [
         point("failed", 0.1, 99.0, "failed"),
         point("none", 0.1, None),
@@ -130,13 +133,13 @@ def test_useless_trials_are_passed_over() -> None:
     assert pareto_ranks(rows) == {"good": 1}
 
 
-def test_duplicates_take_no_place() -> None:
-    twins = [point(f"b{i}", 0.5, 70.0) for i in range(50)]
+def test_duplicates_are_selected_once() -> None:
+    duplicates = [point(f"b{i}", 0.5, 70.0) for i in range(50)]
     others = [point(f"a{i}", 0.6 + i / 10, 60.0 - i) for i in range(5)]
-    chosen = select_frontier([*twins, *others], minimum=4)
+    chosen = select_frontier([*duplicates, *others], minimum=4)
     assert [m.id for m in chosen] == ["b0", "a0", "a1", "a2"]
     assert [m.pareto_rank for m in chosen] == [1, 2, 3, 4]
-    assert pareto_ranks(twins) == {t.id: 1 for t in twins}
+    assert pareto_ranks(duplicates) == {t.id: 1 for t in duplicates}
 
 
 @pytest.mark.parametrize("same", ["c", "top1"])
@@ -154,12 +157,12 @@ def test_one_objective_all_equal(same: str) -> None:
 @pytest.mark.parametrize(
     "settings", [{"fraction": 0.0}, {"fraction": 1.1}, {"fraction": math.nan}, {"minimum": -1}]
 )
-def test_bad_settings(settings: dict[str, float]) -> None:
+def test_invalid_settings(settings: dict[str, float]) -> None:
     with pytest.raises(RequestError, match="frontier fraction"):
         select_frontier([point("a", 0.5, 70.0)], **settings)  # pyright: ignore[reportArgumentType]
 
 
-def test_leaves_warnings_and_global_randomness_alone() -> None:
+def test_selection_keeps_warning_filters_and_global_random_state() -> None:
     import numpy as np
 
     rows = [point(str(i), 1 + i, 50 + (i * 37 % 101)) for i in range(60)]
@@ -169,15 +172,17 @@ def test_leaves_warnings_and_global_randomness_alone() -> None:
     assert select_frontier(rows) == first
     assert list(warnings.filters) == before
     assert np.random.get_state()[1].tolist() == state  # pyright: ignore
-    with pytest.warns(UserWarning, match="still heard"):
-        warnings.warn("still heard", UserWarning, stacklevel=1)
+    with pytest.warns(UserWarning, match="still shown"):
+        warnings.warn("still shown", UserWarning, stacklevel=1)
 
 
-def test_same_choice_in_another_process() -> None:
-    program = (
-        "from tinynet_search.formula.frontier import TrialPoint as T, select_frontier as s\n"
-        "print([m.id for m in s([T(str(i), (1, 1, 1), 1 + i, 50 + i + 5 * (i * 37 % 7), 'finished') for i in range(90)])])"
-    )
+def test_selection_is_equal_in_different_processes() -> None:
+    program = """
+from tinynet_search.formula.frontier import TrialPoint, select_frontier
+top1 = [50 + i + 5 * (i * 37 % 7) for i in range(90)]
+trials = [TrialPoint(str(i), (1, 1, 1), 1 + i, top1[i], "finished") for i in range(90)]
+print([model.id for model in select_frontier(trials)])
+"""
     run = [
         subprocess.run(
             [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True
@@ -190,14 +195,14 @@ def test_same_choice_in_another_process() -> None:
 
 def test_spearman() -> None:
     models = [FrontierModel(str(i), (i + (i % 3), -i, 1.0), i / 10, 70.0, 1) for i in range(1, 12)]
-    found = spearman(models)
-    assert found["d"] == pytest.approx(-1.0) and found["w"] is None
+    result = spearman(models)
+    assert result["d"] == pytest.approx(-1.0) and result["w"] is None
     expected = spearmanr([m.rdw[0] for m in models], [m.c for m in models])
-    assert found["r"] == pytest.approx(expected.statistic)  # pyright: ignore
+    assert result["r"] == pytest.approx(expected.statistic)  # pyright: ignore
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_spearman_of_too_few(count: int) -> None:
+def test_spearman_needs_three_points(count: int) -> None:
     assert spearman([point(str(i), 0.1 + i, 1.0) for i in range(count)]) == {
         "r": None,
         "d": None,
@@ -205,7 +210,7 @@ def test_spearman_of_too_few(count: int) -> None:
     }
 
 
-def test_spearman_of_one_cost() -> None:
+def test_spearman_of_constant_cost_is_undefined() -> None:
     assert spearman([TrialPoint(str(i), (i, i, i), 0.5, 1.0, "finished") for i in range(5)]) == {
         "r": None,
         "d": None,

@@ -1,4 +1,4 @@
-"""Limits other than FLOPs: the largest network of the formula that meets them, held against a search of every c."""
+"""Tests of limits on costs: the result is compared with an exhaustive search over c."""
 
 import copy
 import json
@@ -25,19 +25,19 @@ pytestmark = pytest.mark.quick
 
 PUBLISHED = TinyFormula.load("published")
 NAMES = list(LIMITS)
-# Closer than the steps of the search, and not in step with them.
+# A finer grid than that of the search, and not aligned with it.
 FINER = 9e-4
 
 
 def curve(name: str, extrapolate: bool = False) -> Curve:
     space = get_space(name)
     assert PUBLISHED.range
-    about = (PUBLISHED.predict, PUBLISHED.range, PUBLISHED.source)
-    return Curve(*about, space, space.num_classes, 0.03, extrapolate)
+    formula = (PUBLISHED.predict, PUBLISHED.range, PUBLISHED.source)
+    return Curve(*formula, space, space.num_classes, 0.03, extrapolate)
 
 
 def solved(formula: Curve, c: float) -> Network | None:
-    """The network at c by the scalar solver alone."""
+    """The network at c, computed only with the scalar solver."""
     try:
         predicted = PUBLISHED.predict(min(max(c, 0.06), 0.9))
         return formula.space.solve_width(c, float(predicted.r_mean), float(predicted.d_mean))
@@ -47,22 +47,22 @@ def solved(formula: Curve, c: float) -> Network | None:
 
 @lru_cache
 def everything(name: str, extrapolate: bool) -> list[tuple[float, Network]]:
-    """Every network of the formula on a fine grid of its own, by rising c."""
+    """All networks of the formula on a separate fine grid, sorted by c."""
     formula = curve(name, extrapolate)
     low, high = formula.ends()
-    found = [
+    networks = [
         (c, solved(formula, c))
         for c in np.exp(np.arange(math.log(low), math.log(high), FINER)).tolist()
     ]
-    return [(c, network) for c, network in found if network]
+    return [(c, network) for c, network in networks if network]
 
 
 def meets(network: Network, limits: Mapping[str, float]) -> bool:
     return all(getattr(network, name) <= limit for name, limit in limits.items())
 
 
-# Between the least and the most of the formula on B0.
-QUARTERS = st.dictionaries(st.sampled_from(NAMES), st.floats(0.001, 0.999), min_size=1)
+# Limits as shares of the range of the formula's costs.
+SHARES = st.dictionaries(st.sampled_from(NAMES), st.floats(0.001, 0.999), min_size=1)
 SPACES = [
     ("efficientnet_b0", False),
     ("efficientnet_b0_scaled_head", False),
@@ -74,36 +74,35 @@ SPACES = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "extrapolate"), SPACES)
 @settings(max_examples=40, deadline=None)
-@given(asked=QUARTERS)
+@given(shares=SHARES)
 def test_no_larger_network_meets_the_limits(
-    name: str, extrapolate: bool, asked: dict[str, float]
+    name: str, extrapolate: bool, shares: dict[str, float]
 ) -> None:
-    there = everything(name, extrapolate)
-    spans = {key: [getattr(network, key) for _, network in there] for key in asked}
+    networks = everything(name, extrapolate)
+    spans = {key: [getattr(network, key) for _, network in networks] for key in shares}
     limits: dict[str, Any] = {
         key: min(spans[key]) + share * (max(spans[key]) - min(spans[key]))
-        for key, share in asked.items()
+        for key, share in shares.items()
     }
     try:
         s = suggest_rdw(**limits, space=name, extrapolate=extrapolate)
     except RequestError:
-        assert not any(meets(network, limits) for _, network in there)
+        assert not any(meets(network, limits) for _, network in networks)
         return
     assert meets(s.network, limits)
     assert suggest_rdw(s.budget, space=name, extrapolate=extrapolate).network == s.network
-    # What is promised: nothing larger over .1 % of c or more, which three neighbours of this grid span.
-    above = [meets(network, limits) for c, network in there if c > s.budget * 1.0001]
+    # Guaranteed: no larger network exists over .1 % of c or more, which is three neighbours of this
+    # grid.
+    above = [meets(network, limits) for c, network in networks if c > s.budget * 1.0001]
     assert not any(map(all, zip(above, above[1:], above[2:], strict=False)))
 
 
 @pytest.mark.slow
 @settings(max_examples=30, deadline=None)
-@given(asked=QUARTERS)
-def test_the_next_larger_network_breaks_what_binds(asked: dict[str, float]) -> None:
-    there = everything("efficientnet_b0", False)
-    limits: dict[str, Any] = {
-        key: share * getattr(there[-1][1], key) for key, share in asked.items()
-    }
+@given(shares=SHARES)
+def test_next_larger_network_exceeds_the_binding_limits(shares: dict[str, float]) -> None:
+    _, largest = everything("efficientnet_b0", False)[-1]
+    limits: dict[str, Any] = {key: share * getattr(largest, key) for key, share in shares.items()}
     try:
         s = suggest_rdw(**limits)
     except RequestError:
@@ -156,7 +155,7 @@ def test_arrays_and_the_scalar_solver_agree(name: str) -> None:
         np.testing.assert_array_equal([figures[key][i] for key in NAMES], expected)
 
 
-def test_c_is_one_of_the_limits() -> None:
+def test_c_can_be_one_of_the_limits() -> None:
     assert suggest_rdw(0.1, params=2.4e6).binding == ("c",)
     assert suggest_rdw(0.1, params=2.4e6).network == suggest_rdw(0.1).network
     both, alone = suggest_rdw(0.5, params=2.4e6), suggest_rdw(params=2.4e6)
@@ -164,7 +163,7 @@ def test_c_is_one_of_the_limits() -> None:
         "c": 0.5,
         "params": 2.4e6,
     }
-    # As a limit, c may lie above the formula's end.
+    # As a limit, c may exceed the formula's range.
     assert suggest_rdw(1.0, params=1e9).network == suggest_rdw(0.9).network
     with pytest.raises(
         RequestError, match=r"c = 0.05 is outside the range 0.06 to 0.9 .*--extrapolate"
@@ -172,7 +171,7 @@ def test_c_is_one_of_the_limits() -> None:
         suggest_rdw(0.05, params=2e6)
 
 
-def test_extrapolation_reaches_further() -> None:
+def test_extrapolation_extends_the_range() -> None:
     low, high = (
         suggest_rdw(params=1.5e6, extrapolate=True),
         suggest_rdw(params=1e9, extrapolate=True),
@@ -181,7 +180,7 @@ def test_extrapolation_reaches_further() -> None:
     assert high.extrapolated and high.budget == 1 and high.binding == ()
 
 
-def test_shown() -> None:
+def test_display_of_limits() -> None:
     s = suggest_rdw(params=2.0e6, activation_bytes=1e9)
     assert repr(s).endswith("c=0.0614, binding params)")
     for text in (str(s), s._repr_html_()):
@@ -204,24 +203,26 @@ def test_shown() -> None:
     )
 
 
-REFUSED = [
-    ({}, "nothing to answer: give c"),
-    ({"params": -1}, "params = -1 is no limit: give a number above 0"),
-    ({"params": math.nan}, "is no limit"),
-    ({"macs": math.inf}, "is no limit"),
-    ({"macs": 10**400}, "is no limit"),
-    ({"activation_bytes": True}, "activation_bytes = True is no limit"),
-    ({"params": "2e6"}, "params = '2e6' is no limit"),
-    ({"c": "half", "params": 2e6}, "c = half is no budget"),
+REJECTED = [
+    ({}, "no budget given: pass c"),
+    ({"params": -1}, "params = -1 is not a valid limit: pass a number above 0"),
+    ({"params": math.nan}, "is not a valid limit"),
+    ({"macs": math.inf}, "is not a valid limit"),
+    ({"macs": 10**400}, "is not a valid limit"),
+    ({"activation_bytes": True}, "activation_bytes = True is not a valid limit"),
+    ({"params": "2e6"}, "params = '2e6' is not a valid limit"),
+    ({"c": "half", "params": 2e6}, "c = half is not a valid budget"),
     (
         {"params": 1.5e6},
-        "no network of the formula has at most 1.50M parameters: the smallest within its range 0.06 to 0.9 has 1,980,648, at c = 0.06; "
+        "no network of the formula has at most 1.50M parameters: "
+        "the smallest within its range 0.06 to 0.9 has 1,980,648, at c = 0.06; "
         "raise params, or pass extrapolate=True (--extrapolate)",
     ),
     ({"params": 1e6}, "at c = 0.06; raise params"),
     (
         {"params": 1e6, "macs": 1e3, "activation_bytes": 1e9},
-        "has 23,500,656, at c = 0.06, and none has at most 1.00M parameters: the smallest within its range 0.06 to 0.9 has 1,980,648",
+        "has 23,500,656, at c = 0.06, and none has at most 1.00M parameters: "
+        "the smallest within its range 0.06 to 0.9 has 1,980,648",
     ),
     (
         {"params": 4.85e6, "macs": 250e6, "space": "resnet34"},
@@ -231,14 +232,14 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "words"), REFUSED)
-def test_refused_in_one_line(asked: dict[str, Any], words: str) -> None:
+@pytest.mark.parametrize(("values", "words"), REJECTED)
+def test_invalid_limits_raise_one_line(values: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=re.escape(words)) as caught:
-        suggest_rdw(**asked)
+        suggest_rdw(**values)
     assert str(caught.value).isprintable()
 
 
-def test_extrapolation_is_offered_only_where_it_helps() -> None:
+def test_error_suggests_extrapolation_only_if_it_helps() -> None:
     for params, helps in ((1.5e6, True), (1e6, False)):
         with pytest.raises(RequestError) as caught:
             suggest_rdw(params=params)
@@ -247,7 +248,7 @@ def test_extrapolation_is_offered_only_where_it_helps() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_spaces())
-def test_the_smallest_that_is_named_can_be_had(name: str) -> None:
+def test_reported_smallest_c_is_feasible(name: str) -> None:
     with pytest.raises(
         RequestError, match="is below every network of formula published on"
     ) as caught:
@@ -258,7 +259,7 @@ def test_the_smallest_that_is_named_can_be_had(name: str) -> None:
         suggest_rdw(smallest * 0.998, space=name, extrapolate=True)
 
 
-def test_fast() -> None:
+def test_suggestion_takes_less_than_half_a_second() -> None:
     def seconds() -> float:
         start = time.perf_counter()
         assert isinstance(suggest_rdw(params=2.4e6, activation_bytes=1.5e6), Suggestion)
@@ -287,10 +288,8 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     code, lines, _ = tinynet(capsys, "suggest", "0.25")
     assert "memory" in lines[0] and "binds" not in lines[0] and " 2.17MB " in lines[2]
     code, lines, _ = tinynet(capsys, "suggest", "--params", "5M", "--space", "ghostnet_a", "--json")
-    (found,) = json.loads("\n".join(lines))
-    assert (
-        found["space"] == "ghostnet_a" and found["params"] <= 5e6 and found["binding"] == ["params"]
-    )
+    (row,) = json.loads("\n".join(lines))
+    assert row["space"] == "ghostnet_a" and row["params"] <= 5e6 and row["binding"] == ["params"]
 
 
 @pytest.mark.parametrize(
@@ -314,21 +313,21 @@ def test_numbers_on_the_command_line(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["suggest"], "nothing to answer"),
+        (["suggest"], "no budget given"),
         (
             ["suggest", "--params", "few"],
-            "--params 'few' is no number: give one such as 2e6, 1.5M or 4.1B",
+            "--params 'few' is not a valid number: expected a number such as 2e6, 1.5M or 4.1B",
         ),
-        (["suggest", "--activation-bytes", "-5"], "--activation-bytes '-5' is no number"),
-        (["suggest", "--macs", "1.2.3"], "is no number"),
-        (["suggest", "--macs", "5i"], "is no number"),
-        (["suggest", "--macs", "1e999"], "macs = inf is no limit"),
-        (["suggest", "--params", "0"], "is no limit"),
-        (["suggest", "0.25", "2", "--params", "2M"], "c = 2.0 is no budget"),
+        (["suggest", "--activation-bytes", "-5"], "--activation-bytes '-5' is not a valid number"),
+        (["suggest", "--macs", "1.2.3"], "is not a valid number"),
+        (["suggest", "--macs", "5i"], "is not a valid number"),
+        (["suggest", "--macs", "1e999"], "macs = inf is not a valid limit"),
+        (["suggest", "--params", "0"], "is not a valid limit"),
+        (["suggest", "0.25", "2", "--params", "2M"], "c = 2.0 is not a valid budget"),
         (["suggest", "--params", "1e5"], "raise params"),
     ],
 )
-def test_command_refuses_in_one_line(
+def test_command_rejects_invalid_limits_in_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     code, lines, err = tinynet(capsys, *arguments)

@@ -1,4 +1,4 @@
-"""Suggestions: the real network of a budget, held against the paper's own five."""
+"""Tests of suggestions: the network for a budget, compared with the paper's five TinyNets."""
 
 import copy
 import json
@@ -18,12 +18,12 @@ from search_spaces import RDW, RequestError, SearchSpace, get_space, list_spaces
 from search_spaces.efficientnet import TABLES, EfficientNetSpace
 from tests.required import require_module
 from tinynet_search import Suggestion, TinyFormula, suggest_rdw
-from tinynet_search.formula.digits import spelled
+from tinynet_search.formula.digits import format_rdw
 from tinynet_search.formula.tiny_formula import fit_formula
 
 B0 = get_space("efficientnet_b0")
 C0 = 385_814_752
-# c, r, d, pixels of TinyNet-A to E as released.
+# c, r, d and pixels of the released TinyNet-A to E.
 TINYNETS = [
     (0.9, 0.86, 1.2, 192),
     (0.5, 0.84, 1.1, 188),
@@ -35,13 +35,13 @@ POINTS = [(c, r, d) for c, r, d, _ in TINYNETS]
 
 
 @pytest.mark.parametrize(("c", "r", "d", "pixels"), TINYNETS)
-def test_published_budgets(c: float, r: float, d: float, pixels: int) -> None:
+def test_budgets_of_the_released_tinynets(c: float, r: float, d: float, pixels: int) -> None:
     s = suggest_rdw(c)
     assert abs(s.r - r) <= 0.01 and abs(s.d - d) <= 0.01
     assert abs(s.r_mean - r) <= 0.001 and abs(s.d_mean - d) <= 0.001
     assert s.resolution == pixels
     assert abs(s.macs / C0 / c - 1) <= 0.03 and s.c == s.macs / C0
-    # Stage for stage as deep as the released network.
+    # Each stage is as deep as in the released network.
     assert s.network.details["repeats"] == B0.network(RDW(r, d, 1.0)).details["repeats"]
     assert s.note is None and not s.extrapolated
 
@@ -57,13 +57,13 @@ def test_unpacks_to_the_built_network(c: float, name: str, form: str) -> None:
     assert (s.r, s.d, s.w) == (r, d, w) and len(s) == 3
     assert s.r * space.base_resolution == pytest.approx(s.resolution, abs=1e-9)
     assert abs(s.c - c) <= 0.03 * c
-    # No shorter width would do.
+    # No width with fewer digits selects the same network.
     solved = space.solve_width(c, s.r_mean, s.d_mean).rdw.w
     digits = next(n for n in range(1, 18) if round(w, n) == w)
     assert all(space.network(RDW(r, d, round(solved, n))) != s.network for n in range(2, digits))
 
 
-def test_fields() -> None:
+def test_suggestion_fields() -> None:
     s = suggest_rdw(0.25)
     assert (s.budget, s.space, s.formula, s.form) == (
         0.25,
@@ -74,17 +74,17 @@ def test_fields() -> None:
     assert s.params == s.network.params and s.activations == s.network.activations
     assert s.activation_bytes == s.network.activation_bytes and (s.limits, s.binding) == ({}, ())
     data = json.loads(json.dumps(s.to_dict(), allow_nan=False))
-    fields = "budget c resolution macs params activations activation_bytes r d w r_mean d_mean r_std d_std"
-    assert all(
-        data[name] == getattr(s, name)
-        for name in f"{fields} extrapolated space formula note form".split()
+    fields = (
+        "budget c resolution macs params activations activation_bytes r d w "
+        "r_mean d_mean r_std d_std extrapolated space formula note form"
     )
+    assert all(data[name] == getattr(s, name) for name in fields.split())
     assert data["num_classes"] == 1000 and data["details"]["repeats"] == [1, 2, 2, 3, 3, 3, 1]
     assert copy.deepcopy(s) == s
     assert tuple(pickle.loads(pickle.dumps(s))) == tuple(s)
 
 
-def test_shown_to_people() -> None:
+def test_text_and_html_display() -> None:
     s = suggest_rdw(0.05, extrapolate=True, space="efficientnet_mini")
     assert repr(s).startswith("Suggestion(efficientnet_mini at c = 0.05: r=") and repr(s).endswith(
         ", extrapolated)"
@@ -101,13 +101,13 @@ def test_shown_to_people() -> None:
             "outside",
         ):
             assert part in text
-    evil = TinyFormula.from_json(
+    injected = TinyFormula.from_json(
         TinyFormula.load("published").to_json(), "<script>alert(1)</script>"
     )
-    assert "<script>" not in evil.suggest(0.5)._repr_html_()
+    assert "<script>" not in injected.suggest(0.5)._repr_html_()
 
 
-def test_builds() -> None:
+def test_suggestion_builds_a_module() -> None:
     torch = require_module("torch", "torch")
     s = suggest_rdw(0.06)
     model = s.build(drop_rate=0.2).eval()
@@ -117,15 +117,15 @@ def test_builds() -> None:
 
 
 @pytest.mark.parametrize("c", [0, -0.1, 1.01, math.nan, math.inf, "a lot", 10**400, [0.1, 0.2]])
-def test_no_budget(c: Any) -> None:
+def test_invalid_budget(c: Any) -> None:
     for extrapolate in (False, True):
-        with pytest.raises(RequestError, match="is no budget") as caught:
+        with pytest.raises(RequestError, match="is not a valid budget") as caught:
             suggest_rdw(c, extrapolate=extrapolate)
         assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("c", "end"), [(0.05, 0.06), (0.95, 0.9), (1.0, 0.9)])
-def test_outside_the_range(c: float, end: float) -> None:
+def test_budget_outside_the_range_needs_extrapolation(c: float, end: float) -> None:
     with pytest.raises(
         RequestError, match=r"outside the range 0.06 to 0.9 .*extrapolate=True \(--extrapolate\)"
     ):
@@ -144,23 +144,22 @@ def test_outside_the_range(c: float, end: float) -> None:
     assert abs(s.c - c) <= 0.03 * c
 
 
-def test_ends_of_the_range_have_slack() -> None:
+def test_ends_of_the_range_have_a_tolerance() -> None:
     assert not suggest_rdw(0.06 - 1e-10).extrapolated and not suggest_rdw(0.9 + 1e-10).extrapolated
     assert not suggest_rdw(0.5, extrapolate=True).extrapolated
 
 
-def test_other_space_uses_the_published_formula_and_says_so() -> None:
+def test_suggestion_on_a_different_space_has_a_note() -> None:
     s = suggest_rdw(0.25, space="efficientnet_mini")
     assert s.space == "efficientnet_mini" and s.network.num_classes == 24
     assert s.r_mean == suggest_rdw(0.25).r_mean
-    assert (
-        s.note
-        == "efficientnet_mini has no formula of its own here: r(c) and d(c) were fitted on efficientnet_b0"
+    assert s.note == (
+        "efficientnet_mini has no formula of its own: r(c) and d(c) were fitted on efficientnet_b0"
     )
     assert s.note in str(s)
 
 
-def test_own_formula_keeps_its_space_and_classes(tmp_path: Path) -> None:
+def test_fitted_formula_keeps_its_space_and_classes(tmp_path: Path) -> None:
     formula = fit_formula(get_space("efficientnet_mini"), POINTS, provenance={}, num_classes=7)
     (tmp_path / "mine.json").write_text(formula.to_json(), "utf-8")
     s = suggest_rdw(0.5, formula=tmp_path / "mine.json")
@@ -171,7 +170,7 @@ def test_own_formula_keeps_its_space_and_classes(tmp_path: Path) -> None:
 
 
 class NarrowSpace(EfficientNetSpace):
-    """A user's own space, of a later version and with ranges that the formula leaves."""
+    """A custom space with a later version, and with ranges that the formula exceeds."""
 
     version = 2
     ranges = {"r": (0.35, 0.7), "d": (0.35, 2.8), "w": (0.35, 2.8)}  # noqa: RUF012
@@ -181,16 +180,16 @@ class NarrowSpace(EfficientNetSpace):
         self.version = 2
 
 
-def test_clipped_to_the_spaces_ranges() -> None:
+def test_predictions_are_clipped_to_the_ranges_of_the_space() -> None:
     s = suggest_rdw(0.25, space=NarrowSpace())
     assert s.r == pytest.approx(0.7, abs=1 / 224) and s.r_mean > 0.8
     assert "clipped" in str(s.note) and "version 1" in str(s.note)
 
 
-def test_a_formula_cannot_name_code_to_run() -> None:
+def test_formula_file_cannot_import_a_module() -> None:
     text = TinyFormula.load("published").to_json().replace('"efficientnet_b0"', '"antigravity:fly"')
     with pytest.raises(
-        RequestError, match="'antigravity:fly', no built-in space: pass the space itself"
+        RequestError, match="'antigravity:fly', which is not a built-in space: pass the space"
     ):
         TinyFormula.from_json(text, "odd.json").suggest(0.25)
     assert "antigravity" not in sys.modules
@@ -201,7 +200,7 @@ def test_a_formula_cannot_name_code_to_run() -> None:
     )
 
 
-def test_wrong_names() -> None:
+def test_unknown_names() -> None:
     with pytest.raises(RequestError, match="did you mean"):
         suggest_rdw(0.25, space="efficientnet_b")
     with pytest.raises(RequestError, match="unknown formula"):
@@ -210,19 +209,20 @@ def test_wrong_names() -> None:
         suggest_rdw(0.25, form="papper")
 
 
-def test_numpy_numbers_are_numbers() -> None:
-    assert tuple(suggest_rdw(np.float32(0.25))) == tuple(suggest_rdw(0.25))  # pyright: ignore[reportArgumentType]
+def test_numpy_numbers_are_accepted() -> None:
+    budget: Any = np.float32(0.25)
+    assert tuple(suggest_rdw(budget)) == tuple(suggest_rdw(0.25))
 
 
-def test_imports_are_light() -> None:
-    """A suggestion loads numpy and nothing heavier, in well under a second."""
+def test_suggestion_imports_only_numpy() -> None:
+    """A suggestion imports numpy but no heavier package, and takes well under a second."""
     program = """
 import sys, time
 start = time.perf_counter()
 import tinynet_search
 r, d, w = tinynet_search.suggest_rdw(0.25)
 seconds = time.perf_counter() - start
-heavy = ("torch", "timm", "ray", "pydantic", "sklearn", "scipy", "pymoo", "mlflow", "pandas", "typer", "rich")
+heavy = "torch timm ray pydantic sklearn scipy pymoo mlflow pandas typer rich".split()
 print([name for name in heavy if name in sys.modules], seconds)
 """
     best = math.inf
@@ -237,29 +237,29 @@ print([name for name in heavy if name in sys.modules], seconds)
     assert best < 0.8
 
 
-def test_package_names() -> None:
+def test_package_exports() -> None:
     import tinynet_search
 
     assert tinynet_search.__version__ == "0.1.0" and tinynet_search.Suggestion is Suggestion
     assert set(tinynet_search.__all__) <= set(dir(tinynet_search))
-    assert set(tinynet_search._HOMES) | {"__version__"} == set(tinynet_search.__all__)
+    assert set(tinynet_search._MODULES) | {"__version__"} == set(tinynet_search.__all__)
     with pytest.raises(AttributeError, match="no attribute 'suggest_rwd'"):
         tinynet_search.__getattr__("suggest_rwd")
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "resnet50", "ghostnet_a"])
-def test_what_is_printed_can_be_typed_in(name: str) -> None:
-    """184 of 224 pixels are r = .822 in three digits: .821 would be 183."""
+def test_formatted_rdw_selects_the_same_network(name: str) -> None:
+    """With three digits, 184 of 224 pixels are r = .822; .821 would be 183 pixels."""
     space = get_space(name)
     for c in np.geomspace(0.06, 0.9, 60):
         network = suggest_rdw(float(c), space=space).network
-        texts = spelled(network)
+        texts = format_rdw(network)
         r, d, w = map(float, texts)
         assert space.network((r, d, w)) == network
         assert all(len(text) <= 9 for text in texts)
 
 
-def test_another_number_of_classes() -> None:
+def test_number_of_classes_changes_the_parameters() -> None:
     few = suggest_rdw(0.25, num_classes=10)
     assert few.network.num_classes == 10 and few.params < suggest_rdw(0.25).params - 1e6
     assert suggest_rdw(params=0.9e6, num_classes=10).binding == ("params",)

@@ -1,4 +1,8 @@
-"""Documents as somebody else might have left them: any node replaced, removed or doubled, and bytes cut, flipped or other ones."""
+"""Hypothesis strategies for corrupted documents and files.
+
+Nodes of a document are replaced, removed or duplicated, and bytes are cut, flipped or replaced. The
+fuzz tests of the readers use them.
+"""
 
 import copy
 import json
@@ -7,7 +11,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-# Importing it would leave a mark: whoever names it in a file wants code to be run.
+# The name of a module in a hostile file. A reader that imports it would run code; the tests detect
+# this in sys.modules.
 EVIL = "tinynet_fuzz_evil"
 HOSTILE: tuple[Any, ...] = (
     None,
@@ -49,45 +54,48 @@ HOSTILE: tuple[Any, ...] = (
 )
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths of all nodes."""
+def node_paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the paths of all nodes, at most 9 levels deep and for the first 8 items of a list."""
     yield path
     if len(path) > 8:
         return
     if isinstance(value, dict):
         for key in value:
-            yield from places(value[key], (*path, key))
+            yield from node_paths(value[key], (*path, key))
     elif isinstance(value, list):
         for index in range(min(len(value), 8)):
-            yield from places(value[index], (*path, index))
+            yield from node_paths(value[index], (*path, index))
 
 
-def _deep(levels: int) -> Any:
+def _nested_list(levels: int) -> Any:
     value: Any = 0
     for _ in range(levels):
         value = [value]
     return value
 
 
-# Copies, since a later change may reach into an earlier one.
+# Copies, since a later mutation may change a value that an earlier one inserted.
 hostile = (
-    st.sampled_from((*HOSTILE, _deep(200))) | st.integers() | st.floats() | st.text(max_size=20)
+    st.sampled_from((*HOSTILE, _nested_list(200)))
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
 ).map(copy.deepcopy)
 
 
 @st.composite
-def documents(draw: st.DrawFn, whole: Any) -> Any:
-    """A document with one to three nodes that are not as they were."""
-    value = copy.deepcopy(whole)
+def documents(draw: st.DrawFn, original: Any) -> Any:
+    """A copy of the document with one to three mutated nodes."""
+    value = copy.deepcopy(original)
     for _ in range(draw(st.integers(1, 3))):
-        path = draw(st.sampled_from(list(places(value))))
+        path = draw(st.sampled_from(list(node_paths(value))))
         if not path:
             value = draw(hostile) if draw(st.booleans()) else value
             continue
         parent: Any = value
         for key in path[:-1]:
             parent = parent[key]
-        kind = draw(st.sampled_from(("replace", "replace", "remove", "double")))
+        kind = draw(st.sampled_from(("replace", "replace", "remove", "duplicate")))
         if kind == "remove":
             del parent[path[-1]]
         elif kind == "replace":
@@ -100,16 +108,17 @@ def documents(draw: st.DrawFn, whole: Any) -> Any:
 
 
 @st.composite
-def spoiled(draw: st.DrawFn, whole: bytes) -> bytes:
-    """Bytes that were a document."""
+def corrupted(draw: st.DrawFn, original: bytes) -> bytes:
+    """Corrupted bytes of a document, or other bytes in its place."""
     kind = draw(st.sampled_from(("cut", "flip", "zero", "other", "deep", "number", "twice")))
-    at = draw(st.integers(0, max(0, len(whole) - 1)))
+    at = draw(st.integers(0, max(0, len(original) - 1)))
     if kind == "cut":
-        return whole[:at]
+        return original[:at]
     if kind == "flip":
-        return whole[:at] + bytes([whole[at] ^ (1 << draw(st.integers(0, 7)))]) + whole[at + 1 :]
+        flipped = bytes([original[at] ^ (1 << draw(st.integers(0, 7)))])
+        return original[:at] + flipped + original[at + 1 :]
     if kind == "zero":
-        return whole[:at] + bytes(len(whole) - at)
+        return original[:at] + bytes(len(original) - at)
     if kind == "other":
         return draw(st.binary(max_size=100))
     if kind == "deep":
@@ -120,11 +129,10 @@ def spoiled(draw: st.DrawFn, whole: bytes) -> bytes:
                 (b"1" * 1_000_000, b"[1e999]", b"NaN", b'{"schema": Infinity}', b"-" + b"9" * 4000)
             )
         )
-    return whole + whole
+    return original + original
 
 
-def files(whole: bytes) -> st.SearchStrategy[bytes]:
-    """What may stand in the place of a JSON file."""
-    return documents(json.loads(whole)).map(lambda value: json.dumps(value).encode()) | spoiled(
-        whole
-    )
+def files(original: bytes) -> st.SearchStrategy[bytes]:
+    """Contents that may replace those of a JSON file."""
+    mutated = documents(json.loads(original)).map(lambda value: json.dumps(value).encode())
+    return mutated | corrupted(original)

@@ -1,4 +1,7 @@
-"""Every reader of files and of MLflow, on documents that somebody else has changed: read right, or refused in one line."""
+"""Fuzz tests of all readers of files and of MLflow.
+
+A reader must read a mutated document correctly or reject it in one line.
+"""
 
 import json
 import shutil
@@ -23,28 +26,26 @@ from tinynet_search.export import ExportRequest, export_network
 from tinynet_search.export.subject import find_subject
 from tinynet_search.formula.tiny_formula import TinyFormula, suggest_rdw
 from tinynet_search.plan.candidates import candidates_of, final_candidates, grow
-from tinynet_search.plan.plan import agreed_plan, too_large
+from tinynet_search.plan.plan import load_or_create_plan, packing_warning
 from tinynet_search.store.directory import SearchStore
 from tinynet_search.store.lease import Holder, read_lease
-from tinynet_search.store.train_job import TrainJob, ended_or_begun, read_job
+from tinynet_search.store.train_job import TrainJob, read_job, started_jobs
 from tinynet_search.tracking import projection
 from trainables.checkpoint import newest_checkpoint
 from trainables.result import EpochRecord
-from trainables.spec import Alone, TrialSpec
+from trainables.spec import LocalReporter, TrialSpec
 from trainables.storage.folder import open_folder
 from trainables.trial import run_trial
 
-# A hang guard: every case takes milliseconds.
-LONGEST = 10.0
+# CPU seconds, as a guard against hangs: every case takes milliseconds.
+MAX_SECONDS = 10.0
 fuzzed = settings(
     max_examples=120,
     derandomize=True,
     deadline=None,
     database=None,
-    phases=[
-        Phase.explicit,
-        Phase.generate,
-    ],  # shrinking takes minutes, and the first case says enough
+    # No shrinking: it takes minutes, and the first failing case is sufficient.
+    phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[
         HealthCheck.too_slow,
         HealthCheck.function_scoped_fixture,
@@ -54,43 +55,49 @@ fuzzed = settings(
 
 
 @contextmanager
-def one_line() -> Iterator[None]:
-    """Whatever is inside succeeds, or refuses in one line, and soon; nothing that a file names was imported."""
+def succeeds_or_fails_in_one_line() -> Iterator[None]:
+    """Check that the block succeeds or fails with a one-line message, within ``MAX_SECONDS``.
+
+    The module that hostile files name must not be imported.
+    """
     started = time.process_time()
     try:
         yield
     except (RequestError, TrackingError) as error:
-        said = str(error)
-        assert said
-        assert "\n" not in said
-        assert "\x1b" not in said
-        assert len(said) < 2500
-    assert time.process_time() - started < LONGEST
+        message = str(error)
+        assert message
+        assert "\n" not in message
+        assert "\x1b" not in message
+        assert len(message) < 2500
+    assert time.process_time() - started < MAX_SECONDS
     assert EVIL not in sys.modules
 
 
-class Place:
-    """A search, a job and a half-trained trial, whole; each case has one file of them changed and put back."""
+class Workspace:
+    """Valid files of a search, a job and a partly trained trial.
+
+    Each case changes one of the files and then restores it.
+    """
 
     def __init__(self, storage: Path) -> None:
         self.storage = storage
         self.store = SearchStore(str(storage / "demo"))
         config = tiny_config(storage, "recipe.epochs=1")
-        self.plan = agreed_plan(self.store, config.resolve())
+        self.plan = load_or_create_plan(self.store, config.resolve())
         candidate = min(grow(self.plan, self.store, 6, 1), key=lambda c: c.network.macs)
         spec = candidate.spec
         self.run, self.spec = spec.run, spec
 
-        class Stops(Alone):
+        class Interrupting(LocalReporter):
             def report(self, record: EpochRecord) -> None:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            run_trial(spec, self.store.url, Stops())
-        half = storage / "half" / "trials" / spec.run
-        shutil.copytree(storage / "demo" / "trials" / spec.run, half)
-        self.half = half
-        run_trial(spec, self.store.url, Alone())
+            run_trial(spec, self.store.url, Interrupting())
+        partial = storage / "partial" / "trials" / spec.run
+        shutil.copytree(storage / "demo" / "trials" / spec.run, partial)
+        self.partial = partial
+        run_trial(spec, self.store.url, LocalReporter())
         final = {
             "run": spec.run,
             "label": "tiny formula",
@@ -149,42 +156,42 @@ class Place:
             "export": self.storage / "export" / "config.json",
             "lease": self.storage / "demo" / "lease" / "000001.json",
             "job": self.storage / "job" / "job.json",
-            "progress": self.half / "epoch-0001" / "progress.json",
+            "progress": self.partial / "epoch-0001" / "progress.json",
             "formula": self.storage / "formula.json",
         }[name]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     evil = tmp_path_factory.mktemp("evil")
     (evil / f"{EVIL}.py").write_text("Space = print\n")
     sys.path.append(str(evil))
-    yield Place(tmp_path_factory.mktemp("fuzzed"))
+    yield Workspace(tmp_path_factory.mktemp("fuzzed"))
     sys.path.remove(str(evil))
 
 
-def _plan(place: Place) -> None:
-    plan = place.store.plan()
+def _plan(workspace: Workspace) -> None:
+    plan = workspace.store.plan()
     assert plan is not None
     projection.search_key(plan)
     projection.search_tags(plan)
     projection.search_params(plan)
     projection.created_ms(plan)
     projection.experiment_name(plan.space.name)
-    too_large(plan.data.largest_pixels, [64])
-    candidates_of(plan, place.store, 1)
+    packing_warning(plan.data.largest_pixels, [64])
+    candidates_of(plan, workspace.store, 1)
 
 
-def _candidates(place: Place) -> None:
-    for candidate in candidates_of(place.plan, place.store, 1):
+def _candidates(workspace: Workspace) -> None:
+    for candidate in candidates_of(workspace.plan, workspace.store, 1):
         projection.trial_params(candidate)
         projection.figure_points(candidate, 0)
 
 
-def _result(place: Place) -> None:
-    result = place.store.result(place.run)
+def _result(workspace: Workspace) -> None:
+    result = workspace.store.result(workspace.run)
     assert result is not None
-    SearchStore(place.store.url).summary(place.run)
+    SearchStore(workspace.store.url).summary(workspace.run)
     projection.epoch_points(result.epochs)
     projection.result_points(result)
     projection.result_tags(result)
@@ -192,56 +199,56 @@ def _result(place: Place) -> None:
     projection.ended_ms(result)
 
 
-def _frontier(place: Place) -> None:
-    for row in place.store.frontier_rows() or []:
+def _frontier(workspace: Workspace) -> None:
+    for row in workspace.store.frontier_rows() or []:
         assert row.id
         assert row.pareto_rank > 0
         assert all(0 < value < 100 for value in row.rdw)
 
 
-def _finals(place: Place) -> None:
-    assert all(row.label.isprintable() and row.run for row in place.store.final_rows())
-    for candidate in final_candidates(place.store):
+def _finals(workspace: Workspace) -> None:
+    assert all(row.label.isprintable() and row.run for row in workspace.store.final_rows())
+    for candidate in final_candidates(workspace.store):
         assert len(candidate.run) > 12
 
 
-def _job(place: Place) -> None:
-    from tinynet_search.tracking.job_publisher import job_sheet
+def _job(workspace: Workspace) -> None:
+    from tinynet_search.tracking.job_publisher import job_contents
 
-    job = read_job(place.job)
+    job = read_job(workspace.job)
     assert job is not None
-    job_sheet(job, [])
-    ended_or_begun(place.job, job)
+    job_contents(job, [])
+    started_jobs(workspace.job, job)
 
 
-def _formula(place: Place) -> None:
-    formula = TinyFormula.load(place.file("formula"))
+def _formula(workspace: Workspace) -> None:
+    formula = TinyFormula.load(workspace.file("formula"))
     if formula.usable:
         formula.predict(0.25)
         suggest_rdw(0.25, formula=formula)
 
 
-def _lease(place: Place) -> None:
-    assert read_lease(place.store.folder) is not None
+def _lease(workspace: Workspace) -> None:
+    assert read_lease(workspace.store.folder) is not None
 
 
-def _progress(place: Place) -> None:
-    store = SearchStore(str(place.storage / "half"))
-    projection.epoch_points(store.progress(place.run))
-    newest_checkpoint(open_folder(place.half), place.run)
+def _progress(workspace: Workspace) -> None:
+    store = SearchStore(str(workspace.storage / "partial"))
+    projection.epoch_points(store.progress(workspace.run))
+    newest_checkpoint(open_folder(workspace.partial), workspace.run)
 
 
-def _config(place: Place) -> None:
-    subject = find_subject(str(place.file("config").parent))
+def _config(workspace: Workspace) -> None:
+    subject = find_subject(str(workspace.file("config").parent))
     assert "/" not in subject.name
 
 
-def _export(place: Place) -> None:
-    subject = find_subject(str(place.file("export").parent))
+def _export(workspace: Workspace) -> None:
+    subject = find_subject(str(workspace.file("export").parent))
     assert "/" not in subject.name
 
 
-READERS: dict[str, Callable[[Place], None]] = {
+READERS: dict[str, Callable[[Workspace], None]] = {
     "plan": _plan,
     "candidates": _candidates,
     "result": _result,
@@ -257,35 +264,38 @@ READERS: dict[str, Callable[[Place], None]] = {
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_files(place: Place, name: str) -> None:
-    file = place.file(name)
-    whole = file.read_bytes()
-    READERS[name](place)
+def test_files(workspace: Workspace, name: str) -> None:
+    file = workspace.file(name)
+    original = file.read_bytes()
+    READERS[name](workspace)
 
     @fuzzed
-    @given(files(whole))
+    @given(files(original))
     def check(changed: bytes) -> None:
         file.write_bytes(changed)
-        with one_line():
-            READERS[name](place)
+        with succeeds_or_fails_in_one_line():
+            READERS[name](workspace)
 
     try:
         check()
     finally:
-        file.write_bytes(whole)
-    READERS[name](place)
+        file.write_bytes(original)
+    READERS[name](workspace)
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_other_things_in_the_place_of_files(place: Place, name: str) -> None:
-    """A folder, a link to nowhere or to itself, an endless device, and a file of four terabytes."""
-    file = place.file(name)
-    whole = file.read_bytes()
+def test_special_files(workspace: Workspace, name: str) -> None:
+    """Replaces the file by a folder, a link, a device, or a sparse file of four terabytes.
 
-    def folder() -> None:
+    The links point to a missing file, to themselves, to an endless device and to another file.
+    """
+    file = workspace.file(name)
+    original = file.read_bytes()
+
+    def create_folder() -> None:
         file.mkdir()
 
-    def sparse() -> None:
+    def create_sparse_file() -> None:
         with file.open("wb") as opened:
             opened.truncate(2**42)
 
@@ -293,27 +303,30 @@ def test_other_things_in_the_place_of_files(place: Place, name: str) -> None:
         lambda target=target: file.symlink_to(target)
         for target in ("/dev/zero", "nowhere", file.name, "/etc/hostname")
     ]
-    for make in (folder, sparse, *links):
+    for create in (create_folder, create_sparse_file, *links):
         file.unlink()
-        make()
+        create()
         try:
-            with one_line():
-                _storage_line(READERS[name], place)
+            with succeeds_or_fails_in_one_line():
+                _with_storage_errors(READERS[name], workspace)
         finally:
             file.rmdir() if file.is_dir() and not file.is_symlink() else file.unlink()
-            file.write_bytes(whole)
+            file.write_bytes(original)
 
 
-def _storage_line(reader: Callable[[Place], None], place: Place) -> None:
-    """As the command does: storage that fails is one line, too; a file that is not there is no fault of a reader."""
+def _with_storage_errors(reader: Callable[[Workspace], None], workspace: Workspace) -> None:
+    """Convert storage errors to one-line errors, as the commands do.
+
+    A reader's assertion may fail if its file does not exist.
+    """
     from trainables.storage.folder import StorageError
 
     try:
-        reader(place)
+        reader(workspace)
     except StorageError as error:
         raise RequestError(str(error)) from error
     except AssertionError:
-        assert not any(place.file(name).exists() for name in READERS if READERS[name] is reader)
+        assert not any(workspace.file(name).exists() for name in READERS if READERS[name] is reader)
 
 
 @fuzzed
@@ -339,10 +352,10 @@ def _storage_line(reader: Callable[[Place], None], place: Place) -> None:
     )
 )
 def test_configurations(values: Any) -> None:
-    """The configuration is the user's own: a space that it names is imported, but not in this test."""
+    """A configuration comes from the user, so its space is imported, but not in this test."""
     if EVIL in json.dumps(values):
         return
-    with one_line():
+    with succeeds_or_fails_in_one_line():
         validate(values if isinstance(values, dict) else {"search": values}, "odd.toml")
 
 
@@ -357,12 +370,12 @@ def test_configurations(values: Any) -> None:
 @example(raw=b'[storage]\npath = "s3://user:word@bucket"', setting="run.trial_timeout=inf")
 def test_configuration_files(tmp_path: Path, raw: bytes, setting: str) -> None:
     (tmp_path / "odd.toml").write_bytes(raw)
-    with one_line():
+    with succeeds_or_fails_in_one_line():
         load_config(tmp_path / "odd.toml")
     if EVIL not in setting:
-        with one_line():
+        with succeeds_or_fails_in_one_line():
             load_config(preset="demo", settings=[*TINY, setting])
-        with one_line():
+        with succeeds_or_fails_in_one_line():
             load_config(preset="demo", settings=[f"search.trials={setting}"])
 
 
@@ -410,15 +423,15 @@ texts = (
     ),
 )
 def test_mlflow_rows(tags: dict[str, str], metrics: dict[str, float]) -> None:
-    """A run's tags and metrics, which anybody with the server's address may set."""
+    """A run's tags and metrics, which anyone with the server's address can set."""
     import pandas as pd
 
     from tinynet_search.cli.network_table import frontier_table
-    from tinynet_search.mlflow_client.reading import Found
+    from tinynet_search.mlflow_client.reading import RunRecord
     from tinynet_search.tracking import queries as tracking
 
-    run = Found("r" * 32, tags.get("label", "x"), "RUNNING", "1", metrics, tags)
-    with one_line():
+    run = RunRecord("r" * 32, tags.get("label", "x"), "RUNNING", "1", metrics, tags)
+    with succeeds_or_fails_in_one_line():
         row = tracking.model_row(run)
         if row is None:
             return
@@ -434,8 +447,8 @@ def test_mlflow_rows(tags: dict[str, str], metrics: dict[str, float]) -> None:
 @given(hostile)
 def test_trial_descriptions(value: Any) -> None:
     """A name from a file never becomes a path or a module."""
-    with one_line():
+    with succeeds_or_fails_in_one_line():
         open_folder("/nonexistent").sub(str(value))
-    with one_line():
+    with succeeds_or_fails_in_one_line():
         suggest_rdw(0.25, formula=str(value) if EVIL not in str(value) else "published")
     assert TrialSpec.__dataclass_fields__.keys() >= {"space", "rdw"}

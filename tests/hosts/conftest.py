@@ -1,4 +1,4 @@
-"""The suite with hosts of its own runs where it is asked for by its marker, and nowhere else."""
+"""Deselects the cluster test unless its marker is requested: ``pytest -m hosts tests/hosts``."""
 
 import pytest
 
@@ -6,6 +6,6 @@ import pytest
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "hosts" in config.option.markexpr:
         return
-    long = [item for item in items if item.get_closest_marker("hosts")]
-    config.hook.pytest_deselected(items=long)
-    items[:] = [item for item in items if item not in long]
+    deselected = [item for item in items if item.get_closest_marker("hosts")]
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = [item for item in items if item not in deselected]

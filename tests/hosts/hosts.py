@@ -1,4 +1,8 @@
-"""Hosts on this machine: network and mount namespaces with addresses, disks and shared memory of their own, on one bridge."""
+"""Simulated hosts on this machine, for the cluster test.
+
+Each host is a network and a mount namespace with a separate address, disk and shared memory. One
+bridge connects the hosts.
+"""
 
 import os
 import shutil
@@ -11,24 +15,27 @@ from pathlib import Path
 from types import TracebackType
 
 NET = "10.77.0"
-# The address of this machine among them.
+# The address of this machine in the hosts' network.
 GATEWAY = f"{NET}.1"
 BRIDGE, PREFIX = "tinynet-br", "tn-"
-# What each host has for itself, where the others have theirs.
-OWN = ("/dev/shm", "/tmp/tinynet-ray")
+# Directories that are private to each host.
+PRIVATE_DIRECTORIES = ("/dev/shm", "/tmp/tinynet-ray")
 
 
-def lacking() -> str | None:
-    """Why this machine cannot play hosts, None where it can."""
+def missing_requirement() -> str | None:
+    """The reason why this machine cannot simulate hosts, or None."""
     if os.geteuid() != 0:
-        return "hosts of their own need root"
+        return "simulated hosts need root"
     if not all(map(shutil.which, ("ip", "unshare", "mount"))):
-        return "hosts of their own need ip, unshare and mount"
+        return "simulated hosts need the commands ip, unshare and mount"
     return None
 
 
 class Hosts:
-    """The network and its hosts, while inside; every process that was started there is gone afterwards."""
+    """Context manager that creates the network and its hosts.
+
+    On exit it ends every process that was started on a host and removes the network.
+    """
 
     def __init__(self, names: Sequence[str], logs: Path) -> None:
         self.addresses = {name: f"{NET}.{10 + number}" for number, name in enumerate(names)}
@@ -36,29 +43,29 @@ class Hosts:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> "Hosts":
-        self._clear()
+        self._remove()
         try:
-            self._make()
+            self._create()
         except BaseException:
-            self._clear()
+            self._remove()
             raise
         return self
 
-    def _make(self) -> None:
+    def _create(self) -> None:
         _ip("link", "add", BRIDGE, "type", "bridge")
         _ip("address", "add", f"{GATEWAY}/24", "dev", BRIDGE)
         _ip("link", "set", BRIDGE, "up")
         for name, address in self.addresses.items():
-            space, out, into = f"{PREFIX}{name}", f"{PREFIX}{name}o", f"{PREFIX}{name}i"
-            _ip("netns", "add", space)
-            _ip("link", "add", out, "type", "veth", "peer", "name", into)
-            _ip("link", "set", into, "netns", space)
-            _ip("link", "set", out, "master", BRIDGE, "up")
-            _ip("-n", space, "link", "set", "lo", "up")
-            _ip("-n", space, "link", "set", into, "name", "eth0", "up")
-            _ip("-n", space, "address", "add", f"{address}/24", "dev", "eth0")
-        for place in OWN:
-            Path(place).mkdir(exist_ok=True)
+            namespace, outer, inner = f"{PREFIX}{name}", f"{PREFIX}{name}o", f"{PREFIX}{name}i"
+            _ip("netns", "add", namespace)
+            _ip("link", "add", outer, "type", "veth", "peer", "name", inner)
+            _ip("link", "set", inner, "netns", namespace)
+            _ip("link", "set", outer, "master", BRIDGE, "up")
+            _ip("-n", namespace, "link", "set", "lo", "up")
+            _ip("-n", namespace, "link", "set", inner, "name", "eth0", "up")
+            _ip("-n", namespace, "address", "add", f"{address}/24", "dev", "eth0")
+        for directory in PRIVATE_DIRECTORIES:
+            Path(directory).mkdir(exist_ok=True)
 
     def __exit__(
         self,
@@ -67,11 +74,11 @@ class Hosts:
         trace: TracebackType | None,
     ) -> None:
         for name in self.addresses:
-            self.end(name)
-        self._clear()
+            self.stop(name)
+        self._remove()
 
-    def _clear(self) -> None:
-        """Whatever is there of it, of this run or of one that was killed."""
+    def _remove(self) -> None:
+        """Remove what exists of the network, including leftovers of a run that was killed."""
         for name in self.addresses:
             self._kill(name)
             subprocess.run(
@@ -83,16 +90,16 @@ class Hosts:
         subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)
 
     def _kill(self, name: str) -> None:
-        while pids := _inside(name):
+        while pids := _pids(name):
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.2)
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Run a host's one service, as its init would; what a host had on its own disks before is gone."""
-        mounts = "; ".join(f"mount -t tmpfs tmpfs {place}" for place in OWN)
-        inside = [
+        """Start the host's service, as its init would, with empty private directories."""
+        mounts = "; ".join(f"mount -t tmpfs tmpfs {directory}" for directory in PRIVATE_DIRECTORIES)
+        in_namespace = [
             "ip",
             "netns",
             "exec",
@@ -107,14 +114,14 @@ class Hosts:
         ]
         with (self.logs / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
-                inside, env=dict(environment), stdout=log, stderr=log, start_new_session=True
+                in_namespace, env=dict(environment), stdout=log, stderr=log, start_new_session=True
             )
 
     def running(self, name: str) -> bool:
         return name in self._running and self._running[name].poll() is None
 
-    def end(self, name: str) -> None:
-        """Have a host's service end in order."""
+    def stop(self, name: str) -> None:
+        """Stop the host's service with SIGTERM, after 30 seconds with SIGKILL."""
         process = self._running.pop(name, None)
         if process is None:
             return
@@ -126,25 +133,27 @@ class Hosts:
             process.wait()
         self._kill(name)
 
-    def cut(self, name: str) -> None:
-        """Pull its cable."""
+    def disconnect(self, name: str) -> None:
+        """Set the host's network link down."""
         _ip("link", "set", f"{PREFIX}{name}o", "down")
 
-    def join(self, name: str) -> None:
+    def reconnect(self, name: str) -> None:
+        """Set the host's network link up."""
         _ip("link", "set", f"{PREFIX}{name}o", "up")
 
     def pids(self, name: str) -> list[int]:
-        return _inside(name)
+        return _pids(name)
 
 
-def _inside(name: str) -> list[int]:
-    found = subprocess.run(
+def _pids(name: str) -> list[int]:
+    """Ids of the processes in the host's network namespace."""
+    listed = subprocess.run(
         ["ip", "netns", "pids", f"{PREFIX}{name}"], capture_output=True, text=True, check=False
     )
-    return [int(pid) for pid in found.stdout.split()]
+    return [int(pid) for pid in listed.stdout.split()]
 
 
 def _ip(*arguments: str) -> None:
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+    completed = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    if completed.returncode:
+        raise RuntimeError(f"ip {' '.join(arguments)}: {completed.stderr.strip()}")

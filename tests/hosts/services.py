@@ -1,4 +1,7 @@
-"""What a cluster of several hosts needs beside Ray, as the deploy files start it: PostgreSQL, MLflow with accounts, an S3 store."""
+"""Services of a cluster other than Ray: PostgreSQL, MLflow with accounts, and an S3 store.
+
+The cluster test starts them in the same way as the deploy files.
+"""
 
 import os
 import secrets
@@ -13,10 +16,10 @@ from pathlib import Path
 
 from tests.hosts.hosts import GATEWAY
 from tests.tracking.helpers import free_port
-from tests.tracking.servers import answers, end, postgres_programs, postgres_server
+from tests.tracking.servers import end, is_up, postgres_programs, postgres_server
 
 ROOT = Path(__file__).resolve().parents[2]
-SETUP, AUTH = ROOT / "deploy/mlflow/setup.py", ROOT / "deploy/mlflow/auth.ini"
+SETUP_SCRIPT, AUTH_CONFIG = ROOT / "deploy/mlflow/setup.py", ROOT / "deploy/mlflow/auth.ini"
 
 
 def secret() -> str:
@@ -25,10 +28,12 @@ def secret() -> str:
 
 @dataclass(frozen=True)
 class Services:
-    """Where they are, and everything that must stay secret.
+    """The addresses and the secrets of the services.
 
     Attributes:
-        client: the environment of whoever uses them: Ray's nodes.
+        mlflow: URL of the MLflow server.
+        s3: URL of the S3 server.
+        client: environment of the clients, which are Ray's nodes.
     """
 
     mlflow: str
@@ -45,13 +50,14 @@ class Services:
 
     @property
     def client(self) -> dict[str, str]:
-        """As deploy/ gives it to every node."""
+        """The environment that deploy/ sets on every node."""
         return {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "HOME": "/tmp/tinynet-ray",
             "LANG": "C.UTF-8",
             "OMP_NUM_THREADS": "1",
-            # Gloo would take the address of the machine's name, which is a loopback's here and on many a Debian.
+            # By default Gloo binds to the address of the host name, which is a loopback address
+            # here and on many Debian systems.
             "GLOO_SOCKET_IFNAME": "eth0",
             "NO_PROXY": "127.0.0.1,10.77.0.0/24",
             "RAY_AUTH_MODE": "token",
@@ -69,46 +75,49 @@ class Services:
 
     @property
     def s3_options(self) -> str:
-        """Behind a storage URL."""
+        """The query string of a storage URL."""
         return f"endpoint_override={self.s3.removeprefix('http://')}&scheme=http&region=us-east-1"
 
 
 @contextmanager
 def services(home: Path) -> Iterator[Services]:
-    """All of them, on the hosts' gateway; PostgreSQL on this machine's loopback alone."""
+    """Start all services on the hosts' gateway, and PostgreSQL on the loopback address only."""
     programs = postgres_programs()
     assert programs is not None
-    made = Services(f"http://{GATEWAY}:{free_port()}", f"http://{GATEWAY}:{free_port()}")
-    aws = {key: made.client[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    deployment = Services(f"http://{GATEWAY}:{free_port()}", f"http://{GATEWAY}:{free_port()}")
+    aws = {key: deployment.client[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     s3 = {
         **os.environ,
         **aws,
-        "MLFLOW_S3_ENDPOINT_URL": made.s3,
+        "MLFLOW_S3_ENDPOINT_URL": deployment.s3,
         "MLFLOW_ARTIFACTS_DESTINATION": "s3://mlflow/artifacts",
     }
     with ExitStack() as stack:
-        port = made.s3.rpartition(":")[2]
+        port = deployment.s3.rpartition(":")[2]
         store = [sys.executable, "-m", "moto.server", "--host", GATEWAY, "--port", port]
-        stack.enter_context(_served("s3", store, dict(os.environ), home, lambda: answers(made.s3)))
-        _run([sys.executable, str(SETUP), "bucket"], s3)
+        stack.enter_context(
+            _server("s3", store, dict(os.environ), home, lambda: is_up(deployment.s3))
+        )
+        _run([sys.executable, str(SETUP_SCRIPT), "bucket"], s3)
         _run(
-            [sys.executable, str(SETUP), "bucket"],
+            [sys.executable, str(SETUP_SCRIPT), "bucket"],
             {**s3, "MLFLOW_ARTIFACTS_DESTINATION": "s3://searches"},
         )
         database = stack.enter_context(postgres_server(programs))
-        _create(programs, database, "mlflow", "mlflow_auth")
+        _create_databases(programs, database, "mlflow", "mlflow_auth")
         auth = home / "auth.ini"
         auth.write_text(
-            AUTH.read_text().replace(
-                "postgresql://mlflow@postgres:5432/mlflow_auth", _of(database, "mlflow_auth")
+            AUTH_CONFIG.read_text().replace(
+                "postgresql://mlflow@postgres:5432/mlflow_auth",
+                _database_url(database, "mlflow_auth"),
             )
         )
-        host = made.mlflow.removeprefix("http://")
+        host = deployment.mlflow.removeprefix("http://")
         settings = {
-            "MLFLOW_BACKEND_STORE_URI": _of(database, "mlflow"),
+            "MLFLOW_BACKEND_STORE_URI": _database_url(database, "mlflow"),
             "MLFLOW_AUTH_CONFIG_PATH": str(auth),
-            "MLFLOW_AUTH_ADMIN_PASSWORD": made.admin_password,
-            "MLFLOW_FLASK_SERVER_SECRET_KEY": made.flask_key,
+            "MLFLOW_AUTH_ADMIN_PASSWORD": deployment.admin_password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": deployment.flask_key,
             "MLFLOW_SERVER_ALLOWED_HOSTS": host,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -127,51 +136,57 @@ def services(home: Path) -> Iterator[Services]:
             "1",
         ]
         stack.enter_context(
-            _served(
-                "mlflow", serve, {**s3, **settings}, home, lambda: answers(f"{made.mlflow}/health")
+            _server(
+                "mlflow",
+                serve,
+                {**s3, **settings},
+                home,
+                lambda: is_up(f"{deployment.mlflow}/health"),
             )
         )
         _run(
-            [sys.executable, str(SETUP), "user"],
-            {**made.client, "MLFLOW_AUTH_ADMIN_PASSWORD": made.admin_password},
+            [sys.executable, str(SETUP_SCRIPT), "user"],
+            {**deployment.client, "MLFLOW_AUTH_ADMIN_PASSWORD": deployment.admin_password},
         )
-        yield made
+        yield deployment
 
 
-def _of(database: str, name: str) -> str:
+def _database_url(database: str, name: str) -> str:
+    """The URL of another database on the same server."""
     return f"{database.rpartition('/')[0]}/{name}"
 
 
-def _create(programs: Path, database: str, *names: str) -> None:
+def _create_databases(programs: Path, database: str, *names: str) -> None:
     for name in names:
         _run([str(programs / "psql"), database, "-c", f"create database {name}"], dict(os.environ))
 
 
 def _run(command: list[str], environment: dict[str, str]) -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
-    assert done.returncode == 0, (command, done.stdout, done.stderr)
+    assert completed.returncode == 0, (command, completed.stdout, completed.stderr)
 
 
 @contextmanager
-def _served(
+def _server(
     name: str,
     command: list[str],
     environment: dict[str, str],
     home: Path,
     ready: Callable[[], bool],
 ) -> Iterator[None]:
+    """Run a server process inside the context, which starts when ``ready`` returns true."""
     log = home / f"{name}.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, cwd=home, env=environment, stdout=file, stderr=file, start_new_session=True
         )
     try:
-        latest = time.monotonic() + 120
+        deadline = time.monotonic() + 120
         while not ready():
             assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < latest, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.2)
         yield
     finally:

@@ -1,21 +1,23 @@
-"""A search on a secured cluster of three hosts, sent from a fourth; one is cut off in the middle and comes back (``make test-cluster``)."""
+"""A search on a secured cluster of three hosts, submitted from a fourth; one loses its network.
+
+Run by ``make test-cluster``. The disconnected host rejoins the cluster during the search.
+"""
 
 import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from search_spaces import RequestError
-from tests.hosts.hosts import OWN, Hosts, lacking
+from tests.hosts.hosts import PRIVATE_DIRECTORIES, Hosts, missing_requirement
 from tests.hosts.services import Services, services
 from tests.search.helpers import tiny_arguments, tiny_config
-from tests.tracking.helpers import Window, wanted_points
+from tests.tracking.helpers import MlflowSearch, expected_points
 from tests.tracking.servers import NO_POSTGRES, postgres_programs
 from tests.trainables.helpers import without_times
 from tinynet_search.cli.main import run
@@ -29,30 +31,31 @@ from trainables.run_name import RunName
 pytestmark = pytest.mark.hosts
 HEAD, WORKERS = "head", ("one", "two")
 RAY_PORT, DASHBOARD = 6379, 8265
-# A dead host is told by silence; here within seconds.
-HEALTH = {
+# Ray detects a dead host by missed health checks; with these settings within seconds.
+HEALTH_CHECKS = {
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 1000,
     "health_check_timeout_ms": 3000,
     "health_check_failure_threshold": 4,
 }
-TRAIN = (
+TRAIN_SETTINGS = (
     "run.executor=ray_train",
     "scaling.workers=2",
     "scaling.placement=STRICT_SPREAD",
     "recipe.micro_batch=24",
 )
-# Results of an undisturbed search that a disturbed one is held against: the largest networks', which come first.
+# Number of results of an undisturbed search to compare with: those of the largest networks, which
+# run first.
 COMPARED = 2
-WAIT = 1500.0
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+SEARCH_TIMEOUT = 1500.0
+ENDED_STATUSES = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 class Cluster:
-    """Ray on the hosts, as the deploy files start it."""
+    """Ray on the hosts, started in the same way as in the deploy files."""
 
-    def __init__(self, hosts: Hosts, made: Services) -> None:
-        self.hosts, self.made = hosts, made
+    def __init__(self, hosts: Hosts, services: Services) -> None:
+        self.hosts, self.services = hosts, services
         self.url = f"http://{hosts.addresses[HEAD]}:{DASHBOARD}"
 
     def start(self, name: str) -> None:
@@ -72,28 +75,31 @@ class Cluster:
             f"--dashboard-port={DASHBOARD}",
             "--num-cpus=0",
         ]
-        head += [f"--temp-dir={OWN[1]}", f"--system-config={json.dumps(HEALTH)}"]
+        head += [
+            f"--temp-dir={PRIVATE_DIRECTORIES[1]}",
+            f"--system-config={json.dumps(HEALTH_CHECKS)}",
+        ]
         worker = [f"--address={self.hosts.addresses[HEAD]}:{RAY_PORT}", "--num-cpus=1"]
-        self.hosts.start(name, [*common, *(head if name == HEAD else worker)], self.made.client)
+        self.hosts.start(name, [*common, *(head if name == HEAD else worker)], self.services.client)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    reason = lacking() or (None if postgres_programs() else NO_POSTGRES)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    reason = missing_requirement() or (None if postgres_programs() else NO_POSTGRES)
     assert reason is None, reason
     home = tmp_path_factory.mktemp("cluster")
-    with Hosts([HEAD, *WORKERS], home) as hosts, services(home) as found:
-        cluster = Cluster(hosts, found)
+    with Hosts([HEAD, *WORKERS], home) as hosts, services(home) as deployment:
+        cluster = Cluster(hosts, deployment)
         for name in (HEAD, *WORKERS):
             cluster.start(name)
             if name == HEAD:
-                until(lambda: _reached(cluster), "the head comes up")
+                wait_until(lambda: _is_reachable(cluster), "the head is reachable")
         yield cluster
 
 
 @pytest.fixture(autouse=True)
-def laptop(made: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What a user has who submits: the token, and an account of MLflow."""
+def user_environment(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The environment of a user who submits a search: Ray's token and an MLflow account."""
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -103,20 +109,20 @@ def laptop(made: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         "MLFLOW_TRACKING_USERNAME",
         "MLFLOW_TRACKING_PASSWORD",
     ):
-        monkeypatch.setenv(name, made.made.client[name])
+        monkeypatch.setenv(name, cluster.services.client[name])
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED"):
-        monkeypatch.setenv(name, made.made.client[name])
+        monkeypatch.setenv(name, cluster.services.client[name])
 
 
-def until(done: Any, what: str, seconds: float = 180.0) -> None:
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, f"not after {seconds:.0f} s: {what}"
+def wait_until(condition: Callable[[], bool], description: str, seconds: float = 180.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out after {seconds:.0f} s: {description}"
         time.sleep(0.5)
 
 
-def _reached(cluster: Cluster) -> bool:
-    token, os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN"), cluster.made.token
+def _is_reachable(cluster: Cluster) -> bool:
+    token, os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN"), cluster.services.token
     try:
         connect(cluster.url).list_jobs()
     except (RequestError, RuntimeError):
@@ -130,37 +136,37 @@ def _reached(cluster: Cluster) -> bool:
             os.environ["RAY_AUTH_TOKEN"] = token
 
 
-def _alive(made: Cluster) -> str:
-    """The nodes that the head takes to be alive."""
+def _alive(cluster: Cluster) -> str:
+    """The nodes that the head reports as alive, as ``Node <address>`` separated by spaces."""
     command = [
         "ray",
         "list",
         "nodes",
         "--address",
-        made.url,
+        cluster.url,
         "--filter",
         "state=ALIVE",
         "--format",
         "json",
     ]
-    done = subprocess.run(
+    completed = subprocess.run(
         command,
-        env={**os.environ, **made.made.client},
+        env={**os.environ, **cluster.services.client},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return " ".join(f"Node {node['node_ip']}" for node in json.loads(done.stdout))
+    assert completed.returncode == 0, completed.stderr
+    return " ".join(f"Node {node['node_ip']}" for node in json.loads(completed.stdout))
 
 
-def storage(made: Cluster, name: str = "all") -> str:
-    return f"s3://searches/{name}?{made.made.s3_options}"
+def storage(cluster: Cluster, name: str = "all") -> str:
+    return f"s3://searches/{name}?{cluster.services.s3_options}"
 
 
-class Told:
-    """What the suite prints: commands as a user gives them with what they say, and what happened when."""
+class Transcript:
+    """Prints what happens during the test with its time, and the commands with their output."""
 
     def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
         self._capfd, self._started = capfd, time.monotonic()
@@ -170,192 +176,224 @@ class Told:
             print(f"{time.monotonic() - self._started:6.1f} s  {text}", flush=True)
 
     def command(self, *arguments: str) -> str:
-        """Give one, which has to go well; what it said."""
+        """Run a ``tinynet`` command, which must succeed; return its output."""
         self(f"$ tinynet {' '.join(arguments)}")
         self._capfd.readouterr()
         code = run(list(arguments))
-        said = "".join(self._capfd.readouterr())
-        assert code == 0, said
+        output = "".join(self._capfd.readouterr())
+        assert code == 0, output
+        indented = "".join(f"          {line}\n" for line in output.splitlines())
         with self._capfd.disabled():
-            print("".join(f"          {line}\n" for line in said.splitlines()), end="", flush=True)
-        return said
+            print(indented, end="", flush=True)
+        return output
 
 
-def _submitted(made: Cluster, told: Told, name: str) -> SearchStore:
-    """The demo's search with two-worker trials across hosts, sent."""
-    place = storage(made, name)
-    settings = [argument for setting in TRAIN for argument in ("--set", setting)]
-    given = ["--preset", "demo", "--storage", place, *settings, "--set", f"search.name={name}"]
-    said = told.command("submit", *given, "--address", made.url, "--yes", "--no-wait")
-    assert "\n1 trials at once" in said and all(
-        f"\n{address} " in said for address in made.hosts.addresses.values()
+def _submit(cluster: Cluster, transcript: Transcript, name: str) -> SearchStore:
+    """Submit the demo search with two-worker trials across hosts; return its store."""
+    url = storage(cluster, name)
+    settings = [argument for setting in TRAIN_SETTINGS for argument in ("--set", setting)]
+    arguments = ["--preset", "demo", "--storage", url, *settings, "--set", f"search.name={name}"]
+    output = transcript.command(
+        "submit", *arguments, "--address", cluster.url, "--yes", "--no-wait"
     )
-    return SearchStore(tiny_config(place, f"search.name={name}").url)
+    assert "\n1 concurrent trials" in output
+    assert all(f"\n{address} " in output for address in cluster.hosts.addresses.values())
+    return SearchStore(tiny_config(url, f"search.name={name}").url)
 
 
-def _undisturbed(made: Cluster, told: Told) -> dict[RunName, TrialResult]:
-    """The first results of the same search with nothing in its way."""
-    store, jobs = _submitted(made, told, "undisturbed"), Jobs(made.url)
-    until(
-        lambda: len(store.finished()) >= COMPARED or jobs.find("undisturbed").status in ENDED,
-        "some results",
-        WAIT,
-    )
-    told.command("jobs", "stop", "undisturbed", "--address", made.url)
-    until(lambda: jobs.find("undisturbed").status in ENDED, "it has stopped", WAIT)
-    told.command("jobs", "status", "undisturbed", "--address", made.url)
-    found = store.results(sorted(store.finished()))
-    assert len(found) >= COMPARED, jobs.logs("undisturbed")
-    return found
-
-
-def test_a_host_is_cut_off_and_comes_back(made: Cluster, capfd: pytest.CaptureFixture[str]) -> None:
-    """Two-worker trials across hosts, MLflow with accounts on PostgreSQL, results in S3: as if nothing had happened."""
-    told, jobs = Told(capfd), Jobs(made.url)
-    told(
-        f"head {made.hosts.addresses[HEAD]}, workers {', '.join(made.hosts.addresses[name] for name in WORKERS)}: up"
-    )
-    beside = _undisturbed(made, told)
-    store = _submitted(made, told, "demo")
-    trials = store.folder
-    until(
-        lambda: any(
-            "epoch-0002" in name
-            for one in trials.names("trials")
-            for name in trials.names(f"trials/{one}")
+def _undisturbed(cluster: Cluster, transcript: Transcript) -> dict[RunName, TrialResult]:
+    """The first results of the same search without a failure."""
+    store, jobs = _submit(cluster, transcript, "undisturbed"), Jobs(cluster.url)
+    wait_until(
+        lambda: (
+            len(store.finished()) >= COMPARED or jobs.find("undisturbed").status in ENDED_STATUSES
         ),
-        "two epochs",
+        "the first results exist",
+        SEARCH_TIMEOUT,
     )
-    told(
-        f"two epochs of {', '.join(trials.names('trials'))} are committed: host two, {made.hosts.addresses['two']}, is cut off"
+    transcript.command("jobs", "stop", "undisturbed", "--address", cluster.url)
+    wait_until(
+        lambda: jobs.find("undisturbed").status in ENDED_STATUSES,
+        "the job has stopped",
+        SEARCH_TIMEOUT,
     )
-    made.hosts.cut("two")
-    until(
-        lambda: f"Node {made.hosts.addresses['two']}" not in _alive(made),
-        "the head has noticed",
+    transcript.command("jobs", "status", "undisturbed", "--address", cluster.url)
+    results = store.results(sorted(store.finished()))
+    assert len(results) >= COMPARED, jobs.logs("undisturbed")
+    return results
+
+
+def test_host_disconnects_and_rejoins(cluster: Cluster, capfd: pytest.CaptureFixture[str]) -> None:
+    """A search with a failed host has the same results as an undisturbed one.
+
+    Trials have two workers on different hosts, MLflow uses accounts and PostgreSQL, and the results
+    are in S3.
+    """
+    transcript, jobs = Transcript(capfd), Jobs(cluster.url)
+    addresses = cluster.hosts.addresses
+    workers = ", ".join(addresses[name] for name in WORKERS)
+    transcript(f"head {addresses[HEAD]} and workers {workers} are running")
+    undisturbed = _undisturbed(cluster, transcript)
+    store = _submit(cluster, transcript, "demo")
+    wait_until(lambda: _has_epoch(store, 2), "two epochs are committed")
+    trials = ", ".join(store.folder.names("trials"))
+    transcript(f"two epochs of {trials} are committed: disconnecting host two, {addresses['two']}")
+    cluster.hosts.disconnect("two")
+    wait_until(
+        lambda: f"Node {addresses['two']}" not in _alive(cluster),
+        "the head reports host two as dead",
         120.0,
     )
-    told("the head takes it for dead; its cable is put back")
-    made.hosts.join("two")
-    # A node that was declared dead hears of it, and ends; its host's init starts it again.
+    transcript("the head reports host two as dead: reconnecting it")
+    cluster.hosts.reconnect("two")
+    # The head declared the node dead, so Ray on the node exits once it is connected again. The
+    # host's init then starts it.
     time.sleep(15.0)
-    ended = not made.hosts.running("two")
-    made.hosts.end("two")
-    told(
-        f"Ray on host two {'has ended by itself' if ended else 'was ended'}, and is started again as its init would"
+    has_exited = not cluster.hosts.running("two")
+    cluster.hosts.stop("two")
+    how = "has exited by itself" if has_exited else "was stopped"
+    transcript(f"Ray on host two {how}: starting it again, as the host's init would")
+    cluster.start("two")
+    wait_until(
+        lambda: jobs.find("demo").status in ENDED_STATUSES, "the job has ended", SEARCH_TIMEOUT
     )
-    made.start("two")
-    until(lambda: jobs.find("demo").status in ENDED, "the job has ended", WAIT)
     for line in jobs.logs("demo").splitlines():
         if line.startswith(("[", "tinynet")):
-            told(line.rstrip())
-    told.command("jobs", "status", "demo", "--address", made.url)
+            transcript(line.rstrip())
+    transcript.command("jobs", "status", "demo", "--address", cluster.url)
     assert jobs.find("demo").status == "SUCCEEDED", jobs.logs("demo")
-    told.command(
-        "jobs", "resume", "demo", "--address", made.url, "--no-wait"
-    )  # a search that is whole has nothing to do
-    until(lambda: jobs.find("demo").status in ENDED, "the second job has ended", WAIT)
-    told.command("jobs", "list", "--address", made.url)
-    told.command(
+    # A complete search has nothing to do.
+    transcript.command("jobs", "resume", "demo", "--address", cluster.url, "--no-wait")
+    wait_until(
+        lambda: jobs.find("demo").status in ENDED_STATUSES,
+        "the second job has ended",
+        SEARCH_TIMEOUT,
+    )
+    transcript.command("jobs", "list", "--address", cluster.url)
+    transcript.command(
         "frontier",
         "--search",
         "demo",
         "--storage",
-        storage(made, "demo"),
+        storage(cluster, "demo"),
         "--tracking",
-        made.made.mlflow,
+        cluster.services.mlflow,
     )
-    _check(made, store, beside, told)
-    _check_secrets(made, store, jobs.logs("demo"), told)
+    _check_results(cluster, store, undisturbed, transcript)
+    _check_secrets(cluster, store, jobs.logs("demo"), transcript)
 
 
-def _check(
-    made: Cluster, store: SearchStore, beside: dict[RunName, TrialResult], told: Told
+def _has_epoch(store: SearchStore, epoch: int) -> bool:
+    """Whether a trial of the search has committed the epoch."""
+    folder = store.folder
+    return any(
+        f"epoch-{epoch:04d}" in name
+        for trial in folder.names("trials")
+        for name in folder.names(f"trials/{trial}")
+    )
+
+
+def _check_results(
+    cluster: Cluster,
+    store: SearchStore,
+    undisturbed: dict[RunName, TrialResult],
+    transcript: Transcript,
 ) -> None:
-    config, found = load_config(preset="demo"), store.results(sorted(store.finished()))
-    assert len(found) == config.search.trials + 2 * len(config.search.finals), sorted(found)
-    assert {one: without_times(result) for one, result in beside.items()} == {
-        one: without_times(found[one]) for one in beside
+    """Check that all results exist, equal the undisturbed ones and are in MLflow exactly once."""
+    config, results = load_config(preset="demo"), store.results(sorted(store.finished()))
+    assert len(results) == config.search.trials + 2 * len(config.search.finals), sorted(results)
+    assert {name: without_times(result) for name, result in undisturbed.items()} == {
+        name: without_times(results[name]) for name in undisturbed
     }
-    told(
-        f"{len(found)} results; those of {len(beside)} trials that nothing disturbed are the same, bit for bit"
+    transcript(
+        f"{len(results)} results; {len(undisturbed)} are bit-identical to the undisturbed ones"
     )
-    window = Window(made.made.mlflow, "demo")
-    assert (window.parent.info.status, window.statuses()) == ("FINISHED", ["FINISHED"] * len(found))
-    points = {one: window.points(one) for one in window.runs}
-    assert points == {one: wanted_points(result.epochs) for one, result in found.items()}
-    epochs = sum(len(result.epochs) for result in found.values())
-    told(f"MLflow: one search, {len(window.runs)} runs, all FINISHED, {epochs} epochs, each once")
+    in_mlflow = MlflowSearch(cluster.services.mlflow, "demo")
+    assert in_mlflow.parent.info.status == "FINISHED"
+    assert in_mlflow.statuses() == ["FINISHED"] * len(results)
+    points = {name: in_mlflow.points(name) for name in in_mlflow.runs}
+    assert points == {name: expected_points(result.epochs) for name, result in results.items()}
+    epochs = sum(len(result.epochs) for result in results.values())
+    transcript(
+        f"MLflow: one search, {len(in_mlflow.runs)} runs, all FINISHED, {epochs} epochs, each once"
+    )
 
 
-def _check_secrets(made: Cluster, store: SearchStore, said: str, told: Told) -> None:
-    """Nowhere but in the environment: no log, no plan, no tag, no list of jobs or processes tells one."""
-    jobs = json.dumps([asdict(row) for row in Jobs(made.url).all()])
-    texts = {"the job's log": said, "the list of jobs": jobs}
-    texts |= {f"job {job.submission_id}": str(vars(job)) for job in connect(made.url).list_jobs()}
+def _check_secrets(
+    cluster: Cluster, store: SearchStore, job_log: str, transcript: Transcript
+) -> None:
+    """Check that secrets are in the environment only.
+
+    No log, plan, tag, list of jobs or command line may contain one.
+    """
+    jobs = json.dumps([asdict(row) for row in Jobs(cluster.url).all()])
+    texts = {"the job's log": job_log, "the list of jobs": jobs}
+    texts |= {
+        f"job {job.submission_id}": str(vars(job)) for job in connect(cluster.url).list_jobs()
+    }
     texts["the plan"] = json.dumps(store.read_json(PLAN))
-    window = Window(made.made.mlflow, "demo")
+    in_mlflow = MlflowSearch(cluster.services.mlflow, "demo")
     texts["MLflow"] = "".join(
-        str(run.to_dictionary()) for run in (window.parent, *window.runs.values())
+        str(run.to_dictionary()) for run in (in_mlflow.parent, *in_mlflow.runs.values())
     )
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             texts[str(process)] = process.read_bytes().decode(errors="replace")
         except OSError:
             continue
-    for name in made.hosts.addresses:
-        for pid in made.hosts.pids(name)[:1]:
-            for log in Path(f"/proc/{pid}/root{OWN[1]}").rglob("*.*"):
+    for name in cluster.hosts.addresses:
+        for pid in cluster.hosts.pids(name)[:1]:
+            for log in Path(f"/proc/{pid}/root{PRIVATE_DIRECTORIES[1]}").rglob("*.*"):
                 if log.is_file() and log.suffix in (".log", ".out", ".err"):
                     texts[str(log)] = log.read_text(errors="replace")
     for part in ("gcs_server", "raylet", "job-driver"):
-        assert any(part in place for place in texts), f"{part}'s log was not looked at"
-    for place, text in texts.items():
-        for secret in made.made.secrets:
-            assert secret not in text, f"{place} tells a secret"
-    told(
-        f"{len(texts)} logs, plans, tags, descriptions and command lines: in none is any of {len(made.made.secrets)} secrets"
+        assert any(part in source for source in texts), f"the log of {part} was not checked"
+    secrets = cluster.services.secrets
+    for source, text in texts.items():
+        for secret in secrets:
+            assert secret not in text, f"{source} contains a secret"
+    transcript(
+        f"none of {len(texts)} logs, plans, tags, descriptions and command lines "
+        f"contains one of {len(secrets)} secrets"
     )
 
 
-def test_who_has_no_token_stays_outside(
-    made: Cluster,
+def test_commands_without_a_valid_token_are_refused(
+    cluster: Cluster,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN")
-    verbs = (["jobs", "list"], ["submit", "--preset", "demo", "--storage", storage(made), "--yes"])
-    for verb in verbs:
-        assert run([*verb, "--address", made.url]) == 2
-        assert "asks for a token: put it in RAY_AUTH_TOKEN" in capfd.readouterr().err
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 32)
-    for verb in verbs:
-        assert run([*verb, "--address", made.url]) == 2
-        shown = capfd.readouterr().err
-        assert "refuses this token" in shown
-        assert shown.count("\n") == 1
-
-
-def test_a_folder_that_only_the_laptop_has(
-    made: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """/tmp/tinynet-ray is each host's own, as a laptop's folder is its own: what the driver writes there no other host sees."""
-    own = f"{OWN[1]}/searches"
-    assert run(["submit", *tiny_arguments(own, trials=2), "--address", made.url, "--yes"]) == 2
-    shown = capfd.readouterr().err
-    for address in (made.hosts.addresses[name] for name in WORKERS):
-        assert f"node {address}: storage {own} is not the driver's" in shown
-    assert (
-        run(
-            [
-                "submit",
-                *tiny_arguments(tmp_path / "no" / "where", trials=2),
-                "--address",
-                made.url,
-                "--yes",
-            ]
-        )
-        == 2
+    commands = (
+        ["jobs", "list"],
+        ["submit", "--preset", "demo", "--storage", storage(cluster), "--yes"],
     )
-    assert "there is no such folder" in capfd.readouterr().err
+    for command in commands:
+        assert run([*command, "--address", cluster.url]) == 2
+        assert "requires a token: set it in RAY_AUTH_TOKEN" in capfd.readouterr().err
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 32)
+    for command in commands:
+        assert run([*command, "--address", cluster.url]) == 2
+        error = capfd.readouterr().err
+        assert "rejects the token" in error
+        assert error.count("\n") == 1
+
+
+def test_storage_that_is_not_shared_is_refused(
+    cluster: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """/tmp/tinynet-ray is private to each host, so other hosts do not see the driver's files there.
+
+    A folder that exists only on the submitting machine is also refused.
+    """
+    private = f"{PRIVATE_DIRECTORIES[1]}/searches"
+    assert (
+        run(["submit", *tiny_arguments(private, trials=2), "--address", cluster.url, "--yes"]) == 2
+    )
+    error = capfd.readouterr().err
+    for address in (cluster.hosts.addresses[name] for name in WORKERS):
+        assert f"node {address}: storage {private} is not the driver's" in error
+    missing = tiny_arguments(tmp_path / "no" / "where", trials=2)
+    assert run(["submit", *missing, "--address", cluster.url, "--yes"]) == 2
+    assert "does not exist on" in capfd.readouterr().err

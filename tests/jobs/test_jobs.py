@@ -1,4 +1,4 @@
-"""Searches as jobs of a real cluster: looked at, queued, followed, stopped, resumed, and what is refused before that."""
+"""Tests of jobs on a real cluster: check, submit, follow, stop and resume, and their errors."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 
 from search_spaces import RequestError
 from tests.search.helpers import results, tiny_arguments, tiny_config
-from tests.tracking.servers import playing
+from tests.tracking.servers import serving
 from tinynet_search.cli.job_entrypoint import request as requested
 from tinynet_search.cli.main import run
 from tinynet_search.cluster import placement, preflight
@@ -23,7 +23,7 @@ from tinynet_search.config import validate
 from tinynet_search.jobs import connection, submit_search
 from tinynet_search.jobs import runtime_env as environments
 from tinynet_search.jobs.connection import connect, find_token
-from tinynet_search.jobs.submission import order_search, order_train
+from tinynet_search.jobs.submission import search_command, train_command
 from tinynet_search.jobs.watching import JobRow, Jobs
 from tinynet_search.plan.preview import preview
 from tinynet_search.train.request import TrainRequest
@@ -40,12 +40,17 @@ class Mine(EfficientNetSpace):
 
 
 @pytest.fixture(autouse=True)
-def laptop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """A user with no token of their own, where the test has no cluster; the tests' clusters ask for the one in the environment."""
-    monkeypatch.delenv(connection.VARIABLE, raising=False)
+def user_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The environment of a user without an address and a token.
+
+    Tests on the shared cluster keep the token in the environment, which that cluster requires.
+    """
+    monkeypatch.delenv(connection.ADDRESS_VARIABLE, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     if not request.node.get_closest_marker("ray"):
-        for name in (connection.TOKEN, "RAY_AUTH_MODE"):
+        for name in (connection.TOKEN_VARIABLE, "RAY_AUTH_MODE"):
             monkeypatch.delenv(name, raising=False)
 
 
@@ -56,14 +61,14 @@ def head(ray_cluster: Any) -> str:
 
 def wait_for(jobs: Jobs, name: str, *states: str) -> JobRow:
     end = time.monotonic() + 180
-    while (found := jobs.find(name)).status not in states:
+    while (row := jobs.find(name)).status not in states:
         assert time.monotonic() < end, jobs.logs(name)
         time.sleep(0.2)
-    return found
+    return row
 
 
 @pytest.mark.ray
-def test_submitted_followed_and_submitted_again(
+def test_submit_twice_and_list(
     head: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["submit", *tiny_arguments(tmp_path, trials=3), "--address", head, "--yes"]
@@ -74,18 +79,18 @@ def test_submitted_followed_and_submitted_again(
     assert "Frontier" in shown.out  # what the job printed
     assert len(results(tmp_path)) == 3
     assert run([*arguments, "--json"]) == 0
-    told = capfd.readouterr()
-    second = json.loads(told.out)  # what the job says stays out of the document
-    assert "Frontier" in told.err
+    captured = capfd.readouterr()
+    second = json.loads(captured.out)  # the document does not contain the output of the job
+    assert "Frontier" in captured.err
     assert (second["id"], second["name"]) == ("demo-2", "demo")
-    seen = second["findings"]
-    assert (seen["problems"], seen["at_once"], len(seen["nodes"])) == ([], 2, 3)
-    assert [node["driver"] for node in seen["nodes"]].count(True) == 1
-    assert all(candidate["done"] for candidate in seen["plan"]["candidates"])
+    findings = second["findings"]
+    assert (findings["problems"], findings["at_once"], len(findings["nodes"])) == ([], 2, 3)
+    assert [node["driver"] for node in findings["nodes"]].count(True) == 1
+    assert all(candidate["done"] for candidate in findings["plan"]["candidates"])
     assert run(["jobs", "list", "--address", head, "--json"]) == 0
     listed = json.loads(capfd.readouterr().out)
-    mine = [job for job in listed if job["storage"] == f"{tmp_path}/demo"]
-    assert [(job["id"], job["kind"], job["status"], job["exit_code"]) for job in mine] == [
+    own = [job for job in listed if job["storage"] == f"{tmp_path}/demo"]
+    assert [(job["id"], job["kind"], job["status"], job["exit_code"]) for job in own] == [
         ("demo-1", "search", "SUCCEEDED", 0),
         ("demo-2", "search", "SUCCEEDED", 0),
     ]
@@ -94,8 +99,11 @@ def test_submitted_followed_and_submitted_again(
 
 
 @pytest.mark.ray
-def test_stopped_and_resumed(head: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A stop commits checkpoints; the same search cannot run twice at once; a resumed job goes on from there."""
+def test_stop_and_resume(head: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A stop commits checkpoints, from which a resumed job continues.
+
+    The same search cannot run twice concurrently.
+    """
     config = tiny_config(
         tmp_path, "recipe.epochs=40", "data.train=960", "search.name=stopped", trials=2
     )
@@ -105,22 +113,22 @@ def test_stopped_and_resumed(head: str, tmp_path: Path, capfd: pytest.CaptureFix
         assert time.monotonic() < end, jobs.logs(job.id)
         time.sleep(0.1)
     with pytest.raises(
-        RequestError, match=rf"search stopped is running already as job {job.id}: tinynet jobs logs"
+        RequestError, match=rf"search stopped is already running as job {job.id}: tinynet jobs logs"
     ):
         submit_search(config, head, check=False)
     with pytest.raises(RequestError, match="nothing to resume"):
         jobs.resume("stopped")
-    at = time.time()
+    stop_time = time.time()
     assert run(["jobs", "stop", "stopped", "--address", head]) == 0
-    assert f"job {job.id} stopped: tinynet jobs resume" in capfd.readouterr().err
+    assert f"job {job.id} stopped: resume it with tinynet jobs resume" in capfd.readouterr().err
     assert jobs.find(job.id).status == "STOPPED"
     assert "stopping once every training has committed a checkpoint" in jobs.logs(job.id)
     newest: dict[str, float] = {}
     for file in tmp_path.glob("stopped/trials/*/epoch-*/progress.json"):
         newest[file.parts[-3]] = max(newest.get(file.parts[-3], 0.0), file.stat().st_mtime)
     assert newest
-    assert all(written > at for written in newest.values())
-    with pytest.raises(RequestError, match="has ended already"):
+    assert all(written > stop_time for written in newest.values())
+    with pytest.raises(RequestError, match="has already ended"):
         jobs.stop(job.id)
     resumed = jobs.resume(job.id)
     assert resumed.id == "stopped-2"
@@ -129,10 +137,10 @@ def test_stopped_and_resumed(head: str, tmp_path: Path, capfd: pytest.CaptureFix
 
 
 @pytest.mark.ray
-def test_a_space_that_only_the_laptop_has(
+def test_working_dir_with_user_space(
     head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sent with the job, and found on every node; what was sent has to be sent again."""
+    """The module is uploaded with the job, and a resumed job requires it again."""
     folder = tmp_path / "code"
     folder.mkdir()
     (folder / "only_here.py").write_text(OWN_SPACE)
@@ -144,14 +152,12 @@ def test_a_space_that_only_the_laptop_has(
     jobs = Jobs(head)
     assert wait_for(jobs, job.id, "SUCCEEDED", "FAILED").status == "SUCCEEDED", jobs.logs(job.id)
     assert len(results(tmp_path, "own")) == 2
-    with pytest.raises(RequestError, match="was sent with --working-dir"):
+    with pytest.raises(RequestError, match="was submitted with --working-dir"):
         jobs.resume(job.id)
 
 
 @pytest.mark.ray
-def test_one_training_is_sent_the_same_way(
-    head: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_submit_training(head: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "--rdw",
         "0.4,0.5,0.4",
@@ -188,8 +194,8 @@ def test_one_training_is_sent_the_same_way(
 
 
 @pytest.mark.ray
-def test_what_the_cluster_cannot_see_is_named(head: str, tmp_path: Path) -> None:
-    """Everything at once, and nothing is queued or written."""
+def test_check_reports_all_problems(head: str, tmp_path: Path) -> None:
+    """One message contains all problems; no job is submitted and no file is written."""
     nowhere = tmp_path / "laptop" / "only"
     settings = (
         "data.name=imagefolder",
@@ -199,57 +205,59 @@ def test_what_the_cluster_cannot_see_is_named(head: str, tmp_path: Path) -> None
     )
     with pytest.raises(RequestError) as refused:
         submit_search(tiny_config(nowhere, *settings, trials=2), head)
-    said = str(refused.value)
-    assert "\n" not in said
+    message = str(refused.value)
+    assert "\n" not in message
     for part in (
         "cannot run search blind",
         "no-images",
-        f"storage {nowhere}: there is no such folder",
-        "MLflow at http://127.0.0.1:9 does not answer",
+        f"storage {nowhere} does not exist on",
+        "MLflow at http://127.0.0.1:9 does not respond",
     ):
-        assert part in said
+        assert part in message
     assert not nowhere.exists()
     assert not [job for job in Jobs(head).all() if job.name == "blind"]
-    roomless = tiny_config(tmp_path, "scaling.gpus=1", "search.name=roomless", trials=2)
+    too_large = tiny_config(tmp_path, "scaling.gpus=1", "search.name=too-large", trials=2)
     with pytest.raises(
         RequestError, match="no room for a trial of 1 x 1 CPU and 1 GPU on nodes of"
     ):
-        submit_search(roomless, head)
-    assert not (tmp_path / "roomless").exists()
+        submit_search(too_large, head)
+    assert not (tmp_path / "too-large").exists()
 
 
 @pytest.mark.ray
-def test_the_cluster_lets_nobody_in_without_its_token(
+def test_cluster_requires_its_token(
     head: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "SECRETWORD" * 3)
     assert run(["jobs", "list", "--address", head]) == 2
     wrong = capfd.readouterr().err
-    assert "refuses this token" in wrong
+    assert "rejects the token" in wrong
     assert "SECRETWORD" not in wrong
-    # Ray remembers a process's token, so none is given by another process.
+    # Ray caches the token of a process, so the case without a token needs a different process.
     environment = {
         key: value
         for key, value in os.environ.items()
         if key not in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE")
     }
     command = [sys.executable, "-m", "tinynet_search.cli.main", "jobs", "list", "--address", head]
-    done = subprocess.run(
+    completed = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "asks for a token" in done.stderr
+    assert (completed.returncode, completed.stdout) == (2, "")
+    assert "requires a token" in completed.stderr
 
 
-class Cluster(BaseHTTPRequestHandler):
-    """A dashboard of another version, and one that asks for a token."""
+class FakeDashboard(BaseHTTPRequestHandler):
+    """A simulated dashboard with a version of Ray, and optionally a required token."""
 
     version, token = "2.58.0", ""
 
     def do_GET(self) -> None:
-        given = self.headers.get("Authorization")
-        wanted = f"Bearer {self.token}"
-        status = 200 if not self.token or given == wanted else 403 if given else 401
+        authorization = self.headers.get("Authorization")
+        if not self.token or authorization == f"Bearer {self.token}":
+            status = 200
+        else:
+            status = 403 if authorization else 401
         body = json.dumps(
             {"version": "4", "ray_version": self.version, "ray_commit": "x", "session_name": "x"}
         ).encode()
@@ -259,53 +267,53 @@ class Cluster(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def other() -> Iterator[tuple[str, type[Cluster]]]:
-    kind = type("Other", (Cluster,), {})
-    with playing(kind) as url:
-        yield url, kind
+def dashboard() -> Iterator[tuple[str, type[FakeDashboard]]]:
+    """The address and the class of a simulated dashboard."""
+    handler = type("Dashboard", (FakeDashboard,), {})
+    with serving(handler) as url:
+        yield url, handler
 
 
-def test_another_version_of_ray_is_named(
-    other: tuple[str, type[Cluster]], monkeypatch: pytest.MonkeyPatch
+def test_different_version_of_ray_is_refused(
+    dashboard: tuple[str, type[FakeDashboard]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(
-        "RAY_AUTH_TOKEN", "any"
-    )  # Ray remembers whether it wants one from when it was imported
-    url, kind = other
-    kind.version = "2.40.0"
+    # Ray decides at its import whether it requires a token.
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "any")
+    url, handler = dashboard
+    handler.version = "2.40.0"
     with pytest.raises(
         RequestError,
-        match=r"runs Ray 2\.40\.0, this machine \d+\.\d+\.\d+: pip install 'ray\[default\]==2\.40\.0' here, or",
+        match=r"runs Ray 2\.40\.0, this machine \d+\.\d+\.\d+: "
+        r"pip install 'ray\[default\]==2\.40\.0' here, or",
     ):
         connect(url)
 
 
 @pytest.mark.parametrize("name", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
-def test_the_address_that_is_given_counts(
-    other: tuple[str, type[Cluster]], monkeypatch: pytest.MonkeyPatch, name: str
+def test_address_argument_overrides_environment(
+    dashboard: tuple[str, type[FakeDashboard]], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Ray's own client would go to the other cluster, with the token."""
-    monkeypatch.setenv(
-        "RAY_AUTH_TOKEN", "any"
-    )  # Ray remembers whether it wants one from when it was imported
-    for elsewhere in ("http://127.0.0.1:9", "127.0.0.1:9"):
-        monkeypatch.setenv(name, elsewhere)
-        assert connect(other[0]).get_address() == other[0]
-        assert os.environ[name] == elsewhere
+    """Ray's own client would send the token to the cluster in the environment."""
+    # Ray decides at its import whether it requires a token.
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "any")
+    for other_address in ("http://127.0.0.1:9", "127.0.0.1:9"):
+        monkeypatch.setenv(name, other_address)
+        assert connect(dashboard[0]).get_address() == dashboard[0]
+        assert os.environ[name] == other_address
 
 
-def test_a_missing_and_a_wrong_token_are_told_apart(
-    other: tuple[str, type[Cluster]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_missing_and_wrong_token(
+    dashboard: tuple[str, type[FakeDashboard]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    url, kind = other
-    kind.token = "right"
+    url, handler = dashboard
+    handler.token = "right"
     with pytest.raises(
         RequestError,
-        match=r"asks for a token: put it in RAY_AUTH_TOKEN, in a file that RAY_AUTH_TOKEN_PATH names",
+        match=r"requires a token: set it in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH, or",
     ):
         connect(url)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "SECRETWORD")
-    with pytest.raises(RequestError, match="refuses this token") as refused:
+    with pytest.raises(RequestError, match="rejects the token") as refused:
         connect(url)
     assert "SECRETWORD" not in str(refused.value)
     monkeypatch.delenv("RAY_AUTH_TOKEN")
@@ -315,91 +323,89 @@ def test_a_missing_and_a_wrong_token_are_told_apart(
 
 
 @pytest.mark.quick
-def test_tokens_are_found_in_rays_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_token_sources_have_rays_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert find_token() is None
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray/auth_token").write_text(" home\n")
     assert find_token() == "home"
-    (tmp_path / "named").write_text("named")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "named"))
-    assert find_token() == "named"
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "given")
-    assert find_token() == "given"
+    (tmp_path / "file").write_text("file")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "file"))
+    assert find_token() == "file"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "variable")
+    assert find_token() == "variable"
     monkeypatch.delenv("RAY_AUTH_TOKEN")
-    for text, said in (("", "is none"), ("a\nb", "is none")):
-        (tmp_path / "named").write_text(text)
-        with pytest.raises(RequestError, match=said):
+    for text, message in (("", "is empty"), ("a\nb", "is not valid")):
+        (tmp_path / "file").write_text(text)
+        with pytest.raises(RequestError, match=message):
             find_token()
     monkeypatch.setenv("RAY_AUTH_TOKEN", "SECRET\nWORD")
-    with pytest.raises(RequestError, match="RAY_AUTH_TOKEN is none") as refused:
+    with pytest.raises(RequestError, match="RAY_AUTH_TOKEN is not valid") as refused:
         find_token()
     assert "WORD" not in str(refused.value)
     monkeypatch.delenv("RAY_AUTH_TOKEN")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "gone"))
-    with pytest.raises(RequestError, match="names no readable token"):
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "missing"))
+    with pytest.raises(RequestError, match="is not a readable token file"):
         find_token()
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "message"),
     [
-        (None, "give --address http://HEAD:8265"),
-        ("127.0.0.1:6379", "no address of a Ray dashboard"),
-        ("ray://head:10001", "no address of a Ray dashboard"),
-        ("http://", "no address of a Ray dashboard"),
-        ("http://head:99999", "no address of a Ray dashboard"),
-        ("http://user:SECRETWORD@head:8265", "carries credentials"),
-        ("http://127.0.0.1:9", "no cluster answers at http://127.0.0.1:9 (Connection refused)"),
+        (None, "pass --address http://HEAD:8265"),
+        ("127.0.0.1:6379", "is not a valid address of a Ray dashboard"),
+        ("ray://head:10001", "is not a valid address of a Ray dashboard"),
+        ("http://", "is not a valid address of a Ray dashboard"),
+        ("http://head:99999", "is not a valid address of a Ray dashboard"),
+        ("http://user:SECRETWORD@head:8265", "contains credentials"),
+        ("http://127.0.0.1:9", "no cluster responds at http://127.0.0.1:9 (Connection refused)"),
         (
             "http://no-such-host.invalid:8265",
-            "no cluster answers at http://no-such-host.invalid:8265",
+            "no cluster responds at http://no-such-host.invalid:8265",
         ),
     ],
 )
-def test_an_address_that_leads_nowhere_is_one_line(
-    address: str | None, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_invalid_address_is_refused_in_one_line(
+    address: str | None, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    given = ["--address", address] if address else []
+    options = ["--address", address] if address else []
     for verb in (
         ["submit", "--preset", "demo", "--storage", str(tmp_path), "--yes"],
         ["jobs", "list"],
     ):
-        assert run([*verb, *given]) == 2
+        assert run([*verb, *options]) == 2
         shown = capsys.readouterr()
-        assert said in shown.err
+        assert message in shown.err
         assert "SECRETWORD" not in shown.err
         assert shown.err.count("\n") == 1
         assert shown.out == ""
 
 
 @pytest.mark.quick
-def test_what_means_this_machine_is_refused(
+def test_local_paths_and_secrets_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(
-        RequestError, match=r"storage\.path 'searches' means a folder of this machine"
-    ):
-        order_search(tiny_config(Path("searches")), None)
-    with pytest.raises(RequestError, match=r"data\.path 'images' means a folder of this machine"):
-        order_search(tiny_config(tmp_path, "data.name=imagefolder", "data.path=images"), None)
+    with pytest.raises(RequestError, match=r"storage\.path 'searches' is relative to this machine"):
+        search_command(tiny_config(Path("searches")), None)
+    with pytest.raises(RequestError, match=r"data\.path 'images' is relative to this machine"):
+        search_command(tiny_config(tmp_path, "data.name=imagefolder", "data.path=images"), None)
     with pytest.raises(RequestError, match="MLFLOW_TRACKING_USERNAME") as refused:
-        order_search(tiny_config(tmp_path), "http://user:SECRETWORD@mlflow:5000")
+        search_command(tiny_config(tmp_path), "http://user:SECRETWORD@mlflow:5000")
     assert "SECRETWORD" not in str(refused.value)
-    with pytest.raises(RequestError, match="means a folder of this machine"):
-        order_train(TrainRequest(network="tinynet_e", data="petals"))
-    place = str(tmp_path)
+    with pytest.raises(RequestError, match="is relative to this machine"):
+        train_command(TrainRequest(network="tinynet_e", data="petals"))
+    absolute = str(tmp_path)
     secrets: list[tuple[str, str | None, tuple[str, ...]]] = [
         ("s3://KEY:SECRETWORD@bucket/x", None, ()),
         ("s3://bucket/x?secret_key=SECRETWORD", None, ()),
-        (place, "http://mlflow:5000", ("tracking.uri=http://u:SECRETWORD@m:5000",)),
-        (place, "postgresql://h/db?user=u&password=SECRETWORD", ()),
+        (absolute, "http://mlflow:5000", ("tracking.uri=http://u:SECRETWORD@m:5000",)),
+        (absolute, "postgresql://h/db?user=u&password=SECRETWORD", ()),
     ]
     for storage, tracking, settings in secrets:
         with pytest.raises(RequestError, match="credentials") as refused:
-            order_search(tiny_config(storage, *settings), tracking)
+            search_command(tiny_config(storage, *settings), tracking)
         assert "SECRETWORD" not in str(refused.value)
         with pytest.raises(RequestError, match="credentials") as refused:
-            order_train(
+            train_command(
                 TrainRequest(
                     network="tinynet_e",
                     data="petals",
@@ -410,24 +416,27 @@ def test_what_means_this_machine_is_refused(
             )
         assert "SECRETWORD" not in str(refused.value)
     with pytest.raises(RequestError, match="no_such_net"):
-        order_train(TrainRequest(network="no_such_net", data="petals", storage=place))
+        train_command(TrainRequest(network="no_such_net", data="petals", storage=absolute))
     with pytest.raises(RequestError, match="nonsense"):
-        order_train(
+        train_command(
             TrainRequest(
-                network="tinynet_e", data="petals", storage=place, settings=("recipe.nonsense=3",)
+                network="tinynet_e",
+                data="petals",
+                storage=absolute,
+                settings=("recipe.nonsense=3",),
             )
         )
 
 
 @pytest.mark.quick
-def test_an_order_says_everything_and_nothing_of_this_machine(
+def test_command_contains_arguments_and_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    order = order_search(
+    command = search_command(
         tiny_config(tmp_path, "run.address=1.2.3.4:6379", trials=4), None, ["failed"]
     )
-    assert order.arguments == (
+    assert command.arguments == (
         "search",
         "{config}",
         "--tracking",
@@ -435,21 +444,20 @@ def test_an_order_says_everything_and_nothing_of_this_machine(
         "--retry",
         "failed",
     )
-    assert "address" not in order.values["run"]
-    assert "tracking" not in order.values
+    assert "address" not in command.values["run"]
+    assert "tracking" not in command.values
     auto = tiny_config(tmp_path, "scaling.auto=true")
-    there = validate(order_search(auto, None).values, "there")
-    assert (there, there.scaling.model_fields_set) == (auto, {"auto"})
+    on_cluster = validate(search_command(auto, None).values, "on the cluster")
+    assert (on_cluster, on_cluster.scaling.model_fields_set) == (auto, {"auto"})
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert (
-        "--tracking" not in order_search(auto, None).arguments
-    )  # then it is the one that the cluster's nodes name
+    # Without a URI, the environment variable of the cluster's nodes applies.
+    assert "--tracking" not in search_command(auto, None).arguments
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    metadata = order.metadata(["wheel"])
+    metadata = command.metadata(["wheel"])
     assert all(isinstance(value, str) for value in metadata.values())
     environment = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"metadata": metadata})}
     assert requested(environment)["config"]["search"]["trials"] == 4
-    train = order_train(TrainRequest(c=0.5, data="petals", epochs=3, storage=str(tmp_path)))
+    train = train_command(TrainRequest(c=0.5, data="petals", epochs=3, storage=str(tmp_path)))
     assert train.arguments == (
         "train",
         "{config}",
@@ -466,8 +474,8 @@ def test_an_order_says_everything_and_nothing_of_this_machine(
         "c0.5",
     )
     assert train.values["scaling"] == {"auto": True}
-    assert train.seen is not None
-    assert validate(train.seen, "there").space.name == "efficientnet_b0"
+    assert train.check_values is not None
+    assert validate(train.check_values, "on the cluster").space.name == "efficientnet_b0"
 
 
 @pytest.mark.parametrize(
@@ -480,25 +488,23 @@ def test_an_order_says_everything_and_nothing_of_this_machine(
         '{"metadata": {"tinynet.request": "{}"}}',
     ],
 )
-def test_a_process_that_is_no_job_says_so(text: str | None) -> None:
-    with pytest.raises(RequestError, match="no job of tinynet submit"):
+def test_entrypoint_outside_a_job_is_refused(text: str | None) -> None:
+    with pytest.raises(RequestError, match="not a job of tinynet submit"):
         requested({} if text is None else {"RAY_JOB_CONFIG_JSON_ENV_VAR": text})
 
 
-def test_shipments_are_looked_at_before_they_are_sent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(working_dir: Path | None, wheel: Path | None, said: str) -> None:
+def test_invalid_uploads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(working_dir: Path | None, wheel: Path | None, message: str) -> None:
         with (
-            pytest.raises(RequestError, match=said),
+            pytest.raises(RequestError, match=message),
             environments.runtime_env(working_dir and str(working_dir), wheel and str(wheel)),
         ):
-            pytest.fail("it was taken")
+            pytest.fail("the upload was accepted")
 
-    refused(tmp_path / "none", None, "is no folder")
+    refused(tmp_path / "none", None, "is not a folder")
     (tmp_path / "big").write_bytes(bytes(2000))
-    monkeypatch.setattr(environments, "LARGEST", 1000)
-    refused(tmp_path, None, "give a folder of code, or name in its .rayignore")
+    monkeypatch.setattr(environments, "MAX_UPLOAD_SIZE", 1000)
+    refused(tmp_path, None, "pass a folder of code, or list other files in its .rayignore")
     (tmp_path / ".rayignore").write_text("big\n")
     with environments.runtime_env(str(tmp_path), None) as env:
         assert env.get("working_dir") == str(tmp_path)
@@ -507,13 +513,13 @@ def test_shipments_are_looked_at_before_they_are_sent(
             archive.writestr(
                 "other/__init__.py" if name == "x.whl" else "tinynet_search/__init__.py", ""
             )
-        refused(None, tmp_path / name, "is no wheel of tinynet-search")
+        refused(None, tmp_path / name, "is not a wheel of tinynet-search")
     refused(None, tmp_path / "none.whl", "cannot be read")
 
 
 @pytest.mark.quick
-def test_a_wheel_travels_as_its_folders(tmp_path: Path) -> None:
-    """Ray would install the file with all that it depends on."""
+def test_wheel_is_uploaded_as_folders(tmp_path: Path) -> None:
+    """For a wheel file, Ray would also install the dependencies."""
     with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
         for name in (
             "tinynet_search/__init__.py",
@@ -532,81 +538,81 @@ def test_a_wheel_travels_as_its_folders(tmp_path: Path) -> None:
     assert not any(folder.exists() for folder in folders)
 
 
-def test_options_that_submit_does_not_know(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    far = ["--address", "http://127.0.0.1:9", "--storage", str(tmp_path), "--yes"]
-    assert run(["submit", "--preset", "demo", "--epoch", "3", *far]) == 2
-    assert "knows no '--epoch'" in capsys.readouterr().err
-    assert run(["submit", "train", "tinynet_e", "--data", "petals", "--what", *far]) == 2
+def test_submit_refuses_unknown_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--address", "http://127.0.0.1:9", "--storage", str(tmp_path), "--yes"]
+    assert run(["submit", "--preset", "demo", "--epoch", "3", *common]) == 2
+    assert "unknown option '--epoch'" in capsys.readouterr().err
+    assert run(["submit", "train", "tinynet_e", "--data", "petals", "--what", *common]) == 2
     assert "No such option: --what" in capsys.readouterr().err
-    assert run(["submit", "train", "tinynet_e", "--weights", "x.pth", *far]) == 2
+    assert run(["submit", "train", "tinynet_e", "--weights", "x.pth", *common]) == 2
     assert "are for tinynet train" in capsys.readouterr().err
     assert (
-        run(["submit", "train", "--c", "0.5", "--formula", "mine.json", "--data", "petals", *far])
+        run(
+            ["submit", "train", "--c", "0.5", "--formula", "mine.json", "--data", "petals", *common]
+        )
         == 2
     )
-    assert "is a file of this machine" in capsys.readouterr().err
+    assert "is a file on this machine" in capsys.readouterr().err
 
 
-def test_a_search_is_submitted_with_the_options_of_a_search(
+def test_submit_accepts_options_of_search(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    far = ["--address", "http://127.0.0.1:9", "--storage", str(tmp_path), "--yes"]
-    for options, said in (
-        (["--epochs", "3", "--trial-timeout", "30m"], "no cluster answers"),
-        (["--continue", "frontier", "--epochs", "30", "--anew"], "no cluster answers"),
-        (["--anew"], "--anew says how --continue frontier trains"),
-        (["--trial-timeout", "soon"], "'soon' is no time"),
-        (["--dry-run"], "knows no '--dry-run'"),
+    common = ["--address", "http://127.0.0.1:9", "--storage", str(tmp_path), "--yes"]
+    for options, message in (
+        (["--epochs", "3", "--trial-timeout", "30m"], "no cluster responds"),
+        (["--continue", "frontier", "--epochs", "30", "--from-scratch"], "no cluster responds"),
+        (["--from-scratch"], "--from-scratch needs --continue frontier"),
+        (["--trial-timeout", "soon"], "'soon' is not a valid time"),
+        (["--dry-run"], "unknown option '--dry-run'"),
     ):
-        assert run(["submit", "--preset", "demo", *options, *far]) == 2
-        assert said in capsys.readouterr().err
+        assert run(["submit", "--preset", "demo", *options, *common]) == 2
+        assert message in capsys.readouterr().err
     assert (
-        run(["submit", "train", "tinynet_e", "--data", "petals", "--trial-timeout", "30m", *far])
+        run(["submit", "train", "tinynet_e", "--data", "petals", "--trial-timeout", "30m", *common])
         == 2
     )
-    assert "leave out --preset, --trials, --trial-timeout" in capsys.readouterr().err
+    assert "remove --preset, --trials, --trial-timeout" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("setting", "auto"),
     [("scaling.loader_workers=7", True), ("scaling.gpus=1", None), ("scaling.workers=1", None)],
 )
-def test_a_training_takes_a_gpu_unless_something_else_is_said(
+def test_training_scales_automatically_by_default(
     tmp_path: Path, setting: str, auto: bool | None
 ) -> None:
-    sent = order_train(
+    command = train_command(
         TrainRequest(network="tinynet_e", data="petals", storage=str(tmp_path), settings=(setting,))
     )
-    assert sent.values["scaling"].get("auto") == auto
+    assert command.values["scaling"].get("auto") == auto
 
 
 @pytest.mark.quick
-def test_of_python_two_numbers_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patch_version_of_python_may_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "versions", lambda: {"python": "3.11.7", "ray": "2.58.0"})
-    assert preflight._differing({"python": "3.11.99", "ray": "2.58.0"}) == []
-    theirs = {"python": "3.12.7", "ray": "2.58.1"}
-    assert preflight._differing(theirs) == [
-        "python 3.12.7, and 3.11.7 on the driver's",
-        "ray 2.58.1, and 2.58.0 on the driver's",
+    assert preflight._version_differences({"python": "3.11.99", "ray": "2.58.0"}) == []
+    node_versions = {"python": "3.12.7", "ray": "2.58.1"}
+    assert preflight._version_differences(node_versions) == [
+        "python 3.12.7, but 3.11.7 on the driver's node",
+        "ray 2.58.1, but 2.58.0 on the driver's node",
     ]
 
 
 @pytest.mark.parametrize(
     ("nodes", "settings", "at_once", "note"),
     [
-        ([], ("run.concurrency=4",), 4, "no trial fits on the nodes there are"),
+        ([], ("run.concurrency=4",), 4, "no trial fits on the current nodes"),
         ([placement.Nodes({"CPU": 8.0, "GPU": 1.0})], ("run.concurrency=4",), 4, None),
         (
             [placement.Nodes({"CPU": 8.0, "GPU": 1.0})],
             (),
             1,
-            "1 at once to the end, however the cluster grows",
+            "1 at once, even if the cluster grows",
         ),
     ],
 )
-def test_a_cluster_that_grows_is_estimated_as_it_will_be(
+def test_estimate_for_growing_cluster(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     nodes: list[placement.Nodes],
@@ -614,9 +620,10 @@ def test_a_cluster_that_grows_is_estimated_as_it_will_be(
     at_once: int,
     note: str | None,
 ) -> None:
-    monkeypatch.setattr(preflight, "grown", lambda: nodes)
-    own = ("run.wait_for_nodes=30m", "scaling.gpus=1", *settings)
-    config = tiny_config(tmp_path, *own, at_once=None)
+    monkeypatch.setattr(preflight, "max_nodes", lambda: nodes)
+    config = tiny_config(
+        tmp_path, "run.wait_for_nodes=30m", "scaling.gpus=1", *settings, at_once=None
+    )
     inputs = config.resolve()
     findings = preflight.Findings({}, plan=preview(inputs))
     request = placement.ClusterRequest.of(config, inputs)
@@ -630,7 +637,7 @@ def test_a_cluster_that_grows_is_estimated_as_it_will_be(
     assert [text.startswith(note or "") for text in findings.notes] == [True] * (note is not None)
 
 
-def test_nobody_to_agree_is_no_agreement(
+def test_submit_without_terminal_requires_yes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
@@ -647,4 +654,4 @@ def test_nobody_to_agree_is_no_agreement(
         )
         == 2
     )
-    assert "add --yes" in capsys.readouterr().err
+    assert "pass --yes" in capsys.readouterr().err

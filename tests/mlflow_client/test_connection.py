@@ -1,4 +1,4 @@
-"""Where MLflow is, and asking where it is not."""
+"""Tests the resolution of tracking URIs, and reading from a database that does not exist."""
 
 import subprocess
 import sys
@@ -14,11 +14,11 @@ pytestmark = pytest.mark.quick
 
 
 @pytest.fixture(autouse=True)
-def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_tracking_uri(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def test_asking_makes_no_database(tmp_path: Path) -> None:
+def test_reading_creates_no_database(tmp_path: Path) -> None:
     with pytest.raises(
         RequestError, match=r"no searches at sqlite:////.*mlflow\.db: run tinynet search first"
     ):
@@ -27,12 +27,12 @@ def test_asking_makes_no_database(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no searches at"):
         frontier_models(storage=str(tmp_path))
     assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("mlflow.db", 0)]
-    (tmp_path / "mlflow.db").write_bytes(b"no database at all" * 100)
+    (tmp_path / "mlflow.db").write_bytes(b"not a database" * 100)
     with pytest.raises(TrackingError, match="cannot be used: file is not a database"):
         frontier_models(storage=str(tmp_path))
 
 
-def test_where_mlflow_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tracking_uri_is_resolved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     default = f"sqlite:///{tmp_path}/searches/mlflow.db"
     assert (
@@ -43,7 +43,7 @@ def test_where_mlflow_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert resolve_uri(None, "http://config:1", "s3://bucket/x") == "http://config:1"
     with pytest.raises(RequestError, match=r"--tracking, MLFLOW_TRACKING_URI or \[tracking\] uri"):
         resolve_uri(None, None, "s3://bucket/x")
-    with pytest.raises(RequestError, match="'mlruns' is no address"):
+    with pytest.raises(RequestError, match="'mlruns' is not a valid URI"):
         resolve_uri("mlruns", None, "searches")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://env:1")
     assert resolve_uri(None, "http://config:1", "searches") == "http://env:1"
@@ -55,11 +55,12 @@ def test_where_mlflow_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert address("http://ann:secret@host:5000/") == "http://host:5000"
 
 
-def test_importing_the_window_does_not_load_mlflow() -> None:
-    code = "import sys, tinynet_search.tracking.queries; print([m for m in ('mlflow', 'pandas', 'torch', 'ray') if m in sys.modules])"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        == "[]"
+def test_importing_queries_does_not_import_mlflow() -> None:
+    code = (
+        "import sys, tinynet_search.tracking.queries; "
+        "print([m for m in ('mlflow', 'pandas', 'torch', 'ray') if m in sys.modules])"
     )
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""A server that answers as MLflow does, and never stops: read up to a limit, and refused in one line."""
+"""Tests the limits on responses of a server that imitates MLflow and returns endless pages."""
 
 import json
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from search_spaces import RequestError
-from tests.tracking.servers import playing
+from tests.tracking.servers import serving
 from tinynet_search import frontier_models
 from tinynet_search.mlflow_client import connection, reading
 
 
 class Endless(BaseHTTPRequestHandler):
-    """Every page of runs is followed by another."""
+    """A server whose list of runs has no last page."""
 
     protocol_version = "HTTP/1.1"
     runs, padding = 50, 0
@@ -44,30 +44,30 @@ class Endless(BaseHTTPRequestHandler):
 @pytest.fixture
 def endless() -> Iterator[tuple[str, type[Endless]]]:
     kind = type("Own", (Endless,), {})
-    with playing(kind) as url:
+    with serving(kind) as url:
         yield url, kind
 
 
-@pytest.mark.parametrize("plain", [True, False])
-def test_runs_without_end(
-    endless: tuple[str, type[Endless]], monkeypatch: pytest.MonkeyPatch, plain: bool
+@pytest.mark.parametrize("credentials", [False, True])
+def test_number_of_runs_is_limited(
+    endless: tuple[str, type[Endless]], monkeypatch: pytest.MonkeyPatch, credentials: bool
 ) -> None:
-    """By the standard library, and by MLflow's client, which an account needs."""
-    monkeypatch.setattr(connection, "MOST_RUNS", 1000)
-    if not plain:
+    """With the standard library, and with MLflow's client if there are credentials."""
+    monkeypatch.setattr(connection, "MAX_RUNS", 1000)
+    if credentials:
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "someone")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
-    with pytest.raises(RequestError, match="tells of more than 1,000 runs: name one search"):
+    with pytest.raises(RequestError, match="MLflow returned more than 1,000 runs: select one"):
         frontier_models(tracking_uri=endless[0])
 
 
-def test_a_page_too_large_to_be_ours(
+def test_size_of_a_page_is_limited(
     endless: tuple[str, type[Endless]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, kind = endless
     kind.padding = 1000
-    monkeypatch.setattr(reading, "LARGEST_PAGE", 20_000)
+    monkeypatch.setattr(reading, "MAX_PAGE_BYTES", 20_000)
     with pytest.raises(
-        RequestError, match=r"a page of MLflow's runs at http://127\.0\.0\.1:\d+ has more than"
+        RequestError, match=r"a page of MLflow's runs at http://127\.0\.0\.1:\d+ is larger than"
     ):
         frontier_models(tracking_uri=url)

@@ -1,4 +1,4 @@
-"""A new SQLite database is there whole or not at all, whoever dies while it is made."""
+"""Tests that a new SQLite database is created atomically, even if the process is killed."""
 
 import os
 import sqlite3
@@ -9,42 +9,48 @@ from pathlib import Path
 
 import pytest
 
-from tests.tracking.helpers import SQLALCHEMY, Search, Window, calm
+from tests.tracking.helpers import SQLALCHEMY, MlflowSearch, Search, tracking_environment
 from tinynet_search.mlflow_client import sqlite as module
-from tinynet_search.mlflow_client.connection import connect, reaching
+from tinynet_search.mlflow_client.connection import connect, mlflow_access
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
-MAKER = "import sys; from pathlib import Path; from tinynet_search.mlflow_client.sqlite import make; make(Path(sys.argv[1]))"
+CREATE = (
+    "import sys; from pathlib import Path; "
+    "from tinynet_search.mlflow_client.sqlite import create_database; "
+    "create_database(Path(sys.argv[1]))"
+)
 
 
-def test_whoever_dies_while_it_is_made_leaves_none(tmp_path: Path) -> None:
-    """A process killed in the middle of the tables; whoever comes next has a whole database, with what it publishes."""
+def test_killed_process_leaves_no_database(tmp_path: Path) -> None:
+    """A process is killed while it creates the tables; the next one creates the database."""
     database = tmp_path / "mlflow.db"
     with subprocess.Popen(
-        [sys.executable, "-c", MAKER, str(database)], stderr=subprocess.DEVNULL
-    ) as maker:
+        [sys.executable, "-c", CREATE, str(database)], stderr=subprocess.DEVNULL
+    ) as process:
         end = time.monotonic() + 60
-        while not _tables(tmp_path):
+        while not _has_tables(tmp_path):
             assert time.monotonic() < end
-            assert maker.poll() is None
+            assert process.poll() is None
             time.sleep(0.01)
-        maker.kill()
+        process.kill()
     assert not database.exists()
-    left = list(tmp_path.glob(".mlflow.db.*"))
-    assert left
-    for file in left:
+    leftovers = list(tmp_path.glob(".mlflow.db.*"))
+    assert leftovers
+    for file in leftovers:
         os.utime(file, (0, 0))
-    search = Search(tmp_path, "after", twists=1)
+    search = Search(tmp_path, "after", trials=1)
     search.end(search.candidates[0])
-    with calm():
+    with tracking_environment():
         publisher = search.publisher(f"sqlite:///{database}")
         publisher.sync_once()
-        assert set(Window(f"sqlite:///{database}", "after").runs) == {search.candidates[0].run}
+        assert set(MlflowSearch(f"sqlite:///{database}", "after").runs) == {
+            search.candidates[0].run
+        }
     assert not list(tmp_path.glob(".mlflow.db.*"))
 
 
-def _tables(folder: Path) -> int:
-    """Tables of a database in the making: enough of them that the migrations have begun, and some are left to do."""
+def _has_tables(folder: Path) -> bool:
+    """Whether the hidden database has more than five tables: the migrations have started."""
     for file in folder.glob(".mlflow.db.*[0-9a-f]"):
         try:
             with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as connection:
@@ -57,31 +63,31 @@ def _tables(folder: Path) -> int:
     return False
 
 
-def test_two_makers_at_once_make_one(tmp_path: Path) -> None:
+def test_two_concurrent_processes_create_one_database(tmp_path: Path) -> None:
     database = tmp_path / "deep" / "mlflow.db"
-    makers = [
-        subprocess.Popen([sys.executable, "-c", MAKER, str(database)], stderr=subprocess.PIPE)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", CREATE, str(database)], stderr=subprocess.PIPE)
         for _ in range(2)
     ]
-    said = [maker.communicate(timeout=120)[1] for maker in makers]
-    assert [maker.returncode for maker in makers] == [0, 0], said
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
     assert [file.name for file in database.parent.iterdir()] == ["mlflow.db"]
-    with calm(), reaching("sqlite:///x"):
+    with tracking_environment(), mlflow_access("sqlite:///x"):
         assert connect(f"sqlite:///{database}").search_experiments()
 
 
-@pytest.mark.parametrize("other", [False, True])
-def test_a_mount_without_hard_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: bool
+@pytest.mark.parametrize("exists", [False, True])
+def test_mount_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool
 ) -> None:
     database, hidden = tmp_path / "mlflow.db", tmp_path / "hidden"
-    hidden.write_bytes(b"ours")
-    if other:
-        database.write_bytes(b"theirs")
+    hidden.write_bytes(b"new")
+    if exists:
+        database.write_bytes(b"existing")
 
-    def refused(*_: object) -> None:
-        raise PermissionError("no links here")
+    def fail(*_: object) -> None:
+        raise PermissionError("hard links are not supported")
 
-    monkeypatch.setattr(module.os, "link", refused)
-    module._place(hidden, database)
-    assert database.read_bytes() == (b"theirs" if other else b"ours")
+    monkeypatch.setattr(module.os, "link", fail)
+    module._link_into_place(hidden, database)
+    assert database.read_bytes() == (b"existing" if exists else b"new")

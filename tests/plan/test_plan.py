@@ -1,4 +1,4 @@
-"""Plans: written once, agreed with or refused; drawing more leaves what is there."""
+"""Tests of plans, of the candidates drawn from them, and of previews."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ from tests.data.test_imagefolder import make_tree
 from tests.search.helpers import tiny_config
 from tinynet_search.cli.summary import preview_text
 from tinynet_search.plan.candidates import candidates_of, grow
-from tinynet_search.plan.plan import agreed_plan, make_plan
+from tinynet_search.plan.plan import load_or_create_plan, make_plan
 from tinynet_search.plan.preview import Preview, preview
 from tinynet_search.store.directory import SearchStore
 from trainables.data.packed.packing import Packing
@@ -21,28 +21,28 @@ from trainables.data.sources.imagefolder import ImageFolderData
 
 pytestmark = pytest.mark.quick
 
-# Of ``tiny_config``.
+# The epochs of ``tiny_config``.
 EPOCHS = 2
 
 
-def test_growing_keeps_the_first(tmp_path: Path) -> None:
+def test_grow_keeps_existing_candidates(tmp_path: Path) -> None:
     store = SearchStore(str(tmp_path / "demo"))
-    plan = agreed_plan(store, tiny_config(tmp_path).resolve())
+    plan = load_or_create_plan(store, tiny_config(tmp_path).resolve())
     first = grow(plan, store, 5, EPOCHS)
     more = grow(plan, store, 12, EPOCHS)
     assert [c.run for c in more[:5]] == [c.run for c in first]
     assert len({c.run for c in more}) == 12
     assert [c.run for c in grow(plan, store, 3, EPOCHS)] == [c.run for c in more]
     assert store.folder.names("candidates") == ["000000.json", "000005.json"]
-    whole = SearchStore(str(tmp_path / "other"))
+    other_store = SearchStore(str(tmp_path / "other"))
     other = tiny_config(tmp_path, "search.name=other").resolve()
-    at_once = grow(agreed_plan(whole, other), whole, 12, EPOCHS)
-    assert [c.run for c in at_once] == [c.run for c in more]
+    single_draw = grow(load_or_create_plan(other_store, other), other_store, 12, EPOCHS)
+    assert [c.run for c in single_draw] == [c.run for c in more]
 
 
-def test_figures_in_candidates_are_the_networks(tmp_path: Path) -> None:
+def test_stored_figures_match_networks(tmp_path: Path) -> None:
     store = SearchStore(str(tmp_path / "demo"))
-    plan = agreed_plan(store, tiny_config(tmp_path).resolve())
+    plan = load_or_create_plan(store, tiny_config(tmp_path).resolve())
     grow(plan, store, 6, EPOCHS)
     written = json.loads((tmp_path / "demo" / "candidates" / "000000.json").read_text())[
         "candidates"
@@ -68,19 +68,19 @@ def test_figures_in_candidates_are_the_networks(tmp_path: Path) -> None:
         ("search.fraction=0.5", "frontier.fraction was"),
     ],
 )
-def test_contradictions_are_refused_and_shown(tmp_path: Path, setting: str, shown: str) -> None:
+def test_changed_setting_is_refused(tmp_path: Path, setting: str, shown: str) -> None:
     store = SearchStore(str(tmp_path / "demo"))
-    agreed_plan(store, tiny_config(tmp_path).resolve())
+    load_or_create_plan(store, tiny_config(tmp_path).resolve())
     before = store.folder.read("plan.json")
-    with pytest.raises(RequestError, match="was planned otherwise") as refused:
-        agreed_plan(store, tiny_config(tmp_path, setting).resolve())
+    with pytest.raises(RequestError, match="does not match its plan") as refused:
+        load_or_create_plan(store, tiny_config(tmp_path, setting).resolve())
     assert shown in str(refused.value)
     assert store.folder.read("plan.json") == before
 
 
-def test_what_may_change(tmp_path: Path) -> None:
+def test_settings_outside_the_plan_may_change(tmp_path: Path) -> None:
     store = SearchStore(str(tmp_path / "demo"))
-    plan = agreed_plan(store, tiny_config(tmp_path).resolve())
+    plan = load_or_create_plan(store, tiny_config(tmp_path).resolve())
     for setting in (
         "recipe.epochs=9",
         "search.trials=99",
@@ -88,32 +88,37 @@ def test_what_may_change(tmp_path: Path) -> None:
         "run.concurrency=1",
         "tracking.uri=http://x",
     ):
-        assert agreed_plan(store, tiny_config(tmp_path, setting).resolve()) == plan
+        assert load_or_create_plan(store, tiny_config(tmp_path, setting).resolve()) == plan
 
 
 @pytest.mark.parametrize(
     "damage", [b"", b"{", b"[]", b'{"search": "demo"}', b'{"search": 3}', b"\xff\xfe"]
 )
-def test_a_damaged_plan_is_named_and_kept(tmp_path: Path, damage: bytes) -> None:
+def test_damaged_plan_is_refused_and_kept(tmp_path: Path, damage: bytes) -> None:
     store = SearchStore(str(tmp_path / "demo"))
-    agreed_plan(store, tiny_config(tmp_path).resolve())
+    load_or_create_plan(store, tiny_config(tmp_path).resolve())
     (tmp_path / "demo" / "plan.json").write_bytes(damage)
     with pytest.raises(RequestError, match=r"plan\.json"):
-        agreed_plan(store, tiny_config(tmp_path).resolve())
+        load_or_create_plan(store, tiny_config(tmp_path).resolve())
     assert store.folder.read("plan.json") == damage
 
 
-def test_data_that_moved_is_found_where_it_is_now(tmp_path: Path) -> None:
-    """The same images at another place are the same search; trials are told the place of today, and an absolute one."""
-    first, then = make_tree(tmp_path / "first"), tmp_path / "then"
+def test_data_may_move(tmp_path: Path) -> None:
+    """The same images in a different folder belong to the same search.
+
+    Trials get the absolute path of the current folder.
+    """
+    first, moved = make_tree(tmp_path / "first"), tmp_path / "moved"
     settings = ["data.name=imagefolder", "recipe.batch=8", "recipe.micro_batch=8"]
     store = SearchStore(str(tmp_path / "demo"))
-    agreed_plan(store, tiny_config(tmp_path, *settings, f'data.path="{first}"').resolve())
-    first.rename(then)
+    load_or_create_plan(store, tiny_config(tmp_path, *settings, f'data.path="{first}"').resolve())
+    first.rename(moved)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        plan = agreed_plan(store, tiny_config(tmp_path, *settings, 'data.path="then"').resolve())
-    assert {c.spec.data["path"] for c in grow(plan, store, 6, EPOCHS)} == {str(then)}
+        plan = load_or_create_plan(
+            store, tiny_config(tmp_path, *settings, 'data.path="moved"').resolve()
+        )
+    assert {c.spec.data["path"] for c in grow(plan, store, 6, EPOCHS)} == {str(moved)}
 
 
 def test_preview_writes_nothing(tmp_path: Path) -> None:
@@ -126,23 +131,23 @@ def test_preview_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_preview_comes_back_from_json(tmp_path: Path) -> None:
-    """With whole numbers as they were: another machine prints the same document."""
+def test_preview_json_round_trip(tmp_path: Path) -> None:
+    """Integers stay integers, so that a different machine prints the same document."""
     text = json.dumps(preview(tiny_config(tmp_path).resolve()).to_json())
     assert json.dumps(Preview.from_json(json.loads(text)).to_json()) == text
     assert isinstance(json.loads(text)["training_macs_left"], int)
 
 
-def test_data_smaller_than_a_batch(tmp_path: Path) -> None:
+def test_data_smaller_than_batch_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="fewer than one batch of 256"):
-        agreed_plan(
+        load_or_create_plan(
             SearchStore(str(tmp_path / "demo")),
             tiny_config(tmp_path, "recipe.batch=256").resolve(),
         )
 
 
-def test_networks_that_want_more_pixels_than_were_packed(tmp_path: Path) -> None:
-    """One line in the dry run; none where the set serves them all, and none for sets that are not packed."""
+def test_preview_warns_about_packed_resolution(tmp_path: Path) -> None:
+    """There is no warning if the packed resolution is sufficient, or the data are not packed."""
     tree = ImageFolderData(str(make_tree(tmp_path / "tree")))
     for short in (16, 128):
         Packing(tree, tmp_path / f"packed{short}", short).pack(1, "fail")
@@ -155,26 +160,29 @@ def test_networks_that_want_more_pixels_than_were_packed(tmp_path: Path) -> None
             "recipe.micro_batch=8",
         )
         shown[path] = preview(tiny_config(tmp_path, *settings).resolve())
-    most = max(row.resolution for row in shown["packed16"].candidates)
-    wanted = f"packed for up to 14 pixels: {{}} networks of more than 14 pixels (up to {most}) will see enlarged images"
+    largest = max(row.resolution for row in shown["packed16"].candidates)
     count = sum(row.resolution > 14 for row in shown["packed16"].candidates)
-    assert wanted.format(count) in preview_text(shown["packed16"])
+    warning = (
+        f"packed for up to 14 pixels: {count} networks of more than 14 pixels (up to {largest}) "
+        "will train on enlarged images"
+    )
+    assert warning in preview_text(shown["packed16"])
     assert shown["packed128"].warning is None
     assert shown["tree"].warning is None
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "field"),
     [({"version": "2"}, "version"), ({"version": 10**9}, "version"), ({"name": "x" * 300}, "name")],
 )
-def test_a_space_that_no_plan_takes_is_refused_in_one_line(
-    tmp_path: Path, change: dict[str, Any], named: str
+def test_space_with_invalid_fields_is_refused(
+    tmp_path: Path, change: dict[str, Any], field: str
 ) -> None:
-    """Of a user's own module, which may say anything."""
+    """A user-defined space may have any values; the message is one line."""
     inputs = tiny_config(tmp_path).resolve()
     space = copy.copy(inputs.space)
     vars(space).update(change)
-    own = replace(inputs, space=space, space_name=str(change.get("name", inputs.space_name)))
-    with pytest.raises(RequestError, match=rf"cannot be written down: {named}: ") as refused:
-        make_plan(own)
+    changed = replace(inputs, space=space, space_name=str(change.get("name", inputs.space_name)))
+    with pytest.raises(RequestError, match=rf"is not valid: {field}: ") as refused:
+        make_plan(changed)
     assert "\n" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""Searches small enough to run in seconds."""
+"""Helpers for tests: searches that run in seconds, and their results."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from tests.trainables.helpers import without_times
 from tinynet_search.config import Config, load_config
 from tinynet_search.plan.candidates import grow
-from tinynet_search.plan.plan import agreed_plan
+from tinynet_search.plan.plan import load_or_create_plan
 from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.store.schema import Plan
 from trainables.result import FINISHED, ResultSummary, TrialResult
@@ -29,11 +29,11 @@ TINY = (
 def tiny_config(
     storage: Path | str, *settings: str, trials: int = 6, at_once: int | None = 1
 ) -> Config:
-    """The demo on a few images: networks of a few pixels, two epochs, no finals.
+    """The demo on a few images: small networks of a few pixels, two epochs, no final networks.
 
     Args:
-        at_once: trials that run at the same time, each in a process that imports torch and Ray first.
-            None leaves the number to the search.
+        at_once: Number of concurrent trials; each process first imports torch and Ray. None lets
+            the search choose.
     """
     base = ["search.finals=[]", f'storage.path="{storage}"', f"search.trials={trials}"]
     base += [f"run.concurrency={at_once}"] if at_once else []
@@ -41,16 +41,16 @@ def tiny_config(
 
 
 def tiny_search(config: Config) -> tuple[SearchStore, Plan, list[Candidate]]:
-    """The directory of a search, its plan, and all of its candidates, written down."""
+    """Create the directory of a search with its plan and all candidates."""
     inputs = config.resolve()
     store = SearchStore(inputs.url)
-    plan = agreed_plan(store, inputs)
+    plan = load_or_create_plan(store, inputs)
     return store, plan, grow(plan, store, inputs.search.trials, inputs.recipe.epochs)
 
 
 def tiny_arguments(storage: Path | str, *settings: str, trials: int = 6) -> list[str]:
-    """The same as arguments of ``tinynet search``."""
-    every = (*TINY, "search.finals=[]", *settings)
+    """The settings of ``tiny_config`` as arguments of ``tinynet search``."""
+    all_settings = (*TINY, "search.finals=[]", *settings)
     return [
         "--preset",
         "demo",
@@ -58,12 +58,12 @@ def tiny_arguments(storage: Path | str, *settings: str, trials: int = 6) -> list
         str(trials),
         "--storage",
         str(storage),
-        *[a for s in every for a in ("--set", s)],
+        *[part for setting in all_settings for part in ("--set", setting)],
     ]
 
 
 def results(storage: Path, name: str = "demo") -> dict[str, dict[str, Any]]:
-    """Result files of a search by name."""
+    """The result files of a search, by run name."""
     return {
         p.stem: json.loads(p.read_text())
         for p in sorted((storage / name / "results").glob("*.json"))
@@ -71,18 +71,18 @@ def results(storage: Path, name: str = "demo") -> dict[str, dict[str, Any]]:
 
 
 def trial_results(storage: Path, name: str = "demo") -> dict[RunName, TrialResult]:
-    """The same as they are read."""
+    """The parsed results of a search, by run name."""
     read = (TrialResult.from_json(values, run) for run, values in results(storage, name).items())
     return {result.run: result for result in read}
 
 
-def timeless_results(storage: Path, name: str = "demo") -> dict[RunName, dict[str, Any]]:
-    """The same, with everything taken out that may differ between two runs of the same search."""
+def results_without_times(storage: Path, name: str = "demo") -> dict[RunName, dict[str, Any]]:
+    """The results without the values that may differ between two runs of the same search."""
     return {run: without_times(result) for run, result in trial_results(storage, name).items()}
 
 
 def summary(run: RunName, **changes: Any) -> ResultSummary:
-    """Of a trial that has finished, or as the changes have it."""
+    """The summary of a finished trial, with optional changes."""
     values: dict[str, Any] = {
         "status": FINISHED,
         "reason": None,

@@ -1,4 +1,4 @@
-"""From ImageNet's files to evaluated weights through the command alone, killed on the way."""
+"""Test of the complete chain from ImageNet files to evaluated weights, with a killed training."""
 
 import json
 import signal
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import equal
 
 from tests.data.fake_imagenet import write
-from tests.train.helpers import NETWORK, JobRuns, call, stopped
+from tests.train.helpers import NETWORK, JobRuns, call, run_and_signal
 
 EPOCHS = 24
 RECIPE = (
@@ -27,8 +27,9 @@ RECIPE = (
 )
 
 
-def done(capsys: pytest.CaptureFixture[str], *asked: str) -> dict[str, Any]:
-    code, out, err = call(capsys, *asked, "--json")
+def run_json(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
+    """Run a command that must succeed and return its JSON output."""
+    code, out, err = call(capsys, *args, "--json")
     assert code == 0, err
     return json.loads(out)
 
@@ -36,18 +37,21 @@ def done(capsys: pytest.CaptureFixture[str], *asked: str) -> dict[str, Any]:
 def test_subset_pack_train_kill_train_evaluate(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """JPEG files of the built-in set in ImageNet's tar files: the subset, the packed store, a job that is killed and taken
-    up ends with the bits of one that was not, and its weights score again what it said, from the files too."""
+    """A resumed job has the weights of an undisturbed one, and evaluation reproduces its score.
+
+    The data are JPEG files of the built-in set in ImageNet's tar files, first as a subset, then
+    packed. The weights are also evaluated on the unpacked files.
+    """
     imagenet, subset, packed, storage = (
         tmp_path / name for name in ("imagenet", "subset", "packed", "searches")
     )
     write(imagenet, "tars")
-    drawn = ("--num-classes", "4", "--images-per-class", "8")
-    made = done(
-        capsys, "data", "imagenet100", "--imagenet", str(imagenet), "--out", str(subset), *drawn
+    options = ("--num-classes", "4", "--images-per-class", "8")
+    summary = run_json(
+        capsys, "data", "imagenet100", "--imagenet", str(imagenet), "--out", str(subset), *options
     )
-    assert (made["classes"], made["train"], made["val"]) == (4, 32, 12)
-    assert done(
+    assert (summary["classes"], summary["train"], summary["val"]) == (4, 32, 12)
+    assert run_json(
         capsys, "data", "pack", "--data", str(subset), "--out", str(packed), "--pixels", "32"
     )["counts"] == {"train": 32, "val": 12}
 
@@ -64,24 +68,26 @@ def test_subset_pack_train_kill_train_evaluate(
             *RECIPE,
         ]
 
-    begun = storage / "cut" / "trials"
-    code, _, _ = stopped(
-        job("cut"), signal.SIGKILL, lambda: any(begun.glob("*/epoch-0003/progress.json"))
+    trials = storage / "cut" / "trials"
+    code, _, _ = run_and_signal(
+        job("cut"), signal.SIGKILL, lambda: any(trials.glob("*/epoch-0003/progress.json"))
     )
     assert code == -signal.SIGKILL
     assert not list((storage / "cut").glob("results/*.json"))
-    again, whole = done(capsys, *job("cut")), done(capsys, *job("whole"))
-    assert again["epochs"] == EPOCHS
-    a, b = (load_file(Path(found["weights"]) / "weights.safetensors") for found in (again, whole))
+    resumed, undisturbed = run_json(capsys, *job("cut")), run_json(capsys, *job("undisturbed"))
+    assert resumed["epochs"] == EPOCHS
+    a, b = (
+        load_file(Path(run["weights"]) / "weights.safetensors") for run in (resumed, undisturbed)
+    )
     assert all(equal(a[key], b[key]) for key in a)
     steps = [
         step for step, _, _ in JobRuns(f"sqlite:///{storage / 'mlflow.db'}", "cut").steps("top1")
     ]
     assert steps == list(range(1, EPOCHS + 1))
 
-    scored = done(capsys, "train", "--eval-only", "--weights", again["weights"])
-    assert (scored["top1"], scored["images"]) == (again["metrics"]["top1"], 12)
-    files = done(
-        capsys, "train", "--eval-only", "--weights", again["weights"], "--data", str(subset)
+    on_packed = run_json(capsys, "train", "--eval-only", "--weights", resumed["weights"])
+    assert (on_packed["top1"], on_packed["images"]) == (resumed["metrics"]["top1"], 12)
+    on_files = run_json(
+        capsys, "train", "--eval-only", "--weights", resumed["weights"], "--data", str(subset)
     )
-    assert files["top1"] == pytest.approx(scored["top1"], abs=100 / 12 + 1e-6)
+    assert on_files["top1"] == pytest.approx(on_packed["top1"], abs=100 / 12 + 1e-6)

@@ -1,4 +1,4 @@
-"""The driver end to end on the shared cluster: real trials, results, frontier, formula, MLflow."""
+"""End-to-end tests of the driver on the shared cluster: trials, frontier, formula and MLflow."""
 
 import json
 from pathlib import Path
@@ -18,19 +18,19 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def searched(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A small search with two finals, run once for the module."""
+    """A small search with two final networks, run once for the module."""
     storage = tmp_path_factory.mktemp("searches")
     config = tiny_config(storage, "search.finals=[0.3]", trials=8, at_once=2)
     return storage, run_search(config)
 
 
-def test_every_trial_has_its_result(searched: tuple[Path, Any]) -> None:
+def test_every_trial_has_a_result(searched: tuple[Path, Any]) -> None:
     storage, outcome = searched
-    found = results(storage)
+    written = results(storage)
     assert len(outcome.candidates) == 8
-    assert {c.run for c in (*outcome.candidates, *outcome.finals)} == set(found)
-    assert all(r["status"] == "finished" and len(r["epochs"]) == 2 for r in found.values())
-    assert outcome.new == len(found)
+    assert {c.run for c in (*outcome.candidates, *outcome.finals)} == set(written)
+    assert all(r["status"] == "finished" and len(r["epochs"]) == 2 for r in written.values())
+    assert outcome.new == len(written)
     assert outcome.lost == []
     assert outcome.at_once == 2
 
@@ -45,7 +45,7 @@ def test_frontier_and_formula_are_written(searched: tuple[Path, Any]) -> None:
     assert {round(p[0], 9) for p in formula.points} == {round(row["c"], 9) for row in frontier}
 
 
-def test_finals_are_the_formulas_networks(searched: tuple[Path, Any]) -> None:
+def test_final_networks_follow_the_formula(searched: tuple[Path, Any]) -> None:
     storage, outcome = searched
     rows = json.loads((storage / "demo" / "finals.json").read_text())
     assert [row["label"] for row in rows] == ["tiny formula", "inverse giant"]
@@ -55,17 +55,17 @@ def test_finals_are_the_formulas_networks(searched: tuple[Path, Any]) -> None:
     assert abs(network.c - 0.3) <= 0.03 * 0.3
 
 
-def test_again_has_nothing_to_do(searched: tuple[Path, Any]) -> None:
+def test_repeated_search_trains_nothing(searched: tuple[Path, Any]) -> None:
     storage, outcome = searched
     before = results(storage)
-    again = run_search(tiny_config(storage, "search.finals=[0.3]", trials=8))
-    assert again.new == 0
+    repeated = run_search(tiny_config(storage, "search.finals=[0.3]", trials=8))
+    assert repeated.new == 0
     assert results(storage) == before
-    assert again.frontier == outcome.frontier
-    assert again.formula.to_json() == outcome.formula.to_json()
+    assert repeated.frontier == outcome.frontier
+    assert repeated.formula.to_json() == outcome.formula.to_json()
 
 
-def test_a_longer_search_trains_only_what_is_new(searched: tuple[Path, Any]) -> None:
+def test_larger_search_trains_only_new_trials(searched: tuple[Path, Any]) -> None:
     storage, _ = searched
     before = results(storage)
     outcome = run_search(tiny_config(storage, trials=10))
@@ -75,7 +75,7 @@ def test_a_longer_search_trains_only_what_is_new(searched: tuple[Path, Any]) -> 
     assert {run: after[run] for run in before} == before
 
 
-def test_a_longer_budget_is_a_result_of_its_own(searched: tuple[Path, Any]) -> None:
+def test_more_epochs_produce_separate_results(searched: tuple[Path, Any]) -> None:
     storage, _ = searched
     before = results(storage)
     outcome = run_search(tiny_config(storage, "recipe.epochs=3", trials=2))
@@ -87,10 +87,10 @@ def test_a_longer_budget_is_a_result_of_its_own(searched: tuple[Path, Any]) -> N
     assert all(results(storage)[run] == before[run] for run in before)
 
 
-def test_contradicting_the_plan_loses_nothing(searched: tuple[Path, Any]) -> None:
+def test_request_that_contradicts_the_plan_keeps_results(searched: tuple[Path, Any]) -> None:
     storage, _ = searched
     before = results(storage)
-    with pytest.raises(RequestError, match="was planned otherwise"):
+    with pytest.raises(RequestError, match="does not match its plan"):
         run_search(tiny_config(storage, "search.seed=5"))
     assert results(storage) == before
 
@@ -118,15 +118,15 @@ def test_failed_trials_do_not_stop_a_search(ray_cluster: Any, tmp_path: Path) ->
     )
 
 
-def test_a_trial_that_no_node_can_hold_is_refused(ray_cluster: Any, tmp_path: Path) -> None:
+def test_trial_too_large_for_every_node_is_rejected(ray_cluster: Any, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no room for a trial of 1 x 2 CPU"):
         run_search(tiny_config(tmp_path, "scaling.cpus=2", trials=1))
 
 
-def test_a_folder_of_images_named_from_here(
+def test_relative_path_to_a_folder_of_images(
     ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trials run in folders of their own: a relative path must still be the one that was meant."""
+    """Trials run in separate working directories; relative paths refer to that of the driver."""
     make_tree(tmp_path / "tree")
     monkeypatch.chdir(tmp_path)
     data = (
@@ -141,19 +141,19 @@ def test_a_folder_of_images_named_from_here(
 
 
 def test_optuna_through_tune(ray_cluster: Any, tmp_path: Path) -> None:
-    """Adaptive: every candidate is written before it is trained, and a rerun goes on from what is there."""
+    """Candidates are written before they are trained, and a second run continues from them."""
     first = run_search(tiny_config(tmp_path, "search.sampler=optuna", trials=3))
     assert len(first.candidates) == 3
     assert len({c.id for c in first.candidates}) == 3
     assert all(0.08 <= c.c <= 0.5 and 0.35 <= c.spec.rdw[2] <= 1.2 for c in first.candidates)
-    again = run_search(tiny_config(tmp_path, "search.sampler=optuna", trials=6))
-    assert [c.run for c in again.candidates[:3]] == [c.run for c in first.candidates]
-    assert (len(again.candidates), again.new) == (6, 3)
+    resumed = run_search(tiny_config(tmp_path, "search.sampler=optuna", trials=6))
+    assert [c.run for c in resumed.candidates[:3]] == [c.run for c in first.candidates]
+    assert (len(resumed.candidates), resumed.new) == (6, 3)
     assert len(list((tmp_path / "demo" / "candidates").iterdir())) == 6
 
 
-def test_ray_train_on_two_nodes_through_the_whole_driver(ray_cluster: Any, tmp_path: Path) -> None:
-    """Two gloo workers a trial, one on each node; the same numbers as inline on one."""
+def test_search_with_ray_train_on_two_nodes(ray_cluster: Any, tmp_path: Path) -> None:
+    """Two gloo workers per trial, one on each node, give the numbers of the inline executor."""
     extra = ("run.executor=ray_train", "scaling.workers=2", "scaling.placement=STRICT_SPREAD")
     outcome = run_search(tiny_config(tmp_path / "two", *extra, trials=2))
     inline = run_search(tiny_config(tmp_path / "one", trials=2))
@@ -170,8 +170,8 @@ def test_ray_train_on_two_nodes_through_the_whole_driver(ray_cluster: Any, tmp_p
         )
 
 
-def test_the_record_is_readable_with_mlflow_alone(searched: tuple[Path, Any]) -> None:
-    """Nothing of ours: one search, its frontier by tag, every trial a child, every epoch of each."""
+def test_search_is_recorded_in_mlflow(searched: tuple[Path, Any]) -> None:
+    """The MLflow client finds the search, its frontier by tag, and each trial with all epochs."""
     storage, _ = searched
     from mlflow import MlflowClient
 
@@ -230,10 +230,10 @@ def test_frontier_command_and_registered_formula(
     assert json.loads(capsys.readouterr().out)[0]["space"] == "efficientnet_mini"
 
 
-def test_a_dead_tracking_server_does_not_stop_a_search(
+def test_unreachable_tracking_server_does_not_stop_a_search(
     ray_cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One warning that names it; the results are there; sync brings MLflow up to date."""
+    """One warning contains its address, the results are written, and sync updates MLflow."""
     from tinynet_search.cli.main import run
 
     warnings: list[str] = []

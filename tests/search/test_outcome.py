@@ -1,4 +1,4 @@
-"""The final jobs: the formula's networks and other rules' beside them, and what is said where a rule has none."""
+"""Tests of the final networks: those of the formula and of other rules, and missing ones."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.quick
 POINTS = [(c, 0.4 + 0.5 * c, 0.5 + 0.4 * c) for c in (0.1, 0.25, 0.4, 0.6, 0.9)]
 
 
-def test_finals_stand_beside_the_rules_that_were_asked_for(tmp_path: Path) -> None:
+def test_final_networks_of_the_formula_and_of_all_rules(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, f"search.compare={list(RULES)}")
     inputs = config.resolve()
     plan, space = make_plan(inputs), inputs.space
@@ -33,7 +33,8 @@ def test_finals_stand_beside_the_rules_that_were_asked_for(tmp_path: Path) -> No
     shallowest = space.network((1, 0.01, 1), plan.space.num_classes)
     assert [row["label"] for row in rows] == [TINY, *(rule for rule in RULES if rule != "d alone")]
     assert refused == [
-        f"no final network of the rule 'd alone' for c = 0.3: depth underflow: the shallowest has c = {shallowest.c:.3f}"
+        "no final network of the rule 'd alone' for c = 0.3: "
+        f"depth underflow: the shallowest network has c = {shallowest.c:.3f}"
     ]
     assert [row["run"] for row in rows] == [candidate.run for candidate in final_candidates(store)]
     by_label = {
@@ -43,14 +44,13 @@ def test_finals_stand_beside_the_rules_that_were_asked_for(tmp_path: Path) -> No
         space.baseline().shape.repeats,
         space.base_resolution,
     )
-    assert "above the budget" in next(
-        row["note"] for row in rows if row["label"] == "inverse giant, not tuned"
-    )
+    notes = {row["label"]: row["note"] for row in rows}
+    assert "above the budget" in notes["inverse giant, not tuned"]
     assert abs(by_label[TINY].c - 0.3) <= 0.03 * 0.3
 
 
-def test_a_result_that_this_search_does_not_want_is_not_read(tmp_path: Path) -> None:
-    """A damaged one of an earlier budget's final stops a search only where it is asked to try failed ones again."""
+def test_results_outside_the_search_are_not_read(tmp_path: Path) -> None:
+    """A damaged result of an earlier final network stops a search only with ``--retry``."""
     config = tiny_config(tmp_path)
     store, plan, _ = tiny_search(config)
     inputs = config.resolve()

@@ -1,4 +1,4 @@
-"""Drivers that end before their search: killed, or interrupted; the same command continues."""
+"""Tests of drivers that are killed or interrupted: the same command resumes the search."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.search.helpers import results, timeless_results, tiny_arguments, tiny_config
+from tests.search.helpers import results, results_without_times, tiny_arguments, tiny_config
 from tinynet_search.search.driver import run_search
 from tinynet_search.store.lease import live_holder
 from trainables.storage.folder import LocalFolder
@@ -33,9 +33,9 @@ def _driver(storage: Path, address: str) -> subprocess.Popen[str]:
     )
 
 
-def test_a_killed_driver_is_taken_up(ray_cluster: Any, tmp_path: Path) -> None:
-    """SIGKILL in the middle, the same command again: every trial once, the same numbers as undisturbed, MLflow complete."""
-    undisturbed = run_search(tiny_config(tmp_path / "whole", "recipe.epochs=4", trials=6))
+def test_search_resumes_after_a_killed_driver(ray_cluster: Any, tmp_path: Path) -> None:
+    """After SIGKILL and a restart, each trial ran once with equal numbers; MLflow is complete."""
+    undisturbed = run_search(tiny_config(tmp_path / "undisturbed", "recipe.epochs=4", trials=6))
     storage = tmp_path / "cut"
     driver = _driver(storage, ray_cluster.address)
     deadline = time.time() + 120
@@ -45,10 +45,10 @@ def test_a_killed_driver_is_taken_up(ray_cluster: Any, tmp_path: Path) -> None:
     driver.wait()
     done = set(results(storage))
     assert 0 < len(done) < 6
-    again = run_search(tiny_config(storage, "recipe.epochs=4", trials=6))
-    assert again.new == 6 - len(done)
-    assert timeless_results(storage) == timeless_results(tmp_path / "whole")
-    assert again.frontier == undisturbed.frontier
+    resumed = run_search(tiny_config(storage, "recipe.epochs=4", trials=6))
+    assert resumed.new == 6 - len(done)
+    assert results_without_times(storage) == results_without_times(tmp_path / "undisturbed")
+    assert resumed.frontier == undisturbed.frontier
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
@@ -62,10 +62,10 @@ def test_a_killed_driver_is_taken_up(ray_cluster: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_search_says_so(
+def test_interrupted_search_commits_checkpoints(
     ray_cluster: Any, tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:
-    """Every training commits what it has, in mid-epoch; the lease is free, and only then the driver ends."""
+    """The driver exits after all trainings have committed mid-epoch, and releases its lease."""
     settings = ("recipe.epochs=40", "data.train=960")
     command = [
         sys.executable,
@@ -75,11 +75,11 @@ def test_an_interrupted_search_says_so(
         *tiny_arguments(tmp_path, *settings, trials=2),
     ]
     environment = {**os.environ, "RAY_ADDRESS": ray_cluster.address}
-    # A background job starts with SIGINT ignored, and so would whatever it starts.
-    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    # A background job starts with SIGINT ignored, and its child processes inherit that.
+    default_sigint = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        command, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=listening
+        command, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=default_sigint
     ) as driver:
         deadline = time.time() + 120
         while (
@@ -88,23 +88,21 @@ def test_an_interrupted_search_says_so(
             and driver.poll() is None
         ):
             time.sleep(0.1)
-        time.sleep(0.5)  # into the next epoch: at the end of one there is nothing new to commit
-        at = time.time()
+        time.sleep(0.5)  # wait for the next epoch: a finished epoch has nothing new to commit
+        sent_at = time.time()
         driver.send_signal(sent)
         out, err = driver.communicate(timeout=60)
     assert (driver.returncode, out) == (code, "")
     assert "stopping once every training has committed a checkpoint" in err
-    assert (
-        err.strip().splitlines()[-1] == "tinynet: interrupted: the same command goes on from here"
-    )
+    assert err.strip().splitlines()[-1] == "tinynet: interrupted: run the same command to continue"
     assert "Traceback" not in err
     newest = [
         max(trial.glob("epoch-*/progress.json"), key=lambda p: p.stat().st_mtime)
         for trial in tmp_path.glob("demo/trials/*")
     ]
-    after = [file for file in newest if file.stat().st_mtime > at]
+    after = [file for file in newest if file.stat().st_mtime > sent_at]
     assert after
-    # A training that was between two epochs when it was asked has committed all that it had.
+    # A training that received the signal between two epochs had already committed everything.
     assert all("step" not in file.parent.name for file in set(newest) - set(after))
     assert results(tmp_path) == {}
     assert live_holder(LocalFolder(tmp_path / "demo")) is None

@@ -1,4 +1,4 @@
-"""What long searches rest on: results read once, candidates as they were written, Tune in waves."""
+"""Tests for long searches: each result is read once, figures are kept, and Tune runs in waves."""
 
 import random
 from collections import Counter
@@ -30,16 +30,16 @@ def drawn(tmp_path: Path) -> tuple[SearchStore, Plan, list[Candidate]]:
 def test_a_result_is_read_once_and_kept_without_its_epochs(
     drawn: tuple[SearchStore, Plan, list[Candidate]], tmp_path: Path
 ) -> None:
-    """Storage is asked for results as often as there is something to look for; each is read when it is new."""
+    """Results are looked up repeatedly, but each result is read only once."""
     store, plan, candidates = drawn
     runs = [c.run for c in candidates]
     results = {c.run: simulated_result(c.spec, c.run, 1e9) for c in candidates}
 
-    def end(ended: Sequence[RunName]) -> None:
+    def write(ended: Sequence[RunName]) -> None:
         for run in ended:
             store.write_json(result_name(run), results[run].to_json(), once=True)
 
-    end(runs[:3])
+    write(runs[:3])
     reads, read = Counter[str](), store.folder.read
 
     def counted(name: str, *most: Any) -> bytes:
@@ -51,22 +51,22 @@ def test_a_result_is_read_once_and_kept_without_its_epochs(
     state = opened_state(store, plan, inputs, 1.0)
     assert set(retryable(store, inputs, state)) == set(state.results) == set(runs[:3])
     state.read(store.summaries(state.unread))
-    end(runs[3:5])
+    write(runs[3:5])
     state.read(store.summaries(state.unread))
     assert +reads == {result_name(run): 1 for run in runs[:5]}
     assert [c.run for c in state.pending_trials] == runs[5:]
-    whole = results[runs[0]]
-    found = state.results[runs[0]]
-    assert found == store.summary(runs[0]) == whole.summary()
-    assert "epochs" not in {field.name for field in fields(found)}
-    assert (found.epochs_done, found.seconds) == (2, sum(epoch.seconds for epoch in whole.epochs))
-    assert whole.metrics is not None
-    assert (found.top1, found.first_ts) == (whole.metrics.top1, whole.epochs[0].ts)
+    result = results[runs[0]]
+    kept = state.results[runs[0]]
+    assert kept == store.summary(runs[0]) == result.summary()
+    assert "epochs" not in {field.name for field in fields(kept)}
+    assert (kept.epochs_done, kept.seconds) == (2, sum(epoch.seconds for epoch in result.epochs))
+    assert result.metrics is not None
+    assert (kept.top1, kept.first_ts) == (result.metrics.top1, result.epochs[0].ts)
     store.remove_result(runs[0])
     assert list(store.summaries(runs)) == runs[1:5]
 
 
-def test_a_damaged_result_is_refused_however_often(
+def test_damaged_result_is_rejected_every_time(
     drawn: tuple[SearchStore, Plan, list[Candidate]],
 ) -> None:
     store, _, (first, *_) = drawn
@@ -87,7 +87,7 @@ def test_a_damaged_result_is_refused_however_often(
         {"id": "0"},
     ],
 )
-def test_figures_that_were_not_written_for_a_network_are_counted_anew(
+def test_damaged_figures_are_recomputed(
     drawn: tuple[SearchStore, Plan, list[Candidate]], change: dict[str, Any]
 ) -> None:
     store, plan, candidates = drawn
@@ -105,19 +105,17 @@ def test_figures_that_were_not_written_for_a_network_are_counted_anew(
         assert read.network in (counted, replace(counted, details={}))
 
 
-def test_the_time_left_is_that_of_all_rows(
+def test_time_left_is_estimated_from_all_trials(
     drawn: tuple[SearchStore, Plan, list[Candidate]],
 ) -> None:
     from tinynet_search.callbacks.progress import Progress
 
     _, _, candidates = drawn
-    progress, chance = Progress(at_once=2), random.Random(1)
+    progress, rng = Progress(at_once=2), random.Random(1)
     progress.watch(candidates, {})
     assert progress.time_left() is None
     for ended in range(1, len(candidates)):
-        times = {
-            c.run: 2.0 + c.network.macs / 1e7 + chance.random() / 10 for c in candidates[:ended]
-        }
+        times = {c.run: 2.0 + c.network.macs / 1e7 + rng.random() / 10 for c in candidates[:ended]}
         done = {run: summary(run, seconds=2 * each) for run, each in times.items()}
         progress.watch(candidates, done)
         macs = np.array([c.network.macs for c in candidates], float)
@@ -133,37 +131,37 @@ def test_the_time_left_is_that_of_all_rows(
 
 
 @pytest.mark.ray
-def test_one_source_through_several_tune_runs(
+def test_one_source_in_several_tune_runs(
     ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A phase may end with a wave; the one after it is made when all its results are there."""
+    """If a phase ends with a wave, the next phase is created once all its results are written."""
     from tinynet_search.callbacks.progress import Progress
     from tinynet_search.cluster import tune
     from tinynet_search.cluster.placement import ClusterRequest
-    from tinynet_search.cluster.tune import Fixed, Phases
+    from tinynet_search.cluster.tune import FixedSource, PhasedSource
 
     config = tiny_config(tmp_path, trials=5)
     store, _, candidates = tiny_search(config)
-    monkeypatch.setattr(tune, "WAVE", 3)
+    monkeypatch.setattr(tune, "MAX_TRIALS_PER_RUN", 3)
     monkeypatch.setitem(tune.TRAINABLES, "inline", simulated_trial)
-    there: list[set[RunName]] = []
+    finished: list[set[RunName]] = []
 
-    def second() -> Fixed:
-        there.append(store.finished())
-        return Fixed(candidates[3:])
+    def second() -> FixedSource:
+        finished.append(store.finished())
+        return FixedSource(candidates[3:])
 
     progress = Progress(2)
     progress.watch(candidates, {})
     tune.run_source(
         ClusterRequest.of(config, config.resolve()),
         store.url,
-        Phases([lambda: Fixed(candidates[:3]), second]),
-        most=5,
+        PhasedSource([lambda: FixedSource(candidates[:3]), second]),
+        max_trials=5,
         at_once=2,
         callbacks=[progress],
         stop="lease/none",
     )
-    assert there == [{c.run for c in candidates[:3]}]
+    assert finished == [{c.run for c in candidates[:3]}]
     assert store.finished() == {c.run for c in candidates}
     assert {(row.state, row.epochs, row.timed) for row in progress.rows.values()} == {
         ("finished", 2, 2)

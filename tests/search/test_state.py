@@ -1,4 +1,4 @@
-"""The state of a search, without storage and without Ray: what is pending, what has failed, what counts as new."""
+"""Tests of the state of a search, without storage and Ray: pending, failed and new trials."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def state(drawn: int = 4, trials: int = 3, *, adaptive: bool = False) -> SearchS
     )
 
 
-def test_only_the_wanted_are_pending() -> None:
+def test_only_the_first_trials_are_pending() -> None:
     search = state(drawn=4, trials=3)
     first, second, third, _ = search.candidates
     assert search.pending_trials == [first, second, third]
@@ -60,46 +60,48 @@ def test_only_the_wanted_are_pending() -> None:
     assert search.counts == {"planned": 4, "finished": 1, "failed": 0}
 
 
-def test_the_same_run_is_pending_once() -> None:
+def test_duplicate_runs_are_pending_once() -> None:
     search = state(trials=1)
-    twin = replace(search.candidates[0])
+    duplicate = replace(search.candidates[0])
     search.finals = [candidate(9, "final"), candidate(9, "final")]
-    assert [c.run for c in search.pending([*search.wanted, twin, *search.finals])] == [
-        twin.run,
+    assert [
+        c.run for c in search.pending([*search.trial_candidates, duplicate, *search.finals])
+    ] == [
+        duplicate.run,
         search.finals[0].run,
     ]
 
 
-def test_an_adaptive_search_has_trials_left_until_all_are_drawn() -> None:
+def test_adaptive_search_has_trials_left_until_all_are_drawn() -> None:
     search = state(drawn=1, trials=3, adaptive=True)
     search.read({c.run: summary(c) for c in search.candidates})
     assert search.pending_trials == []
     assert search.trials_left
     search.draw([candidate(1), candidate(2), candidate(3)])
-    assert len(search.wanted) == 3
+    assert len(search.trial_candidates) == 3
     search.read({c.run: summary(c) for c in search.candidates})
     assert not search.trials_left
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_failures_of_the_wanted_trials_stop_a_search(adaptive: bool) -> None:
+def test_failures_among_the_first_trials_stop_a_search(adaptive: bool) -> None:
     search = state(drawn=0, trials=20, adaptive=adaptive)
     search.draw([candidate(step) for step in range(21)])
     beyond = search.candidates[20]
     search.ended(beyond.run, summary(beyond, "diverged"))
     for each in search.candidates[:8]:
-        assert search.verdict is None
+        assert search.stop_reason is None
         search.ended(each.run, summary(each, "diverged"))
-    assert search.verdict == "8 of 8 trials failed (8 diverged)"
+    assert search.stop_reason == "8 of 8 trials failed (8 diverged)"
     search.forget([c.run for c in search.candidates[:8]])
-    assert search.verdict is None
+    assert search.stop_reason is None
     assert len(search.pending_trials) == 20
 
 
-def test_new_results_are_those_of_this_driver() -> None:
+def test_results_of_this_driver_are_new() -> None:
     search = state()
     first, second, *_ = search.candidates
-    search.before = frozenset({first.run})
+    search.finished_before = frozenset({first.run})
     search.read({first.run: summary(first), second.run: summary(second)})
     assert [result.run for result in search.new] == [second.run]
     search.forget([first.run])
@@ -107,7 +109,7 @@ def test_new_results_are_those_of_this_driver() -> None:
     assert [result.run for result in search.new] == [first.run, second.run]
 
 
-def test_what_can_be_trained_and_what_was_for_other_epochs() -> None:
+def test_trainable_runs_and_results_for_different_epochs() -> None:
     search = state(drawn=3, trials=2)
     first, second, third = (c.run for c in search.candidates)
     final = candidate(9, "final").run
@@ -116,7 +118,7 @@ def test_what_can_be_trained_and_what_was_for_other_epochs() -> None:
     assert search.trained_elsewhere({first.with_epochs(9), third.with_epochs(9)}) == 1
 
 
-def test_unread_is_what_may_have_a_result_by_now() -> None:
+def test_unread_runs_have_no_known_result() -> None:
     search = state(drawn=2, trials=1)
     search.continued = [candidate(0, epochs=7)]
     search.read({search.candidates[0].run: summary(search.candidates[0])})

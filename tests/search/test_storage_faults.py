@@ -1,4 +1,4 @@
-"""A search whose disk fills up: the line names the file, nothing written is harmed, and with room again the same search ends."""
+"""Tests of a search on a full disk: existing files stay intact, and the search can be resumed."""
 
 import os
 import subprocess
@@ -9,48 +9,50 @@ from typing import Any
 import pytest
 
 from search_spaces import RequestError
-from tests.search.helpers import results, timeless_results, tiny_config
+from tests.search.helpers import results, results_without_times, tiny_config
 from tinynet_search.search.driver import run_search
 from tinynet_search.store.directory import SearchStore
 
-FIXED = ("plan.json", "candidates", "results")
+# Files and folders that are written once.
+WRITE_ONCE = ("plan.json", "candidates", "results")
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "small"
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(place)],
+    """A file system of 48 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)],
         capture_output=True,
         text=True,
     )
-    if done.returncode:
-        pytest.skip(f"mounting a small file system is not permitted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    if mount.returncode:
+        pytest.skip(f"mounting a small file system is not permitted: {mount.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def _fill(place: Path, leave: int) -> Path:
-    """A file that takes all but so many bytes."""
-    found, file = os.statvfs(place), place / "ballast"
+def _fill(folder: Path, leave: int) -> Path:
+    """Fill the file system except for ``leave`` bytes with a ballast file."""
+    usage, file = os.statvfs(folder), folder / "ballast"
     with file.open("wb") as opened:
-        opened.write(b"b" * max(0, found.f_bavail * found.f_frsize - leave))
+        opened.write(b"b" * max(0, usage.f_bavail * usage.f_frsize - leave))
     return file
 
 
 def _written(storage: Path) -> dict[Path, bytes]:
-    """What is written once."""
-    places = [storage / "demo" / name for name in FIXED]
+    """The contents of the files that are written once."""
+    paths = [storage / "demo" / name for name in WRITE_ONCE]
     return {
         file: file.read_bytes()
-        for place in places
-        for file in (place.rglob("*.json") if place.is_dir() else [place])
+        for path in paths
+        for file in (path.rglob("*.json") if path.is_dir() else [path])
     }
 
 
-def test_files_of_a_search_on_a_full_disk(small: Path) -> None:
-    """Frontier and plan: the old bytes stay, and the line is the user's to act on."""
+def test_full_disk_keeps_the_files_of_a_search(small: Path) -> None:
+    """The frontier is unchanged, and the error names the file."""
     store = SearchStore(str(small / "demo"))
     store.write_json("frontier.json", ["old"])
     ballast = _fill(small, 0)
@@ -58,7 +60,8 @@ def test_files_of_a_search_on_a_full_disk(small: Path) -> None:
         with pytest.raises(RequestError) as full:
             store.write_json(name, ["new"] * 10_000, once=once)
         assert str(full.value).startswith(
-            f"storage {small}/demo cannot be used ({small}/demo/{name} cannot be written (No space left"
+            f"storage {small}/demo cannot be used "
+            f"({small}/demo/{name} cannot be written (No space left"
         )
     assert store.read_json("frontier.json") == ["old"]
     assert store.folder.names() == ["frontier.json"]
@@ -67,25 +70,24 @@ def test_files_of_a_search_on_a_full_disk(small: Path) -> None:
     assert store.read_json("frontier.json") == ["new"]
 
 
-def _parents(tracking: str) -> list[str]:
-    """What MLflow says of the searches."""
+def _search_statuses(tracking: str) -> list[str]:
+    """The status of each search in MLflow."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     return sorted(
-        found.info.status
-        for found in client.search_runs(experiments, "tags.`tinynet.kind` = 'search'")
+        run.info.status for run in client.search_runs(experiments, "tags.`tinynet.kind` = 'search'")
     )
 
 
 @pytest.mark.ray
-def test_a_search_on_a_disk_that_fills_up(
+def test_search_on_a_full_disk_can_be_resumed(
     ray_cluster: Any, small: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """No room for any checkpoint: trials are lost with the reason in one line; what had a result keeps it to the byte."""
+    """Without space for checkpoints, trials are lost with a one-line reason; results are kept."""
     tracking = f"sqlite:///{tmp_path}/mlflow.db"
-    whole = run_search(tiny_config(tmp_path / "whole", trials=4), tracking=tracking)
+    undisturbed = run_search(tiny_config(tmp_path / "undisturbed", trials=4), tracking=tracking)
     first = run_search(tiny_config(small, trials=2), tracking=tracking)
     assert first.new == 2
     before = _written(small)
@@ -96,17 +98,18 @@ def test_a_search_on_a_disk_that_fills_up(
         warn=lambda line: None,
     )
     assert len(full.lost) == 2
-    assert _parents(tracking) == ["FINISHED", "KILLED"]
+    assert _search_statuses(tracking) == ["FINISHED", "KILLED"]
     assert all(
-        "cannot be written (No space left on device)" in full.lost_why[c.run] for c in full.lost
+        "cannot be written (No space left on device)" in full.lost_reasons[c.run] for c in full.lost
     )
-    assert all(f"{small}/demo/trials/{c.run}/" in full.lost_why[c.run] for c in full.lost)
+    assert all(f"{small}/demo/trials/{c.run}/" in full.lost_reasons[c.run] for c in full.lost)
     assert {file: data for file, data in _written(small).items() if file in before} == before
     assert set(results(small)) == {c.run for c in first.candidates}
     ballast.unlink()
-    again = run_search(tiny_config(small, trials=4), tracking=tracking)
-    assert (again.new, again.lost) == (2, [])
-    assert _parents(tracking) == ["FINISHED", "FINISHED"]
-    assert timeless_results(small) == timeless_results(tmp_path / "whole")
-    assert (again.frontier, again.formula.points) == (whole.frontier, whole.formula.points)
+    resumed = run_search(tiny_config(small, trials=4), tracking=tracking)
+    assert (resumed.new, resumed.lost) == (2, [])
+    assert _search_statuses(tracking) == ["FINISHED", "FINISHED"]
+    assert results_without_times(small) == results_without_times(tmp_path / "undisturbed")
+    assert resumed.frontier == undisturbed.frontier
+    assert resumed.formula.points == undisturbed.formula.points
     assert {file: data for file, data in _written(small).items() if file in before} == before

@@ -1,4 +1,4 @@
-"""Users' own spaces: of one some networks hang while they are built, and some raise; of another some end their process."""
+"""User-defined spaces whose networks hang, raise an error or kill their process when built."""
 
 import os
 import signal
@@ -11,14 +11,14 @@ from search_spaces import Network, get_space
 from search_spaces.efficientnet import EfficientNetSpace
 
 
-class Own(EfficientNetSpace):
+class MiniSpace(EfficientNetSpace):
     def __init__(self) -> None:
         table: Any = get_space("efficientnet_mini").table  # type: ignore[attr-defined]
         super().__init__(table)
 
 
-class Deadly(Own):
-    """Of three pixels in a row one ends the process, as the kernel does where memory runs out."""
+class Deadly(MiniSpace):
+    """Resolutions divisible by three kill the process, as the kernel does without free memory."""
 
     def build(self, network: Network, **options: Any) -> torch.nn.Module:
         if network.resolution % 3 == 0:
@@ -26,12 +26,12 @@ class Deadly(Own):
         return super().build(network, **options)
 
 
-class Unruly(Own):
-    """Of three pixels in a row one hangs and one raises."""
+class Unruly(MiniSpace):
+    """Resolutions raise an error, hang or work, depending on their remainder modulo three."""
 
     def build(self, network: Network, **options: Any) -> torch.nn.Module:
         if network.resolution % 3 == 0:
-            raise ValueError(f"{network.resolution} pixels are not to my taste")
+            raise ValueError(f"{network.resolution} pixels are not supported")
         if network.resolution % 3 == 1:
             time.sleep(3600)
         return super().build(network, **options)

@@ -1,4 +1,4 @@
-"""What the tests of several families ask of a module."""
+"""Checks of built modules, shared by the tests of the ResNet and GhostNet families."""
 
 import timm
 import torch
@@ -7,28 +7,28 @@ from torch import nn
 from search_spaces import SearchSpace
 
 
-def assert_computes_what_timms_does(ours: nn.Module, name: str) -> None:
-    """timm's weights load strictly, and the outputs are equal to the bit."""
+def assert_matches_timm(module: nn.Module, name: str) -> None:
+    """Check that timm's weights load strictly and that the outputs are bit-identical."""
     torch.manual_seed(0)
-    theirs = timm.create_model(name).eval()
-    # A fresh block of timm's adds nothing: its last gain is 0.
+    reference = timm.create_model(name).eval()
+    # The last gain of a new timm block is 0, so the block would not affect the output.
     state = {
         key: tensor + 0.1 * torch.rand_like(tensor) if tensor.ndim == 1 else tensor
-        for key, tensor in theirs.state_dict().items()
+        for key, tensor in reference.state_dict().items()
     }
-    theirs.load_state_dict(state)
-    ours.eval().load_state_dict(state)
+    reference.load_state_dict(state)
+    module.eval().load_state_dict(state)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        logits = ours(images)
+        logits = module(images)
         assert logits.isfinite().all()
-        assert torch.equal(logits, theirs(images))
+        assert torch.equal(logits, reference(images))
 
 
-def assert_a_backward_pass_reaches_every_parameter(
+def assert_every_parameter_gets_a_gradient(
     space: SearchSpace, rdw: tuple[float, float, float]
 ) -> None:
-    """With dropout and stochastic depth on."""
+    """Check a training step with dropout and stochastic depth."""
     torch.manual_seed(0)
     module = space.network(rdw, num_classes=5).build(drop_rate=0.2, drop_path_rate=0.1)
     module.train()(torch.randn(8, 3, 33, 33)).sum().backward()

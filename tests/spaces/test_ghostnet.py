@@ -1,4 +1,4 @@
-"""GhostNet: GhostNet-A's integers, timm's own networks, hard swish, and the edges of the rounding."""
+"""GhostNet: golden values of GhostNet-A, timm's networks, hard swish, limits of the rounding."""
 
 import json
 from pathlib import Path
@@ -12,15 +12,15 @@ from torch import nn
 from search_spaces import RequestError, get_space
 from search_spaces.measured import counted
 from tests.spaces.helpers import (
-    assert_a_backward_pass_reaches_every_parameter,
-    assert_computes_what_timms_does,
+    assert_every_parameter_gets_a_gradient,
+    assert_matches_timm,
 )
 
 ORACLES: list[dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "golden" / "oracles.json").read_text()
 )["ghost"]
 NAMES = ["ghostnet_a", "ghostnet_a_hswish", "ghostnet"]
-A, TWIN, ORIGINAL = (get_space(name) for name in NAMES)
+A, HARD_SWISH, ORIGINAL = (get_space(name) for name in NAMES)
 
 
 @pytest.mark.parametrize("row", ORACLES, ids=lambda row: row["name"])
@@ -34,8 +34,11 @@ def test_golden(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("row", ORACLES, ids=lambda row: row["name"])
-def test_pooled_elements_make_up_the_papers_figure(row: dict[str, Any]) -> None:
-    """The paper's 591M counts what the squeeze-excites and the last pooling read; ours count no pooling."""
+def test_pooled_elements_explain_the_papers_figure(row: dict[str, Any]) -> None:
+    """The paper's 591M includes the elements read by squeeze-excites and the last pooling.
+
+    Our multiply-adds do not include pooling.
+    """
     network, pooled = A.baseline(), []
     with torch.device("meta"), torch.no_grad():
         module = network.build().eval()
@@ -50,36 +53,38 @@ def test_pooled_elements_make_up_the_papers_figure(row: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "w"), [("ghostnet_050", 0.5), ("ghostnet_100", 1.0), ("ghostnet_130", 1.3)]
 )
-def test_computes_what_timms_does(name: str, w: float) -> None:
-    assert_computes_what_timms_does(ORIGINAL.network((1, 1, w)).build(), name)
+def test_output_matches_timm(name: str, w: float) -> None:
+    assert_matches_timm(ORIGINAL.network((1, 1, w)).build(), name)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_backward_pass_reaches_every_parameter(name: str) -> None:
-    assert_a_backward_pass_reaches_every_parameter(get_space(name), (0.15, 0.5, 0.3))
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    assert_every_parameter_gets_a_gradient(get_space(name), (0.15, 0.5, 0.3))
 
 
-def test_drop_path_rises_over_the_blocks() -> None:
+def test_drop_path_increases_over_the_blocks() -> None:
     module = A.network((0.15, 1, 0.2)).build(drop_path_rate=0.18)
     rates = [part.drop_prob for part in module.modules() if type(part).__name__ == "DropPath"]
     assert rates == pytest.approx([0.01 * i for i in range(1, 19)])
 
 
-def test_the_twin_has_hard_swish_and_costs_the_same() -> None:
+def test_hard_swish_variant_costs_the_same() -> None:
     for rdw in [(1, 1, 1), (0.6, 0.7, 0.5)]:
-        plain, twin = A.network(rdw), TWIN.network(rdw)
-        assert plain.shape == twin.shape and plain.macs == twin.macs and plain != twin
+        plain, hard_swish = A.network(rdw), HARD_SWISH.network(rdw)
+        assert plain.shape == hard_swish.shape
+        assert plain.macs == hard_swish.macs
+        assert plain != hard_swish
         assert (plain.params, plain.activations, plain.activation_bytes) == (
-            twin.params,
-            twin.activations,
-            twin.activation_bytes,
+            hard_swish.params,
+            hard_swish.activations,
+            hard_swish.activation_bytes,
         )
-    assert _activations(A.network((0.2, 1, 0.2)).build()) == {nn.ReLU}
-    assert _activations(TWIN.network((0.2, 1, 0.2)).build()) == {nn.Hardswish}
+    assert _activation_types(A.network((0.2, 1, 0.2)).build()) == {nn.ReLU}
+    assert _activation_types(HARD_SWISH.network((0.2, 1, 0.2)).build()) == {nn.Hardswish}
 
 
-def _activations(module: nn.Module) -> set[type[nn.Module]]:
-    """Kinds of activation outside the squeeze-excites, which keep ReLU."""
+def _activation_types(module: nn.Module) -> set[type[nn.Module]]:
+    """Return the types of activation outside the squeeze-excites, which keep ReLU."""
     inside = {
         part
         for block in module.modules()
@@ -93,19 +98,19 @@ def _activations(module: nn.Module) -> set[type[nn.Module]]:
     }
 
 
-def test_the_twin_takes_the_same_weights_and_computes_something_else() -> None:
+def test_hard_swish_variant_accepts_the_same_weights_but_differs_in_output() -> None:
     torch.manual_seed(0)
-    plain, twin = (space.network((0.2, 0.5, 0.3)).build().eval() for space in (A, TWIN))
-    twin.load_state_dict(plain.state_dict())
+    plain, hard_swish = (space.network((0.2, 0.5, 0.3)).build().eval() for space in (A, HARD_SWISH))
+    hard_swish.load_state_dict(plain.state_dict())
     with torch.no_grad():
         images = torch.randn(2, 3, 48, 48)
-        assert not torch.allclose(plain(images), twin(images))
+        assert not torch.allclose(plain(images), hard_swish(images))
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("d", [0.05, 3.0])
 @pytest.mark.parametrize("w", [0.02, 0.37])
-def test_edges_are_counted_as_built(name: str, d: float, w: float) -> None:
+def test_extreme_networks_are_counted_as_built(name: str, d: float, w: float) -> None:
     network = get_space(name).network((0.3, d, w), num_classes=5)
     assert (network.macs, network.params, network.activations) == counted(network)
 
@@ -124,8 +129,11 @@ def test_repeats(d: float, repeats: list[int]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_coinciding_channels_keep_their_shortcuts(name: str) -> None:
-    """The fifth stage changes the table's channels without a stride; its convolutions stay where rounding makes them equal."""
+def test_equal_rounded_channels_keep_shortcut_convolutions(name: str) -> None:
+    """The fifth stage changes the table's channels without a stride.
+
+    Its shortcut keeps its convolutions even if rounding makes the channels equal.
+    """
     network = get_space(name).network((0.2, 0.05, 0.02))
     assert set(network.shape.channels[3:5]) == {4}
     blocks = [
@@ -142,7 +150,10 @@ def test_coinciding_channels_keep_their_shortcuts(name: str) -> None:
 
 
 def test_a_shallow_stage_keeps_its_first_rows() -> None:
-    """Kernels and squeeze-excites are the table's, whatever the depth: the strided blocks of 72 and 280 channels have 5."""
+    """Kernels and squeeze-excites follow the table at any depth.
+
+    The strided blocks of 72 and 280 channels have kernel 5.
+    """
     module = A.network((0.2, 0.05, 0.2)).build()
     kernels = [
         getattr(part, "conv_dw").kernel_size[0]  # noqa: B009
@@ -153,6 +164,6 @@ def test_a_shallow_stage_keeps_its_first_rows() -> None:
     assert sum(isinstance(part, SqueezeExcite) for part in module.modules()) == 6
 
 
-def test_unknown_build_option_is_refused() -> None:
+def test_unknown_build_option_raises() -> None:
     with pytest.raises(RequestError, match="did you mean 'drop_rate'"):
         A.network((0.2, 1, 0.2)).build(droprate=0.2)

@@ -1,4 +1,4 @@
-"""Named networks: the paper's figures, the rules behind the rows that were fitted, and every exact integer of the oracles."""
+"""Named networks: the paper's figures, the rules of the fitted rows, and all golden values."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,25 +8,25 @@ from typing import Any
 import pytest
 
 from search_spaces import Network, get_space
-from search_spaces.networks import NETWORKS, Named, get_named
+from search_spaces.networks import NETWORKS, NamedNetwork, get_named
 from search_spaces.paper_tables import (
     NAMES,
     TABLES,
     architecture,
     check_table,
     meets,
-    off,
+    parse_figure,
+    percent_off,
     row_of,
-    value,
 )
 from tinynet_search.formula.baselines import inverse_giant
-from tinynet_search.formula.digits import spelled
+from tinynet_search.formula.digits import format_rdw
 from tinynet_search.formula.tiny_formula import TinyFormula
 
 ORACLES: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "golden" / "oracles.json").read_text()
 )
-# The space of a row of each section; a section that is not here fails the test.
+# Maps each section of the golden file to the space of a row. A missing section fails the test.
 SPACES: dict[str, Callable[[dict[str, Any]], str]] = {
     "tinynet": lambda row: "efficientnet_b0",
     "b0": lambda row: "efficientnet_b0",
@@ -37,9 +37,9 @@ SPACES: dict[str, Callable[[dict[str, Any]], str]] = {
     "random_efficientnet_b0": lambda row: "efficientnet_b0",
 }
 DETAILS = ("stem", "channels", "repeats", "head")
-# What a row gives or says of the paper; the pooled elements are held by test_ghostnet.py.
-GIVEN = {"name", "r", "d", "w", "phi", "rdw_published", "se_and_final_pool_elems"}
-# Baselines of the rows that the published tiny formula, or EfficientNet's rule, and then a fit have made.
+# Keys of inputs and of facts about the paper. test_ghostnet.py checks the pooled elements.
+UNCHECKED_KEYS = {"name", "r", "d", "w", "phi", "rdw_published", "se_and_final_pool_elems"}
+# Baselines of the rows that were fitted from the published tiny formula.
 FITTED = {
     "resnet50_a": "resnet50",
     "resnet50_b": "resnet50",
@@ -47,8 +47,10 @@ FITTED = {
     "ghostnet_c": "ghostnet_a",
     "ghostnet_d": "ghostnet_a",
 }
+# Rows that follow EfficientNet's rule.
 GIANTS = ("resnet50_giant_a", "resnet50_giant_b")
-# Table 7 as the paper prints it: size, channels, operator, expansion, output, squeeze-excite, stride, repeats.
+# Table 7 as the paper prints it: size, channels, operator, expansion, output, squeeze-excite,
+# stride, repeats.
 TABLE7 = """
 240 3 Conv3×3 - 28 - 2 1
 120 28 G-bneck 1 28 1 1 1
@@ -68,16 +70,21 @@ TABLE7 = """
 """
 
 
-def oracles() -> Iterator[Any]:
+def golden_rows() -> Iterator[Any]:
     for section in [key for key in ORACLES if key != "convention"]:
-        rows = ORACLES[section]
-        listed = rows if isinstance(rows, list) else [rows] if "macs" in rows else rows.values()
-        for i, row in enumerate(listed):
+        content = ORACLES[section]
+        if isinstance(content, list):
+            rows = content
+        elif "macs" in content:
+            rows = [content]
+        else:
+            rows = content.values()
+        for i, row in enumerate(rows):
             yield pytest.param(section, row, id=f"{section}-{i}")
 
 
-@pytest.mark.parametrize(("section", "row"), list(oracles()))
-def test_every_exact_integer(section: str, row: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("section", "row"), list(golden_rows()))
+def test_golden_values(section: str, row: dict[str, Any]) -> None:
     space = get_space(SPACES[section](row))
     size = row.get("hw", space.base_resolution)
     network = space.network(
@@ -86,7 +93,7 @@ def test_every_exact_integer(section: str, row: dict[str, Any]) -> None:
     assert (network.resolution, network.macs, network.params) == (size, row["macs"], row["params"])
     details = {key for key in DETAILS if not isinstance(row.get(key, ""), str)}
     assert {key: network.details[key] for key in details} == {key: row[key] for key in details}
-    assert {key for key in row if not key.startswith("paper")} <= GIVEN | {
+    assert {key for key in row if not key.startswith("paper")} <= UNCHECKED_KEYS | {
         *DETAILS,
         "hw",
         "macs",
@@ -95,7 +102,7 @@ def test_every_exact_integer(section: str, row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("row", NETWORKS.values(), ids=lambda row: row.name)
-def test_source_is_what_the_figures_say(row: Named) -> None:
+def test_source_is_consistent_with_the_figures(row: NamedNetwork) -> None:
     network = row.network()
     params_met = row.paper_params is not None and meets(row.paper_params, network.params)
     assert meets(row.paper_flops, network.macs)
@@ -105,23 +112,29 @@ def test_source_is_what_the_figures_say(row: Named) -> None:
         assert row.source == ("inferred" if params_met else "ours")
 
 
-def nearest(row: Named, baseline: Named) -> Network:
-    """The rule of ``search_spaces.networks``: r and d from the formula, then the width, then the pixels nearest to the FLOPs.
+def nearest(row: NamedNetwork, baseline: NamedNetwork) -> Network:
+    """Apply the rule of ``search_spaces.networks`` for fitted rows.
 
-    Of pixels with equal FLOPs those nearer to the printed params, then to the formula's.
+    r and d come from the formula, then the width and the pixels are chosen to be nearest to the
+    paper's FLOPs. Among pixels with equal FLOPs, those nearer to the printed params are preferred,
+    then those nearer to the formula's.
     """
-    space, flops = get_space(row.space), value(row.paper_flops)
-    predicted = TinyFormula.load("published").predict(flops / value(baseline.paper_flops))
+    space, flops = get_space(row.space), parse_figure(row.paper_flops)
+    predicted = TinyFormula.load("published").predict(flops / parse_figure(baseline.paper_flops))
     r, d = predicted.r_mean, predicted.d_mean
     w = space.nearest_width(flops / space.baseline_macs(), r, d).rdw.w
-    params, asked = value(row.paper_params or "0M"), space.pixels(r)
-    tried = [
+    params, predicted_pixels = parse_figure(row.paper_params or "0M"), space.pixels(r)
+    candidates = [
         space.network((pixels / space.base_resolution, d, w))
-        for pixels in range(asked // 2, asked * 2)
+        for pixels in range(predicted_pixels // 2, predicted_pixels * 2)
     ]
     return min(
-        tried,
-        key=lambda n: (abs(n.macs - flops), abs(n.params - params), abs(n.resolution - asked)),
+        candidates,
+        key=lambda n: (
+            abs(n.macs - flops),
+            abs(n.params - params),
+            abs(n.resolution - predicted_pixels),
+        ),
     )
 
 
@@ -131,33 +144,36 @@ def test_fitted_rows_follow_from_the_published_formula(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GIANTS)
-def test_peers_follow_from_efficientnets_rule(name: str) -> None:
+def test_giant_rows_follow_from_efficientnets_rule(name: str) -> None:
     row, space = NETWORKS[name], get_space("resnet50")
     assert row.network() == inverse_giant(
-        space, value(row.paper_flops) / value(NETWORKS["resnet50"].paper_flops)
+        space, parse_figure(row.paper_flops) / parse_figure(NETWORKS["resnet50"].paper_flops)
     )
 
 
-def test_every_row_of_ours_has_a_rule() -> None:
-    ours = {row.name.removesuffix("_hswish") for row in NETWORKS.values() if row.source == "ours"}
-    assert ours == {*FITTED, *GIANTS}
+def test_every_row_with_source_ours_has_a_rule() -> None:
+    names = {row.name.removesuffix("_hswish") for row in NETWORKS.values() if row.source == "ours"}
+    assert names == {*FITTED, *GIANTS}
 
 
 @pytest.mark.parametrize("name", ["ghostnet_a", "ghostnet_b", "ghostnet_c", "ghostnet_d"])
-def test_hard_swish_twins_cost_the_same(name: str) -> None:
-    plain, twin = get_named(name).network(), get_named(f"{name}_hswish").network()
-    assert (twin.shape, twin.macs) == (plain.shape, plain.macs)
-    assert twin.space.name == "ghostnet_a_hswish"
-    assert (twin.params, twin.activation_bytes) == (plain.params, plain.activation_bytes)
+def test_hard_swish_variants_cost_the_same(name: str) -> None:
+    plain, hard_swish = get_named(name).network(), get_named(f"{name}_hswish").network()
+    assert (hard_swish.shape, hard_swish.macs) == (plain.shape, plain.macs)
+    assert hard_swish.space.name == "ghostnet_a_hswish"
+    assert (hard_swish.params, hard_swish.activation_bytes) == (
+        plain.params,
+        plain.activation_bytes,
+    )
 
 
-def test_every_name_has_figures_and_every_figure_a_name() -> None:
-    named = {row.network for table in TABLES.values() for row in table.rows if row.network}
-    assert named == set(NETWORKS)
+def test_tables_and_networks_have_the_same_names() -> None:
+    names = {row.network for table in TABLES.values() for row in table.rows if row.network}
+    assert names == set(NETWORKS)
 
 
 def test_tables_keep_their_own_figures() -> None:
-    """Table 1 rounds otherwise than table 3: its figures of two networks are no counts of these at all."""
+    """Table 1 rounds differently from table 3: two of its figures do not match the exact count."""
     rows = [
         (name, row)
         for name, table in TABLES.items()
@@ -186,23 +202,21 @@ def test_tables_keep_their_own_figures() -> None:
         ("5.0M", 5.06e6, False),
     ],
 )
-def test_half_a_digit_or_one_percent(printed: str, exact: float, met: bool) -> None:
+def test_tolerance_is_half_a_digit_or_one_percent(printed: str, exact: float, met: bool) -> None:
     assert meets(printed, exact) is met
 
 
-def test_off_is_percent_of_the_papers() -> None:
-    assert off("100M", 99e6) == pytest.approx(-1)
+def test_percent_off_is_relative_to_the_papers_figure() -> None:
+    assert percent_off("100M", 99e6) == pytest.approx(-1)
 
 
-def test_table7_is_our_stage_list() -> None:
+def test_table7_matches_the_stage_list() -> None:
     def text(figure: float | str | None) -> str:
-        return (
-            "-"
-            if figure is None
-            else f"{figure:g}"
-            if isinstance(figure, float | int)
-            else figure.replace(" ", "")
-        )
+        if figure is None:
+            return "-"
+        if isinstance(figure, float | int):
+            return f"{figure:g}"
+        return figure.replace(" ", "")
 
     rows = [
         " ".join(text(("-", 1)[value] if isinstance(value, bool) else value) for value in layer)
@@ -211,7 +225,7 @@ def test_table7_is_our_stage_list() -> None:
     assert rows == TABLE7.strip().split("\n")
 
 
-def test_table7_is_what_is_counted() -> None:
+def test_table7_matches_the_counted_network() -> None:
     network, layers = get_named("ghostnet_a").network(), architecture()
     outputs = [
         layer.out for layer in layers if layer.operator == "G-bneck" for _ in range(layer.repeats)
@@ -229,15 +243,15 @@ def test_table7_is_what_is_counted() -> None:
     )
 
 
-def test_tables_that_are_not_here() -> None:
+def test_unknown_tables() -> None:
     for name in NAMES:
         check_table(name)
-    with pytest.raises(ValueError, match="give table1, table2, table3, table6 or table7"):
+    with pytest.raises(ValueError, match="pass table1, table2, table3, table6 or table7"):
         check_table("table8")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_is_printed_can_be_typed_in(name: str) -> None:
+def test_printed_multipliers_reproduce_the_network(name: str) -> None:
     network = NETWORKS[name].network()
-    r, d, w = (float(f"{float(text):g}") for text in spelled(network))
+    r, d, w = (float(f"{float(text):g}") for text in format_rdw(network))
     assert network.space.network((r, d, w)) == network

@@ -1,4 +1,4 @@
-"""ResNet: every ResNet integer of the oracles, timm's own networks, and the edges of the rounding."""
+"""ResNet: all golden values, timm's networks, and the limits of the rounding."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,8 @@ import pytest
 from search_spaces import RequestError, get_space
 from search_spaces.measured import counted
 from tests.spaces.helpers import (
-    assert_a_backward_pass_reaches_every_parameter,
-    assert_computes_what_timms_does,
+    assert_every_parameter_gets_a_gradient,
+    assert_matches_timm,
 )
 
 pytestmark = pytest.mark.quick
@@ -28,16 +28,16 @@ def test_golden(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_computes_what_timms_does(name: str) -> None:
-    assert_computes_what_timms_does(get_space(name).baseline().build(), name)
+def test_output_matches_timm(name: str) -> None:
+    assert_matches_timm(get_space(name).baseline().build(), name)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_backward_pass_reaches_every_parameter(name: str) -> None:
-    assert_a_backward_pass_reaches_every_parameter(get_space(name), (0.15, 0.5, 0.2))
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    assert_every_parameter_gets_a_gradient(get_space(name), (0.15, 0.5, 0.2))
 
 
-def test_drop_path_rises_over_the_blocks() -> None:
+def test_drop_path_increases_over_the_blocks() -> None:
     module = get_space("resnet50").network((0.15, 1, 0.2)).build(drop_path_rate=0.15)
     rates = [part.drop_prob for part in module.modules() if type(part).__name__ == "DropPath"]
     assert rates == pytest.approx([0.01 * i for i in range(1, 16)])
@@ -46,7 +46,7 @@ def test_drop_path_rises_over_the_blocks() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("d", [0.05, 3.0])
 @pytest.mark.parametrize("w", [0.02, 0.37])
-def test_edges_are_counted_as_built(name: str, d: float, w: float) -> None:
+def test_extreme_networks_are_counted_as_built(name: str, d: float, w: float) -> None:
     network = get_space(name).network((0.3, d, w), num_classes=5)
     assert (network.macs, network.params, network.activations) == counted(network)
 
@@ -59,8 +59,8 @@ def test_repeats(d: float, repeats: list[int]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_coinciding_channels_keep_their_shortcuts(name: str) -> None:
-    """A first block that the table projects is projected though its planes have shrunk to those before it."""
+def test_equal_rounded_channels_keep_projections(name: str) -> None:
+    """A first block with a projection in the table keeps it even if rounding makes planes equal."""
     network = get_space(name).network((0.2, 1, 0.02))
     assert set(network.shape.planes) - {16} == {8}
     module = network.build()
@@ -81,6 +81,6 @@ def test_a_basic_first_stage_has_no_projection() -> None:
     assert projected == ["resnet50"]
 
 
-def test_unknown_build_option_is_refused() -> None:
+def test_unknown_build_option_raises() -> None:
     with pytest.raises(RequestError, match="did you mean 'drop_rate'"):
         get_space("resnet18").network((0.2, 1, 0.2)).build(droprate=0.2)

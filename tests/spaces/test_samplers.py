@@ -1,4 +1,4 @@
-"""Samplers: seeded, distinct, in band, and the first n of a longer draw are the same n."""
+"""Samplers: seeded, distinct, in band, and a longer draw starts with the same networks."""
 
 import copy
 
@@ -34,8 +34,8 @@ def test_draws(name: str, sampler: str, options: dict[str, float]) -> None:
     ]
 
 
-def test_uniform_is_the_papers_population() -> None:
-    """In band strictly; quartiles of c near .30/.53/.78; r, d, w as the rejection sampler leaves them."""
+def test_uniform_matches_the_papers_population() -> None:
+    """All networks are in band, and the quartiles of c are near .30/.53/.78."""
     drawn = draw(B0, "uniform", 2000, 0)
     c = np.array([n.c for n in drawn])
     assert c.min() >= 0.03
@@ -44,7 +44,7 @@ def test_uniform_is_the_papers_population() -> None:
 
 
 def test_uniform_equals_plain_rejection() -> None:
-    """The same draws one by one, each costed by itself."""
+    """The reference draws and costs one network at a time."""
     rng = np.random.default_rng(3)
     kept = []
     while len(kept) < 25:
@@ -55,24 +55,24 @@ def test_uniform_equals_plain_rejection() -> None:
     assert [n.rdw for n in draw(B0, "uniform", 25, 3)] == [n.rdw for n in kept]
 
 
-def test_nothing_out_of_band_becomes_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[float] = []
+def test_no_network_is_created_for_a_draw_out_of_band(monkeypatch: pytest.MonkeyPatch) -> None:
+    created: list[float] = []
     network = SearchSpace.network
 
-    def watched(self: SearchSpace, *args: object) -> object:
-        found = network(self, *args)  # type: ignore[arg-type]
-        made.append(found.c)
-        return found
+    def recorded(self: SearchSpace, *args: object) -> object:
+        result = network(self, *args)  # type: ignore[arg-type]
+        created.append(result.c)
+        return result
 
     B0.baseline_macs()
-    monkeypatch.setattr(SearchSpace, "network", watched)
+    monkeypatch.setattr(SearchSpace, "network", recorded)
     draw(B0, "uniform", 50, 0)
-    assert made
-    assert all(0.03 <= c <= 1.05 for c in made)
+    assert created
+    assert all(0.03 <= c <= 1.05 for c in created)
 
 
 def test_stratified_covers_log_c_evenly() -> None:
-    """Each quarter of log c holds a quarter of any first 16, give or take one."""
+    """Each quarter of log c contains a quarter of the first 16 networks, at most one fewer."""
     c = np.log([n.c for n in draw(B0, "stratified", 16, 0)])
     counts, _ = np.histogram(c, bins=np.linspace(np.log(0.029), np.log(1.06), 5))
     assert counts.min() >= 3
@@ -84,7 +84,7 @@ def test_near_is_within_three_percent_of_the_target() -> None:
     assert np.ptp([n.rdw.r for n in drawn]) > 0.5
 
 
-def test_band_without_networks_is_refused() -> None:
+def test_band_without_networks_raises() -> None:
     space = copy.copy(B0)
     space.band = (1e-5, 2e-5)
     for sampler in ("uniform", "stratified"):
@@ -92,7 +92,7 @@ def test_band_without_networks_is_refused() -> None:
             draw(space, sampler, 3, 0)
 
 
-def test_more_trials_than_networks_is_refused() -> None:
+def test_more_trials_than_networks_raises() -> None:
     space = copy.copy(get_space("efficientnet_mini"))
     space.ranges = {"r": (0.5, 0.55), "d": (0.5, 0.51), "w": (0.5, 0.6)}
     with pytest.raises(RequestError, match="distinct networks"):

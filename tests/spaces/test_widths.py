@@ -1,4 +1,4 @@
-"""The width solver at the ends of what it can do: the smallest budget is named, and nothing absurd gets through."""
+"""Limits of the width solver: the smallest possible budget, and invalid requests."""
 
 import math
 import re
@@ -17,45 +17,45 @@ B0 = get_space("efficientnet_b0")
 @pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(st.sampled_from(list_spaces()), st.floats(0.2, 1.5), st.floats(0.2, 1.5))
-def test_the_smallest_that_is_named_can_be_met(name: str, r: float, d: float) -> None:
+def test_reported_smallest_budget_can_be_met(name: str, r: float, d: float) -> None:
     space = get_space(name)
-    with pytest.raises(RequestError, match="the smallest that can be met there is c = ") as caught:
+    with pytest.raises(RequestError, match="the smallest c that can be met there is ") as caught:
         space.solve_width(1e-9, r, d)
-    named = float(re.findall(r"is c = (\S+);", str(caught.value))[0])
-    assert space.solve_width(named, r, d).c == pytest.approx(named, rel=0.03)
+    smallest = float(re.findall(r"met there is (\S+);", str(caught.value))[0])
+    assert space.solve_width(smallest, r, d).c == pytest.approx(smallest, rel=0.03)
     with pytest.raises(RequestError, match="is below every network near"):
-        space.solve_width(named * 0.96, r, d)
+        space.solve_width(smallest * 0.96, r, d)
 
 
 @settings(max_examples=120, deadline=None)
 @given(st.sampled_from(list_spaces()), st.floats(0.01, 1), st.floats(0.3, 1.5), st.floats(0.3, 1.5))
-def test_no_answer_costs_less_than_the_thinnest(name: str, c: float, r: float, d: float) -> None:
+def test_no_solution_costs_less_than_the_narrowest(name: str, c: float, r: float, d: float) -> None:
     space = get_space(name)
-    least = space.thinnest(r, d)
+    narrowest = space.narrowest(r, d)
     try:
         network = space.solve_width(c, r, d)
     except RequestError as error:
-        assert ("below every network" in str(error)) == (least.c - c > 0.03 * c)
+        assert ("below every network" in str(error)) == (narrowest.c - c > 0.03 * c)
         return
-    assert network.macs >= least.macs
+    assert network.macs >= narrowest.macs
 
 
 @pytest.mark.parametrize("c", [math.nan, math.inf, 0.0, -1.0])
-def test_no_budget(c: float) -> None:
-    with pytest.raises(RequestError, match="is no budget"):
+def test_invalid_budgets(c: float) -> None:
+    with pytest.raises(RequestError, match="is not a valid budget"):
         B0.solve_width(c, 1, 1)
 
 
 @pytest.mark.parametrize(
-    ("c", "words"),
+    ("c", "message"),
     [
         (1e-300, "below every network"),
         (5e-324, "below every network"),
         (1e300, "the nearest has c = 3538.9937"),
     ],
 )
-def test_absurd_budgets(c: float, words: str) -> None:
-    with pytest.raises(RequestError, match=words) as caught:
+def test_extreme_budgets(c: float, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
         B0.solve_width(c, 1, 1)
     assert str(caught.value).isprintable()
 
@@ -74,8 +74,8 @@ def test_absurd_budgets(c: float, words: str) -> None:
         (1, -1),
     ],
 )
-def test_absurd_twists(r: float, d: float) -> None:
-    with pytest.raises(RequestError, match="is no multiplier"):
+def test_invalid_multipliers(r: float, d: float) -> None:
+    with pytest.raises(RequestError, match="is not a valid multiplier"):
         B0.solve_width(0.25, r, d)
 
 
@@ -83,17 +83,18 @@ def test_absurd_twists(r: float, d: float) -> None:
     ("c", "r", "d"),
     [(304.0, 64, 1), (1e5, 64, 1), (0.25, 0.01, 0.01), (1e-4, 0.0101, 0.02), (1.0, 0.01, 64)],
 )
-def test_the_nudge_keeps_within_sane_multipliers(c: float, r: float, d: float) -> None:
-    """The message is about the budget, never about a resolution that nobody asked for."""
+def test_changed_resolution_stays_within_the_limits(c: float, r: float, d: float) -> None:
+    """The message is about the budget, not about a resolution that the user did not request."""
     try:
         assert abs(B0.solve_width(c, r, d).c - c) <= 0.03 * c
     except RequestError as error:
         assert f"c = {c:g}" in str(error) and "multiplier" not in str(error)
 
 
-def test_a_gap_in_the_staircase_names_the_nearest() -> None:
+def test_unreachable_budget_reports_the_nearest() -> None:
     with pytest.raises(
         RequestError,
-        match=r"no width meets c = 0.150329 within 3% .*: the nearest has c = 0.1452; change r, d or c",
+        match=r"no width meets c = 0.150329 within 3% .*: "
+        r"the nearest has c = 0.1452; change r, d or c",
     ):
         get_space("efficientnet_mini").solve_width(0.150329, 1.18747, 0.869612)

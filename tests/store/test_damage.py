@@ -1,4 +1,4 @@
-"""Every file of a search directory may come back damaged: one line that names it, and nothing is changed."""
+"""Tests that a damaged file of a search directory is reported in one line and not changed."""
 
 import json
 import shutil
@@ -10,22 +10,22 @@ import pytest
 from search_spaces import RequestError
 from tests.search.helpers import tiny_config
 from tinynet_search.plan.candidates import candidates_of, final_candidates, grow
-from tinynet_search.plan.plan import agreed_plan
+from tinynet_search.plan.plan import load_or_create_plan
 from tinynet_search.store.directory import SearchStore
-from trainables.spec import Alone
+from trainables.spec import LocalReporter
 from trainables.trial import run_trial
 
 pytestmark = pytest.mark.quick
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A search with one trial trained and one final written down."""
-    storage = tmp_path_factory.mktemp("whole")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search with one trained trial and one final training."""
+    storage = tmp_path_factory.mktemp("intact")
     store = SearchStore(str(storage / "demo"))
-    plan = agreed_plan(store, tiny_config(storage).resolve())
+    plan = load_or_create_plan(store, tiny_config(storage).resolve())
     (first, *_) = grow(plan, store, 6, 2)
-    run_trial(first.spec, store.url, Alone())
+    run_trial(first.spec, store.url, LocalReporter())
     store.write_json(
         "finals.json",
         [
@@ -43,20 +43,21 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _read_all(storage: Path) -> None:
     store = SearchStore(str(storage / "demo"))
-    plan = agreed_plan(store, tiny_config(storage).resolve())
+    plan = load_or_create_plan(store, tiny_config(storage).resolve())
     store.results([c.run for c in candidates_of(plan, store, 2)])
     final_candidates(store)
 
 
 def _changed(file: Path, path: list[Any], value: Any) -> bytes:
+    """Return the content of a JSON file with one value replaced, or removed if it is KeyError."""
     document = json.loads(file.read_text())
-    place = document
+    parent = document
     for key in path[:-1]:
-        place = place[key]
+        parent = parent[key]
     if value is KeyError:
-        del place[path[-1]]
+        del parent[path[-1]]
     else:
-        place[path[-1]] = value
+        parent[path[-1]] = value
     return json.dumps(document).encode()
 
 
@@ -86,9 +87,9 @@ CASES: list[tuple[str, list[Any], Any]] = [
 
 @pytest.mark.parametrize(("name", "path", "value"), CASES, ids=lambda v: str(v)[:40])
 def test_damaged_values(
-    whole: Path, tmp_path: Path, name: str, path: list[Any], value: Any
+    intact: Path, tmp_path: Path, name: str, path: list[Any], value: Any
 ) -> None:
-    shutil.copytree(whole, tmp_path / "copy")
+    shutil.copytree(intact, tmp_path / "copy")
     file = tmp_path / "copy" / "demo" / name
     file = next(file.iterdir()) if file.is_dir() else file
     damaged = _changed(file, path, value)
@@ -102,8 +103,8 @@ def test_damaged_values(
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b"3", b"\xff\xfe\x00"])
 @pytest.mark.parametrize("name", ["plan.json", "candidates/000000.json", "results"])
-def test_damaged_files(whole: Path, tmp_path: Path, name: str, content: bytes) -> None:
-    shutil.copytree(whole, tmp_path / "copy")
+def test_damaged_files(intact: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    shutil.copytree(intact, tmp_path / "copy")
     file = tmp_path / "copy" / "demo" / name
     file = next(file.iterdir()) if file.is_dir() else file
     file.write_bytes(content)
@@ -113,12 +114,14 @@ def test_damaged_files(whole: Path, tmp_path: Path, name: str, content: bytes) -
     assert file.read_bytes() == content
 
 
-def test_undamaged(whole: Path) -> None:
-    _read_all(whole)
+def test_intact_search_is_read(intact: Path) -> None:
+    _read_all(intact)
 
 
 @pytest.mark.parametrize("storage", ["afile", "afile/below"])
-def test_storage_that_is_none(tmp_path: Path, storage: str) -> None:
+def test_storage_that_is_a_file(tmp_path: Path, storage: str) -> None:
     (tmp_path / "afile").write_text("not a folder")
     with pytest.raises(RequestError, match="cannot be used"):
-        agreed_plan(SearchStore(str(tmp_path / storage / "demo")), tiny_config(tmp_path).resolve())
+        load_or_create_plan(
+            SearchStore(str(tmp_path / storage / "demo")), tiny_config(tmp_path).resolve()
+        )

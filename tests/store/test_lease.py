@@ -1,4 +1,4 @@
-"""One driver at a time: who holds a directory, and when a lease is taken over."""
+"""Tests that one driver at a time holds a directory, and when a lease is taken over."""
 
 import json
 import os
@@ -19,12 +19,12 @@ from tinynet_search.cli.main import run
 from tinynet_search.search.driver import run_search
 from tinynet_search.store import lease as leases
 from tinynet_search.store.directory import SearchStore
-from tinynet_search.store.lease import STALE, Holder, Lease, live_holder, read_lease
+from tinynet_search.store.lease import STALE_SECONDS, Holder, Lease, live_holder, read_lease
 from trainables.storage.folder import Folder, open_folder
 
 pytestmark = pytest.mark.quick
 
-HOLDING = """
+HOLDER_SCRIPT = """
 import sys, time
 from tinynet_search.store.lease import Lease
 from trainables.storage.folder import open_folder
@@ -41,14 +41,14 @@ def folder(tmp_path: Path) -> Folder:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "BEAT", 0.05)
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.05)
 
 
-def elsewhere(folder: Folder, **changes: Any) -> Holder:
-    """Leave the lease of a driver on another machine."""
+def write_remote_lease(folder: Folder, **changes: Any) -> Holder:
+    """Write the lease of a driver on another machine."""
     now = time.time()
     holder = Holder(
-        3, "theirs", "search", "ann", "gpu-7", "another boot", 4711, "99", now - 500, now
+        3, "other", "search", "ann", "gpu-7", "another boot", 4711, "99", now - 500, now
     )
     holder = replace(holder, **changes)
     folder.write(f"{holder.name}.json", holder.to_json())
@@ -57,18 +57,19 @@ def elsewhere(folder: Folder, **changes: Any) -> Holder:
 
 def test_held_and_released(folder: Folder) -> None:
     with Lease(folder, "search x", "search") as lease:
-        there = live_holder(folder)
-        assert there is not None and not there.released
+        holder = live_holder(folder)
+        assert holder is not None and not holder.released
         assert lease.stop_file == "lease/000001.stop"
         with (
             pytest.raises(
                 RequestError,
-                match=r"^search x is held by \S+@\S+ \(tinynet search, process \d+\) since 20.*\): wait for it",
+                match=r"^search x is held by \S+@\S+ \(tinynet search, process \d+\) since 20.*\): "
+                "wait for it",
             ),
             Lease(folder, "search x", "search"),
         ):
             pass
-        lease.ask_to_stop()
+        lease.request_stop()
     assert live_holder(folder) is None
     assert folder.names("lease") == ["000001.json"]
     with Lease(folder, "search x", "search") as lease:
@@ -76,9 +77,9 @@ def test_held_and_released(folder: Folder) -> None:
     assert folder.names("lease") == ["000002.json"]
 
 
-def test_a_killed_holder_on_this_machine_is_told_at_once(folder: Folder, tmp_path: Path) -> None:
+def test_killed_holder_on_this_machine_is_detected_at_once(folder: Folder, tmp_path: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLDER_SCRIPT, str(tmp_path)], stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None and process.stdout.readline()
         assert live_holder(folder) is not None
@@ -88,91 +89,94 @@ def test_a_killed_holder_on_this_machine_is_told_at_once(folder: Folder, tmp_pat
         assert lease.stop_file == "lease/000002.stop"
 
 
-def test_a_sleeping_holder_on_this_machine_still_holds(folder: Folder, tmp_path: Path) -> None:
-    """Its process lives: however long its last sign is ago."""
+def test_suspended_holder_on_this_machine_keeps_the_lease(folder: Folder, tmp_path: Path) -> None:
+    """Its process exists, so the age of its last heartbeat does not matter."""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLDER_SCRIPT, str(tmp_path)], stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None and process.stdout.readline()
         process.send_signal(signal.SIGSTOP)
-        there = read_lease(folder)
-        assert there is not None
-        folder.write(f"{there.name}.json", replace(there, seen=time.time() - 10 * STALE).to_json())
+        holder = read_lease(folder)
+        assert holder is not None
+        old = replace(holder, seen=time.time() - 10 * STALE_SECONDS)
+        folder.write(f"{old.name}.json", old.to_json())
         assert live_holder(folder) is not None
         process.kill()
 
 
-def test_a_number_that_was_given_again_is_another_process(folder: Folder) -> None:
+def test_reused_process_id_is_a_different_process(folder: Folder) -> None:
     with Lease(folder, "search x", "search"):
-        there = read_lease(folder)
-        assert there is not None
-    folder.write(f"{there.name}.json", replace(there, process="1", released=False).to_json())
+        holder = read_lease(folder)
+        assert holder is not None
+    folder.write(f"{holder.name}.json", replace(holder, process="1", released=False).to_json())
     assert live_holder(folder) is None
 
 
-def test_elsewhere_a_sign_of_life_counts(folder: Folder) -> None:
-    elsewhere(folder)
+def test_recent_heartbeat_from_another_machine_keeps_the_lease(folder: Folder) -> None:
+    write_remote_lease(folder)
     with (
         pytest.raises(
-            RequestError, match=r"held by ann@gpu-7 .* 60 s after a last sign it counts as gone"
+            RequestError, match=r"held by ann@gpu-7 .*; it expires 60 s after its last heartbeat"
         ),
         Lease(folder, "x", "search"),
     ):
         pass
-    elsewhere(folder, seen=time.time() - 2 * STALE)
+    write_remote_lease(folder, seen=time.time() - 2 * STALE_SECONDS)
     assert live_holder(folder) is None
     with Lease(folder, "search x", "search") as lease:
         assert lease.stop_file == "lease/000004.stop"
 
 
-def test_elsewhere_a_slow_clock_is_no_death(folder: Folder) -> None:
-    """Its times are old, but they move."""
-    old = time.time() - 5 * STALE
-    elsewhere(folder, seen=old)
+def test_slow_clock_of_another_machine_does_not_expire_the_lease(folder: Folder) -> None:
+    """Its heartbeats are old, but they change."""
+    old = time.time() - 5 * STALE_SECONDS
+    write_remote_lease(folder, seen=old)
 
-    def beats(seconds: float) -> None:
-        elsewhere(folder, seen=old + seconds)
+    def heartbeat(seconds: float) -> None:
+        write_remote_lease(folder, seen=old + seconds)
 
-    assert live_holder(folder, beats) is not None
+    assert live_holder(folder, heartbeat) is not None
 
 
-def test_elsewhere_a_fast_clock_is_no_life(folder: Folder) -> None:
-    """Signs out of the future count for as much as old ones."""
-    holder = elsewhere(folder, seen=time.time() + 3600)
+def test_fast_clock_of_another_machine_does_not_extend_the_lease(folder: Folder) -> None:
+    """Heartbeats in the future count as old ones."""
+    holder = write_remote_lease(folder, seen=time.time() + 3600)
     assert live_holder(folder) is None
     folder.write(f"{holder.name}.json", replace(holder, seen=1e300).to_json())
     with pytest.raises(RequestError, match="is damaged"):
         live_holder(folder)
 
 
-def test_whoever_comes_between_keeps_it(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rival takes the next number after the old holder was judged and before ours is written."""
-    elsewhere(folder, released=True)
-    judge, rivals = leases._holds, []
+def test_rival_that_takes_the_next_number_first_keeps_the_lease(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rival writes after the old holder was checked and before this process writes."""
+    write_remote_lease(folder, released=True)
+    is_live, rivals = leases._is_live, []
 
     def slow(*args: Any) -> bool:
-        held = judge(*args)
+        live = is_live(*args)
         if not rivals:
             rivals.append(Lease(folder, "search x", "search"))
             rivals[0].__enter__()
-        return held
+        return live
 
-    monkeypatch.setattr(leases, "_holds", slow)
+    monkeypatch.setattr(leases, "_is_live", slow)
     with pytest.raises(RequestError, match="is held by"), Lease(folder, "search x", "search"):
         pass
     assert rivals[0].held()
     rivals[0].__exit__(None, None, None)
 
 
-def test_one_of_many_gets_it(folder: Folder) -> None:
-    elsewhere(folder, released=True)
-    got, refused, gate = [], [], threading.Barrier(8)
+def test_one_of_many_contenders_gets_the_lease(folder: Folder) -> None:
+    write_remote_lease(folder, released=True)
+    acquired, refused, barrier = [], [], threading.Barrier(8)
 
     def contend() -> None:
-        gate.wait()
+        barrier.wait()
         try:
             with Lease(folder, "search x", "search") as lease:
-                got.append(lease.stop_file)
+                acquired.append(lease.stop_file)
                 time.sleep(0.5)
         except RequestError as error:
             refused.append(str(error))
@@ -182,28 +186,28 @@ def test_one_of_many_gets_it(folder: Folder) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (len(got), len(refused)) == (1, 7)
+    assert (len(acquired), len(refused)) == (1, 7)
 
 
-def test_who_lost_it_is_told(folder: Folder) -> None:
-    """A machine that slept for hours finds another driver at work, and does not speak for it."""
-    told = threading.Event()
+def test_holder_is_notified_when_the_lease_is_lost(folder: Folder) -> None:
+    """A machine that was suspended for hours does not overwrite the lease of the new driver."""
+    notified = threading.Event()
     with Lease(folder, "search x", "search") as lease:
-        lease.when_lost(told.set)
-        theirs = elsewhere(folder)
-        assert told.wait(20)
+        lease.when_lost(notified.set)
+        other = write_remote_lease(folder)
+        assert notified.wait(20)
         assert lease.lost
         again = threading.Event()
         lease.when_lost(again.set)
         assert again.is_set()
-    assert read_lease(folder) == theirs
+    assert read_lease(folder) == other
 
 
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"null", b"[]", b'{"number": 3}', b"[" * 100_000, b" " * 5000, b"\xff\xfe"],
 )
-def test_a_damaged_lease_is_named(folder: Folder, tmp_path: Path, content: bytes) -> None:
+def test_damaged_lease_is_reported(folder: Folder, tmp_path: Path, content: bytes) -> None:
     folder.write("lease/000003.json", content)
     with (
         pytest.raises(
@@ -216,9 +220,9 @@ def test_a_damaged_lease_is_named(folder: Folder, tmp_path: Path, content: bytes
     assert (tmp_path / "lease" / "000003.json").read_bytes() == content
 
 
-def test_a_number_that_no_driver_wrote(folder: Folder, tmp_path: Path) -> None:
-    """It would leave no number to take over with."""
-    holder = elsewhere(folder, number=10**12)
+def test_lease_number_above_the_limit_is_damaged(folder: Folder, tmp_path: Path) -> None:
+    """Such a number would leave no higher number for a takeover."""
+    holder = write_remote_lease(folder, number=10**12)
     with pytest.raises(RequestError, match=rf"{holder.number}.json is damaged .*: remove it"):
         live_holder(folder)
 
@@ -227,9 +231,9 @@ def test_a_number_that_no_driver_wrote(folder: Folder, tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"pid": "x"}, "pid: "),
-        ({"seen": float("nan")}, "NaN is no number"),
+        ({"seen": float("nan")}, ".*NaN"),
         ({"user": "a\nb"}, "user: "),
-        ({"number": 4}, "number: it is 4"),
+        ({"number": 4}, "number: expected 3, got 4"),
         ({"seen": 1e12}, "seen: "),
         ({"since": -1}, "since: "),
         ({"released": 0}, "released: "),
@@ -237,14 +241,14 @@ def test_a_number_that_no_driver_wrote(folder: Folder, tmp_path: Path) -> None:
         ({"and": 1}, "and: "),
     ],
 )
-def test_hostile_values(folder: Folder, change: dict[str, Any], words: str) -> None:
-    values = {**json.loads(elsewhere(folder).to_json()), **change}
+def test_invalid_values_are_reported(folder: Folder, change: dict[str, Any], words: str) -> None:
+    values = {**json.loads(write_remote_lease(folder).to_json()), **change}
     folder.write("lease/000003.json", json.dumps(values).encode())
     with pytest.raises(RequestError, match=rf"is damaged \({words}"):
         read_lease(folder)
 
 
-def test_files_that_are_no_leases(folder: Folder) -> None:
+def test_other_files_are_ignored_and_kept(folder: Folder) -> None:
     for name in ("notes.txt", "12.json", "000009.stop", "９９９９９９.json"):
         Path(folder.url, "lease").mkdir(exist_ok=True)
         Path(folder.url, "lease", name).write_text("x")
@@ -254,30 +258,30 @@ def test_files_that_are_no_leases(folder: Folder) -> None:
     ]
     for file in stray:
         file.write_text("x")
-    for _ in range(2):  # the second sweeps what the first one left
+    for _ in range(2):  # the second lease removes the file of the first one
         with Lease(folder, "search x", "search"):
             assert all(file.exists() for file in stray)
 
 
-def test_a_holder_that_one_may_not_look_at_lives(
+def test_heartbeat_counts_for_a_process_that_cannot_be_inspected(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another user's process, where /proc hides it: its sign of life counts."""
+    """An example is a process of another user on a system where /proc hides it."""
 
     def forbidden(pid: int, number: int) -> None:
         raise PermissionError
 
     with Lease(folder, "search x", "search"):
-        there = read_lease(folder)
-        assert there is not None
-        monkeypatch.setattr(leases, "_process", lambda pid: "")
+        holder = read_lease(folder)
+        assert holder is not None
+        monkeypatch.setattr(leases, "_process_start", lambda pid: "")
         assert live_holder(folder) is None  # there is no such process
         monkeypatch.setattr(os, "kill", forbidden)
-        assert live_holder(folder) == there
+        assert live_holder(folder) == holder
         monkeypatch.undo()
 
 
-def test_a_second_search_is_refused_and_sync_leaves_it_alone(
+def test_second_search_is_refused_and_sync_does_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_config(tmp_path, trials=2)

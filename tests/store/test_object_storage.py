@@ -1,4 +1,7 @@
-"""Searches on S3, through pyarrow and against a local server: the folder's contract, a whole search, a trial that is taken up."""
+"""Tests searches on S3, through pyarrow and against a local server.
+
+They cover the folder's contract, a complete search, and a trial that is resumed.
+"""
 
 import json
 import os
@@ -14,71 +17,72 @@ import pytest
 
 from search_spaces import RequestError
 from tests.search.helpers import tiny_arguments, tiny_config
-from tests.tracking.helpers import Window, wait_until, wanted_points
+from tests.tracking.helpers import MlflowSearch, expected_points, wait_until
 from tests.trainables.helpers import without_times
 from tinynet_search.cli.main import run
 from tinynet_search.cluster.ray_internals import drop_aws_variables
 from tinynet_search.formula import files as formula_io
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.plan.candidates import candidates_of, grow
-from tinynet_search.plan.plan import agreed_plan
+from tinynet_search.plan.plan import load_or_create_plan
 from tinynet_search.search.driver import run_search
 from tinynet_search.store.directory import FORMULA, SearchStore
 from trainables.result import EpochRecord, TrialResult
-from trainables.spec import Alone, TrialSpec
+from trainables.spec import LocalReporter, TrialSpec
 from trainables.storage.folder import Folder, StorageError, open_folder
 from trainables.trial import run_trial
 
-Place = Callable[[str], str]
+MakeUrl = Callable[[str], str]
 
 
 @pytest.fixture
-def folder(object_storage: Place) -> Folder:
+def folder(object_storage: MakeUrl) -> Folder:
     return open_folder(object_storage(f"search-{uuid.uuid4().hex[:8]}"))
 
 
-def test_more_names_than_a_page_of_them(folder: Folder) -> None:
-    """S3 lists a thousand keys at a time."""
+def test_listing_of_more_than_one_page(folder: Folder) -> None:
+    """S3 lists a thousand keys per page."""
     from moto.core.models import DEFAULT_ACCOUNT_ID
     from moto.s3.models import s3_backends
 
-    place = folder.url.removeprefix("s3://bucket/").partition("?")[0]
-    wanted = [f"{number:04d}.json" for number in range(1005)]
-    for name in wanted:  # the server's own store: over HTTP it would take ten seconds
+    prefix = folder.url.removeprefix("s3://bucket/").partition("?")[0]
+    names = [f"{number:04d}.json" for number in range(1005)]
+    for name in names:  # written to the server's backend: over HTTP it would take ten seconds
         s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object(
-            "bucket", f"{place}/results/{name}", b"{}"
+            "bucket", f"{prefix}/results/{name}", b"{}"
         )
-    assert folder.names("results") == wanted
+    assert folder.names("results") == names
     folder.remove("results")
     assert folder.names() == []
 
 
-def test_a_formula_is_asked_where_the_search_wrote_it(
+def test_formula_is_read_from_the_search_directory(
     folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the address that a search's report gives, options of the storage behind the file's name."""
-    address = SearchStore(folder.url).at(FORMULA)
+    """The URL is the one that the search prints, with the storage options after the file name."""
+    address = SearchStore(folder.url).url_of(FORMULA)
     assert "/formula.json?" in address
     assert run(["suggest", "0.5", "--formula", address]) == 2
-    assert "formula.json" in (said := capsys.readouterr().err)
-    assert "no such file" in said
+    message = capsys.readouterr().err
+    assert "formula.json" in message
+    assert "no such file" in message
     published = TinyFormula.load("published")
     folder.write(FORMULA, published.to_json().encode())
     assert TinyFormula.load(address).points == published.points
     assert run(["suggest", "0.5", "--formula", address, "--json"]) == 0
-    mine = json.loads(capsys.readouterr().out)
+    by_url = json.loads(capsys.readouterr().out)
     assert run(["suggest", "0.5", "--json"]) == 0
-    theirs = json.loads(capsys.readouterr().out)
-    assert [[row[key] for key in ("r", "d", "w")] for row in mine] == [
-        [row[key] for key in ("r", "d", "w")] for row in theirs
+    built_in = json.loads(capsys.readouterr().out)
+    assert [[row[key] for key in ("r", "d", "w")] for row in by_url] == [
+        [row[key] for key in ("r", "d", "w")] for row in built_in
     ]
     monkeypatch.setattr(formula_io, "MAX_BYTES", 100)
     with pytest.raises(RequestError, match="too large for a formula"):
         TinyFormula.load(address)
 
 
-def test_two_writers_at_once_leave_one_whole_file(folder: Folder) -> None:
-    """No exclusive create there: both may believe they were first, and what stays is one of the two, whole."""
+def test_two_concurrent_writers_leave_one_complete_file(folder: Folder) -> None:
+    """Without exclusive create both writers may succeed, and one complete file remains."""
     texts = [bytes([65 + i]) * 300_000 for i in range(2)]
     barrier = threading.Barrier(2)
 
@@ -97,8 +101,8 @@ def test_two_writers_at_once_leave_one_whole_file(folder: Folder) -> None:
     assert folder.read("results/a.json") in texts
 
 
-def test_a_broken_upload_leaves_nothing(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pyarrow ends an upload that is broken off as if it were whole: none of it may show under the file's name."""
+def test_interrupted_upload_leaves_no_file(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyarrow completes an interrupted upload, so its data must not be under the file's name."""
 
     class Broken:
         def __init__(self, filesystem: Any) -> None:
@@ -133,12 +137,12 @@ def test_a_broken_upload_leaves_nothing(folder: Folder, monkeypatch: pytest.Monk
     assert folder.names() == ["plan.json"]
 
 
-def test_what_cannot_be_reached_is_named(object_storage: Place, tmp_path: Path) -> None:
-    nowhere = open_folder(object_storage("x").replace("s3://bucket/", "s3://no-such-bucket/"))
+def test_unavailable_storage_is_reported(object_storage: MakeUrl, tmp_path: Path) -> None:
+    missing = open_folder(object_storage("x").replace("s3://bucket/", "s3://no-such-bucket/"))
     with pytest.raises(
         StorageError, match=r"no-such-bucket/x/plan\.json.* cannot be written"
     ) as refused:
-        nowhere.write("plan.json", b"{}")
+        missing.write("plan.json", b"{}")
     assert "\n" not in str(refused.value)
     options = "endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1&allow_delayed_open=false"
     with pytest.raises(RequestError, match="cannot be opened"):
@@ -158,7 +162,7 @@ def test_what_cannot_be_reached_is_named(object_storage: Place, tmp_path: Path) 
 def test_credentials_in_a_url_are_refused_and_not_repeated(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They would stand in the plan's directory name, in messages and in Ray's and MLflow's records."""
+    """They would become part of directory names, messages, and the records of Ray and MLflow."""
     from tinynet_search.cli.main import run
 
     with pytest.raises(RequestError, match="credentials") as refused:
@@ -184,22 +188,22 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrialSpec, TrialResult]:
-    """A trial on the local disk."""
-    storage = tmp_path_factory.mktemp("undisturbed")
+def local_trial(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrialSpec, TrialResult]:
+    """A trial that is trained on the local disk without interruption."""
+    storage = tmp_path_factory.mktemp("local")
     store = SearchStore(str(storage / "demo"))
-    plan = agreed_plan(store, tiny_config(storage).resolve())
+    plan = load_or_create_plan(store, tiny_config(storage).resolve())
     spec = min(grow(plan, store, 6, 2), key=lambda c: c.network.macs).spec
-    return spec, run_trial(spec, store.url, Alone())
+    return spec, run_trial(spec, store.url, LocalReporter())
 
 
-def test_a_broken_off_trial_is_taken_up(
-    object_storage: Place, undisturbed: tuple[TrialSpec, TrialResult]
+def test_interrupted_trial_is_resumed(
+    object_storage: MakeUrl, local_trial: tuple[TrialSpec, TrialResult]
 ) -> None:
-    spec, whole = undisturbed
+    spec, expected = local_trial
     root = object_storage(f"trial-{uuid.uuid4().hex[:8]}")
 
-    class Stops(Alone):
+    class Stops(LocalReporter):
         def report(self, record: EpochRecord) -> None:
             raise KeyboardInterrupt
 
@@ -207,14 +211,14 @@ def test_a_broken_off_trial_is_taken_up(
         run_trial(spec, root, Stops())
     folder = open_folder(root)
     assert folder.names(spec.folder) == ["epoch-0001"]
-    result = run_trial(spec, root, Alone())
-    assert without_times(result) == without_times(whole)
+    result = run_trial(spec, root, LocalReporter())
+    assert without_times(result) == without_times(expected)
     assert folder.names(spec.folder) == ["config.json", "weights.safetensors"]
-    assert run_trial(spec, root, Alone()) == result
+    assert run_trial(spec, root, LocalReporter()) == result
 
 
-def test_keys_are_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tune would put them into the environment of every trial's actor, and every node's log would tell them."""
+def test_aws_keys_are_not_passed_to_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune would set them in the environment of every trial's actor, which every node logs."""
     from ray.tune.execution.class_cache import _ActorClassCache
 
     for name in (
@@ -229,22 +233,22 @@ def test_keys_are_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.ray
-def test_a_whole_search_and_its_rerun(
-    ray_cluster: Any, object_storage: Place, tmp_path: Path
+def test_complete_search_and_its_rerun(
+    ray_cluster: Any, object_storage: MakeUrl, tmp_path: Path
 ) -> None:
-    """The same results as on a disk; nothing in them or in MLflow tells an address beyond the storage's own."""
+    """The results equal those on a local disk, and contain no location but the storage URL."""
     config = tiny_config(tmp_path, f'storage.path="{object_storage("searches")}"', trials=3)
     tracking = f"sqlite:///{tmp_path}/mlflow.db"
     outcome = run_search(config, tracking=tracking)
     assert (outcome.new, outcome.lost) == (3, [])
-    local = tiny_config(tmp_path / "local", trials=3)
+    local_config = tiny_config(tmp_path / "local", trials=3)
     (tmp_path / "local").mkdir()
-    here = run_search(local, tracking=tracking)
-    there, beside = (o.store.results(o.results) for o in (outcome, here))
-    assert {run: without_times(r) for run, r in there.items()} == {
-        run: without_times(r) for run, r in beside.items()
+    local_outcome = run_search(local_config, tracking=tracking)
+    remote, local = (o.store.results(o.results) for o in (outcome, local_outcome))
+    assert {run: without_times(r) for run, r in remote.items()} == {
+        run: without_times(r) for run, r in local.items()
     }
-    assert outcome.frontier == here.frontier
+    assert outcome.frontier == local_outcome.frontier
     again = run_search(config, tracking=tracking)
     assert again.new == 0
     assert again.frontier == outcome.frontier
@@ -258,15 +262,18 @@ def test_a_whole_search_and_its_rerun(
 
 
 DRIVER = "import sys; from tinynet_search.cli import main as cli; sys.exit(cli.run(sys.argv[1:]))"
-# One that sees no other's lease when it starts, as if both had looked before either wrote.
-UNAWARE = f"from tinynet_search.store import lease; lease._holds = lambda *_: False; {DRIVER}"
+# A driver that ignores existing leases, as if both had read the lease before either wrote one.
+UNAWARE = f"from tinynet_search.store import lease; lease._is_live = lambda *_: False; {DRIVER}"
 
 
 @pytest.mark.ray
-def test_two_drivers_at_once_are_harmless(
-    ray_cluster: Any, object_storage: Place, tmp_path: Path
+def test_two_concurrent_drivers_keep_results_complete(
+    ray_cluster: Any, object_storage: MakeUrl, tmp_path: Path
 ) -> None:
-    """No exclusive create keeps them apart there: one stops at its next sign of life, nothing is missing and nothing doubled."""
+    """Without exclusive create both drivers start, and one stops at its next heartbeat.
+
+    No result is lost or duplicated.
+    """
     name = f"two-{uuid.uuid4().hex[:8]}"
     url, tracking = object_storage(name), f"sqlite:///{tmp_path}/mlflow.db"
     arguments = [
@@ -289,23 +296,23 @@ def test_two_drivers_at_once_are_harmless(
     first = driver(DRIVER)
     wait_until(lambda: bool(folder.names("trials")), 90)
     second = driver(UNAWARE)
-    said = [process.communicate(timeout=240)[1] for process in (first, second)]
-    assert first.returncode == 2 and "has been taken over by" in said[0], said
-    assert second.returncode == 0 and "[4/4]" in said[1], said
+    output = [process.communicate(timeout=240)[1] for process in (first, second)]
+    assert first.returncode == 2 and "has been taken over by" in output[0], output
+    assert second.returncode == 0 and "[4/4]" in output[1], output
     store = SearchStore(folder.url)
-    there = store.results(sorted(store.finished()))
+    results = store.results(sorted(store.finished()))
     local = tiny_config(tmp_path / "local", "recipe.epochs=4", trials=4)
     (tmp_path / "local").mkdir()
-    beside = SearchStore(local.url)
-    alone = {
-        c.run: run_trial(c.spec, beside.url, Alone())
-        for c in grow(agreed_plan(beside, local.resolve()), beside, 4, 4)
+    local_store = SearchStore(local.url)
+    expected = {
+        c.run: run_trial(c.spec, local_store.url, LocalReporter())
+        for c in grow(load_or_create_plan(local_store, local.resolve()), local_store, 4, 4)
     }
-    assert {run: without_times(r) for run, r in there.items()} == {
-        run: without_times(r) for run, r in alone.items()
+    assert {run: without_times(r) for run, r in results.items()} == {
+        run: without_times(r) for run, r in expected.items()
     }
-    window = Window(tracking, "demo")
-    assert {run: window.points(run) for run in window.runs} == {
-        run: wanted_points(r.epochs) for run, r in there.items()
+    in_mlflow = MlflowSearch(tracking, "demo")
+    assert {run: in_mlflow.points(run) for run in in_mlflow.runs} == {
+        run: expected_points(r.epochs) for run, r in results.items()
     }
-    assert window.statuses() == ["FINISHED"] * 4
+    assert in_mlflow.statuses() == ["FINISHED"] * 4

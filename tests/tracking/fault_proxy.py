@@ -1,15 +1,17 @@
-"""A proxy before a real server that loses, delays and garbles, request by request, as it is told.
+"""A proxy in front of a real server that injects a fault into each request, selected by its mode.
 
-| mode | what becomes of a request |
+Used by the tests of tracking.
+
+| mode | effect on a request |
 |-|-|
-| ``ok`` | forwarded and answered |
-| ``refused`` | the connection is reset unread; as the mode of all requests nobody listens |
-| ``hanging`` | taken and never answered |
-| ``late`` | as hanging, and forwarded once the client has given up |
-| ``500``, ``503`` | answered so, and not forwarded |
-| ``lost`` | forwarded, the connection reset in the place of an answer |
-| ``cut`` | forwarded, the connection reset in the middle of the answer's body |
-| ``slow`` | forwarded, the answer late and in pieces |
+| ``ok`` | forwarded, and the response returned |
+| ``refused`` | connection reset before reading; as the mode of all requests, the port is closed |
+| ``hanging`` | read, and no response |
+| ``late`` | like hanging, and forwarded after the client has closed the connection |
+| ``500``, ``503`` | response with this status, and not forwarded |
+| ``lost`` | forwarded, and the connection reset instead of a response |
+| ``cut`` | forwarded, and the connection reset in the middle of the response body |
+| ``slow`` | forwarded, and the response delayed and in two pieces |
 """
 
 import contextlib
@@ -23,19 +25,23 @@ from http.client import HTTPConnection, HTTPException
 from urllib.parse import urlsplit
 
 MODES = ("refused", "hanging", "late", "500", "503", "lost", "cut", "slow")
-# Where a client may wait long, tests pass over these.
+# The modes without those that last until the client's timeout.
 QUICK = tuple(mode for mode in MODES if mode not in ("hanging", "late"))
 Rule = Callable[[str, str], str]
 
 
 class FaultProxy:
-    """Threads of this process on a port of its own; to be used as a context.
+    """A proxy that runs in threads of this process, to be used as a context manager.
+
+    Args:
+        upstream: URL of the server.
 
     Attributes:
-        url: to be given to clients.
+        url: URL for clients.
         requests: (method, path) of every request that was read.
-        rule: the mode by a request's method and path; may be changed at any moment, as ``mode`` does for all.
-        delay: seconds before each of the two pieces of a slow answer.
+        rule: returns the mode of a request from its method and path; may be changed at any time,
+            as ``mode`` does.
+        delay: seconds before each of the two pieces of a slow response.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -44,7 +50,7 @@ class FaultProxy:
         self._port = 0
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._closed = threading.Event()
         self.requests: list[tuple[str, str]] = []
         self.rule: Rule = lambda method, path: "ok"
         self.delay = 0.05
@@ -58,22 +64,22 @@ class FaultProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._deafen()
+        self._closed.set()
+        self._stop_listening()
 
     def mode(self, name: str) -> None:
-        """One mode for all requests from now on."""
+        """Set one mode for all requests from now on."""
         self.rule = lambda method, path: name
         if name == "refused":
-            self._deafen()
+            self._stop_listening()
         else:
             self._listen()
 
     def randomly(self, seed: int, share: float, modes: Sequence[str] = QUICK) -> None:
-        """From now on a share of the requests gets some mode, by chance."""
+        """Set a random mode for a random share of the requests from now on."""
         self._listen()
-        chance = random.Random(seed)
-        self.rule = lambda method, path: chance.choice(modes) if chance.random() < share else "ok"
+        rng = random.Random(seed)
+        self.rule = lambda method, path: rng.choice(modes) if rng.random() < share else "ok"
 
     def _listen(self) -> None:
         if self._listener is not None:
@@ -83,8 +89,8 @@ class FaultProxy:
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
-    def _deafen(self) -> None:
-        """Nobody listens, and whoever was connected is not any more."""
+    def _stop_listening(self) -> None:
+        """Close the port and reset all connections."""
         listener, self._listener = self._listener, None
         if listener is not None:
             with contextlib.suppress(OSError):
@@ -107,15 +113,15 @@ class FaultProxy:
             self._open.add(client)
         try:
             with contextlib.suppress(OSError, ValueError, HTTPException):
-                while self._one(client):
+                while self._serve_request(client):
                     pass
         finally:
             with self._lock:
                 self._open.discard(client)
                 client.close()
 
-    def _one(self, client: socket.socket) -> bool:
-        """Serve one request; whether the connection goes on."""
+    def _serve_request(self, client: socket.socket) -> bool:
+        """Serve one request, and return whether the connection stays open."""
         head = _head(client)
         if not head:
             return False
@@ -127,23 +133,22 @@ class FaultProxy:
         self.requests.append((method, path))
         if mode == "refused":
             return _reset(client)
-        body = _exactly(
-            client, int(next((v for k, v in headers.items() if k.lower() == "content-length"), "0"))
-        )
+        lengths = [value for key, value in headers.items() if key.lower() == "content-length"]
+        body = _exactly(client, int(lengths[0]) if lengths else 0)
         if mode in ("500", "503"):
             client.sendall(
                 f"HTTP/1.1 {mode} Fault\r\nContent-Length: 7\r\n\r\n".encode() + b"a fault"
             )
             return True
         if mode in ("hanging", "late"):
-            self._wait_out(client)
+            self._wait_for_close(client)
             if mode == "late":
                 self._forward(method, target, headers, body)
             return _reset(client)
-        status, answered, data = self._forward(method, target, headers, body)
-        return self._answer(client, mode, status, answered, data)
+        status, response_headers, data = self._forward(method, target, headers, body)
+        return self._respond(client, mode, status, response_headers, data)
 
-    def _answer(
+    def _respond(
         self,
         client: socket.socket,
         mode: str,
@@ -157,7 +162,7 @@ class FaultProxy:
         kept = "".join(
             f"{key}: {value}\r\n" for key, value in headers if key.lower() not in dropped
         )
-        head = f"HTTP/1.1 {status} Answer\r\n{kept}Content-Length: {len(data)}\r\n\r\n".encode(
+        head = f"HTTP/1.1 {status} Response\r\n{kept}Content-Length: {len(data)}\r\n\r\n".encode(
             "latin-1"
         )
         if mode == "cut":
@@ -172,20 +177,20 @@ class FaultProxy:
     def _forward(
         self, method: str, target: str, headers: dict[str, str], body: bytes
     ) -> tuple[int, list[tuple[str, str]], bytes]:
-        own = {
+        forwarded = {
             key: value
             for key, value in headers.items()
             if key.lower() not in ("host", "connection", "accept-encoding")
         }
         with contextlib.closing(HTTPConnection(self._upstream, timeout=60)) as upstream:
-            upstream.request(method, target, body, own)
-            answer = upstream.getresponse()
-            return answer.status, answer.getheaders(), answer.read()
+            upstream.request(method, target, body, forwarded)
+            response = upstream.getresponse()
+            return response.status, response.getheaders(), response.read()
 
-    def _wait_out(self, client: socket.socket) -> None:
-        """Until the client gives up, or the proxy ends."""
+    def _wait_for_close(self, client: socket.socket) -> None:
+        """Wait until the client closes the connection, or the proxy is closed."""
         client.settimeout(0.05)
-        while not self._over.is_set():
+        while not self._closed.is_set():
             try:
                 if not client.recv(1, socket.MSG_PEEK):
                     return
@@ -197,25 +202,35 @@ class FaultProxy:
 def each_kind(
     proxy: FaultProxy, mode: str, kind: Callable[[str, str], str], failing: Sequence[int]
 ) -> Iterator[dict[str, int]]:
-    """Of every kind of request the ``failing`` ones, counted from 1, get a mode; gives the counts by kind."""
-    seen: dict[str, int] = {}
+    """Set a mode for some requests of each kind.
+
+    Args:
+        proxy: the proxy.
+        mode: the mode.
+        kind: returns the kind of a request from its method and path.
+        failing: which requests of each kind get the mode, counted from 1.
+
+    Yields:
+        The number of requests by kind.
+    """
+    counts: dict[str, int] = {}
     lock = threading.Lock()
 
     def rule(method: str, path: str) -> str:
         with lock:
             name = kind(method, path)
-            seen[name] = seen.get(name, 0) + 1
-            return mode if seen[name] in failing else "ok"
+            counts[name] = counts.get(name, 0) + 1
+            return mode if counts[name] in failing else "ok"
 
     proxy.rule = rule
     try:
-        yield seen
+        yield counts
     finally:
         proxy.mode("ok")
 
 
 def _head(client: socket.socket) -> bytes:
-    """A request's head without its last blank line; empty where the client has gone."""
+    """Return the head of a request without the last blank line; empty if the client has closed."""
     data = b""
     while not data.endswith(b"\r\n\r\n"):
         byte = client.recv(1)
@@ -233,7 +248,7 @@ def _exactly(client: socket.socket, count: int) -> bytes:
 
 
 def _reset(client: socket.socket) -> bool:
-    """Close without goodbye; False, as the connection does not go on."""
+    """Reset a connection. Returns False, since the connection does not stay open."""
     with contextlib.suppress(OSError):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,7 @@
-"""A search directory made by hand, and a search as MLflow's own client sees it."""
+"""Creates search directories without training, and reads searches with MLflow's own client.
+
+Used by the tests of tracking and by the benchmarks.
+"""
 
 import json
 import socket
@@ -19,7 +22,7 @@ from trainables.recipe import RECIPES
 from trainables.result import EpochRecord, TrialResult
 from trainables.trial_folder import result_name
 
-# SQLAlchemy 2.1 deprecates a loader that MLflow 3.17 still names.
+# SQLAlchemy 2.1 deprecates a loader that MLflow 3.17 still uses.
 SQLALCHEMY = (
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
@@ -34,14 +37,14 @@ EPOCH_METRICS = {
     "images_per_s",
     "epoch_seconds",
 }
-TWISTS = [(0.86, 1.2, 1.0), (1.0, 1.0, 1.0), (0.6, 0.8, 0.9), (1.1, 0.7, 0.6), (0.75, 1.4, 0.5)]
+RDWS = [(0.86, 1.2, 1.0), (1.0, 1.0, 1.0), (0.6, 0.8, 0.9), (1.1, 0.7, 0.6), (0.75, 1.4, 0.5)]
 RANGES = {"r": [0.35, 2.8], "d": [0.35, 3.2], "w": [0.35, 2.2]}
 FORMULA_TEXT = json.dumps({"schema": 1, "usable": True, "points": [1, 2]})
 
 
 @contextmanager
-def calm() -> Iterator[None]:
-    """The environment of a publisher, whatever the user's is, and whatever stood in it before put back."""
+def tracking_environment() -> Iterator[None]:
+    """Set the environment variables of a publisher, and restore the previous ones on exit."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -56,25 +59,33 @@ def calm() -> Iterator[None]:
 
 
 class Search:
-    """A search directory made by hand."""
+    """A search directory that is created without training.
+
+    Args:
+        folder: the storage folder.
+        name: name of the search.
+        trials: number of candidates.
+        space: name of the space.
+        epochs: epochs of the recipe.
+    """
 
     def __init__(
         self,
         folder: Path,
         name: str,
         *,
-        twists: int = 3,
+        trials: int = 3,
         space: str = "efficientnet_mini",
         epochs: int = 4,
     ) -> None:
         self.store = SearchStore(str(folder / name))
-        described = get_space(space)
+        loaded_space = get_space(space)
         document = {
             "schema": 1,
             "search": name,
             "space": {
                 "name": space,
-                "version": described.version,
+                "version": loaded_space.version,
                 "num_classes": 10,
                 "ranges": RANGES,
                 "band": [0.03, 1.05],
@@ -95,14 +106,17 @@ class Search:
         self.store.write_json(PLAN, document, once=True)
         self.plan = Plan.from_json(document)
         self.candidates = [
-            candidate_of(self.plan, described.network(rdw, 10)) for rdw in TWISTS[:twists]
+            candidate_of(self.plan, loaded_space.network(rdw, 10)) for rdw in RDWS[:trials]
         ]
         self.store.add_batch(0, self.candidates)
 
     def commit(
         self, candidate: Candidate, epochs: int, *, again: int | None = None
     ) -> list[EpochRecord]:
-        """What a trial leaves after its epochs, of which those from ``again`` on were done once more."""
+        """Write the checkpoint of a trial after some epochs.
+
+        Epochs from ``again`` on are those of a repetition.
+        """
         records = epoch_records(candidate, epochs, again)
         rows = [record.to_json() for record in records]
         progress = json.dumps({"schema": 1, "trial": candidate.run, "epochs": rows})
@@ -119,6 +133,7 @@ class Search:
         failed: bool = False,
         again: int | None = None,
     ) -> TrialResult:
+        """Write the checkpoint and the result of a trial."""
         count = candidate.spec.recipe.epochs if epochs is None else epochs
         records = self.commit(candidate, count, again=again) if count else []
         result = TrialResult(
@@ -143,7 +158,7 @@ class Search:
         return result
 
     def rows(self, candidates: list[Candidate]) -> list[FrontierRow]:
-        """A frontier of these candidates."""
+        """Return frontier rows of these candidates."""
         return [
             FrontierRow(
                 run=c.run,
@@ -159,17 +174,24 @@ class Search:
         ]
 
     def publisher(
-        self, uri: str, said: list[str] | None = None, watched: Sequence[Candidate] | None = None
+        self,
+        uri: str,
+        warnings: list[str] | None = None,
+        watched: Sequence[Candidate] | None = None,
     ) -> Publisher:
+        """Return a publisher that watches all candidates, or the given ones."""
         publisher = Publisher(
-            self.store, self.plan, uri, warn=(said if said is not None else []).append
+            self.store, self.plan, uri, warn=(warnings if warnings is not None else []).append
         )
         publisher.watch(self.candidates if watched is None else watched)
         return publisher
 
 
 def epoch_records(candidate: Candidate, epochs: int, again: int | None = None) -> list[EpochRecord]:
-    """Epochs with time stamps and values of their own; those from ``again`` on a second later, and no better."""
+    """Return epochs with distinct time stamps and values.
+
+    Epochs from ``again`` on are one second later, with the same values.
+    """
     start = 1000 * CREATED + 1000 * round(100 * candidate.c)
     return [
         EpochRecord(
@@ -200,17 +222,17 @@ def free_port() -> int:
 
 
 def wait_until(
-    done: Callable[[], bool], seconds: float, meanwhile: Callable[[], object] = lambda: None
+    done: Callable[[], bool], seconds: float, between_checks: Callable[[], object] = lambda: None
 ) -> None:
     end = time.monotonic() + seconds
     while not done():
-        meanwhile()
-        assert time.monotonic() < end, f"nothing after {seconds} s"
+        between_checks()
+        assert time.monotonic() < end, f"not done after {seconds} s"
         time.sleep(0.05)
 
 
-class Window:
-    """One search as MLflow's own client sees it."""
+class MlflowSearch:
+    """The runs of one search, read with MLflow's own client."""
 
     def __init__(self, uri: str, name: str) -> None:
         from mlflow import MlflowClient
@@ -226,18 +248,18 @@ class Window:
             )
         )
         (self.parent,) = self.parents
-        found = self.client.search_runs(
+        runs = self.client.search_runs(
             [self.parent.info.experiment_id],
             f"tags.`mlflow.parentRunId` = '{self.parent.info.run_id}'",
         )
-        self.runs = {run.data.tags["tinynet.key"].rpartition("/")[2]: run for run in found}
-        assert len(self.runs) == len(found)
+        self.runs = {run.data.tags["tinynet.key"].rpartition("/")[2]: run for run in runs}
+        assert len(self.runs) == len(runs)
 
     def points(self, run: str) -> dict[str, list[tuple[int, float, int]]]:
-        """(step, value, ms) of every point there is of each metric of an epoch."""
-        of = self.runs[run].info.run_id
+        """Return (step, value, timestamp in ms) of every point of each epoch metric."""
+        run_id = self.runs[run].info.run_id
         histories = {
-            key: self.client.get_metric_history(of, key)
+            key: self.client.get_metric_history(run_id, key)
             for key in EPOCH_METRICS & set(self.runs[run].data.metrics)
         }
         return {
@@ -249,7 +271,7 @@ class Window:
         return sorted(run.info.status for run in self.runs.values())
 
 
-def wanted_points(epochs: Iterable[EpochRecord]) -> dict[str, list[tuple[int, float, int]]]:
+def expected_points(epochs: Iterable[EpochRecord]) -> dict[str, list[tuple[int, float, int]]]:
     names = {key: "seconds" if key == "epoch_seconds" else key for key in EPOCH_METRICS}
     records = list(epochs)
     return {

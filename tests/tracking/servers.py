@@ -1,4 +1,7 @@
-"""Real servers for as long as they are asked for: MLflow's, and PostgreSQL's where its programs are installed."""
+"""Context managers for real servers: MLflow, and PostgreSQL if it is installed.
+
+Used by the tests and the benchmarks.
+"""
 
 import os
 import pwd
@@ -19,9 +22,11 @@ from typing import Any
 from tests.tracking.helpers import free_port
 
 NO_POSTGRES = "no PostgreSQL server is installed: apt-get install postgresql"
+# User id of the unprivileged account that every Linux system has.
+UNPRIVILEGED_UID = 65534
 
 
-def answers(url: str) -> bool:
+def is_up(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as response:
             return response.status == 200
@@ -30,8 +35,8 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def playing(kind: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """The address of a server whose answers are these; it logs nothing."""
+def serving(kind: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Run an HTTP server with a handler class, without logging, and yield its URL."""
     quiet: Any = type("Quiet", (kind,), {"log_message": lambda *_: None})
     server = ThreadingHTTPServer(("127.0.0.1", 0), quiet)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -42,7 +47,12 @@ def playing(kind: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 @contextmanager
 def mlflow_server(home: Path, backend: str | None = None) -> Iterator[str]:
-    """The address of a server with artifacts of its own; ``backend`` None is a new SQLite database."""
+    """Run an MLflow server with its own artifacts and yield its URL.
+
+    Args:
+        home: folder of the server.
+        backend: URI of the database; None selects a new SQLite database.
+    """
     url = f"http://127.0.0.1:{free_port()}"
     options = ["--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--workers", "1"]
     options += [
@@ -62,25 +72,28 @@ def mlflow_server(home: Path, backend: str | None = None) -> Iterator[str]:
             command, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        _wait(lambda: answers(f"{url}/health"), process, home / "log")
+        _wait(lambda: is_up(f"{url}/health"), process, home / "log")
         yield url
     finally:
         end(process, signal.SIGTERM)
 
 
 def postgres_programs() -> Path | None:
-    """The folder of ``initdb`` and ``postgres``, the newest there is."""
-    found = shutil.which("initdb")
+    """Return the folder of the newest ``initdb`` and ``postgres``, None if not installed."""
     versions = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3])
     )
-    return versions[-1].parent if versions else Path(found).resolve().parent if found else None
+    if versions:
+        return versions[-1].parent
+    on_path = shutil.which("initdb")
+    return Path(on_path).resolve().parent if on_path else None
 
 
 @contextmanager
 def postgres_server(programs: Path) -> Iterator[str]:
-    """The address of an empty database of a server of its own, on this machine only."""
-    # A short path of its own: the server runs as another user where this one is root, as it insists.
+    """Run a PostgreSQL server on the loopback interface and yield the URI of an empty database."""
+    # A separate folder with a short path: PostgreSQL refuses to run as root, so for root the
+    # server runs as another user.
     with tempfile.TemporaryDirectory(prefix="tinynet-pg-") as folder:
         user = _unprivileged()
         Path(folder).chmod(0o755)
@@ -129,23 +142,26 @@ def postgres_server(programs: Path) -> Iterator[str]:
 
 
 def _unprivileged() -> str | None:
-    """A user to run as, where this is root."""
+    """Return a user to run as if this process is root, else None."""
     if os.geteuid():
         return None
-    known = {entry.pw_name for entry in pwd.getpwall()}
-    return next(name for name in ("postgres", "nobody") if name in known)
+    try:
+        return pwd.getpwnam("postgres").pw_name
+    except KeyError:
+        return pwd.getpwuid(UNPRIVILEGED_UID).pw_name
 
 
 def _wait(ready: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path) -> None:
     end = time.monotonic() + 120
     while not ready():
         if process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"no server: {log.read_text()[-2000:]}")
+            raise RuntimeError(f"the server did not start: {log.read_text()[-2000:]}")
         time.sleep(0.1)
 
 
-def end(process: "subprocess.Popen[bytes]", sent: signal.Signals) -> None:
-    process.send_signal(sent)
+def end(process: "subprocess.Popen[bytes]", stop_signal: signal.Signals) -> None:
+    """Stop a process with a signal, and kill its group after 20 seconds."""
+    process.send_signal(stop_signal)
     try:
         process.wait(20)
     except subprocess.TimeoutExpired:

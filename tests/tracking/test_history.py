@@ -1,4 +1,7 @@
-"""Trainings whose history changed: epochs done again, failed trials trained anew. The run follows the directory."""
+"""Tests that runs follow the directory when the history of a training changes.
+
+Epochs may be repeated, and failed trials trained again.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,11 +11,11 @@ import pytest
 from tests.tracking.helpers import (
     CREATED,
     SQLALCHEMY,
+    MlflowSearch,
     Search,
-    Window,
-    calm,
     epoch_records,
-    wanted_points,
+    expected_points,
+    tracking_environment,
 )
 from tinynet_search.errors import TrackingError
 from tinynet_search.mlflow_client.connection import resolve_uri
@@ -28,7 +31,7 @@ LATER = 1000 * CREATED + 10**6
 
 @pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:
-    with calm():
+    with tracking_environment():
         yield
 
 
@@ -42,31 +45,40 @@ def uri(storage: Path) -> str:
     return resolve_uri(None, None, str(storage))
 
 
-def published(search: Search, uri: str, *frontier: Candidate, die: bool = False) -> None:
-    """By a publisher of its own, with this conclusion where one is given; one that dies does not finish."""
+def publish(search: Search, uri: str, *frontier: Candidate, finish: bool = True) -> None:
+    """Publish a search with a new publisher.
+
+    Args:
+        search: the search.
+        uri: MLflow's tracking URI.
+        frontier: the conclusion; empty for no conclusion.
+        finish: whether the publisher finishes the search.
+    """
     publisher = search.publisher(uri)
     if frontier:
         publisher.conclude(search.rows(list(frontier)), None, [])
     publisher.sync_once()
-    if not die:
+    if finish:
         publisher.finish("FINISHED", LATER)
 
 
-def set_aside(search: Search, candidate: Candidate) -> None:
-    """As ``--retry failed`` leaves a trial."""
+def reset(search: Search, candidate: Candidate) -> None:
+    """Remove the files of a trial, as ``--retry failed`` does."""
     search.store.folder.remove(f"results/{candidate.run}.json")
     search.store.folder.remove(f"trials/{candidate.run}")
 
 
-def runs_of(window: Window, lifecycle: int) -> int:
-    mine = f"tags.`mlflow.parentRunId` = '{window.parent.info.run_id}'"
+def count_runs(in_mlflow: MlflowSearch, lifecycle: int) -> int:
+    query = f"tags.`mlflow.parentRunId` = '{in_mlflow.parent.info.run_id}'"
     return len(
-        window.client.search_runs([window.parent.info.experiment_id], mine, run_view_type=lifecycle)
+        in_mlflow.client.search_runs(
+            [in_mlflow.parent.info.experiment_id], query, run_view_type=lifecycle
+        )
     )
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_an_epoch_done_again_after_damage(storage: Path, uri: str, restarted: bool) -> None:
+def test_epoch_is_repeated_after_damage(storage: Path, uri: str, restarted: bool) -> None:
     search = Search(storage, f"damaged-{restarted}")
     a, b, c = search.candidates
     publisher = search.publisher(uri)
@@ -74,30 +86,31 @@ def test_an_epoch_done_again_after_damage(storage: Path, uri: str, restarted: bo
         search.commit(candidate, 3)
     publisher.sync_once()
     publisher = search.publisher(uri) if restarted else publisher
-    # The newest checkpoint of each is damaged: one goes on, one ends, and one is back at two epochs and may do the third again.
+    # The newest checkpoint of each is damaged: one trial continues, one ends, and one is back at
+    # two epochs and has not repeated the third.
     search.commit(a, 4, again=3)
     ended = search.end(b, again=3)
     search.store.folder.remove(f"trials/{c.run}/epoch-0003")
     search.commit(c, 2)
     publisher.sync_once()
-    window = Window(uri, f"damaged-{restarted}")
-    assert window.points(a.run) == wanted_points(epoch_records(a, 4, again=3))
-    assert window.points(b.run) == wanted_points(ended.epochs)
-    assert window.points(c.run) == wanted_points(epoch_records(c, 3))
-    assert window.statuses() == ["FINISHED", "RUNNING", "RUNNING"]
+    in_mlflow = MlflowSearch(uri, f"damaged-{restarted}")
+    assert in_mlflow.points(a.run) == expected_points(epoch_records(a, 4, again=3))
+    assert in_mlflow.points(b.run) == expected_points(ended.epochs)
+    assert in_mlflow.points(c.run) == expected_points(epoch_records(c, 3))
+    assert in_mlflow.statuses() == ["FINISHED", "RUNNING", "RUNNING"]
     publisher = search.publisher(uri) if restarted else publisher
     search.commit(c, 4, again=3)
     publisher.sync_once()
     publisher.finish("KILLED", LATER)
-    window = Window(uri, f"damaged-{restarted}")
-    assert window.points(c.run) == wanted_points(epoch_records(c, 4, again=3))
-    assert (runs_of(window, 1), runs_of(window, 2)) == (3, 3)  # active, deleted
+    in_mlflow = MlflowSearch(uri, f"damaged-{restarted}")
+    assert in_mlflow.points(c.run) == expected_points(epoch_records(c, 4, again=3))
+    assert (count_runs(in_mlflow, 1), count_runs(in_mlflow, 2)) == (3, 3)  # active, deleted
 
 
-@pytest.mark.parametrize("seen_between", [False, True])
-def test_a_failed_trial_trained_again(storage: Path, uri: str, seen_between: bool) -> None:
-    """Whether MLflow is up while the trial trains again, or sees only that it has ended otherwise."""
-    name = f"retried-{seen_between}"
+@pytest.mark.parametrize("published_between", [False, True])
+def test_failed_trial_is_trained_again(storage: Path, uri: str, published_between: bool) -> None:
+    """The trial is published while it trains again, or only after it has ended differently."""
+    name = f"retried-{published_between}"
     search = Search(storage, name)
     a, b, _ = search.candidates
     search.end(a)
@@ -106,195 +119,201 @@ def test_a_failed_trial_trained_again(storage: Path, uri: str, seen_between: boo
     first.conclude(search.rows([a]), None, [])
     first.sync_once()
     first.finish("FINISHED", LATER)
-    kept = Window(uri, name).runs[a.run].info.run_id
+    kept = MlflowSearch(uri, name).runs[a.run].info.run_id
 
-    set_aside(search, b)
+    reset(search, b)
     publisher = search.publisher(uri)
     publisher.sync_once()
-    assert set(Window(uri, name).runs) == {a.run, b.run}
-    if seen_between:
+    assert set(MlflowSearch(uri, name).runs) == {a.run, b.run}
+    if published_between:
         search.commit(b, 1, again=1)
         publisher.sync_once()
-        window = Window(uri, name)
+        in_mlflow = MlflowSearch(uri, name)
         assert (
-            window.runs[b.run].info.status == "RUNNING"
-            and "reason" not in window.runs[b.run].data.tags
+            in_mlflow.runs[b.run].info.status == "RUNNING"
+            and "reason" not in in_mlflow.runs[b.run].data.tags
         )
-        assert window.points(b.run) == wanted_points(epoch_records(b, 1, again=1))
+        assert in_mlflow.points(b.run) == expected_points(epoch_records(b, 1, again=1))
     result = search.end(b, again=1)
     publisher.conclude(search.rows([b]), None, [])
     publisher.sync_once()
     publisher.finish("FINISHED", LATER)
-    window = Window(uri, name)
-    assert window.points(b.run) == wanted_points(result.epochs)
-    assert {run: r.data.tags["frontier"] for run, r in window.runs.items()} == {
+    in_mlflow = MlflowSearch(uri, name)
+    assert in_mlflow.points(b.run) == expected_points(result.epochs)
+    assert {run: r.data.tags["frontier"] for run, r in in_mlflow.runs.items()} == {
         a.run: "false",
         b.run: "true",
     }
-    assert (window.statuses(), window.runs[a.run].info.run_id) == (["FINISHED", "FINISHED"], kept)
-    assert (runs_of(window, 1), runs_of(window, 2)) == (2, 1)
+    assert (in_mlflow.statuses(), in_mlflow.runs[a.run].info.run_id) == (
+        ["FINISHED", "FINISHED"],
+        kept,
+    )
+    assert (count_runs(in_mlflow, 1), count_runs(in_mlflow, 2)) == (2, 1)
 
 
-def test_a_search_published_whole_and_retried_while_mlflow_was_down(
-    storage: Path, uri: str
-) -> None:
-    """Its results have the same names again, and another content: the seal on the parent does not fit."""
-    search = Search(storage, "sealed")
+def test_complete_search_is_retried_while_mlflow_is_down(storage: Path, uri: str) -> None:
+    """The new results have the same names and other contents, so the parent's digest differs."""
+    search = Search(storage, "complete")
     a, b, _ = search.candidates
     search.end(a)
     search.end(b, 3, failed=True)
-    published(search, uri)
-    set_aside(search, b)
+    publish(search, uri)
+    reset(search, b)
     result = search.end(b, again=2)
-    published(search, uri)
-    assert Window(uri, "sealed").points(b.run) == wanted_points(result.epochs)
+    publish(search, uri)
+    assert MlflowSearch(uri, "complete").points(b.run) == expected_points(result.epochs)
     third = search.publisher(uri)
     third.sync_once()
     assert third.epochs_sent == 0
 
 
-def test_a_seal_is_broken_before_the_next_trial(storage: Path, uri: str) -> None:
-    """A driver that dies right after it began a trial of a search that was whole leaves no second run of it."""
+def test_digest_is_removed_before_the_next_trial(storage: Path, uri: str) -> None:
+    """A driver that dies right after it starts a trial of a complete search leaves no duplicate."""
     search = Search(storage, "broken")
     a, b, _ = search.candidates
     search.end(a)
-    published(search, uri)
-    assert Window(uri, "broken").parent.data.tags["tinynet.whole"]
+    publish(search, uri)
+    assert MlflowSearch(uri, "broken").parent.data.tags["tinynet.whole"]
     search.commit(b, 1)
     second = search.publisher(uri)
     second.sync_once()
-    assert not Window(uri, "broken").parent.data.tags["tinynet.whole"]
+    assert not MlflowSearch(uri, "broken").parent.data.tags["tinynet.whole"]
     second.finish("KILLED", LATER)
-    assert Window(uri, "broken").statuses() == ["FINISHED", "KILLED"]
+    assert MlflowSearch(uri, "broken").statuses() == ["FINISHED", "KILLED"]
     ended = search.end(b)
-    published(search, uri)
-    window = Window(uri, "broken")
-    assert (window.points(b.run), window.statuses()) == (
-        wanted_points(ended.epochs),
+    publish(search, uri)
+    in_mlflow = MlflowSearch(uri, "broken")
+    assert (in_mlflow.points(b.run), in_mlflow.statuses()) == (
+        expected_points(ended.epochs),
         ["FINISHED", "FINISHED"],
     )
 
 
-def test_a_trial_that_ends_between_two_looks_is_not_taken_for_sealed(
-    storage: Path, uri: str
-) -> None:
-    """A longer search of short trials: what is finished when its candidates are first looked at is still new to MLflow."""
+def test_trial_that_ends_between_two_passes_is_published(storage: Path, uri: str) -> None:
+    """A trial that has ended before its candidate is first checked is still new to MLflow."""
     search = Search(storage, "quick")
     a, b, _ = search.candidates
     search.end(a)
-    published(search, uri)
-    sealed = Window(uri, "quick").parent.data.tags["tinynet.whole"]
+    publish(search, uri)
+    digest = MlflowSearch(uri, "quick").parent.data.tags["tinynet.whole"]
     second = search.publisher(uri, watched=[a])
     second.sync_once()
     result = search.end(b)
     second.watch([b])
-    second.finish("KILLED", LATER)  # as where the last look fails
-    assert Window(uri, "quick").parent.data.tags["tinynet.whole"] == sealed
+    second.finish("KILLED", LATER)  # as if the last pass had failed
+    assert MlflowSearch(uri, "quick").parent.data.tags["tinynet.whole"] == digest
     second.sync_once()
     second.conclude(search.rows([b]), None, [])
     second.sync_once()
     second.finish("FINISHED", LATER)
-    window = Window(uri, "quick")
-    assert window.points(b.run) == wanted_points(result.epochs)
-    assert {run: r.data.tags["frontier"] for run, r in window.runs.items()} == {
+    in_mlflow = MlflowSearch(uri, "quick")
+    assert in_mlflow.points(b.run) == expected_points(result.epochs)
+    assert {run: r.data.tags["frontier"] for run, r in in_mlflow.runs.items()} == {
         a.run: "false",
         b.run: "true",
     }
 
 
-def test_two_publishers_that_delete_each_others_doubles(storage: Path, uri: str) -> None:
-    """As where two drivers on an object store see each other late: nothing is sealed that is not there, and the next look repairs it."""
+def test_publisher_detects_runs_deleted_by_another_publisher(storage: Path, uri: str) -> None:
+    """This happens if two drivers on an object store detect each other late.
+
+    A search with a deleted run is not marked as complete, and the next publisher repairs it.
+    """
     search = Search(storage, "pair")
     a, b, _ = search.candidates
     results = {c.run: search.end(c) for c in (a, b)}
     first = search.publisher(uri)
     first.sync_once()
-    doomed = Window(uri, "pair").runs[a.run].info.run_id
-    first._runs.client.delete_run(doomed)  # pyright: ignore[reportOptionalMemberAccess]
+    run_id = MlflowSearch(uri, "pair").runs[a.run].info.run_id
+    first._runs.client.delete_run(run_id)  # pyright: ignore[reportOptionalMemberAccess]
     with pytest.raises(
         TrackingError, match="lost 1 of this search's runs, deleted by another publisher"
     ):
         first.finish("FINISHED", LATER)
-    window = Window(uri, "pair")
-    assert (window.parent.info.status, window.parent.data.tags["tinynet.whole"]) == ("FINISHED", "")
-    published(search, uri)
-    window = Window(uri, "pair")
-    assert {run: window.points(run) for run in window.runs} == {
-        run: wanted_points(r.epochs) for run, r in results.items()
+    in_mlflow = MlflowSearch(uri, "pair")
+    assert (in_mlflow.parent.info.status, in_mlflow.parent.data.tags["tinynet.whole"]) == (
+        "FINISHED",
+        "",
+    )
+    publish(search, uri)
+    in_mlflow = MlflowSearch(uri, "pair")
+    assert {run: in_mlflow.points(run) for run in in_mlflow.runs} == {
+        run: expected_points(r.epochs) for run, r in results.items()
     }
-    assert window.parent.data.tags["tinynet.whole"]
+    assert in_mlflow.parent.data.tags["tinynet.whole"]
 
 
-def whole(storage: Path, uri: str, name: str) -> tuple[Search, Candidate, Candidate]:
-    """A search of two results, published whole; the first of them is its frontier."""
+def complete_search(storage: Path, uri: str, name: str) -> tuple[Search, Candidate, Candidate]:
+    """Publish a search with two results completely; the first of them is its frontier."""
     search = Search(storage, name)
     a, b, _ = search.candidates
     for candidate in (a, b):
         search.end(candidate)
-    published(search, uri, a)
+    publish(search, uri, a)
     return search, a, b
 
 
 def on_frontier(uri: str, name: str) -> set[str]:
-    """By the tags of the runs and by the query of the frontier, which must agree."""
-    shown = {row.run_id for row in trial_rows(name, tracking_uri=uri)}
+    """Return the runs on the frontier, by their tags and by the query, which must agree."""
+    queried = {row.run_id for row in trial_rows(name, tracking_uri=uri)}
     tagged = {
         r.info.run_id: run
-        for run, r in Window(uri, name).runs.items()
+        for run, r in MlflowSearch(uri, name).runs.items()
         if r.data.tags.get("frontier") == "true"
     }
-    assert shown == tagged.keys()
+    assert queried == tagged.keys()
     return set(tagged.values())
 
 
-def test_whoever_changes_a_search_breaks_its_seal(storage: Path, uri: str) -> None:
-    """Also a publisher that began before another sealed it."""
+def test_any_change_of_a_search_removes_the_digest(storage: Path, uri: str) -> None:
+    """This includes changes by a publisher that started before another one wrote the digest."""
     search = Search(storage, "late")
     a, b, _ = search.candidates
     search.end(a)
     late = search.publisher(uri, watched=[b])
     late.sync_once()
-    published(search, uri, a)
-    assert Window(uri, "late").parent.data.tags["tinynet.whole"]
+    publish(search, uri, a)
+    assert MlflowSearch(uri, "late").parent.data.tags["tinynet.whole"]
     search.commit(b, 1)
     late.sync_once()
-    assert Window(uri, "late").parent.data.tags["tinynet.whole"] == ""
+    assert MlflowSearch(uri, "late").parent.data.tags["tinynet.whole"] == ""
 
 
-def test_a_double_under_a_seal_is_deleted(storage: Path, uri: str) -> None:
-    """A creation whose answer was lost is committed after the last look."""
-    search, a, _ = whole(storage, uri, "doubled")
-    window = Window(uri, "doubled")
-    run = window.runs[a.run]
-    window.client.create_run(run.info.experiment_id, tags=run.data.tags)
-    published(search, uri, a)
-    window = Window(uri, "doubled")
-    assert (window.runs[a.run].info.run_id, window.statuses()) == (
+def test_duplicate_in_a_complete_search_is_deleted(storage: Path, uri: str) -> None:
+    """The server executes a creation whose response was lost after the last query."""
+    search, a, _ = complete_search(storage, uri, "duplicate")
+    in_mlflow = MlflowSearch(uri, "duplicate")
+    run = in_mlflow.runs[a.run]
+    in_mlflow.client.create_run(run.info.experiment_id, tags=run.data.tags)
+    publish(search, uri, a)
+    in_mlflow = MlflowSearch(uri, "duplicate")
+    assert (in_mlflow.runs[a.run].info.run_id, in_mlflow.statuses()) == (
         run.info.run_id,
         ["FINISHED"] * 2,
     )
 
 
-def test_marks_that_a_dead_driver_left(storage: Path, uri: str) -> None:
-    """Of another conclusion: as of a run with fewer epochs that had nothing to train."""
-    search, a, b = whole(storage, uri, "marks")
-    published(search, uri, b, die=True)
+def test_tags_of_a_driver_that_died_are_replaced(storage: Path, uri: str) -> None:
+    """The tags belong to another conclusion, such as that of a run with fewer epochs."""
+    search, a, b = complete_search(storage, uri, "marks")
+    publish(search, uri, b, finish=False)
     assert on_frontier(uri, "marks") == {b.run}
-    published(search, uri, a)
+    publish(search, uri, a)
     assert on_frontier(uri, "marks") == {a.run}
 
 
-def test_a_run_that_somebody_deleted(storage: Path, uri: str) -> None:
-    search, a, b = whole(storage, uri, "deleted")
-    window = Window(uri, "deleted")
-    window.client.delete_run(window.runs[b.run].info.run_id)
-    published(search, uri, b)
+def test_deleted_run_is_created_again(storage: Path, uri: str) -> None:
+    search, a, b = complete_search(storage, uri, "deleted")
+    in_mlflow = MlflowSearch(uri, "deleted")
+    in_mlflow.client.delete_run(in_mlflow.runs[b.run].info.run_id)
+    publish(search, uri, b)
     assert on_frontier(uri, "deleted") == {b.run}
-    assert Window(uri, "deleted").runs.keys() == {a.run, b.run}
+    assert MlflowSearch(uri, "deleted").runs.keys() == {a.run, b.run}
 
 
-def test_another_publishers_double_is_marked_before_it_is_sealed(storage: Path, uri: str) -> None:
-    search = Search(storage, "swapped")
+def test_duplicate_of_another_publisher_is_tagged(storage: Path, uri: str) -> None:
+    """Its frontier tags are set before the search is marked as complete."""
+    search = Search(storage, "replaced")
     a, b, _ = search.candidates
     for candidate in (a, b):
         search.end(candidate)
@@ -303,25 +322,25 @@ def test_another_publishers_double_is_marked_before_it_is_sealed(storage: Path, 
     publisher.sync_once()
     from mlflow.entities import Metric, Param
 
-    window = Window(uri, "swapped")
-    ours = window.runs[a.run]
-    theirs = window.client.create_run(
-        ours.info.experiment_id, tags=ours.data.tags | {"frontier": "false"}
+    in_mlflow = MlflowSearch(uri, "replaced")
+    run = in_mlflow.runs[a.run]
+    duplicate = in_mlflow.client.create_run(
+        run.info.experiment_id, tags=run.data.tags | {"frontier": "false"}
     )
-    window.client.log_batch(
-        theirs.info.run_id,
+    in_mlflow.client.log_batch(
+        duplicate.info.run_id,
         params=[Param("r", "1")],
-        metrics=[Metric(k, v, 0, 0) for k, v in ours.data.metrics.items()],
+        metrics=[Metric(k, v, 0, 0) for k, v in run.data.metrics.items()],
     )
-    window.client.set_terminated(theirs.info.run_id)
-    window.client.delete_run(ours.info.run_id)
+    in_mlflow.client.set_terminated(duplicate.info.run_id)
+    in_mlflow.client.delete_run(run.info.run_id)
     publisher.finish("FINISHED", LATER)
-    assert on_frontier(uri, "swapped") == {a.run}
-    assert Window(uri, "swapped").runs[a.run].info.run_id == theirs.info.run_id
+    assert on_frontier(uri, "replaced") == {a.run}
+    assert MlflowSearch(uri, "replaced").runs[a.run].info.run_id == duplicate.info.run_id
 
 
-class JobWindow:
-    """A job's only run, and its points."""
+class MlflowJob:
+    """The only run of a job, and its points."""
 
     def __init__(self, uri: str, name: str) -> None:
         from mlflow import MlflowClient
@@ -342,33 +361,33 @@ def stamps(epochs: Sequence[EpochRecord]) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_a_job_follows_its_directory_too(storage: Path, uri: str, restarted: bool) -> None:
+def test_run_of_a_job_follows_the_directory(storage: Path, uri: str, restarted: bool) -> None:
     name = f"job-{restarted}"
-    search = Search(storage, name, twists=1)
+    search = Search(storage, name, trials=1)
     (candidate,) = search.candidates
     job = TrainJob(name, "a-network", candidate.spec, 400, 100, CREATED)
     publisher = JobPublisher(search.store, [job], uri, warn=pytest.fail)
 
-    def synced() -> JobWindow:
+    def sync() -> MlflowJob:
         nonlocal publisher
         publisher = (
             JobPublisher(search.store, [job], uri, warn=pytest.fail) if restarted else publisher
         )
         publisher.sync_once()
-        return JobWindow(uri, name)
+        return MlflowJob(uri, name)
 
     search.commit(candidate, 3)
-    assert synced().points == stamps(epoch_records(candidate, 3))
+    assert sync().points == stamps(epoch_records(candidate, 3))
     search.commit(candidate, 4, again=3)
-    assert synced().points == stamps(epoch_records(candidate, 4, again=3))
+    assert sync().points == stamps(epoch_records(candidate, 4, again=3))
     result = search.end(candidate, 3, failed=True)
-    window = synced()
-    assert (window.points, window.run.info.status) == (stamps(result.epochs), "FAILED")
-    set_aside(search, candidate)
+    in_mlflow = sync()
+    assert (in_mlflow.points, in_mlflow.run.info.status) == (stamps(result.epochs), "FAILED")
+    reset(search, candidate)
     result = search.end(candidate, again=1)
     publisher = JobPublisher(search.store, [job], uri, warn=pytest.fail)
-    window = synced()
-    assert (window.points, window.run.info.status) == (stamps(result.epochs), "FINISHED")
+    in_mlflow = sync()
+    assert (in_mlflow.points, in_mlflow.run.info.status) == (stamps(result.epochs), "FINISHED")
     before = publisher.epochs_sent
-    synced()
+    sync()
     assert publisher.epochs_sent == (0 if restarted else before)

@@ -1,4 +1,7 @@
-"""MLflow that is down, hangs, fails or loses answers, at every call and at any moment: afterwards everything is there, once."""
+"""Tests that publishing is complete and without duplicates after any failure of MLflow.
+
+The server is down, hangs, fails or loses responses, at every kind of request and at any time.
+"""
 
 import gc
 import random
@@ -17,7 +20,14 @@ import pytest
 from tests.search.helpers import results as results_of
 from tests.search.helpers import tiny_config
 from tests.tracking.fault_proxy import QUICK, FaultProxy, each_kind
-from tests.tracking.helpers import SQLALCHEMY, Search, Window, calm, wait_until, wanted_points
+from tests.tracking.helpers import (
+    SQLALCHEMY,
+    MlflowSearch,
+    Search,
+    expected_points,
+    tracking_environment,
+    wait_until,
+)
 from tests.tracking.servers import mlflow_server
 from tinynet_search.store.directory import SearchStore
 from tinynet_search.tracking import background
@@ -28,7 +38,7 @@ from trainables.run_name import RunName
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
 
-# What a search asks of MLflow, from its first epoch to its registered formula, by `kind_of`.
+# Kinds (see `kind_of`) of the requests of a search, from its first epoch to its registered formula.
 KINDS = {
     *["GET experiments/get-by-name", "POST experiments/set-experiment-tag"],
     *["POST runs/search", "POST runs/create", "POST runs/log-batch", "POST runs/update"],
@@ -41,7 +51,7 @@ KINDS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:
-    with calm():
+    with tracking_environment():
         yield
 
 
@@ -53,56 +63,66 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def proxy(server: str) -> Iterator[FaultProxy]:
-    with FaultProxy(server) as between:
-        yield between
+    with FaultProxy(server) as fault_proxy:
+        yield fault_proxy
 
 
 def kind_of(method: str, path: str) -> str:
-    """A request's kind: its path without ids."""
+    """Return the kind of a request: its method and its path without ids."""
     if "mlflow-artifacts" in path:
         return f"{method} artifacts"
     name = re.sub(r"/m-[0-9a-f]+", "", path.partition("/mlflow/")[2])
     return f"{method} {name}"
 
 
-def persevere(publisher: Publisher, most: int = 80) -> int:
-    """Sync until nothing is left, as the thread does without its waits: how often it failed."""
+def sync_until_complete(publisher: Publisher, max_failures: int = 80) -> int:
+    """Sync until everything is sent, as the thread does but without its waits.
 
-    def everything() -> None:
+    Returns:
+        The number of failed attempts.
+    """
+
+    def sync_and_finish() -> None:
         publisher.sync_once()
         publisher.finish("FINISHED", 1_760_000_999_000)
 
-    failed = 0
-    while not publisher._attempt(everything):
-        failed += 1
-        assert failed < most, publisher.fault
-    return failed
+    failures = 0
+    while not publisher._attempt(sync_and_finish):
+        failures += 1
+        assert failures < max_failures, publisher.last_error
+    return failures
 
 
-def check_whole(
+def check_complete(
     uri: str, search: Search, results: Mapping[RunName, TrialResult], frontier: set[RunName]
 ) -> None:
-    """One run a trial with every epoch once, one parent, nothing running, one version of each formula."""
-    window = Window(uri, search.plan.search)
-    assert set(window.runs) == set(results)
-    assert window.parent.info.status == "FINISHED"
+    """Check that MLflow contains a search completely and once.
+
+    There must be one run per trial with every epoch once, one parent, no running run, and one
+    version of each formula.
+    """
+    in_mlflow = MlflowSearch(uri, search.plan.search)
+    assert set(in_mlflow.runs) == set(results)
+    assert in_mlflow.parent.info.status == "FINISHED"
     for run, result in results.items():
-        assert window.points(run) == wanted_points(result.epochs), run
+        assert in_mlflow.points(run) == expected_points(result.epochs), run
         status, end = (
             ("FINISHED" if result.finished else "FAILED"),
             int(1000 * result.ended),
         )
-        assert (window.runs[run].info.status, window.runs[run].info.end_time) == (status, end)
-    assert {run for run, r in window.runs.items() if r.data.tags["frontier"] == "true"} == frontier
-    assert {run for run, r in window.runs.items() if "pareto_rank" in r.data.tags} == frontier
-    key = window.parent.data.tags["tinynet.key"]
+        assert (in_mlflow.runs[run].info.status, in_mlflow.runs[run].info.end_time) == (status, end)
+    assert {
+        run for run, r in in_mlflow.runs.items() if r.data.tags["frontier"] == "true"
+    } == frontier
+    assert {run for run, r in in_mlflow.runs.items() if "pareto_rank" in r.data.tags} == frontier
+    key = in_mlflow.parent.data.tags["tinynet.key"]
     versions = [
         v
-        for v in window.client.search_model_versions("name = 'tiny-formula'")
+        for v in in_mlflow.client.search_model_versions("name = 'tiny-formula'")
         if v.tags["tinynet.key"] == key
     ]
-    models = window.client.search_logged_models(
-        [window.parent.info.experiment_id], f"tags.`tinynet.key` = '{key}'"
+    models = in_mlflow.client.search_logged_models(
+        [in_mlflow.parent.info.experiment_id], f"tags.`tinynet.key` = '{key}'"
     )
     digests = [
         {v.tags["tinynet.digest"] for v in versions},
@@ -112,7 +132,9 @@ def check_whole(
         len(versions),
         len(models),
     ] == [1, 1]
-    names = sorted(item.path for item in window.client.list_artifacts(window.parent.info.run_id))
+    names = sorted(
+        item.path for item in in_mlflow.client.list_artifacts(in_mlflow.parent.info.run_id)
+    )
     assert names == ["formula.json", "frontier.csv", "frontier.json"]
 
 
@@ -121,29 +143,30 @@ def formula_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("mode", [*QUICK, "late"])
-def test_every_call_may_fail_in_every_way(
+def test_search_is_published_once_if_any_request_fails(
     tmp_path: Path, proxy: FaultProxy, server: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A search with restarts, an epoch done again and a frontier that changes, while each kind of call fails."""
+    """A search with restarts, a repeated epoch and a changing frontier, while requests fail."""
     if mode == "late":
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     name = f"every-{mode}"
-    search = Search(tmp_path, name, twists=4)
+    search = Search(tmp_path, name, trials=4)
     a, b, c, d = search.candidates
-    # A client that asks twice fails at the first call of a kind, and not at the third. Waiting is long, so only once.
+    # The client sends a request twice, so it fails at the first request of a kind and succeeds at
+    # the third. A late response takes a timeout, so there is only one.
     failing = (1,) if mode == "late" else (1, 2, 4)
-    with each_kind(proxy, mode, kind_of, failing) as seen:
+    with each_kind(proxy, mode, kind_of, failing) as counts:
         ended = {a.run: search.end(a)}
         search.commit(b, 2)
         search.commit(c, 3)
-        failures = persevere(search.publisher(proxy.url))
+        failures = sync_until_complete(search.publisher(proxy.url))
         search.commit(c, 3, again=3)
         second = search.publisher(proxy.url)
         second.conclude(search.rows([a, b]), None, [])
-        failures += persevere(second)
+        failures += sync_until_complete(second)
         search.commit(b, 3)
-        failures += persevere(second)
+        failures += sync_until_complete(second)
         ended |= {
             b.run: search.end(b),
             c.run: search.end(c, again=3),
@@ -151,52 +174,50 @@ def test_every_call_may_fail_in_every_way(
         }
         third = search.publisher(proxy.url)
         third.conclude(search.rows([b, c]), formula_of(name), [])
-        failures += persevere(third)
-    assert set(seen) >= KINDS
+        failures += sync_until_complete(third)
+    assert set(counts) >= KINDS
     assert failures >= (0 if mode == "slow" else len(KINDS))
-    check_whole(server, search, ended, {b.run, c.run})
+    check_complete(server, search, ended, {b.run, c.run})
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_any_call_may_fail_at_any_moment(
-    tmp_path: Path, proxy: FaultProxy, server: str, seed: int
-) -> None:
-    """Trials that go on while a share of all calls fails by chance, with publishers that are given up by chance."""
-    name, chance = f"chance-{seed}", random.Random(seed)
-    search = Search(tmp_path, name, twists=5)
+def test_random_requests_fail(tmp_path: Path, proxy: FaultProxy, server: str, seed: int) -> None:
+    """Trials continue while a random share of all requests fails; publishers restart at random."""
+    name, rng = f"random-{seed}", random.Random(seed)
+    search = Search(tmp_path, name, trials=5)
     proxy.randomly(seed, 0.25, [mode for mode in QUICK if mode != "slow"])
     done = dict.fromkeys([candidate.run for candidate in search.candidates], 0)
     ended: dict[RunName, TrialResult] = {}
     publisher = search.publisher(proxy.url)
     while len(ended) < len(search.candidates):
-        candidate = chance.choice([c for c in search.candidates if c.run not in ended])
+        candidate = rng.choice([c for c in search.candidates if c.run not in ended])
         done[candidate.run] += 1
         epochs = done[candidate.run]
-        # The third trial's second epoch is done again once three are there.
+        # The third trial repeats its second epoch after the third.
         again = 2 if candidate is search.candidates[2] and epochs > 3 else None
         if epochs <= 4:
             search.commit(candidate, epochs, again=again)
         else:
             ended[candidate.run] = search.end(candidate, again=again)
-        if not publisher._attempt(publisher.sync_once) and chance.random() < 0.3:
+        if not publisher._attempt(publisher.sync_once) and rng.random() < 0.3:
             publisher = search.publisher(proxy.url)
     a, b, *_ = search.candidates
     publisher.conclude(search.rows([a, b]), formula_of(name), [])
-    persevere(publisher)
-    check_whole(server, search, ended, {a.run, b.run})
+    sync_until_complete(publisher)
+    check_complete(server, search, ended, {a.run, b.run})
 
 
-def test_down_for_any_length_and_back(
+def test_thread_recovers_from_every_mode(
     tmp_path: Path, proxy: FaultProxy, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The thread through every way of being down; whoever drives it is never held up, and told once."""
+    """The driver is never blocked, and is warned once."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    monkeypatch.setattr(background, "LONGEST_WAIT", 0.1)
-    search, said = Search(tmp_path, "down", twists=5), []
+    monkeypatch.setattr(background, "MAX_RETRY_INTERVAL", 0.1)
+    search, warnings = Search(tmp_path, "down", trials=5), []
     proxy.mode("refused")
-    publisher = search.publisher(proxy.url, said)
+    publisher = search.publisher(proxy.url, warnings)
     publisher.start(interval=0.05)
-    wait_until(lambda: bool(said), 30)
+    wait_until(lambda: bool(warnings), 30)
     ended: dict[RunName, TrialResult] = {}
     modes = ["refused", "hanging", "500", "lost", "cut"]
     longest = 0.0
@@ -212,41 +233,41 @@ def test_down_for_any_length_and_back(
         publisher.conclude(search.rows([candidate]), formula_of("down"), [])
         longest = max(longest, time.monotonic() - started)
     assert longest < 1.0
-    assert len(said) == 1 and "tinynet sync" in said[0]
+    assert len(warnings) == 1 and "tinynet sync" in warnings[0]
     proxy.mode("ok")
     assert publisher.close()
-    check_whole(server, search, ended, {search.candidates[-1].run})
+    check_complete(server, search, ended, {search.candidates[-1].run})
 
 
-def test_the_end_waits_for_an_answer_so_long_and_no_longer(
+def test_close_waits_while_the_server_responds(
     tmp_path: Path, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = Search(tmp_path, "silent", twists=3)
+    search = Search(tmp_path, "silent", trials=3)
     for candidate in search.candidates:
         search.end(candidate)
     proxy.mode("hanging")
     publisher = search.publisher(proxy.url)
     publisher.start()
-    monkeypatch.setattr(background, "SILENCE", 1.0)
+    monkeypatch.setattr(background, "RESPONSE_TIMEOUT", 1.0)
     started = time.monotonic()
     assert publisher.close() is False
     assert 0.9 < time.monotonic() - started < 10
 
-    # One that answers, slowly, is waited for as long as it does.
-    monkeypatch.setattr(background, "SILENCE", 4.0)
+    # ``close`` waits for a slow server while it responds.
+    monkeypatch.setattr(background, "RESPONSE_TIMEOUT", 4.0)
     proxy.mode("slow")
     proxy.delay = 0.3
     publisher = search.publisher(proxy.url)
     started = time.monotonic()
     assert publisher.close() is True
-    assert time.monotonic() - started > background.SILENCE
+    assert time.monotonic() - started > background.RESPONSE_TIMEOUT
 
 
-LEAVES = """
+CLOSE_AND_EXIT = """
 import sys
 from pathlib import Path
 from tests.tracking.helpers import Search, wait_until
-search = Search(Path(sys.argv[1]), "leaves")
+search = Search(Path(sys.argv[1]), "exits")
 search.end(search.candidates[0])
 publisher = search.publisher(sys.argv[2])
 publisher.conclude(search.rows(search.candidates[:1]), '{"usable": true}', [])
@@ -257,10 +278,13 @@ print(publisher.close(timeout=1.0), flush=True)
 
 
 @pytest.mark.parametrize("hanging", ["", "artifacts"])
-def test_a_process_leaves_while_its_publisher_hangs(
+def test_process_exits_while_its_publisher_hangs(
     tmp_path: Path, proxy: FaultProxy, hanging: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the first call, and in an upload, for which MLflow has threads of its own; nothing is printed."""
+    """It hangs at the first request, or in an upload, which MLflow does in its own threads.
+
+    The process prints nothing to stderr.
+    """
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "90")
     reached = tmp_path / "reached"
 
@@ -270,7 +294,7 @@ def test_a_process_leaves_while_its_publisher_hangs(
         return "hanging" if hanging in path else "ok"
 
     proxy.rule = rule
-    command = [sys.executable, "-c", LEAVES, str(tmp_path), proxy.url, str(reached)]
+    command = [sys.executable, "-c", CLOSE_AND_EXIT, str(tmp_path), proxy.url, str(reached)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -279,12 +303,12 @@ def test_a_process_leaves_while_its_publisher_hangs(
         closed = time.monotonic()
         _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
-    # Less than the patience of one call.
+    # Less than the timeout of one request.
     assert time.monotonic() - closed < 45
 
 
-def test_being_down_costs_no_memory(tmp_path: Path, proxy: FaultProxy) -> None:
-    search = Search(tmp_path, "memory", twists=5)
+def test_failed_attempts_do_not_accumulate_memory(tmp_path: Path, proxy: FaultProxy) -> None:
+    search = Search(tmp_path, "memory", trials=5)
     publisher = search.publisher(proxy.url)
     search.end(search.candidates[0])
     publisher.sync_once()
@@ -300,60 +324,68 @@ def test_being_down_costs_no_memory(tmp_path: Path, proxy: FaultProxy) -> None:
         search.end(candidate)
     tracemalloc.start()
     try:
-        before = attempts(50)  # texts that Python and the JSON reader keep are there by then
+        before = attempts(50)  # includes the strings that Python and the JSON parser cache
         assert attempts(50) - before < 30_000
     finally:
         tracemalloc.stop()
     proxy.mode("ok")
-    persevere(publisher)
+    sync_until_complete(publisher)
 
 
-def test_what_is_refused_or_damaged_keeps_nothing_else_back(
+def test_rejected_and_damaged_trials_do_not_block_others(
     tmp_path: Path, proxy: FaultProxy, server: str
 ) -> None:
-    search = Search(tmp_path, "refusing", twists=5)
+    search = Search(tmp_path, "refusing", trials=5)
     a, b, c, d, e = search.candidates
     search.commit(b, 1)
     search.publisher(server).sync_once()
-    before = Window(server, "refusing")
+    before = MlflowSearch(server, "refusing")
     key, experiment = before.parent.data.tags["tinynet.key"], before.parent.info.experiment_id
-    # MLflow does not change a param: where somebody has meddled a run is refused until they mend it.
+    # MLflow does not change a param: a run with a param from elsewhere is rejected until it is
+    # deleted.
     tags = {**before.runs[b.run].data.tags, "tinynet.key": f"{key}/{a.run}"}
-    meddled = before.client.create_run(
+    changed_run = before.client.create_run(
         experiment, tags={k: v for k, v in tags.items() if k != "mlflow.runName"}
     ).info.run_id
 
-    said: list[str] = []
-    publisher = search.publisher(server, said)
+    warnings: list[str] = []
+    publisher = search.publisher(server, warnings)
     publisher.sync_once()
-    before.client.log_param(meddled, "epochs", "meddled")
+    before.client.log_param(changed_run, "epochs", "changed")
     for candidate in (a, b, d, e):
         search.end(candidate)
     search.store.folder.write(f"results/{c.run}.json", b"{")
     assert not publisher._attempt(publisher.sync_once)
-    assert f"{c.run}.json is damaged" in said[0]
-    found = Window(server, "refusing").runs
-    assert {run: r.info.status for run, r in found.items()} == dict.fromkeys(
+    assert f"{c.run}.json is damaged" in warnings[0]
+    runs = MlflowSearch(server, "refusing").runs
+    assert {run: r.info.status for run, r in runs.items()} == dict.fromkeys(
         [b.run, d.run, e.run], "FINISHED"
     ) | {a.run: "RUNNING"}
     search.store.folder.remove(f"results/{c.run}.json")
     assert not publisher._attempt(publisher.sync_once)
-    assert publisher.fault is not None and "Changing param values is not allowed" in publisher.fault
-    before.client.delete_run(meddled)
+    assert (
+        publisher.last_error is not None
+        and "Changing param values is not allowed" in publisher.last_error
+    )
+    before.client.delete_run(changed_run)
     search.end(c)
     assert publisher._attempt(publisher.sync_once)
-    assert Window(server, "refusing").statuses() == ["FINISHED"] * 5
+    assert MlflowSearch(server, "refusing").statuses() == ["FINISHED"] * 5
 
 
-def test_calls_a_trial_and_none_where_nothing_changed(tmp_path: Path, proxy: FaultProxy) -> None:
-    """Three calls a trial and few for all; a search that was published whole is known by one look at its parent."""
-    search = Search(tmp_path, "calls", twists=5)
+def test_number_of_requests_per_trial(tmp_path: Path, proxy: FaultProxy) -> None:
+    """A search takes three requests per trial and a few more.
+
+    For a completely published search, only the parent is queried.
+    """
+    search = Search(tmp_path, "calls", trials=5)
     for candidate in search.candidates:
         search.end(candidate)
     publisher = search.publisher(proxy.url)
     publisher.sync_once()
     kinds = [kind_of(*request) for request in proxy.requests]
-    # Beside the trials' the parent's: its creation and params, and that it is not whole, before the first trial is created.
+    # In addition to those of the trials there are the requests of the parent: its creation, its
+    # params, and the removal of the digest before the first trial is created.
     assert [kinds.count(f"POST runs/{name}") for name in ("create", "log-batch", "update")] == [
         5 + 1,
         5 + 2,
@@ -366,44 +398,50 @@ def test_calls_a_trial_and_none_where_nothing_changed(tmp_path: Path, proxy: Fau
         del proxy.requests[:]
         report = sync_search(search.store, proxy.url)
         assert (report.runs, report.epochs) == (5, 0)
-    calls = [kind_of(*request) for request in proxy.requests]
-    assert len(calls) <= 9 and "POST runs/log-batch" not in calls
+    kinds = [kind_of(*request) for request in proxy.requests]
+    assert len(kinds) <= 9 and "POST runs/log-batch" not in kinds
 
 
 @pytest.mark.ray
-def test_a_whole_search_while_mlflow_comes_and_goes(
+def test_complete_search_while_mlflow_is_unreliable(
     ray_cluster: Any, tmp_path: Path, proxy: FaultProxy, server: str
 ) -> None:
-    """Real trials; the server is there at first, then nobody listens, then every second answer is lost, garbled or late."""
+    """Trains real trials.
+
+    The server works at first, then its port is closed, then every second response is lost,
+    incomplete or late.
+    """
     from tinynet_search.search.driver import run_search
 
-    over, said = threading.Event(), []
+    ended, warnings = threading.Event(), []
 
-    def weather() -> None:
-        storage = tmp_path / "demo" / "results"
+    def change_modes() -> None:
+        results = tmp_path / "demo" / "results"
         wait_until(
-            lambda: over.is_set() or (storage.is_dir() and len(list(storage.glob("*.json"))) >= 1),
+            lambda: ended.is_set() or (results.is_dir() and len(list(results.glob("*.json"))) >= 1),
             120,
         )
         proxy.mode("refused")
-        wait_until(lambda: over.is_set() or len(list(storage.glob("*.json"))) >= 4, 120)
+        wait_until(lambda: ended.is_set() or len(list(results.glob("*.json"))) >= 4, 120)
         proxy.randomly(0, 0.5)
 
-    thread = threading.Thread(target=weather)
+    thread = threading.Thread(target=change_modes)
     thread.start()
     try:
-        outcome = run_search(tiny_config(tmp_path, trials=6), tracking=proxy.url, warn=said.append)
+        config = tiny_config(tmp_path, trials=6)
+        outcome = run_search(config, tracking=proxy.url, warn=warnings.append)
     finally:
-        over.set()
+        ended.set()
         thread.join()
     assert outcome.new == 6 and outcome.lost == []
     sync_search(SearchStore(str(tmp_path / "demo")), server)
-    found, window = results_of(tmp_path), Window(server, "demo")
-    assert window.parent.info.status == "FINISHED"
-    assert {run: window.points(run)["top1"] for run in window.runs} == {
+    results, in_mlflow = results_of(tmp_path), MlflowSearch(server, "demo")
+    assert in_mlflow.parent.info.status == "FINISHED"
+    assert {run: in_mlflow.points(run)["top1"] for run in in_mlflow.runs} == {
         run: [(e["epoch"], e["top1"], e["ts"]) for e in result["epochs"]]
-        for run, result in found.items()
+        for run, result in results.items()
     }
-    assert window.statuses() == ["FINISHED"] * 6
-    on_it = {row.run for row in outcome.frontier}
-    assert {run for run, r in window.runs.items() if r.data.tags["frontier"] == "true"} == on_it
+    assert in_mlflow.statuses() == ["FINISHED"] * 6
+    frontier = {row.run for row in outcome.frontier}
+    tagged = {run for run, r in in_mlflow.runs.items() if r.data.tags["frontier"] == "true"}
+    assert tagged == frontier

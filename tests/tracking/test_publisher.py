@@ -1,4 +1,4 @@
-"""MLflow as the window: search directories written by hand, published, and read back with nothing but MLflow's own client."""
+"""Tests publishing: search directories are published, and read back with MLflow's own client."""
 
 import io
 import json
@@ -16,19 +16,19 @@ from tests.tracking.helpers import (
     CREATED,
     FORMULA_TEXT,
     SQLALCHEMY,
+    MlflowSearch,
     Search,
-    Window,
-    calm,
     epoch_records,
+    expected_points,
+    tracking_environment,
     wait_until,
-    wanted_points,
 )
 from tinynet_search import TrackingError, frontier_models
 from tinynet_search.cli.main import run as run_command
 from tinynet_search.mlflow_client.connection import resolve_uri
 from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.store.schema import FinalRow, FrontierRow
-from tinynet_search.tracking.background import Background
+from tinynet_search.tracking.background import BackgroundPublisher
 from tinynet_search.tracking.publisher import Publisher
 from tinynet_search.tracking.queries import trial_rows
 
@@ -37,13 +37,13 @@ pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
 
 @pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:
-    with calm():
+    with tracking_environment():
         yield
 
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage folder whose database all tests share: making one takes seconds."""
+    """A storage folder whose database all tests share, since creating one takes seconds."""
     return tmp_path_factory.mktemp("searches")
 
 
@@ -52,11 +52,11 @@ def uri(storage: Path) -> str:
     return resolve_uri(None, None, str(storage))
 
 
-def test_every_trial_and_epoch_arrives_exactly_once(storage: Path, uri: str) -> None:
-    search = Search(storage, "arrives", twists=5)
-    first, second, lost, running, _ = search.candidates
+def test_every_trial_and_epoch_is_published_once(storage: Path, uri: str) -> None:
+    search = Search(storage, "arrives", trials=5)
+    first, second, diverged, running, _ = search.candidates
     results = [search.end(first), search.end(second)]
-    search.end(lost, 2, failed=True)
+    search.end(diverged, 2, failed=True)
     search.commit(running, 2)
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
@@ -67,12 +67,12 @@ def test_every_trial_and_epoch_arrives_exactly_once(storage: Path, uri: str) -> 
         again.sync_once()
     assert (out.getvalue(), err.getvalue()) == ("", "")
 
-    window = Window(uri, "arrives")
-    assert set(window.runs) == {first.run, second.run, lost.run, running.run}
+    in_mlflow = MlflowSearch(uri, "arrives")
+    assert set(in_mlflow.runs) == {first.run, second.run, diverged.run, running.run}
     real = ("c", "macs", "params", "resolution", "activation_bytes")
     for candidate, result in zip((first, second), results, strict=True):
-        run = window.runs[candidate.run]
-        assert window.points(candidate.run) == wanted_points(result.epochs)
+        run = in_mlflow.runs[candidate.run]
+        assert in_mlflow.points(candidate.run) == expected_points(result.epochs)
         assert (run.info.status, run.info.end_time) == ("FINISHED", 1000 * CREATED + 500_250)
         assert run.info.start_time == min(result.epochs[0].ts - 9500, 1000 * CREATED + 50_500)
         assert run.data.metrics["final_top1"] == result.top1
@@ -82,14 +82,15 @@ def test_every_trial_and_epoch_arrives_exactly_once(storage: Path, uri: str) -> 
             *(getattr(candidate.network, key) for key in real),
         ]
         assert {key: float(run.data.params[key]) for key in figures} == figures
-        assert run.data.tags["mlflow.parentRunId"] == window.parent.info.run_id
+        assert run.data.tags["mlflow.parentRunId"] == in_mlflow.parent.info.run_id
     assert (
-        window.runs[first.run].info.run_name == f"r0.86 d1.20 w1.00 · {first.network.resolution}px"
+        in_mlflow.runs[first.run].info.run_name
+        == f"r0.86 d1.20 w1.00 · {first.network.resolution}px"
     )
 
-    assert window.points(running.run) == wanted_points(epoch_records(running, 2))
-    assert window.runs[running.run].info.status == "RUNNING"
-    failed = window.runs[lost.run]
+    assert in_mlflow.points(running.run) == expected_points(epoch_records(running, 2))
+    assert in_mlflow.runs[running.run].info.status == "RUNNING"
+    failed = in_mlflow.runs[diverged.run]
     assert (failed.info.status, failed.data.tags["reason"]) == ("FAILED", "diverged")
     assert "loss nan" in failed.data.tags["detail"]
     assert "final_top1" not in failed.data.metrics
@@ -98,16 +99,16 @@ def test_every_trial_and_epoch_arrives_exactly_once(storage: Path, uri: str) -> 
     again.sync_once()
     fourth = search.end(running)
     again.sync_once()
-    later = Window(uri, "arrives")
-    assert later.points(running.run) == wanted_points(fourth.epochs)
+    later = MlflowSearch(uri, "arrives")
+    assert later.points(running.run) == expected_points(fourth.epochs)
     assert later.runs[running.run].info.status == "FINISHED"
 
 
-def test_parent_tells_what_was_planned(storage: Path, uri: str) -> None:
+def test_parent_has_the_plan(storage: Path, uri: str) -> None:
     search = Search(storage, "planned")
     publisher = search.publisher(uri)
     assert publisher.close(60)
-    parent = Window(uri, "planned").parent
+    parent = MlflowSearch(uri, "planned").parent
     assert (parent.info.run_name, parent.info.start_time, parent.info.status) == (
         "planned",
         1000 * CREATED,
@@ -128,23 +129,23 @@ def test_parent_tells_what_was_planned(storage: Path, uri: str) -> None:
     assert publisher.busy_seconds > 0
 
 
-def test_a_longer_budget_is_a_run_of_its_own(storage: Path, uri: str) -> None:
+def test_longer_training_is_a_separate_run(storage: Path, uri: str) -> None:
     search = Search(storage, "longer")
     search.end(search.candidates[0])
     search.publisher(uri).sync_once()
-    grown = search.plan.model_copy(update={"recipe": search.plan.recipe_for(6)})
-    longer = candidate_of(grown, search.candidates[0].spec.network())
+    longer_plan = search.plan.model_copy(update={"recipe": search.plan.recipe_for(6)})
+    longer = candidate_of(longer_plan, search.candidates[0].spec.network())
     search.end(longer)
-    publisher = Publisher(search.store, grown, uri, warn=pytest.fail)
+    publisher = Publisher(search.store, longer_plan, uri, warn=pytest.fail)
     publisher.watch([longer])
     publisher.sync_once()
-    assert set(Window(uri, "longer").runs) == {search.candidates[0].run, longer.run}
+    assert set(MlflowSearch(uri, "longer").runs) == {search.candidates[0].run, longer.run}
 
 
 def test_frontier_formula_and_finals(
     storage: Path, uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    search = Search(storage, "concluded", twists=4)
+    search = Search(storage, "concluded", trials=4)
     for candidate in search.candidates[:3]:
         search.end(candidate)
     search.end(search.candidates[3], failed=True)
@@ -159,13 +160,13 @@ def test_frontier_formula_and_finals(
     publisher.sync_once()
     search.end(final)
     publisher.sync_once()
-    before = Window(uri, "concluded")
-    marks = {
+    before = MlflowSearch(uri, "concluded")
+    frontier_tags = {
         run: (r.data.tags.get("frontier"), r.data.tags.get("pareto_rank"))
         for run, r in before.runs.items()
     }
-    assert marks[a.run] == ("true", "1") and marks[b.run] == ("true", "2")
-    assert marks[c.run] == ("false", None) and marks[final.run] == (None, None)
+    assert frontier_tags[a.run] == ("true", "1") and frontier_tags[b.run] == ("true", "2")
+    assert frontier_tags[c.run] == ("false", None) and frontier_tags[final.run] == (None, None)
     assert (
         before.runs[final.run].data.tags["tinynet.kind"],
         before.runs[final.run].data.tags["label"],
@@ -175,15 +176,15 @@ def test_frontier_formula_and_finals(
     later.watch([final])
     later.conclude(search.rows([c, a]), FORMULA_TEXT, labels)
     assert later.close(60)
-    after = Window(uri, "concluded")
-    marks = {
+    after = MlflowSearch(uri, "concluded")
+    frontier_tags = {
         run: (r.data.tags.get("frontier"), r.data.tags.get("pareto_rank"))
         for run, r in after.runs.items()
     }
     assert (
-        marks[c.run] == ("true", "1")
-        and marks[a.run] == ("true", "2")
-        and marks[b.run] == ("false", None)
+        frontier_tags[c.run] == ("true", "1")
+        and frontier_tags[a.run] == ("true", "2")
+        and frontier_tags[b.run] == ("false", None)
     )
     assert after.parent.info.status == "FINISHED"
 
@@ -214,30 +215,32 @@ def test_frontier_formula_and_finals(
     assert trial_rows("concluded", tracking_uri=uri) == on_frontier
 
 
-def check_artifacts_and_registry(uri: str, window: Window, rows: list[FrontierRow]) -> None:
+def check_artifacts_and_registry(
+    uri: str, in_mlflow: MlflowSearch, rows: list[FrontierRow]
+) -> None:
     import mlflow
     from mlflow.artifacts import load_text
 
     mlflow.set_tracking_uri(uri)
     try:
-        base = f"runs:/{window.parent.info.run_id}"
+        base = f"runs:/{in_mlflow.parent.info.run_id}"
         assert json.loads(load_text(f"{base}/frontier.json")) == [row.to_json() for row in rows]
         assert (
             load_text(f"{base}/frontier.csv").splitlines()[0]
             == "id,r,d,w,resolution,c,macs,params,top1,pareto_rank"
         )
         assert load_text(f"{base}/formula.json") == FORMULA_TEXT
-        name = window.parent.data.tags["tinynet.search"]
+        name = in_mlflow.parent.data.tags["tinynet.search"]
         for alias in ("champion", name):
             assert load_text(f"models:/tiny-formula@{alias}/formula.json") == FORMULA_TEXT
     finally:
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-    key = window.parent.data.tags["tinynet.key"]
+    key = in_mlflow.parent.data.tags["tinynet.key"]
     assert (
         len(
             [
                 v
-                for v in window.client.search_model_versions("name = 'tiny-formula'")
+                for v in in_mlflow.client.search_model_versions("name = 'tiny-formula'")
                 if v.tags["tinynet.key"] == key
             ]
         )
@@ -245,9 +248,7 @@ def check_artifacts_and_registry(uri: str, window: Window, rows: list[FrontierRo
     )
 
 
-def test_a_new_formula_is_a_new_champion_and_an_unusable_one_is_none(
-    storage: Path, uri: str
-) -> None:
+def test_new_formula_becomes_champion_unless_unusable(storage: Path, uri: str) -> None:
     search = Search(storage, "champion2")
     texts = [
         json.dumps({"usable": usable, "n": n}) for n, usable in enumerate((True, True, False, True))
@@ -256,69 +257,73 @@ def test_a_new_formula_is_a_new_champion_and_an_unusable_one_is_none(
         publisher = search.publisher(uri)
         publisher.conclude([], text, [])
         publisher.sync_once()
-    window = Window(uri, "champion2")
-    key = window.parent.data.tags["tinynet.key"]
+    in_mlflow = MlflowSearch(uri, "champion2")
+    key = in_mlflow.parent.data.tags["tinynet.key"]
     versions = [
         v
-        for v in window.client.search_model_versions("name = 'tiny-formula'")
+        for v in in_mlflow.client.search_model_versions("name = 'tiny-formula'")
         if v.tags["tinynet.key"] == key
     ]
     assert len(versions) == 2
     newest = max(int(v.version) for v in versions)
     for alias in ("champion", "champion2"):
         assert (
-            int(window.client.get_model_version_by_alias("tiny-formula", alias).version) == newest
+            int(in_mlflow.client.get_model_version_by_alias("tiny-formula", alias).version)
+            == newest
         )
 
 
-def test_the_thread_follows_a_search_to_its_end(storage: Path, uri: str) -> None:
-    search, said = Search(storage, "followed"), []
+def test_thread_publishes_a_search_until_its_end(storage: Path, uri: str) -> None:
+    search, warnings = Search(storage, "followed"), []
     first, second, _ = search.candidates
-    publisher = search.publisher(uri, said)
+    publisher = search.publisher(uri, warnings)
     publisher.start(interval=0.05)
     wait_until(lambda: publisher.link is not None, 60)
-    assert Window(uri, "followed").parent.info.status == "RUNNING"
+    assert MlflowSearch(uri, "followed").parent.info.status == "RUNNING"
     search.commit(first, 1)
-    wait_until(lambda: Window(uri, "followed").statuses() == ["RUNNING"], 30)
+    wait_until(lambda: MlflowSearch(uri, "followed").statuses() == ["RUNNING"], 30)
     search.end(first)
     search.commit(second, 2)
-    wait_until(lambda: Window(uri, "followed").statuses() == ["FINISHED", "RUNNING"], 30)
+    wait_until(lambda: MlflowSearch(uri, "followed").statuses() == ["FINISHED", "RUNNING"], 30)
     assert publisher.close(60, status="KILLED")
-    stopped = Window(uri, "followed")
+    stopped = MlflowSearch(uri, "followed")
     assert (stopped.parent.info.status, stopped.statuses()) == ("KILLED", ["FINISHED", "KILLED"])
 
-    resumed = search.publisher(uri, said)
+    resumed = search.publisher(uri, warnings)
     resumed.start(interval=0.05)
-    wait_until(lambda: Window(uri, "followed").parent.info.status == "RUNNING", 60)
+    wait_until(lambda: MlflowSearch(uri, "followed").parent.info.status == "RUNNING", 60)
     wait_until(lambda: resumed.epochs_sent == 2, 30)
-    assert Window(uri, "followed").statuses() == ["FINISHED", "KILLED"]
+    assert MlflowSearch(uri, "followed").statuses() == ["FINISHED", "KILLED"]
     search.commit(second, 3)
-    wait_until(lambda: Window(uri, "followed").statuses() == ["FINISHED", "RUNNING"], 30)
+    wait_until(lambda: MlflowSearch(uri, "followed").statuses() == ["FINISHED", "RUNNING"], 30)
     result = search.end(second)
     assert resumed.close(60)
-    ended = Window(uri, "followed")
+    ended = MlflowSearch(uri, "followed")
     assert (ended.parent.info.status, ended.statuses()) == ("FINISHED", ["FINISHED", "FINISHED"])
-    assert ended.points(second.run) == wanted_points(result.epochs)
-    assert said == []
+    assert ended.points(second.run) == expected_points(result.epochs)
+    assert warnings == []
 
 
-def test_lost_answers_leave_no_second_run(
+def test_lost_responses_leave_no_duplicate(
     storage: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server commits a run, its answer is lost, the client asks again: as a retry within a call, and as an error."""
+    """The server creates a run, its response is lost, and the client repeats the request.
+
+    This happens as a retry within a call, and as an error.
+    """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     search, create, calls = Search(storage, "lost"), MlflowClient.create_run, [0]
 
-    def unlucky(self: MlflowClient, *args: Any, **options: Any) -> Any:
+    def unreliable(self: MlflowClient, *args: Any, **options: Any) -> Any:
         calls[0] += 1
-        made = create(self, *args, **options)
+        run = create(self, *args, **options)
         if calls[0] % 2:
-            raise MlflowException("the answer was lost")
-        return create(self, *args, **options) or made
+            raise MlflowException("the response was lost")
+        return create(self, *args, **options) or run
 
-    monkeypatch.setattr(MlflowClient, "create_run", unlucky)
+    monkeypatch.setattr(MlflowClient, "create_run", unreliable)
     results = [search.end(candidate) for candidate in search.candidates]
     publisher, failures = search.publisher(uri), 0
     for _ in range(10):
@@ -327,26 +332,26 @@ def test_lost_answers_leave_no_second_run(
             break
         except TrackingError as error:
             failures += 1
-            assert "the answer was lost" in str(error)
+            assert "the response was lost" in str(error)
             publisher = search.publisher(uri)
     assert failures == 2
-    # One more, of a request that the server took up late: the last look finds it.
+    # A further duplicate of a request that the server executes late: the last query detects it.
     monkeypatch.undo()
-    before = Window(uri, "lost")
-    for twin in (before.runs[search.candidates[0].run], before.parent):
-        create(before.client, twin.info.experiment_id, tags=twin.data.tags)
+    before = MlflowSearch(uri, "lost")
+    for run in (before.runs[search.candidates[0].run], before.parent):
+        create(before.client, run.info.experiment_id, tags=run.data.tags)
     publisher.finish("FINISHED", 1000 * CREATED)
-    window = Window(uri, "lost")
-    assert len(window.runs) == 3
+    in_mlflow = MlflowSearch(uri, "lost")
+    assert len(in_mlflow.runs) == 3
     for candidate, result in zip(search.candidates, results, strict=True):
-        assert window.points(candidate.run) == wanted_points(result.epochs)
-    assert window.statuses() == ["FINISHED"] * 3
+        assert in_mlflow.points(candidate.run) == expected_points(result.epochs)
+    assert in_mlflow.statuses() == ["FINISHED"] * 3
 
 
-def test_searches_are_found_by_name_and_the_newest_first(
+def test_search_is_selected_by_name_or_as_the_newest(
     storage: Path, uri: str, tmp_path: Path
 ) -> None:
-    newest = Search(tmp_path, "newest", twists=1, space="efficientnet_b0")
+    newest = Search(tmp_path, "newest", trials=1, space="efficientnet_b0")
     newest.plan = newest.plan.model_copy(update={"created": CREATED + 1000})
     newest.end(newest.candidates[0])
     newest.publisher(uri).sync_once()
@@ -357,19 +362,21 @@ def test_searches_are_found_by_name_and_the_newest_first(
     assert {"newest"} == {
         row.search for row in trial_rows(space="efficientnet_b0", tracking_uri=uri, all_trials=True)
     }
-    with pytest.raises(RequestError, match=r"no search 'newset' at sqlite.*there are .*newest"):
+    with pytest.raises(
+        RequestError, match=r"no search 'newset' at sqlite.*expected one of .*newest"
+    ):
         frontier_models("newset", tracking_uri=uri)
     with pytest.raises(RequestError, match=r"no search 'planned'.*of space efficientnet_b0"):
         frontier_models("planned", space="efficientnet_b0", tracking_uri=uri)
 
 
-def test_a_publisher_that_nobody_waits_for_ends_nothing(tmp_path: Path) -> None:
-    """Another one may have followed: what is still on its way arrives, and the runs' ends are the other's."""
-    going, ended = threading.Event(), list[str]()
+def test_abandoned_publisher_does_not_end_runs(tmp_path: Path) -> None:
+    """Another publisher may have started, which ends the runs."""
+    released, ended = threading.Event(), list[str]()
 
-    class Slow(Background[Any]):
+    class Slow(BackgroundPublisher[Any]):
         def sync_once(self) -> None:
-            assert going.wait(20)
+            assert released.wait(20)
 
         def _connect(self) -> Any:
             raise AssertionError
@@ -381,10 +388,10 @@ def test_a_publisher_that_nobody_waits_for_ends_nothing(tmp_path: Path) -> None:
     slow = Slow(f"sqlite:///{tmp_path}/mlflow.db", "search", pytest.fail)
     slow.start()
     assert not slow.close(timeout=0.2)
-    going.set()
+    released.set()
     assert slow._thread
     slow._thread.join(20)
     assert ended == []
-    prompt = Slow(f"sqlite:///{tmp_path}/mlflow.db", "search", pytest.fail)
-    assert prompt.close(timeout=20)
+    fast = Slow(f"sqlite:///{tmp_path}/mlflow.db", "search", pytest.fail)
+    assert fast.close(timeout=20)
     assert ended == ["FINISHED"]

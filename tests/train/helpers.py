@@ -1,4 +1,4 @@
-"""Training jobs small enough to run in a second, through the command, and what they left in MLflow."""
+"""Training jobs that run in about a second through the command, and access to their MLflow runs."""
 
 import json
 import os
@@ -22,8 +22,11 @@ LABEL = "efficientnet_mini-r0.4-d0.4-w0.5"
 
 
 def arguments(storage: Path, *more: str, epochs: int = 2) -> list[str]:
-    """Of ``tinynet train``: one small network on a few petals, the job's name ``tiny`` unless ``more`` says otherwise."""
-    named = () if "--name" in more else ("--name", "tiny")
+    """Arguments of ``tinynet train`` for a small network on a few petals images.
+
+    The job is named ``tiny`` unless ``more`` contains ``--name``.
+    """
+    name = () if "--name" in more else ("--name", "tiny")
     tiny = [part for setting in SETTINGS for part in ("--set", setting)]
     return [
         "train",
@@ -32,7 +35,7 @@ def arguments(storage: Path, *more: str, epochs: int = 2) -> list[str]:
         "petals",
         "--storage",
         str(storage),
-        *named,
+        *name,
         "--epochs",
         str(epochs),
         *tiny,
@@ -40,39 +43,39 @@ def arguments(storage: Path, *more: str, epochs: int = 2) -> list[str]:
     ]
 
 
-def call(capsys: pytest.CaptureFixture[str], *asked: str) -> tuple[int, str, str]:
-    code = run(list(asked))
+def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    code = run(list(args))
     out, err = capsys.readouterr()
     return code, out, err
 
 
-def trained(capsys: pytest.CaptureFixture[str], *asked: str) -> dict[str, Any]:
-    """The JSON document of a job that must end well."""
-    code, out, err = call(capsys, *asked, "--json")
+def train_json(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
+    """Run a job that must succeed and return its JSON document."""
+    code, out, err = call(capsys, *args, "--json")
     assert code == 0, err
     return json.loads(out)
 
 
-def refused(capsys: pytest.CaptureFixture[str], words: str, *asked: str) -> None:
-    code, out, err = call(capsys, *asked)
+def assert_rejected(capsys: pytest.CaptureFixture[str], words: str, *args: str) -> None:
+    code, out, err = call(capsys, *args)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert words in err
 
 
-# The command where Ray is not installed.
+# Runs the command as if Ray were not installed.
 RAYLESS = "import sys; sys.modules['ray'] = None; from tinynet_search.cli.main import main; main()"
 
 
-def stopped(
-    asked: list[str], sent: signal.Signals, when: Callable[[], bool]
+def run_and_signal(
+    args: list[str], sent: signal.Signals, when: Callable[[], bool]
 ) -> tuple[int, str, str]:
-    """The command in a process of its own and without Ray, and a signal to it as soon as ``when``."""
-    # A background job starts with SIGINT ignored, and so would whatever it starts.
-    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    """Run the command in a separate process without Ray, and signal it once ``when`` is true."""
+    # A background job starts with SIGINT ignored, and its child processes inherit that.
+    default_sigint = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     pipe = subprocess.PIPE
-    command = [sys.executable, "-c", RAYLESS, *asked]
+    command = [sys.executable, "-c", RAYLESS, *args]
     with subprocess.Popen(
-        command, env={**os.environ}, stdout=pipe, stderr=pipe, text=True, preexec_fn=listening
+        command, env={**os.environ}, stdout=pipe, stderr=pipe, text=True, preexec_fn=default_sigint
     ) as process:
         deadline = time.monotonic() + 120
         while not when() and time.monotonic() < deadline and process.poll() is None:
@@ -83,7 +86,7 @@ def stopped(
 
 
 class JobRuns:
-    """The runs of training jobs as MLflow's own client sees them."""
+    """The MLflow runs of training jobs, read through the MLflow client."""
 
     def __init__(self, uri: str, job: str = "tiny", kind: str = "train") -> None:
         from mlflow import MlflowClient
@@ -102,6 +105,6 @@ class JobRuns:
         return run
 
     def steps(self, metric: str) -> list[tuple[int, int, float]]:
-        """(step, ms, value) of every point there is of a metric of the only run."""
+        """(step, timestamp in ms, value) of every point of a metric of the only run."""
         history = self.client.get_metric_history(self.only().info.run_id, metric)
         return sorted((point.step, point.timestamp, point.value) for point in history)

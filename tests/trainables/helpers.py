@@ -1,4 +1,7 @@
-"""A trial small enough to train in a second."""
+"""Helpers for tests that train: a trial that takes a second, and results without times.
+
+Used by the tests of this folder and of other folders.
+"""
 
 from typing import Any
 
@@ -18,16 +21,18 @@ def tiny_spec(
     data: dict[str, Any] | None = None,
     **recipe: Any,
 ) -> TrialSpec:
-    """A trial of a space on a few images."""
+    """A trial of a search space on a few images."""
     settings = {"epochs": 3, "batch": 32, "micro_batch": 32} | recipe
     data = data or DATA
     opened = open_data(data)
-    made = get_recipe("short", **settings)
-    return TrialSpec(space, 1, rdw, len(opened.class_names), made, data, opened.fingerprint, seed)
+    trial_recipe = get_recipe("short", **settings)
+    return TrialSpec(
+        space, 1, rdw, len(opened.class_names), trial_recipe, data, opened.fingerprint, seed
+    )
 
 
 def without_times(result: TrialResult) -> dict[str, Any]:
-    """A result with everything taken out that may differ between two runs of the same trial."""
+    """A result without the values that may differ between two runs of the same trial."""
     epochs = [
         {k: v for k, v in e.to_json().items() if k not in ("ts", "seconds", "images_per_s")}
         for e in result.epochs

@@ -1,4 +1,4 @@
-"""One contract for every kind of folder."""
+"""Contract of every kind of folder."""
 
 import threading
 from pathlib import Path
@@ -20,7 +20,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
         return ArrowFolder(
             fs.LocalFileSystem(), str(tmp_path / "search"), f"file://{tmp_path}/search"
         )
-    # A filesystem without renames worth the name, as object stores are: the branch that puts a file whole.
+    # Stands for object stores, which have no atomic rename.
     return ArrowFolder(
         fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "search", "memory://search"
     )
@@ -36,7 +36,7 @@ def test_write_read_replace(folder: Folder) -> None:
     assert folder.sub("a").read("b.json") == b"two"
 
 
-def test_nothing_there(folder: Folder) -> None:
+def test_missing_files(folder: Folder) -> None:
     assert folder.names() == []
     assert folder.names("x/y") == []
     assert not folder.exists("x")
@@ -64,41 +64,41 @@ def test_remove(folder: Folder) -> None:
 @pytest.mark.parametrize(
     "name", ["../x", "a/../../x", "/etc/x", "a//b", "", ".hidden", "a\x00b", "a b"]
 )
-def test_names_cannot_leave_the_folder(folder: Folder, name: str) -> None:
-    with pytest.raises(RequestError, match="is no file name here"):
+def test_invalid_names_are_rejected(folder: Folder, name: str) -> None:
+    with pytest.raises(RequestError, match="is not a valid file name"):
         folder.write(name, b"")
 
 
-def test_one_of_many_writers_wins(tmp_path: Path) -> None:
+def test_write_once_succeeds_for_one_of_many_writers(tmp_path: Path) -> None:
     folder = LocalFolder(tmp_path)
-    won: list[bytes] = []
+    written: list[bytes] = []
     barrier = threading.Barrier(8)
 
     def write(data: bytes) -> None:
         barrier.wait()
         if folder.write_once("r", data):
-            won.append(data)
+            written.append(data)
 
     threads = [threading.Thread(target=write, args=(bytes([65 + i]) * 100_000,)) for i in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(won) == 1
-    assert folder.read("r") == won[0]
+    assert len(written) == 1
+    assert folder.read("r") == written[0]
     assert list(tmp_path.iterdir()) == [tmp_path / "r"]
 
 
-def test_a_failed_write_leaves_the_old_bytes(
+def test_a_failed_write_keeps_the_old_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = LocalFolder(tmp_path)
     folder.write("r", b"old")
 
-    def full(_: int) -> None:
+    def fail(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="No space"):
         folder.write("r", b"new")
     assert folder.read("r") == b"old"

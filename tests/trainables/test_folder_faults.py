@@ -1,4 +1,4 @@
-"""Folders on storage that is full, read-only, without links or full of other things: real file systems, no pretence."""
+"""Folders on real storage that is full, read-only, without hard links or with unexpected files."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ import pytest
 
 from tests.trainables.helpers import tiny_spec, without_times
 from trainables.result import EpochRecord
-from trainables.spec import Alone
+from trainables.spec import LocalReporter
 from trainables.storage.folder import (
     ArrowFolder,
     Folder,
@@ -31,7 +31,7 @@ from trainables.trial_folder import result_name
 
 @pytest.fixture(params=["local", "file", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
-    """The same contract wherever files lie."""
+    """A folder of each kind, all with the same contract."""
     if request.param == "local":
         return LocalFolder(tmp_path / "search")
     if request.param == "file":
@@ -41,7 +41,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     )
 
 
-def test_the_contract(folder: Folder) -> None:
+def test_folder_contract(folder: Folder) -> None:
     assert folder.names() == folder.names("x/y") == []
     assert not folder.exists("x")
     folder.remove("x")
@@ -74,34 +74,42 @@ def test_the_contract(folder: Folder) -> None:
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 kB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)],
+    mount = tmp_path / "small"
+    _mount_tmpfs(mount, "256k")
+    yield mount
+    subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+def _mount_tmpfs(mount: Path, size: str) -> None:
+    """Mount a file system of a given size; skip the test if that is not permitted."""
+    mount.mkdir()
+    process = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(mount)],
         capture_output=True,
         text=True,
     )
-    if done.returncode:
-        pytest.skip(f"mounting a small file system is not permitted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    if process.returncode:
+        pytest.skip(f"mounting a file system is not permitted here: {process.stderr.strip()}")
 
 
-def _hidden(place: Path) -> list[Path]:
-    return list(place.rglob(".*"))
+def _hidden(folder: Path) -> list[Path]:
+    return list(folder.rglob(".*"))
 
 
 def test_a_full_disk(small: Path) -> None:
-    """The line names the file; what was there stays; no part of a file is left; with room again the same write succeeds."""
+    """The error names the file, existing files are unchanged and no partial file remains.
+
+    Once there is space again, the same write succeeds.
+    """
     folder = LocalFolder(small / "search")
     folder.write("plan.json", b"p" * 1000)
     folder.write("weights", b"w" * 120_000)
     for write in (folder.write, folder.write_once):
-        with pytest.raises(StorageError) as full:
+        with pytest.raises(StorageError) as raised:
             write("trials/a/weights", b"x" * 200_000)
-        assert full.value.errno == errno.ENOSPC
+        assert raised.value.errno == errno.ENOSPC
         assert (
-            str(full.value)
+            str(raised.value)
             == f"{small}/search/trials/a/weights cannot be written (No space left on device)"
         )
     with pytest.raises(StorageError, match="No space left"):
@@ -113,7 +121,7 @@ def test_a_full_disk(small: Path) -> None:
     assert folder.write_once("trials/a/weights", b"x" * 200_000)
 
 
-def test_a_disk_that_turns_read_only(small: Path) -> None:
+def test_a_disk_that_becomes_read_only(small: Path) -> None:
     folder = LocalFolder(small / "search")
     folder.write("a/plan.json", b"old")
     subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
@@ -123,12 +131,12 @@ def test_a_disk_that_turns_read_only(small: Path) -> None:
         (lambda: folder.remove("a/plan.json"), "removed"),
         (lambda: folder.remove("a"), "removed"),
     ]
-    for call, doing in calls:
+    for call, operation in calls:
         with pytest.raises(
-            StorageError, match=rf"search/a\S* cannot be {doing} \(Read-only file system\)"
-        ) as refused:
+            StorageError, match=rf"search/a\S* cannot be {operation} \(Read-only file system\)"
+        ) as raised:
             call()
-        assert refused.value.errno == errno.EROFS
+        assert raised.value.errno == errno.EROFS
     assert folder.read("a/plan.json") == b"old"
     assert not folder.write_once("a/plan.json", b"new")
     subprocess.run(["mount", "-o", "remount,rw", str(small)], check=True)
@@ -136,7 +144,7 @@ def test_a_disk_that_turns_read_only(small: Path) -> None:
     assert folder.read("a/plan.json") == b"new"
 
 
-LIMITED = """
+LIMITED_WRITER = """
 import resource, signal, sys
 from trainables.storage.folder import open_folder
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -153,99 +161,94 @@ for write in (folder.write, folder.write_once):
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_a_file_that_may_not_grow(tmp_path: Path, scheme: str) -> None:
-    """As a full disk, where nothing can be mounted: a limit of the process, reached in the middle of a file."""
-    command = [sys.executable, "-c", LIMITED, f"{scheme}{tmp_path}/search"]
-    done = subprocess.run(
+def test_a_file_size_limit(tmp_path: Path, scheme: str) -> None:
+    """A size limit that is reached in the middle of a file acts like a full disk."""
+    command = [sys.executable, "-c", LIMITED_WRITER, f"{scheme}{tmp_path}/search"]
+    process = subprocess.run(
         command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
-    refused = [
+    errors = [
         f"{errno.EFBIG} {scheme}{tmp_path}/search/{name} cannot be written ("
         for name in ("plan.json", "new.json")
     ]
-    lines = done.stdout.splitlines()
+    lines = process.stdout.splitlines()
     assert [
         line.startswith(start)
-        for line, start in zip(lines, [refused[0], refused[1], "False", refused[1]], strict=True)
+        for line, start in zip(lines, [errors[0], errors[1], "False", errors[1]], strict=True)
     ] == [True] * 4
     assert open_folder(tmp_path / "search").names() == ["plan.json"]
     assert (tmp_path / "search" / "plan.json").read_bytes() == b"old"
     assert _hidden(tmp_path) == []
 
 
-class Stops(Alone):
-    """Ends the training after so many epochs."""
+class AfterEpoch(LocalReporter):
+    """Calls a function with the number of every completed epoch."""
 
-    def __init__(self, after: Callable[[int], None]) -> None:
-        object.__setattr__(self, "_after", after)
+    def __init__(self, callback: Callable[[int], None]) -> None:
+        object.__setattr__(self, "_callback", callback)
 
     def report(self, record: EpochRecord) -> None:
-        self._after(record.epoch)  # type: ignore[attr-defined]
+        self._callback(record.epoch)  # type: ignore[attr-defined]
 
 
-def _filled(place: Path, leave: int) -> Path:
-    """A file that takes all but so many bytes of a file system."""
-    file = place / "ballast"
-    found = os.statvfs(place)
-    file.write_bytes(b"b" * max(0, found.f_bavail * found.f_frsize - leave))
-    return file
+def _fill(mount: Path, free: int) -> None:
+    """Write a file that leaves ``free`` bytes of a file system."""
+    status = os.statvfs(mount)
+    (mount / "ballast").write_bytes(b"b" * max(0, status.f_bavail * status.f_frsize - free))
 
 
 @pytest.fixture
-def room_for_a_trial(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "room"
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        pytest.skip(f"mounting a small file system is not permitted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+def trial_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MB, which is enough for one trial."""
+    mount = tmp_path / "trial"
+    _mount_tmpfs(mount, "24m")
+    yield mount
+    subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
-def test_a_trial_whose_disk_fills_up(room_for_a_trial: Path, tmp_path: Path) -> None:
-    """In the middle of a checkpoint, and with no room for the result: the error names the file, the last checkpoint stays
-    whole, and with room again the trial ends with the numbers of an undisturbed one."""
+def test_a_trial_on_a_disk_that_fills_up(trial_disk: Path, tmp_path: Path) -> None:
+    """The disk is full in the middle of a checkpoint, and later when the result is written.
+
+    The error names the file and the last checkpoint stays intact. Once there is space again, the
+    trial finishes with the same numbers as an uninterrupted one.
+    """
     spec = tiny_spec()
-    whole = run_trial(spec, str(tmp_path / "whole"), Alone())
-    root = room_for_a_trial / "search"
+    reference = run_trial(spec, str(tmp_path / "reference"), LocalReporter())
+    root = trial_disk / "search"
     trial = root / spec.folder
 
     def fill(epochs: int) -> None:
         if epochs == 1:
-            _filled(room_for_a_trial, 40_000)
+            _fill(trial_disk, 40_000)
 
     with pytest.raises(
         StorageError, match=r"epoch-0002/\S+ cannot be written \(No space left on device\)"
     ):
-        run_trial(spec, str(root), Stops(fill))
+        run_trial(spec, str(root), AfterEpoch(fill))
     assert not (root / result_name(spec.run)).exists()
     assert [path.name for path in trial.iterdir() if (path / "progress.json").exists()] == [
         "epoch-0001"
     ]
-    ballast = room_for_a_trial / "ballast"
+    ballast = trial_disk / "ballast"
     ballast.unlink()
 
     def fill_all(epochs: int) -> None:
         if epochs == 3:
-            _filled(room_for_a_trial, 0)
+            _fill(trial_disk, 0)
 
     with pytest.raises(StorageError, match="cannot be written"):
-        run_trial(spec, str(root), Stops(fill_all))
+        run_trial(spec, str(root), AfterEpoch(fill_all))
     assert not (root / result_name(spec.run)).exists()
     before = {path: path.read_bytes() for path in trial.rglob("epoch-0003/*")}
     assert len(before) == 3
     ballast.unlink()
-    subprocess.run(["mount", "-o", "remount,ro", str(room_for_a_trial)], check=True)
+    subprocess.run(["mount", "-o", "remount,ro", str(trial_disk)], check=True)
     with pytest.raises(StorageError, match="Read-only file system"):
-        run_trial(spec, str(root), Alone())
-    subprocess.run(["mount", "-o", "remount,rw", str(room_for_a_trial)], check=True)
+        run_trial(spec, str(root), LocalReporter())
+    subprocess.run(["mount", "-o", "remount,rw", str(trial_disk)], check=True)
     assert {path: path.read_bytes() for path in before} == before
-    result = run_trial(spec, str(root), Alone())
-    assert without_times(result) == without_times(whole)
+    result = run_trial(spec, str(root), LocalReporter())
+    assert without_times(result) == without_times(reference)
     assert sorted(path.name for path in trial.iterdir()) == ["config.json", "weights.safetensors"]
     assert _hidden(root) == []
 
@@ -254,17 +257,17 @@ def test_a_trial_whose_disk_fills_up(room_for_a_trial: Path, tmp_path: Path) -> 
 def test_a_mount_without_hard_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]
 ) -> None:
-    """The system's own calls refuse as such mounts do; the rename that does not replace is the real one."""
+    """System calls fail as on such mounts; renameat2, where it is available, is the real one."""
 
-    def none(*_: Any) -> None:
+    def no_link(*_: Any) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    def neither(*_: Any) -> None:
+    def no_rename(*_: Any) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr("os.link", none)
+    monkeypatch.setattr("os.link", no_link)
     if "renameat2" in missing:
-        monkeypatch.setattr("trainables.storage.folder._rename_new", neither)
+        monkeypatch.setattr("trainables.storage.folder._rename_new", no_rename)
     folder = LocalFolder(tmp_path)
     assert folder.write_once("r", b"first")
     assert not folder.write_once("r", b"second")
@@ -272,7 +275,7 @@ def test_a_mount_without_hard_links(
     assert [path.name for path in tmp_path.iterdir()] == ["r"]
 
 
-def test_the_rename_that_does_not_replace_is_exclusive(tmp_path: Path) -> None:
+def test_rename_new_does_not_replace(tmp_path: Path) -> None:
     from trainables.storage.folder import _rename_new
 
     (tmp_path / "a").write_bytes(b"a")
@@ -284,7 +287,7 @@ def test_the_rename_that_does_not_replace_is_exclusive(tmp_path: Path) -> None:
     assert (tmp_path / "c").read_bytes() == b"a"
 
 
-KILLED = """
+KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
 from trainables.storage.folder import LocalFolder
@@ -293,22 +296,24 @@ LocalFolder(Path(sys.argv[1])).write("weights", b"half")
 """
 
 
-def test_what_a_killed_writer_leaves(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     folder = LocalFolder(tmp_path)
-    folder.write("weights", b"whole")
+    folder.write("weights", b"complete")
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path)], check=False, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", KILLED_WRITER, str(tmp_path)],
+        check=False,
+        cwd=Path(__file__).parents[2],
     )
     assert killed.returncode == -signal.SIGKILL
     assert len(_hidden(tmp_path)) == 1
-    assert (folder.names(), folder.read("weights")) == (["weights"], b"whole")
-    (tmp_path / ".nfs0001").write_bytes(b"not ours")
+    assert (folder.names(), folder.read("weights")) == (["weights"], b"complete")
+    (tmp_path / ".nfs0001").write_bytes(b"from NFS")
     folder.sweep()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".nfs0001", "weights"]
 
 
-def test_other_things_in_the_place_of_a_file(tmp_path: Path) -> None:
-    """Nothing hangs, nothing is followed out of the folder, and a huge file costs no memory."""
+def test_pipes_links_and_huge_files(tmp_path: Path) -> None:
+    """Reads do not block, links out of the folder are rejected, and huge files are not loaded."""
     folder, outside = LocalFolder(tmp_path / "search"), tmp_path / "outside"
     outside.mkdir()
     folder.write("x", b"1")
@@ -329,24 +334,24 @@ def test_other_things_in_the_place_of_a_file(tmp_path: Path) -> None:
         folder.names("x")
     (tmp_path / "search" / "trials").symlink_to(outside)
     for write in (folder.write, folder.write_once, folder.sub("trials").write):
-        with pytest.raises(StorageError, match="a link leads out of"):
+        with pytest.raises(StorageError, match="a symbolic link leads out of"):
             write("trials/a/x" if write != folder.sub("trials").write else "a", b"1")
     (outside / "keep").write_bytes(b"1")
-    with pytest.raises(StorageError, match="a link leads out of"):
+    with pytest.raises(StorageError, match="a symbolic link leads out of"):
         folder.remove("trials/keep")
     folder.remove("trials")
     assert [path.name for path in outside.iterdir()] == ["keep"]
 
 
-def test_a_storage_folder_that_is_a_link_itself(tmp_path: Path) -> None:
+def test_a_storage_folder_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     (tmp_path / "searches").symlink_to(tmp_path / "scratch")
     LocalFolder(tmp_path / "searches").sub("demo").write("a/x", b"1")
     assert (tmp_path / "scratch" / "demo" / "a" / "x").read_bytes() == b"1"
 
 
-def test_errors_keep_their_number_and_line_through_ray(tmp_path: Path) -> None:
-    """Trials run in other processes: what they raise is pickled."""
+def test_pickled_errors_keep_their_number_and_message(tmp_path: Path) -> None:
+    """Trials run in other processes, so their exceptions are pickled."""
     import pickle
 
     error = StorageError(
@@ -356,15 +361,15 @@ def test_errors_keep_their_number_and_line_through_ray(tmp_path: Path) -> None:
     assert (type(again), str(again), again.errno) == (StorageError, str(error), errno.ENOSPC)
 
 
-def test_modes_are_the_users(tmp_path: Path) -> None:
-    """Staged files get the mode that the user's mask gives."""
+def test_file_modes_follow_the_umask(tmp_path: Path) -> None:
+    """Staged files get the same mode as other new files of the user."""
     LocalFolder(tmp_path).write("x", b"1")
     mask = os.umask(0)
     os.umask(mask)
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o666 & ~mask
 
 
-def test_a_file_system_of_another_kind(tmp_path: Path) -> None:
+def test_any_pyarrow_filesystem(tmp_path: Path) -> None:
     from pyarrow import fs
 
     folder = ArrowFolder(
@@ -372,6 +377,6 @@ def test_a_file_system_of_another_kind(tmp_path: Path) -> None:
     )
     folder.write("a/b", b"1")
     assert folder.names("a") == ["b"]
-    (tmp_path / "search" / "a" / ".b.0123abcd").write_bytes(b"left")
+    (tmp_path / "search" / "a" / ".b.0123abcd").write_bytes(b"temporary")
     folder.sub("a").sweep()
     assert _hidden(tmp_path) == []

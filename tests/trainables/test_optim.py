@@ -1,4 +1,4 @@
-"""Flat buffers, optimizers, the average and a step's sums against their plain definitions."""
+"""Flat buffers, optimizers, the average and a step's sums against reference implementations."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from search_spaces import get_space
-from trainables.optim.flat import Flat
+from trainables.optim.flat import FlatBuffers
 from trainables.optim.optimizers import (
     OPTIMIZERS,
     Average,
@@ -48,10 +48,10 @@ def _gradients(model: nn.Module, steps: int) -> list[list[torch.Tensor]]:
     ]
 
 
-def test_flat_buffers_are_the_model() -> None:
-    """Same outputs and gradients to the last bit, whether a module owns its tensors or looks into buffers."""
+def test_a_model_on_flat_buffers_is_unchanged() -> None:
+    """Outputs, gradients and strides are the same as those of a module with its own tensors."""
     plain, model = _mini().train(), _mini().train()
-    flat = Flat(model)
+    flat = FlatBuffers(model)
     images = torch.randn(4, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     for module in (plain, model):
         module(images).square().sum().backward()
@@ -72,8 +72,8 @@ def test_flat_buffers_are_the_model() -> None:
     assert all((p == 2).all() for p in model.parameters())
 
 
-def _theirs(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """timm's RMSpropTF and torch's SGD as section 4.1 sets them, on the parameters themselves."""
+def _reference_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """timm's RMSpropTF or torch's SGD with the settings of section 4.1, on the parameters."""
     from timm.optim.rmsprop_tf import RMSpropTF
 
     groups: Any = [
@@ -90,33 +90,35 @@ def _theirs(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 
 @pytest.mark.parametrize("name", ["efficientnet", "resnet"])
 @pytest.mark.parametrize("fused", [True, False])
-def test_first_ten_steps_are_timms_and_torchs(name: str, fused: bool) -> None:
-    """Section 4.1's optimizers on a real network, through warm-up: the same weights after each of ten steps."""
+def test_first_ten_steps_match_timm_and_torch(name: str, fused: bool) -> None:
+    """Section 4.1's optimizers on a real network during warm-up: equal weights after every step."""
     recipe = replace(RECIPES[name], schedule="cosine", epochs=10, warmup_epochs=4)
-    ours, theirs = _mini(), _mini()
-    flat = Flat(ours)
-    mine, reference = make_optimizer(recipe, ours, flat if fused else None), _theirs(recipe, theirs)
-    for step, gradients in enumerate(_gradients(ours, 10)):
-        for model in (ours, theirs):
+    tested_model, reference_model = _mini(), _mini()
+    flat = FlatBuffers(tested_model)
+    tested = make_optimizer(recipe, tested_model, flat if fused else None)
+    reference = _reference_optimizer(recipe, reference_model)
+    for step, gradients in enumerate(_gradients(tested_model, 10)):
+        for model in (tested_model, reference_model):
             for parameter, gradient in zip(model.parameters(), gradients, strict=True):
                 parameter.grad = (
                     gradient.clone() if parameter.grad is None else parameter.grad.copy_(gradient)
                 )
-        for optimizer in (mine, reference):
+        for optimizer in (tested, reference):
             set_lr(optimizer, lr_at(recipe, step, 1))
             optimizer.step()
-        for (key, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        pairs = zip(tested_model.named_parameters(), reference_model.parameters(), strict=True)
+        for (key, a), b in pairs:
             torch.testing.assert_close(
                 a, b, rtol=2e-6, atol=1e-7, msg=lambda m, k=key, s=step: f"step {s}, {k}: {m}"
             )
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
-def test_state_is_the_same_fused_or_not(name: str) -> None:
-    """What one form leaves the other takes up: by parameters' names, and the next step is the same."""
+def test_optimizer_state_can_be_loaded_with_and_without_flat_buffers(name: str) -> None:
+    """Each form loads the other's state by parameter name, and the next step is the same."""
     recipe = get_recipe("short", optimizer=name, weight_decay=0.01)
     models = [_mini(), _mini()]
-    flats = [Flat(model) for model in models]
+    flats = [FlatBuffers(model) for model in models]
     forms = [flats[0], None]
     optimizers = [
         make_optimizer(recipe, model, form) for model, form in zip(models, forms, strict=True)
@@ -140,9 +142,9 @@ def test_state_is_the_same_fused_or_not(name: str) -> None:
         torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-7)
 
 
-def test_average_is_the_plain_definition() -> None:
+def test_average_matches_its_definition() -> None:
     net = _net()
-    average = Average(net, Flat(net))
+    average = Average(net, FlatBuffers(net))
     plain = {k: v.clone() for k, v in net.state_dict().items() if v.is_floating_point()}
     for step in range(5):
         with torch.no_grad():
@@ -157,13 +159,13 @@ def test_average_is_the_plain_definition() -> None:
         torch.testing.assert_close(average.state()[key], value)
 
 
-def test_the_average_takes_the_models_place_and_goes_again() -> None:
+def test_applied_average_is_removed_on_exit() -> None:
     net = _net()
-    average = Average(net, Flat(net))
+    average = Average(net, FlatBuffers(net))
     start = {k: v.clone() for k, v in float_state(net).items()}
     with torch.no_grad():
         net[0].weight.add_(1.0)
-    with average.in_place():
+    with average.applied():
         assert all(torch.equal(v, start[k]) for k, v in float_state(net).items())
     assert torch.equal(net[0].weight, start["0.weight"] + 1)
     average.load({k: v + 5 for k, v in start.items()})
@@ -173,7 +175,7 @@ def test_the_average_takes_the_models_place_and_goes_again() -> None:
 
 def test_statistics_and_loss_are_means_over_micro_batches() -> None:
     net = _net().train()
-    flat = Flat(net)
+    flat = FlatBuffers(net)
     batches = [torch.randn(4, 3, 8, 8) + i for i in range(3)]
     start = net[1].running_mean.clone()
     conv = [net[0](b) for b in batches]
@@ -187,19 +189,19 @@ def test_statistics_and_loss_are_means_over_micro_batches() -> None:
     torch.testing.assert_close(net[1].running_mean, expected)
 
 
-def test_weight_decay_spares_vectors() -> None:
+def test_weight_decay_excludes_vectors() -> None:
     net = _net()
-    for flat in (None, Flat(net)):
+    for flat in (None, FlatBuffers(net)):
         groups = make_optimizer(get_recipe("short", weight_decay=0.1), net, flat).param_groups
         assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
-        # 4 x 27 and 2 x 36 weights, each from a multiple of 16; six vectors of four and two numbers.
+        # 4 x 27 and 2 x 36 weights, each aligned to 16 floats; six vectors of 4 or 2 floats.
         assert [sum(p.numel() for p in g["params"]) for g in groups] == (
             [108 + 72, 18] if flat is None else [112 + 80, 96]
         )
 
 
-def test_rmsprop_the_tensorflow_way() -> None:
-    """Mean square from one, eps inside the root, the learning rate inside the momentum: ten steps by hand."""
+def test_rmsprop_matches_tensorflow() -> None:
+    """Ten steps computed here: mean square starts at one, eps in the root, rate in the momentum."""
     weight = nn.Parameter(torch.tensor([[1.0, -2.0]]))
     optimizer = OPTIMIZERS["rmsprop_tf"]([weight], 0.048, True)
     value, square, momentum = weight.detach().clone(), torch.ones(1, 2), torch.zeros(1, 2)
@@ -215,7 +217,7 @@ def test_rmsprop_the_tensorflow_way() -> None:
 
 def test_a_network_without_batch_norm_has_no_statistics() -> None:
     net = nn.Linear(2, 2)
-    sums = StepSums(Flat(net).statistics, 2)
+    sums = StepSums(FlatBuffers(net).statistics, 2)
     sums.begin()
     sums.collect(torch.tensor(3.0))
     sums.collect(torch.tensor(1.0))
@@ -223,11 +225,11 @@ def test_a_network_without_batch_norm_has_no_statistics() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_training_is_the_same_to_rounding() -> None:
-    """A module that looks into flat buffers, with batch norm and dropout, compiled: weights, statistics and random numbers."""
-    from trainables.modules import compiled
+def test_compiled_training_matches_up_to_rounding() -> None:
+    """A compiled module on flat buffers draws the same dropout masks and ends in the same state."""
+    from trainables.modules import compile_module
 
-    def made() -> nn.Module:
+    def build() -> nn.Module:
         torch.manual_seed(0)
         layers = (
             nn.Conv2d(3, 8, 3),
@@ -239,16 +241,16 @@ def test_compiled_training_is_the_same_to_rounding() -> None:
         )
         return nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    ends = []
-    for change in (lambda model: model, compiled):
-        model = made().train()
-        flat = Flat(model)
-        optimizer, forward = make_optimizer(get_recipe("short"), model, flat), change(model)
+    states = []
+    for transform in (lambda model: model, compile_module):
+        model = build().train()
+        flat = FlatBuffers(model)
+        optimizer, forward = make_optimizer(get_recipe("short"), model, flat), transform(model)
         for step in range(3):
             torch.manual_seed(step)
             forward(torch.randn(4, 3, 8, 8)).square().sum().backward()
             optimizer.step()
             flat.gradients.zero_()
-        ends.append(float_state(model))
-    for key, value in ends[0].items():
-        torch.testing.assert_close(ends[1][key], value, rtol=1e-4, atol=1e-5)
+        states.append(float_state(model))
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-5)

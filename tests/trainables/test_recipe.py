@@ -1,4 +1,4 @@
-"""The curves of the recipes, held against timm's scheduler and the authors' settings."""
+"""Schedules and settings of the recipes, compared with timm's scheduler and the paper."""
 
 import json
 from dataclasses import asdict
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.quick
 STEPS = 48
 
 
-def test_efficientnet_learning_rates_are_timms() -> None:
-    """Warm-up 1e-6, .016, .032, then .048 * .97 ** floor(epoch / 2.4), against timm's own scheduler."""
+def test_efficientnet_learning_rates_match_timm() -> None:
+    """Warm-up of 1e-6, .016, .032, then .048 * .97 ** floor(epoch / 2.4)."""
     from timm.scheduler.step_lr import StepLRScheduler
 
     recipe = RECIPES["efficientnet"]
@@ -30,27 +30,28 @@ def test_efficientnet_learning_rates_are_timms() -> None:
     )
     for epoch in range(100):
         scheduler.step(epoch)
-        theirs = optimizer.param_groups[0]["lr"]
-        assert lr_at(recipe, epoch * STEPS, STEPS) == pytest.approx(theirs, rel=1e-12)
-        assert lr_at(recipe, epoch * STEPS + STEPS - 1, STEPS) == pytest.approx(theirs, rel=1e-12)
+        expected = optimizer.param_groups[0]["lr"]
+        assert lr_at(recipe, epoch * STEPS, STEPS) == pytest.approx(expected, rel=1e-12)
+        assert lr_at(recipe, epoch * STEPS + STEPS - 1, STEPS) == pytest.approx(expected, rel=1e-12)
     assert [round(lr_at(recipe, e * STEPS, STEPS), 6) for e in range(3)] == [1e-6, 0.016001, 0.032]
 
 
-# Section 4.1's curve over the first 26 epochs, worked out by hand: three of warm-up, then a factor .97 as often as 2.4
-# epochs have passed at an epoch's beginning (once at epoch 3, twice at 5, three times at 8, ...).
+# Section 4.1's schedule over the first 26 epochs, computed by hand: three epochs of warm-up, then a
+# factor of .97 for every 2.4 epochs that have passed at the start of an epoch (once at epoch 3,
+# twice at epoch 5, three times at epoch 8, ...).
 WARM_UP = (0.000001, 0.016000667, 0.032000333)
-TIMES = (1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 5, 5, 6, 6, 7, 7, 7, 8, 8, 9, 9, 10, 10)
+DECAYS = (1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 5, 5, 6, 6, 7, 7, 7, 8, 8, 9, 9, 10, 10)
 
 
 @pytest.mark.parametrize(("batch", "scale"), [(1024, 1.0), (256, 0.25), (2048, 2.0)])
 def test_golden_learning_rates_step_by_step(batch: int, scale: float) -> None:
-    """Every step of 26 epochs; the rate is linear in the global batch, the start of the warm-up is not."""
+    """Rates are linear in the global batch, except the start of the warm-up."""
     recipe = get_recipe("efficientnet_paper", batch=batch)
     peak = 0.048 * scale
     warm_up = [WARM_UP[0] + (peak - WARM_UP[0]) * k / 3 for k in range(3)]
     if scale == 1:
         assert warm_up == pytest.approx(WARM_UP, rel=1e-6)
-    epochs = [*warm_up, *(peak * 0.97**k for k in TIMES)]
+    epochs = [*warm_up, *(peak * 0.97**k for k in DECAYS)]
     curve = [lr_at(recipe, step, STEPS) for step in range(26 * STEPS)]
     assert curve == pytest.approx([rate for rate in epochs for _ in range(STEPS)], rel=1e-12)
     assert round(lr_at(recipe, 99 * STEPS, STEPS) / scale, 9) == round(0.048 * 0.97**41, 9)
@@ -63,8 +64,8 @@ def test_golden_resnet_rates_step_by_step() -> None:
     )
 
 
-def test_the_rate_that_is_used_is_part_of_an_id() -> None:
-    """Not how it was written down: recipes from before the rule keep their ids."""
+def test_an_id_contains_the_effective_learning_rate() -> None:
+    """Recipes from before ``lr_batch`` and ``sync_bn`` keep their ids."""
     recipe = RECIPES["efficientnet"]
     assert (recipe.peak_lr, get_recipe("short", batch=96).peak_lr) == (0.048, 2e-3)
     before = {
@@ -77,7 +78,7 @@ def test_the_rate_that_is_used_is_part_of_an_id() -> None:
 
 
 @pytest.mark.parametrize("text", ["rand-m9-mstd0.5", "rand-m9-mstd0.5-inc1", "rand-n3-m7-p0.5", ""])
-def test_randaugment_texts_are_timms(text: str) -> None:
+def test_randaugment_policies_are_valid_in_timm(text: str) -> None:
     from timm.data.auto_augment import rand_augment_transform
 
     assert get_recipe("efficientnet", randaugment=text).randaugment == text
@@ -85,7 +86,7 @@ def test_randaugment_texts_are_timms(text: str) -> None:
         rand_augment_transform(text, {"translate_const": 100, "img_mean": (1, 1, 1)})
 
 
-def test_resnet_steps_tenfold() -> None:
+def test_resnet_rate_drops_tenfold() -> None:
     recipe = RECIPES["resnet"]
     assert [round(lr_at(recipe, e * STEPS, STEPS), 6) for e in (0, 29, 30, 59, 60, 89)] == [
         0.4,
@@ -106,7 +107,7 @@ def test_cosine_warms_up_and_ends_near_zero() -> None:
     assert 0 < curve[-1] < recipe.lr / 100
 
 
-def test_section_4_1() -> None:
+def test_settings_of_section_4_1() -> None:
     paper = RECIPES["efficientnet_paper"]
     assert (paper.batch, paper.micro_batch, paper.optimizer, paper.lr, paper.weight_decay) == (
         1024,
@@ -132,7 +133,7 @@ def test_ema_warm_up() -> None:
     assert ema_decay_at(RECIPES["efficientnet_paper"], 1) == 0.9999
 
 
-def test_identity_leaves_out_name_and_epochs_alone() -> None:
+def test_identity_excludes_only_name_and_epochs() -> None:
     one, other = get_recipe("short", epochs=3), get_recipe("short", epochs=9)
     assert one.identity() == other.identity()
     assert one.identity() != get_recipe("short", lr=0.5).identity()
@@ -147,11 +148,11 @@ def test_identity_leaves_out_name_and_epochs_alone() -> None:
         ({"lr": 0.0}, "lr must be"),
         ({"lr": float("inf")}, "lr must be a finite number"),
         ({"weight_decay": float("nan")}, "weight_decay must be a finite number"),
-        ({"randaugment": "nonsense"}, "randaugment is timm's text"),
+        ({"randaugment": "nonsense"}, "randaugment must be a timm policy"),
         ({"ema_decay": 1.0}, "ema_decay"),
     ],
 )
-def test_wrong_settings_are_refused(settings: dict[str, float], message: str) -> None:
+def test_invalid_settings_are_rejected(settings: dict[str, float], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         get_recipe("short", **settings)
 
@@ -162,7 +163,7 @@ def test_unknown_recipe() -> None:
 
 
 def test_round_trip() -> None:
-    """Whole numbers stay whole: ids have the settings as JSON, where 3 is not 3.0."""
+    """Integers stay integers: ids are computed from JSON, where 3 and 3.0 differ."""
     for recipe in RECIPES.values():
         again = recipe_from(asdict(recipe))
         assert again == recipe

@@ -1,4 +1,4 @@
-"""Run names: built from an id and a number of epochs, read from file names, and nothing else accepted."""
+"""Run names are built from an id and a number of epochs; other texts are rejected."""
 
 import copy
 import json
@@ -21,7 +21,7 @@ def test_parts() -> None:
     assert run.with_epochs(3) == RunName("0123456789", 3)
 
 
-def test_it_is_a_text() -> None:
+def test_a_run_name_is_a_string() -> None:
     run = RunName("0123456789", 12)
     assert json.loads(json.dumps({"run": run})) == {"run": NAME}
     assert {run: 1}[NAME] == 1  # type: ignore[index]
@@ -48,12 +48,12 @@ def test_it_is_a_text() -> None:
         "0123456789-e１",
     ],
 )
-def test_other_texts_are_refused(text: str) -> None:
+def test_other_texts_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="is not a run name"):
         RunName.parse(text)
 
 
-def test_names_among_files() -> None:
+def test_run_names_among_file_names() -> None:
     names = [f"{NAME}.json", "0123456789-e3.json", "notes.txt", NAME, ".hidden-e3.json"]
     assert RunName.parsed(names, ".json") == {NAME, "0123456789-e3"}
     assert RunName.parsed(names) == {NAME}

@@ -1,4 +1,4 @@
-"""A step of the loop against one written out by hand, and what an evaluation is given."""
+"""A training step compared with one written out here, and the scores of an evaluation."""
 
 import copy
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.trainables.helpers import tiny_spec
 from trainables.data import open_data
 from trainables.evaluation import evaluate
 from trainables.optim.optimizers import float_state
-from trainables.spec import Alone
+from trainables.spec import LocalReporter
 from trainables.storage.folder import LocalFolder
 from trainables.trainer import Trainer
 
@@ -37,10 +37,13 @@ WARM_UP = {
 }
 
 
-def test_three_steps_by_hand(tmp_path: Path) -> None:
-    """Two micro-batches a step: smoothed loss, mean gradient, mean statistics, the step's own rate, the step's own EMA decay."""
+def test_three_steps_match_a_reference(tmp_path: Path) -> None:
+    """Steps of two micro-batches.
+
+    Compares the smoothed loss, mean gradient, mean statistics, learning rate and EMA decay.
+    """
     spec = tiny_spec(**SETTINGS, **WARM_UP)
-    trainer = Trainer(spec, open_data(spec.data), LocalFolder(tmp_path), Alone())
+    trainer = Trainer(spec, open_data(spec.data), LocalFolder(tmp_path), LocalReporter())
     model = copy.deepcopy(trainer.model).train()
     groups = [
         {
@@ -57,7 +60,7 @@ def test_three_steps_by_hand(tmp_path: Path) -> None:
     )
     labels = torch.arange(48).remainder(24).view(6, 8)
     shares = trainer._shares(0)
-    rates = (0.001, 0.001, 0.001)  # all three are of the first epoch, of six steps
+    rates = (0.001, 0.001, 0.001)  # all three steps are in the first epoch, which has six
     for step in range(3):
         batches = [
             (
@@ -67,7 +70,7 @@ def test_three_steps_by_hand(tmp_path: Path) -> None:
             for k in (0, 1)
         ]
         loss = trainer._step(step, shares[step], iter(batches))
-        expected = _by_hand(model, optimizer, batches, rates[step])
+        expected = _reference_step(model, optimizer, batches, rates[step])
         torch.testing.assert_close(loss, expected)
         decay = min(0.9, (2 + step) / (11 + step))
         average = {
@@ -86,7 +89,7 @@ def test_three_steps_by_hand(tmp_path: Path) -> None:
         torch.testing.assert_close(value, average[name], rtol=1e-4, atol=1e-6)
 
 
-def _by_hand(
+def _reference_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: list[tuple[Tensor, Tensor]],
@@ -114,29 +117,32 @@ def _by_hand(
     return total
 
 
-def test_readers_keep_their_own_precision() -> None:
-    """A reader that multiplies matrices while images are asked for is outside of the network's autocast."""
-    seen = []
+def test_loaders_run_outside_autocast() -> None:
+    """Matrix products of a data loader keep float32 when the network runs under autocast."""
+    dtypes = []
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        seen.append(torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype)
+        dtypes.append(torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype)
         yield torch.zeros(4, 3, 2, 2), torch.zeros(4, dtype=torch.int64)
 
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     (scores,) = evaluate(model, batches(), torch.device("cpu"), bf16=True)
-    assert seen == [torch.float32]
+    assert dtypes == [torch.float32]
     assert scores.images == 4
 
 
-def test_scores_are_counted_by_hand() -> None:
-    """Top-1, top-5 and cross-entropy over unequal batches; with fewer than five classes every class is among the first five."""
+def test_scores_of_known_logits() -> None:
+    """Top-1, top-5 and cross-entropy over batches of different size.
+
+    With fewer than five classes, top-5 contains every class.
+    """
     logits = torch.tensor([[3.0, 1, 0, 0, 0, -1, 2], [0, 3, 1, 0, 0, -1, 2], [9, 8, 7, 6, 5, 4, 3]])
     labels = torch.tensor([0, 0, 6])
-    found = evaluate(
+    scores = evaluate(
         nn.Identity(), [(logits[:2], labels[:2]), (logits[2:], labels[2:])], torch.device("cpu")
     )[0]
-    assert (round(found.top1, 4), found.images) == (33.3333, 3)
-    assert round(found.top5, 4) == 66.6667
-    torch.testing.assert_close(found.loss, functional.cross_entropy(logits, labels).item())
+    assert (round(scores.top1, 4), scores.images) == (33.3333, 3)
+    assert round(scores.top5, 4) == 66.6667
+    torch.testing.assert_close(scores.loss, functional.cross_entropy(logits, labels).item())
     few = evaluate(nn.Identity(), [(logits[:, :3], labels.clamp(max=2))], torch.device("cpu"))[0]
     assert few.top5 == 100

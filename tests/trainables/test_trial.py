@@ -1,4 +1,4 @@
-"""A trial trains, commits, resumes to the same bits, and turns its own failures into results."""
+"""A trial trains, writes checkpoints, resumes bit for bit, and reports its failures as results."""
 
 import json
 import logging
@@ -11,25 +11,27 @@ from safetensors.torch import load_file
 
 from tests.trainables.helpers import DATA, tiny_spec, without_times
 from trainables.result import EpochRecord
-from trainables.spec import Alone, TrialSpec
+from trainables.spec import LocalReporter, TrialSpec
 from trainables.storage.folder import LocalFolder
 from trainables.trainer import Trainer
 from trainables.trial import run_trial
 from trainables.trial_folder import newest_progress, read_result, result_name
 
 
-class Stopped(BaseException):
-    """Stands for SIGKILL between two epochs: nothing catches it."""
+class SimulatedKill(BaseException):
+    """Stands for SIGKILL between two epochs: the code under test does not catch it."""
 
 
-class StopAfter(Alone):
+class StopAfter(LocalReporter):
+    """Reporter that interrupts a training after some epochs."""
+
     def __init__(self, epochs: int) -> None:
-        object.__setattr__(self, "left", epochs)
+        object.__setattr__(self, "remaining", epochs)
 
     def report(self, record: EpochRecord) -> None:
-        object.__setattr__(self, "left", self.left - 1)  # type: ignore[attr-defined]
-        if self.left == 0:  # type: ignore[attr-defined]
-            raise Stopped
+        object.__setattr__(self, "remaining", self.remaining - 1)  # type: ignore[attr-defined]
+        if self.remaining == 0:  # type: ignore[attr-defined]
+            raise SimulatedKill
 
 
 def weights(root: Path, spec: TrialSpec) -> dict[str, torch.Tensor]:
@@ -38,7 +40,7 @@ def weights(root: Path, spec: TrialSpec) -> dict[str, torch.Tensor]:
 
 def test_result(tmp_path: Path) -> None:
     spec = tiny_spec()
-    result = run_trial(spec, str(tmp_path), Alone())
+    result = run_trial(spec, str(tmp_path), LocalReporter())
     assert result.status == "finished"
     assert [e.epoch for e in result.epochs] == [1, 2, 3]
     assert result.metrics == result.epochs[-1]
@@ -52,16 +54,16 @@ def test_result(tmp_path: Path) -> None:
         "config.json",
         "weights.safetensors",
     ]
-    assert run_trial(spec, str(tmp_path), Alone()) == result
+    assert run_trial(spec, str(tmp_path), LocalReporter()) == result
 
 
-def test_weights_are_the_ones_that_scored(tmp_path: Path) -> None:
-    """The stored weights, in a freshly built network, give the stored top-1 again."""
+def test_stored_weights_reproduce_the_stored_top1(tmp_path: Path) -> None:
+    """The weights are loaded into a newly built network."""
     spec = tiny_spec(epochs=2)
-    result = run_trial(spec, str(tmp_path), Alone())
+    result = run_trial(spec, str(tmp_path), LocalReporter())
     from trainables.data import open_data
 
-    trainer = Trainer(spec, open_data(spec.data), LocalFolder(tmp_path / "other"), Alone())
+    trainer = Trainer(spec, open_data(spec.data), LocalFolder(tmp_path / "other"), LocalReporter())
     missing, unexpected = trainer.model.load_state_dict(weights(tmp_path, spec), strict=False)
     assert all(name.endswith("num_batches_tracked") for name in missing)
     assert unexpected == []
@@ -71,49 +73,53 @@ def test_weights_are_the_ones_that_scored(tmp_path: Path) -> None:
 @pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop_tf", "sgd", "adamw"])
 def test_resume_is_exact(tmp_path: Path, optimizer: str) -> None:
     spec = tiny_spec(optimizer=optimizer, dropout=0.2)
-    whole = run_trial(spec, str(tmp_path / "whole"), Alone())
+    reference = run_trial(spec, str(tmp_path / "reference"), LocalReporter())
     for _ in range(2):
-        with pytest.raises(Stopped):
-            run_trial(spec, str(tmp_path / "cut"), StopAfter(1))
-    assert len(newest_progress(LocalFolder(tmp_path / "cut" / spec.folder))) == 2
-    assert without_times(run_trial(spec, str(tmp_path / "cut"), Alone())) == without_times(whole)
-    one, other = weights(tmp_path / "whole", spec), weights(tmp_path / "cut", spec)
+        with pytest.raises(SimulatedKill):
+            run_trial(spec, str(tmp_path / "resumed"), StopAfter(1))
+    assert len(newest_progress(LocalFolder(tmp_path / "resumed" / spec.folder))) == 2
+    assert without_times(
+        run_trial(spec, str(tmp_path / "resumed"), LocalReporter())
+    ) == without_times(reference)
+    one, other = weights(tmp_path / "reference", spec), weights(tmp_path / "resumed", spec)
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
-def test_newest_two_checkpoints_and_a_damaged_one(
+def test_two_checkpoints_are_kept_and_a_damaged_one_is_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = tiny_spec(epochs=4)
-    whole = run_trial(spec, str(tmp_path / "whole"), Alone())
-    with pytest.raises(Stopped):
+    reference = run_trial(spec, str(tmp_path / "reference"), LocalReporter())
+    with pytest.raises(SimulatedKill):
         run_trial(spec, str(tmp_path), StopAfter(3))
     folder = tmp_path / spec.folder
     assert sorted(p.name for p in folder.iterdir()) == ["epoch-0002", "epoch-0003"]
     (folder / "epoch-0003" / "weights.safetensors").write_bytes(b"\x00" * 64)
     with caplog.at_level(logging.WARNING, "tinynet"):
-        again = run_trial(spec, str(tmp_path), Alone())
+        again = run_trial(spec, str(tmp_path), LocalReporter())
     assert "weights.safetensors is damaged" in caplog.text
-    assert without_times(again) == without_times(whole)
+    assert without_times(again) == without_times(reference)
 
 
-def test_uncommitted_checkpoint_is_nothing(tmp_path: Path) -> None:
+def test_incomplete_checkpoint_is_ignored(tmp_path: Path) -> None:
     spec = tiny_spec()
-    with pytest.raises(Stopped):
+    with pytest.raises(SimulatedKill):
         run_trial(spec, str(tmp_path), StopAfter(2))
     (tmp_path / spec.folder / "epoch-0002" / "progress.json").unlink()
     assert len(newest_progress(LocalFolder(tmp_path / spec.folder))) == 1
 
 
-def test_divergence_is_a_result(tmp_path: Path) -> None:
+def test_divergence_is_a_failed_result(tmp_path: Path) -> None:
     spec = tiny_spec(lr=1e30, optimizer="sgd", warmup_epochs=0.0)
-    result = run_trial(spec, str(tmp_path), Alone())
+    result = run_trial(spec, str(tmp_path), LocalReporter())
     assert (result.status, result.reason, result.metrics) == ("failed", "diverged", None)
     assert "epoch 1, step" in (result.detail or "")
-    assert run_trial(spec, str(tmp_path), Alone()) == result
+    assert run_trial(spec, str(tmp_path), LocalReporter()) == result
 
 
-def test_failures_of_the_trial_are_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_of_the_trial_are_failed_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cases = {
         "out of memory": torch.OutOfMemoryError("tried to allocate 9 GiB"),
         "error": KeyError("something in a user's space"),
@@ -124,11 +130,11 @@ def test_failures_of_the_trial_are_results(tmp_path: Path, monkeypatch: pytest.M
             raise error
 
         monkeypatch.setattr(Trainer, "run", broken)
-        result = run_trial(tiny_spec(), str(tmp_path / reason.replace(" ", "-")), Alone())
+        result = run_trial(tiny_spec(), str(tmp_path / reason.replace(" ", "-")), LocalReporter())
         assert (result.status, result.reason) == ("failed", reason)
 
 
-def test_storage_that_fails_is_not_the_trials_fault(
+def test_a_storage_error_is_not_a_failed_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
@@ -136,7 +142,7 @@ def test_storage_that_fails_is_not_the_trials_fault(
 
     monkeypatch.setattr(LocalFolder, "write", full)
     with pytest.raises(OSError, match="No space"):
-        run_trial(tiny_spec(), str(tmp_path), Alone())
+        run_trial(tiny_spec(), str(tmp_path), LocalReporter())
     assert read_result(LocalFolder(tmp_path), tiny_spec().run) is None
 
 
@@ -148,7 +154,7 @@ def test_storage_that_fails_is_not_the_trials_fault(
         torch.AcceleratorError("CUDA error: device-side assert triggered"),
     ],
 )
-def test_what_a_machine_did_is_not_the_trials_fault(
+def test_a_node_failure_is_not_a_failed_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def broken(*_: Any) -> None:
@@ -156,29 +162,29 @@ def test_what_a_machine_did_is_not_the_trials_fault(
 
     monkeypatch.setattr(Trainer, "run", broken)
     with pytest.raises(type(error)):
-        run_trial(tiny_spec(), str(tmp_path), Alone())
+        run_trial(tiny_spec(), str(tmp_path), LocalReporter())
     assert read_result(LocalFolder(tmp_path), tiny_spec().run) is None
 
 
-def test_the_first_result_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes that finish the same trial: whoever comes second returns what is written."""
-    first = run_trial(tiny_spec(epochs=1), str(tmp_path), Alone())
+def test_the_first_result_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If two processes finish the same trial, the second returns the result of the first."""
+    first = run_trial(tiny_spec(epochs=1), str(tmp_path), LocalReporter())
     with monkeypatch.context() as patch:
-        answers = iter([None, read_result(LocalFolder(tmp_path), tiny_spec(epochs=1).run)])
-        patch.setattr("trainables.trial.read_result", lambda *_: next(answers))
-        second = run_trial(tiny_spec(epochs=1), str(tmp_path), Alone())
+        results = iter([None, read_result(LocalFolder(tmp_path), tiny_spec(epochs=1).run)])
+        patch.setattr("trainables.trial.read_result", lambda *_: next(results))
+        second = run_trial(tiny_spec(epochs=1), str(tmp_path), LocalReporter())
     assert second == first
 
 
-def test_changed_data_is_refused(tmp_path: Path) -> None:
+def test_changed_data_fails_the_trial(tmp_path: Path) -> None:
     from dataclasses import replace
 
     spec = replace(tiny_spec(), data={**DATA, "train": 120})
-    result = run_trial(spec, str(tmp_path), Alone())
+    result = run_trial(spec, str(tmp_path), LocalReporter())
     assert result.reason == "data changed"
 
 
-def test_id_is_what_decides_the_result() -> None:
+def test_id_depends_on_everything_that_determines_the_result() -> None:
     spec = tiny_spec()
     same = [tiny_spec(epochs=9), tiny_spec((0.401, 0.4, 0.5))]
     other = [

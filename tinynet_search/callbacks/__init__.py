@@ -1,1 +1,4 @@
-"""Ray Tune callbacks that watch a search: its progress, its metrics, hanging trials, crashes, leftovers."""
+"""Ray Tune callbacks of a search: progress, metrics, hanging trials, crashes, placement groups.
+
+Called by the driver of a search and by trainings on Ray.
+"""

@@ -1,8 +1,9 @@
-"""Trials whose processes die again and again: by themselves, or with their nodes.
+"""Detects trials whose own processes crash repeatedly, as opposed to trials on lost nodes.
 
-Called by the driver of a search. A process that the kernel kills for its memory, or that crashes in an extension, leaves
-no reason and would do it again. It is told from a fault of the cluster by two facts: its node lives, and it comes no
-further from one time to the next.
+Called by the driver of a search. A process that the kernel kills because of its memory, or that
+crashes in an extension, leaves no reason and would crash again. Two facts distinguish it from a
+fault of the cluster: its node is alive, and it completes no further epoch from one attempt to the
+next.
 """
 
 from collections import Counter
@@ -20,109 +21,117 @@ from tinynet_search.cluster.ray_internals import (
 from tinynet_search.store.directory import Candidate, SearchStore
 
 DIED, MEMORY = "died", "out of memory"
-# How often a trial is given to Tune again that Tune gave up before it began.
-RETURNS = 2
+# Maximum number of repeats of a trial that Tune abandoned before it started.
+MAX_REPEATS = 2
 
 
 class OwnFailure(NamedTuple):
-    """Why a trial has failed by itself, though its process left no reason."""
+    """Why a trial failed by itself, derived from how its processes died."""
 
     reason: str
     detail: str
 
 
-class _Try(NamedTuple):
-    """One try of a trial: whether it began, and the epochs that were done at its end."""
+class _Attempt(NamedTuple):
+    """One attempt of a trial: whether it started, and the epochs that were done at its end."""
 
-    began: bool
+    started: bool
     epochs: int
 
 
-class _FailedTry(NamedTuple):
-    """A try that failed, with Ray's text about it."""
+class _FailedAttempt(NamedTuple):
+    """A failed attempt, with Ray's error message."""
 
-    began: bool
+    started: bool
     epochs: int
     text: str
 
 
 @dataclass
-class _Tries:
-    """The tries of one trial of Tune's: whether the last one began, and those before it."""
+class _Attempts:
+    """The attempts of one Tune trial: whether the last one started, and the earlier ones."""
 
     trial: Any
-    began: bool = False
-    before: list[_Try] = field(default_factory=list)
+    started: bool = False
+    earlier: list[_Attempt] = field(default_factory=list)
 
     @property
-    def last(self) -> _Try:
-        return _Try(self.began, int((self.trial.last_result or {}).get("epochs_done", 0)))
+    def last(self) -> _Attempt:
+        return _Attempt(self.started, int((self.trial.last_result or {}).get("epochs_done", 0)))
 
 
 class CrashTally(Callback):
-    """Tune's callback that counts how often trials are started again, and after what.
+    """Tune callback that counts the restarts of trials, and records their causes.
 
     Args:
-        max_failures: how often Tune does so, ``run.max_failures``.
+        store: the search directory.
+        max_failures: the number of restarts per trial, ``run.max_failures``.
     """
 
     def __init__(self, store: SearchStore, max_failures: int) -> None:
         self._store, self._max_failures = store, max_failures
-        self._tries: dict[str, _Tries] = {}
-        self._returned: Counter[str] = Counter()
+        self._attempts: dict[str, _Attempts] = {}
+        self._repeats: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune saves its callbacks; there is nothing here to save."""
+        """Tune saves its callbacks; this one has no state to save."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._of(trial).began = True
+        self._of(trial).started = True
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        tries = self._of(trial)
-        tries.before.append(tries.last)
-        tries.began = False
+        attempts = self._of(trial)
+        attempts.earlier.append(attempts.last)
+        attempts.started = False
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """By now it was judged; Tune's trials are large, and it drops them after each wave."""
-        self._tries.pop(trial.config["run"], None)
+        """Drop the attempts of the trial, which are no longer needed: Tune trials are large.
+
+        Tune itself keeps them until the end of each run.
+        """
+        self._attempts.pop(trial.config["run"], None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._tries.pop(trial.config["run"], None)
+        self._attempts.pop(trial.config["run"], None)
 
-    def _of(self, trial: Any) -> _Tries:
-        """The tries of this trial of Tune's, which may be another one for the same run."""
+    def _of(self, trial: Any) -> _Attempts:
+        """The attempts of this Tune trial; reset if an earlier Tune trial had the same run."""
         run = trial.config["run"]
-        if run not in self._tries or self._tries[run].trial is not trial:
-            self._tries[run] = _Tries(trial)
-        return self._tries[run]
+        if run not in self._attempts or self._attempts[run].trial is not trial:
+            self._attempts[run] = _Attempts(trial)
+        return self._attempts[run]
 
-    def given_up_early(self, candidate: Candidate) -> bool:
-        """Whether a trial that has ended without a result is to be given once more.
+    def should_repeat(self, candidate: Candidate) -> bool:
+        """Whether a trial that has ended without a result should run again.
 
-        Tune counts the death of a process that it keeps for the next trial twice, and gives up that trial, which never began.
+        Tune counts the death of a process that it keeps for the next trial twice, and abandons
+        that trial although it never started.
         """
-        failed = self._failed_tries(candidate.run)
-        begun = sum(each.began for each in failed)
+        failed = self._failed_attempts(candidate.run)
+        started = sum(attempt.started for attempt in failed)
         if (
             not failed
-            or begun == len(failed)
-            or begun > self._max_failures
-            or self._returned[candidate.run] >= RETURNS
+            or started == len(failed)
+            or started > self._max_failures
+            or self._repeats[candidate.run] >= MAX_REPEATS
         ):
             return False
-        self._returned[candidate.run] += 1
+        self._repeats[candidate.run] += 1
         return not self._store.has_result(candidate.run)
 
     def own_failure(self, candidate: Candidate) -> OwnFailure | None:
-        """Of a trial that Tune gave up: how it failed by itself, None where it did not.
+        """The reason why a trial that Tune abandoned failed by itself, None if it did not.
 
-        It did where each of its processes died, its node lived, and no epoch was new.
+        A trial failed by itself if its process died in each attempt while the node was alive, and
+        no attempt completed a further epoch.
         """
-        failed = self._failed_tries(candidate.run)
+        failed = self._failed_attempts(candidate.run)
         if len(failed) <= self._max_failures or self._store.has_result(candidate.run):
             return None
-        if not all(each.began and process_died_on_live_node(each.text) for each in failed):
+        if not all(
+            attempt.started and process_died_on_live_node(attempt.text) for attempt in failed
+        ):
             return None
         if failed[-1].epochs > failed[0].epochs:
             return None
@@ -130,16 +139,16 @@ class CrashTally(Callback):
         times = "once" if count == 1 else f"{count} times without a new epoch in between"
         return OwnFailure(
             MEMORY if killed_for_memory(text) else DIED,
-            f"its process died {times}, and its node lives: {death_detail(text)}",
+            f"the process died {times} while its node was alive: {death_detail(text)}",
         )
 
-    def _failed_tries(self, run: str) -> list[_FailedTry]:
-        """The tries of a trial that Tune has given up; empty where the last one did not fail."""
-        tries = self._tries.get(run)
-        if tries is None:
+    def _failed_attempts(self, run: str) -> list[_FailedAttempt]:
+        """All attempts of a trial that Tune has abandoned; empty if the last one did not fail."""
+        attempts = self._attempts.get(run)
+        if attempts is None:
             return []
-        texts = failure_texts(tries.trial)
-        if len(texts) != len(tries.before) + 1:
+        texts = failure_texts(attempts.trial)
+        if len(texts) != len(attempts.earlier) + 1:
             return []
-        every_try = [*tries.before, tries.last]
-        return [_FailedTry(*each, text) for each, text in zip(every_try, texts, strict=True)]
+        pairs = zip([*attempts.earlier, attempts.last], texts, strict=True)
+        return [_FailedAttempt(*attempt, text) for attempt, text in pairs]

@@ -1,9 +1,11 @@
-"""Metrics of a search for Prometheus, exported by Ray on every node. Called by the driver of a search.
+"""Exports metrics of a search for Prometheus, through Ray on every node.
 
-ray_tinynet_trials{search, state}                    trials that wait, train, are finished, failed, lost or stopped
-ray_tinynet_epochs_total{search}                     epochs that have ended; its rate is the search's speed
-ray_tinynet_images_per_second{search}                of all trials that train, by their last epochs
-ray_tinynet_publisher_lag_seconds{search}            since everything was in MLflow the last time
+Called by the driver of a search.
+
+ray_tinynet_trials{search, state}          trials by state (``progress.STATES``)
+ray_tinynet_epochs_total{search}           completed epochs; the rate is the speed of the search
+ray_tinynet_images_per_second{search}      sum over the training trials, from their last epochs
+ray_tinynet_publisher_lag_seconds{search}  seconds since everything was last in MLflow
 """
 
 import time
@@ -16,42 +18,44 @@ from ray.util import metrics
 
 from tinynet_search.callbacks.progress import STATES, Row
 
-# Seconds between two updates; Ray itself exports every ten.
-EVERY = 5.0
+# Seconds between two updates; Ray exports every ten seconds.
+UPDATE_INTERVAL = 5.0
 
 
 class SearchMetrics(Callback):
-    """Tune's callback that keeps the metrics up to date.
+    """Tune callback that keeps the metrics up to date.
 
     Args:
-        rows: of ``Progress``; lag: of the publisher, in seconds.
+        search: the name of the search.
+        rows: the rows of ``Progress``, by run.
+        lag: returns the lag of the publisher in seconds.
     """
 
     def __init__(self, search: str, rows: Mapping[str, Row], lag: Callable[[], float]) -> None:
         self._rows, self._lag = rows, lag
         self._speeds: dict[str, float] = {}
         self._next = 0.0
-        of_search = {"search": search}
+        tags = {"search": search}
 
-        def gauge(name: str, about: str, *keys: str) -> metrics.Gauge:
-            made = metrics.Gauge(f"tinynet_{name}", about, tag_keys=("search", *keys))
-            made.set_default_tags(of_search)
-            return made
+        def gauge(name: str, description: str, *keys: str) -> metrics.Gauge:
+            result = metrics.Gauge(f"tinynet_{name}", description, tag_keys=("search", *keys))
+            result.set_default_tags(tags)
+            return result
 
         self._trials = gauge("trials", "Trials of a search by state.", "state")
         self._images = gauge(
-            "images_per_second", "Training images a second, of all trials that train."
+            "images_per_second", "Training images per second, summed over the training trials."
         )
-        self._behind = gauge(
-            "publisher_lag_seconds", "Seconds since everything was in MLflow the last time."
+        self._publisher_lag = gauge(
+            "publisher_lag_seconds", "Seconds since everything was last in MLflow."
         )
         self._epochs = metrics.Counter(
-            "tinynet_epochs_total", "Epochs that have ended.", tag_keys=("search",)
+            "tinynet_epochs_total", "Completed epochs.", tag_keys=("search",)
         )
-        self._epochs.set_default_tags(of_search)
+        self._epochs.set_default_tags(tags)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune saves its callbacks; there is nothing here to save."""
+        """Tune saves its callbacks; this one has no state to save."""
         return {}
 
     def on_trial_result(
@@ -69,13 +73,13 @@ class SearchMetrics(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if time.monotonic() >= self._next:
-            self.look()
+            self.update()
 
-    def look(self) -> None:
-        """Set every gauge to its value now."""
-        self._next = time.monotonic() + EVERY
+    def update(self) -> None:
+        """Set every gauge to its current value."""
+        self._next = time.monotonic() + UPDATE_INTERVAL
         states = Counter(row.state for row in list(self._rows.values()))
         for state in STATES:
             self._trials.set(states[state], {"state": state})
         self._images.set(sum(self._speeds.values()))
-        self._behind.set(self._lag())
+        self._publisher_lag.set(self._lag())

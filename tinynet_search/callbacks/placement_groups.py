@@ -1,8 +1,10 @@
-"""Placement groups whose Train controller is dead: Ray keeps them, and the next controller waits for their CPUs and GPUs.
+"""Removes placement groups of dead Train controllers, and finds trials that wait for nodes.
 
-Ray Train has a cleaner for them, which a controller tells of its group once that is there, and Ray itself looks for a dead
-actor's or job's groups when it hears of the death. A group that was still being made then is one that nobody knows: its
-trial never starts again, in this job or in the next.
+Called by the driver of a search, by trainings on Ray, and by the watchdog. Ray Train has a cleaner
+for such groups, but a controller registers its group only after the group exists. Ray itself
+removes the groups of a dead actor or job when it processes the death. Both miss a group that was
+still being created at that moment. Its CPUs and GPUs stay reserved, and the trial cannot start
+again, neither in this job nor in the next.
 """
 
 import time
@@ -24,28 +26,31 @@ from tinynet_search.cluster.ray_internals import (
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
-# Seconds between two sweeps.
-EVERY = 5.0
+# Seconds between two cleanups.
+CLEANUP_INTERVAL = 5.0
 
 
 class PlacementGroupCleaner(Callback):
-    """Tune's callback that removes the groups of dead actors of this job, and of dead Train controllers of dead jobs."""
+    """Tune callback that removes abandoned placement groups.
+
+    These are the groups of dead actors of this job, and of dead Train controllers of dead jobs.
+    """
 
     def __init__(self) -> None:
         self._next = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune saves its callbacks; there is nothing here to save."""
+        """Tune saves its callbacks; this one saves its initial state only."""
         return {"_next": 0.0}
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if time.monotonic() >= self._next:
-            self._next = time.monotonic() + EVERY
-            sweep()
+            self._next = time.monotonic() + CLEANUP_INTERVAL
+            remove_abandoned()
 
 
-def sweep() -> int:
-    """Remove every group that nothing can use any more; how many there were."""
+def remove_abandoned() -> int:
+    """Remove all groups that nothing can use any more, and return their number."""
     from ray import PlacementGroupID
     from ray.util import remove_placement_group
     from ray.util.placement_group import PlacementGroup
@@ -56,11 +61,12 @@ def sweep() -> int:
     return len(groups)
 
 
-def waiting(trials: Mapping[str, "ActorHandle"]) -> set[str]:
-    """Of these trials, those whose workers have no place on the cluster, or have lost it with a node.
+def waiting_trials(trials: Mapping[str, "ActorHandle"]) -> set[str]:
+    """The names of the trials whose workers wait for a node, at the start or after a node was lost.
 
     Args:
-        trials: by name the actors that they are for Tune: the process of each has made a Train controller, which has made a group.
+        trials: the Tune actor of each trial, by name. The process of such an actor creates a Train
+            controller, and the controller creates a placement group.
     """
     job = _current_job()
     creators = {
@@ -68,12 +74,12 @@ def waiting(trials: Mapping[str, "ActorHandle"]) -> set[str]:
         for group in placement_groups()
         if group.job == job and group.creator and group.state not in ("CREATED", "REMOVED")
     }
-    rows = [actor_row(creator) for creator in creators]
-    owners = {row.owner for row in rows if row is not None}
+    controllers = [actor_row(creator) for creator in creators]
+    owners = {row.owner for row in controllers if row is not None}
     if not owners:
         return set()
-    found = {name: actor_row(actor_id(actor)) for name, actor in trials.items()}
-    return {name for name, row in found.items() if row is not None and row.process in owners}
+    rows = {name: actor_row(actor_id(actor)) for name, actor in trials.items()}
+    return {name for name, row in rows.items() if row is not None and row.process in owners}
 
 
 def _current_job() -> bytes:
@@ -97,11 +103,13 @@ def is_abandoned(
     ended: Collection[bytes],
     find_actor: Callable[[bytes], ActorRow | None],
 ) -> bool:
-    """Whether nothing is left that could use a group that an actor made.
+    """Whether an actor created the group, and no living process can use it any more.
 
     Args:
-        job: this driver's; ended: jobs that have ended.
-        find_actor: Ray's record of the creator, which is looked up only where it decides.
+        group: Ray's record of the group.
+        job: the id of this driver's job.
+        ended: the ids of the jobs that have ended.
+        find_actor: returns Ray's record of an actor; called only if the record decides.
     """
     if group.creator is None or group.detached or (group.job != job and group.job not in ended):
         return False

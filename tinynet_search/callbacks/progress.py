@@ -1,6 +1,7 @@
-"""What a person sees of a running search on stderr: a bar and a table on a terminal, one line per ended trial elsewhere.
+"""Displays the progress of a search on stderr.
 
-Called by the driver of a search; the metrics for Prometheus count the same rows.
+A terminal shows a bar and a table; other outputs get one line per completed trial. Called by the
+driver of a search. The Prometheus metrics count the same rows.
 """
 
 import contextlib
@@ -33,11 +34,16 @@ STATES: tuple[State, ...] = get_args(State)
 
 @dataclass(slots=True)
 class Row:
-    """One trial as it is known to the driver.
+    """The state of one trial.
 
     Attributes:
-        epochs: done; timed: those of them whose seconds are known, and summed up in ``seconds``.
-        top1: of the last epoch, in percent; why: the reason of a trial that failed or was lost.
+        candidate: the candidate of the trial.
+        state: the state of the trial.
+        epochs: completed epochs.
+        seconds: the sum over the epochs whose time is known.
+        timed: the number of epochs whose time is known.
+        top1: of the last epoch, in percent.
+        reason: the reason of a trial that failed or was lost.
     """
 
     candidate: Candidate
@@ -46,7 +52,7 @@ class Row:
     seconds: float = 0.0
     timed: int = 0
     top1: float | None = None
-    why: str = ""
+    reason: str = ""
 
     @property
     def epochs_left(self) -> int:
@@ -58,19 +64,25 @@ class Row:
 
 
 class Sums:
-    """Sums over the rows from which the time left follows.
+    """Sums over the rows that determine the remaining time.
 
-    They are kept up to date row by row, so that a report does not go through thousands of rows.
+    Each change of a row updates them, so that an estimate does not iterate over thousands of rows.
+
+    Attributes:
+        open: the number of rows with epochs left.
     """
 
     def __init__(self) -> None:
-        # Of rows with epochs left, by epochs: 1, size, root of size. Of rows with times: 1, x, y, x x, x y, root of x, for a line of
-        # y, seconds an epoch, over x, multiply-adds.
-        self._left, self._timed = np.zeros(3), np.zeros(6)
+        # Over rows with epochs left, weighted by those epochs: 1, size, root of size.
+        self._left = np.zeros(3)
+        # Over rows with times, for a fit of y, seconds per epoch, as a line in x, multiply-adds in
+        # units of 1e9: 1, x, y, x x, x y, root of x.
+        self._timed = np.zeros(6)
         self._sizes: set[float] = set()
         self.open = 0
 
     def add(self, row: Row, sign: int) -> None:
+        """Add a row (``sign`` 1), or remove it (``sign`` -1)."""
         size, left = row.candidate.network.macs / 1e9, row.epochs_left
         if left:
             self.open += sign
@@ -82,11 +94,13 @@ class Sums:
                 self._sizes.add(size)
 
     def left(self, at_once: int) -> float | None:
+        """Seconds until the end with ``at_once`` concurrent trials; None if no time is known."""
         n, x, y, xx, xy, roots = self._timed
         if n < 0.5:
             return None
         epochs, sizes, left_roots = self._left
-        # Small networks cost more than their share; a line through what was seen says how much, the root until then.
+        # The time of an epoch is not proportional to the multiply-adds: small networks cost more.
+        # With more than three sizes a least-squares line describes it, with fewer the square root.
         if len(self._sizes) > 3:
             slope = (n * xy - x * y) / (n * xx - x * x)
             constant = (y - slope * x) / n
@@ -96,15 +110,23 @@ class Sums:
 
 
 class ExpectedEnd(NamedTuple):
-    """The state of a trial once Tune has given it up, and the reason."""
+    """The state of a trial after Tune has abandoned it, and the reason."""
 
     state: State
-    why: str
+    reason: str
 
 
 @dataclass
 class Progress(Callback):
-    """Tune's callback; keeps the rows, prints the lines, draws the bar and the table."""
+    """Tune callback that keeps the rows, prints the lines, and draws the bar and the table.
+
+    Attributes:
+        at_once: the number of concurrent trials.
+        rows: the rows by run.
+        started: the start of the search, in seconds since 1970.
+        sums: the sums over the rows.
+        expected: the end of trials that Tune is about to abandon, by run.
+    """
 
     at_once: int = 1
     rows: dict[str, Row] = field(default_factory=dict)
@@ -113,7 +135,7 @@ class Progress(Callback):
     expected: dict[str, ExpectedEnd] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune saves its callbacks; there is nothing here to save."""
+        """Tune saves its callbacks; this one saves its initial state only."""
         return {
             "at_once": self.at_once,
             "rows": {},
@@ -125,7 +147,7 @@ class Progress(Callback):
     def watch(
         self, candidates: Sequence[Candidate], results: Mapping[RunName, ResultSummary]
     ) -> None:
-        """Add trials; those with a result (its summary) are done."""
+        """Add trials; those with the summary of a result are done."""
         for candidate in candidates:
             result = results.get(candidate.run)
             with self._changed(self._added(candidate)) as row:
@@ -145,7 +167,7 @@ class Progress(Callback):
             if "seconds" in result:
                 row.seconds, row.timed = row.seconds + float(result["seconds"]), row.timed + 1
             if "status" in result:
-                row.state, row.why = result["status"], result.get("reason", "")
+                row.state, row.reason = result["status"], result.get("reason", "")
             row.top1 = None if row.state == "failed" else result.get("top1", row.top1)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -157,22 +179,25 @@ class Progress(Callback):
         expected = self.expected.pop(trial.config["run"], None)
         end = expected or ExpectedEnd("lost", _last_error(trial))
         with self._changed(self._row(trial)) as row:
-            row.state, row.why = end
+            row.state, row.reason = end
             row.top1 = None if end.state == "failed" else row.top1
         if end.state != "waiting":
             self._line(row)
 
-    def expect(self, run: str, state: State, why: str = "") -> None:
-        """Set the state of a trial that Tune is about to give up, where it is not ``lost`` but failed, or waiting again."""
-        self.expected[run] = ExpectedEnd(state, why)
+    def expect(self, run: str, state: State, reason: str = "") -> None:
+        """Set the state of a trial that Tune is about to abandon; the default is ``lost``."""
+        self.expected[run] = ExpectedEnd(state, reason)
 
     def time_left(self) -> float | None:
-        """Seconds to the end, from what an epoch has cost so far as a line in the multiply-adds; None before any has ended."""
+        """Seconds until the end of the search, None before the first epoch has ended.
+
+        The estimate is a linear fit of the time per epoch over the multiply-adds.
+        """
         return self.sums.left(self.at_once)
 
     @property
     def done(self) -> int:
-        """Rows with nothing left to train."""
+        """The number of rows without epochs left."""
         return len(self.rows) - self.sums.open
 
     @contextlib.contextmanager
@@ -197,16 +222,17 @@ class Progress(Callback):
         if sys.stderr.isatty():
             return
         left = self.time_left()
-        more = f"  {duration(left)} left" if left and self.done < len(self.rows) else ""
+        suffix = f"  {duration(left)} left" if left and self.done < len(self.rows) else ""
         print(
-            f"[{self.done}/{len(self.rows)}] {_title(row)}  {_end(row)}  {in_seconds(row.seconds)}{more}",
+            f"[{self.done}/{len(self.rows)}] {_title(row)}  {_end(row)}  "
+            f"{in_seconds(row.seconds)}{suffix}",
             file=sys.stderr,
             flush=True,
         )
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
-        """Draw the bar and the table while inside, if stderr is a terminal."""
+        """Draw the bar and the table within this context, if stderr is a terminal."""
         if not sys.stderr.isatty():
             yield
             return
@@ -223,7 +249,7 @@ class Progress(Callback):
             yield
 
     def _view(self, bar: "progress.Progress") -> "Group":
-        """What is drawn: the bar as it is now, and the table below it."""
+        """The current bar, and the table below it."""
         from rich.console import Group
 
         left = self.time_left()
@@ -257,7 +283,10 @@ class Progress(Callback):
 
 
 def _trial_bar() -> "progress.Progress":
-    """The bar of all trials, over the whole width. It is drawn by the view's ``Live``, so it is never started."""
+    """A bar over all trials, across the full width.
+
+    The ``Live`` of ``Progress.shown`` renders it, so it is never started itself.
+    """
     from rich import progress
 
     bar = progress.Progress(
@@ -273,11 +302,17 @@ def _trial_bar() -> "progress.Progress":
 
 def _title(row: Row) -> str:
     r, d, w = row.candidate.spec.rdw
-    return f"{row.candidate.id}  r {r:.2f}  d {d:.2f}  w {w:.2f}  {row.candidate.network.resolution} px  c {row.candidate.c:.3f}"
+    return (
+        f"{row.candidate.id}  r {r:.2f}  d {d:.2f}  w {w:.2f}  "
+        f"{row.candidate.network.resolution} px  c {row.candidate.c:.3f}"
+    )
 
 
 def _last_error(trial: Any) -> str:
-    """The last line of the error that ended a trial, from storage, or from here where Tune has not copied it there yet."""
+    """The last line of the error that ended a trial.
+
+    It comes from Tune's storage, or from the local error file if Tune has not copied it yet.
+    """
     text = str(trial.get_error() or "").strip()
     with contextlib.suppress(OSError, TypeError):
         text = text or Path(trial.error_file).read_text(errors="replace").strip()
@@ -287,6 +322,6 @@ def _last_error(trial: Any) -> str:
 def _end(row: Row) -> str:
     return (
         row.state
-        + (f" ({row.why})" if row.why else "")
+        + (f" ({row.reason})" if row.reason else "")
         + ("" if row.top1 is None else f"  top-1 {percent(row.top1)}")
     )

@@ -1,11 +1,14 @@
-"""Trials that hang: ended from outside, with a failed result. Called by the driver of a search and by jobs on Ray."""
+"""Ends trials that hang, and writes a failed result for each.
+
+Called by the driver of a search and by trainings on Ray.
+"""
 
 import time
 from typing import Any
 
 from ray.tune import Callback
 
-from tinynet_search.callbacks.placement_groups import waiting
+from tinynet_search.callbacks.placement_groups import waiting_trials
 from tinynet_search.cluster.ray_internals import trial_actor
 from trainables.spec import TrialSpec
 from trainables.storage.folder import open_folder
@@ -13,16 +16,22 @@ from trainables.trial import write_failure
 from trainables.trial_folder import newest_progress
 
 HUNG = "hung"
-# Seconds between two steps of Tune after which it was the driver that hung: every trial gets its whole time again.
+# A longer time in seconds between two steps of Tune means that the driver itself was blocked. The
+# timeout of every trial then starts again.
 DRIVER_PAUSE = 30.0
-# Seconds between two checks whether silent trials wait for a node.
-WAITING_CHECK = 30.0
+# Seconds between two checks for trials that wait for a node.
+WAITING_CHECK_INTERVAL = 30.0
 
 
 class Watchdog(Callback):
-    """Tune's callback that gives a trial without a report for ``timeout`` seconds a failed result, and kills its process.
+    """Tune callback that ends trials without a report for ``timeout`` seconds.
 
-    Tune then starts the trial once more, which finds the result and ends.
+    It writes a failed result and kills the process of the trial. Tune then restarts the trial,
+    which finds the result and ends.
+
+    Args:
+        root: the URL or path of the search directory.
+        timeout: seconds without a report.
     """
 
     def __init__(self, root: str, timeout: float) -> None:
@@ -31,7 +40,7 @@ class Watchdog(Callback):
         self._last_step = self._last_check = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune saves its callbacks; there is nothing here to save."""
+        """Tune saves its callbacks; this one saves its initial state only."""
         return {
             "_root": self._root,
             "_timeout": self._timeout,
@@ -59,10 +68,10 @@ class Watchdog(Callback):
         if now - self._last_step > DRIVER_PAUSE:
             self._last_report = dict.fromkeys(self._last_report, now)
         self._last_step = now
-        often = min(WAITING_CHECK, self._timeout / 3)
-        if now - self._last_check > often:
+        interval = min(WAITING_CHECK_INTERVAL, self._timeout / 3)
+        if now - self._last_check > interval:
             self._last_check = now
-            self._last_report |= dict.fromkeys(self._waiting(trials, now - often), now)
+            self._last_report |= dict.fromkeys(self._waiting(trials, now - interval), now)
         late = {
             name for name, reported in self._last_report.items() if now - reported > self._timeout
         }
@@ -71,7 +80,7 @@ class Watchdog(Callback):
                 self._end(trial)
 
     def _waiting(self, trials: list[Any], since: float) -> set[str]:
-        """Of the trials without a report since then, those whose workers have no node, at the start or again."""
+        """The ids of trials without a report after ``since`` whose workers wait for a node."""
         silent = [
             trial
             for trial in trials
@@ -79,19 +88,19 @@ class Watchdog(Callback):
         ]
         actors = {trial.trial_id: trial_actor(trial) for trial in silent}
         running = {name: actor for name, actor in actors.items() if actor is not None}
-        return waiting(running) if running else set()
+        return waiting_trials(running) if running else set()
 
     def _end(self, trial: Any) -> None:
         import ray
 
-        # Tried again after the same time, should the storage fail or the process survive.
+        # Restarts the timeout: if the storage fails or the process survives, this runs again.
         self._last_report[trial.trial_id] = time.monotonic()
         spec = TrialSpec.from_json(trial.config["trial"])
         try:
             root = open_folder(self._root)
             epochs = newest_progress(root.sub(spec.folder))
             if epochs and time.time() - epochs[-1].ts / 1000 < self._timeout:
-                return  # its report is on its way
+                return  # the report has not reached the driver yet
             write_failure(
                 spec,
                 root,

@@ -1,22 +1,46 @@
-"""The application that every verb joins, and the options that several share."""
+"""Defines the ``tinynet`` application and the options that several commands share.
+
+Each module of commands adds its commands to ``app``; ``main`` runs it.
+"""
 
 from typing import Annotated
 
 import typer
 
-ABOUT = "Networks twisted in resolution, depth and width to any budget: ask for one, search for better ones, export them."
+ABOUT = "Suggest a network for any FLOPs budget, search for better ones, train and export them."
+
+
+def example(arguments: str) -> str:
+    """The epilog of a command or a group: one call as the last line of its help.
+
+    ``tests/cli/test_help.py`` runs every example. Typer does not wrap a paragraph that starts with
+    a backspace character.
+    """
+    return f"\b\nExample: tinynet {arguments}"
+
+
+def print_help(context: typer.Context) -> None:
+    """The callback of a group: print its help if it is called without a command."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
 app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=ABOUT
+    help=ABOUT,
+    epilog=example("suggest 0.25"),
+    # Commands and groups inherit these names.
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
-SPACES = (
-    "Search space: efficientnet_b0, resnet50, ghostnet_a, ..., or module:attribute of your own."
-)
+SPACES = "efficientnet_b0, resnet50, ghostnet_a, ..., or module:attribute"
 
 Tracking = Annotated[
     str | None,
     typer.Option(
-        help="MLflow's URI; else MLFLOW_TRACKING_URI, the configuration, a SQLite file in storage."
+        help="Use the MLflow server or database at this URI.",
+        show_default="MLFLOW_TRACKING_URI, the configuration, or a SQLite file in the storage",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]

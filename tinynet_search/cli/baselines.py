@@ -1,4 +1,7 @@
-"""The formula's networks beside the rules it has to beat."""
+"""``tinynet baselines``: compares the networks of the formula with those of simpler rules.
+
+Registered with the application by ``main``.
+"""
 
 import json
 import sys
@@ -7,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from tinynet_search.cli.app import SPACES, AsJson, Tracking, app
-from tinynet_search.text import apart, memory_size, millions, number, table
+from tinynet_search.cli.app import SPACES, AsJson, Tracking, app, example
+from tinynet_search.cli.completion import complete_space
+from tinynet_search.text import memory_size, millions, number, table, with_blank_rows
 
 if TYPE_CHECKING:
     from search_spaces import SearchSpace
@@ -16,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class BaselineRow(NamedTuple):
-    """A rule at a budget, as ``--json`` has it; the network's figures are None where the rule cannot go so low."""
+    """The network of a rule at a budget, as ``--json`` prints it.
+
+    The figures of the network are None if the rule cannot reach the budget.
+    """
 
     budget: float
     rule: str
@@ -32,31 +39,43 @@ class BaselineRow(NamedTuple):
     note: str | None = None
 
 
-@app.command()
+@app.command(epilog=example("baselines 0.5 0.25"))
 def baselines(
     budgets: Annotated[
         list[float],
-        typer.Argument(metavar="C...", help="FLOPs as a fraction of the baseline's, in (0, 1]."),
+        typer.Argument(
+            metavar="C", help="Budgets: FLOPs as fractions of the baseline's, in (0, 1]."
+        ),
     ],
     space: Annotated[
-        str | None, typer.Option(help=f"{SPACES} The formula's own where none is given.")
+        str | None,
+        typer.Option(
+            help=f"Use this search space ({SPACES}).",
+            show_default="the formula's",
+            autocompletion=complete_space,
+        ),
     ] = None,
     formula: Annotated[
-        str, typer.Option(help="The formula beside the rules, as tinynet suggest takes it.")
+        str,
+        typer.Option(
+            help="Use this formula (published, a formula.json, models:/tiny-formula@champion)."
+        ),
     ] = "published",
     classes: Annotated[
-        int | None, typer.Option(help="Classes; the space's own where none is given.")
+        int | None,
+        typer.Option(help="Set the number of classes.", show_default="the space's"),
     ] = None,
     tracking: Tracking = None,
     as_json: AsJson = False,
 ) -> None:
-    """Other rules at the same budget, beside the formula.
+    """Compare the formula with other rules at the same budgets.
 
-    The inverse giant formula, tuned to the budget and as it stands, and r, d or w shrunk alone (Table 1).
+    The other rules are the inverse giant formula, tuned to the budget and untuned, and shrinking
+    only r, d or w (Table 1 of the paper).
     """
     from search_spaces import RequestError
     from tinynet_search.formula.baselines import Baseline
-    from tinynet_search.formula.baselines import baselines as ruled
+    from tinynet_search.formula.baselines import baselines as baselines_at
     from tinynet_search.formula.tiny_formula import TinyFormula
 
     fitted = TinyFormula.load(formula, tracking_uri=tracking)
@@ -64,10 +83,10 @@ def baselines(
     classes = fitted.classes(target) if classes is None else classes
     rows: list[tuple[float, Baseline]] = []
     for c in budgets:
-        others = ruled(target, c, classes)
+        others = baselines_at(target, c, classes)
         try:
-            found = fitted.suggest(c, space=target, num_classes=classes, extrapolate=True)
-            tiny = Baseline("tiny formula", found.network, found.note)
+            suggestion = fitted.suggest(c, space=target, num_classes=classes, extrapolate=True)
+            tiny = Baseline("tiny formula", suggestion.network, suggestion.note)
         except RequestError as error:
             tiny = Baseline("tiny formula", None, str(error))
         rows += [(c, row) for row in (tiny, *others)]
@@ -76,21 +95,17 @@ def baselines(
         return
 
     head = ("network", "budget", "r", "d", "w", "pixels", "FLOPs", "c", "params", "memory", "")
-    # What holds for every row of the formula is said once.
-    said = [row.note for _, row in rows if row.rule == "tiny formula" and row.network]
-    groups = groupby(rows, lambda pair: pair[0])
-    print(
-        table(
-            head,
-            apart(
-                [
-                    [_cells(c, row, "" if row.note in said else row.note or "") for c, row in group]
-                    for _, group in groups
-                ]
-            ),
-        )
-    )
-    for note in dict.fromkeys(note for note in said if note):
+    # Notes on networks of the formula are printed once, below the table.
+    formula_notes = [row.note for _, row in rows if row.rule == "tiny formula" and row.network]
+    groups = []
+    for _, group in groupby(rows, lambda pair: pair[0]):
+        cells = []
+        for c, row in group:
+            note = "" if row.note in formula_notes else row.note or ""
+            cells.append(_cells(c, row, note))
+        groups.append(cells)
+    print(table(head, with_blank_rows(groups)))
+    for note in dict.fromkeys(note for note in formula_notes if note):
         print(f"tiny formula: {note}", file=sys.stderr)
 
 
@@ -118,13 +133,13 @@ def _cells(c: float, row: "Baseline", note: str) -> tuple[str, ...]:
     network = row.network
     if network is None:
         return (row.rule, f"{c:g}", *[""] * 8, note)
-    from tinynet_search.formula.digits import spelled
+    from tinynet_search.formula.digits import format_rdw
 
-    twist = (*spelled(network), str(network.resolution))
+    shape = (*format_rdw(network), str(network.resolution))
     costs = (
         millions(network.macs),
         number(network.c, 4),
         millions(network.params, 2),
         memory_size(network.activation_bytes),
     )
-    return (row.rule, f"{c:g}", *twist, *costs, note)
+    return (row.rule, f"{c:g}", *shape, *costs, note)

@@ -1,4 +1,7 @@
-"""A network as a file for other runtimes."""
+"""``tinynet export``: writes a network to a file for other runtimes.
+
+Registered with the application by ``main``.
+"""
 
 import json
 import sys
@@ -8,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from search_spaces.errors import RequestError
-from tinynet_search.cli.app import SPACES, AsJson, app
+from tinynet_search.cli.app import SPACES, AsJson, app, example
+from tinynet_search.cli.completion import complete_from, complete_network, complete_space
 from tinynet_search.text import megabytes, millions, percent, table
 
 if TYPE_CHECKING:
@@ -17,58 +21,83 @@ if TYPE_CHECKING:
     from trainables.spec import Settings
 
 
-@app.command()
+@app.command(
+    epilog=example("export tinynet_e --format onnx --weights tinynet_e.pth --out exported")
+)
 def export(
     network: Annotated[
         str,
         typer.Argument(
             metavar="NETWORK",
-            help="A name of tinynet networks, r,d,w, or the folder of a trial or an export.",
+            help="A name from tinynet networks, r,d,w, or the folder of a trial or an export.",
+            autocompletion=complete_network,
         ),
     ],
-    form: Annotated[str, typer.Option("--format", help="onnx, pt2 (torch.export) or safetensors.")],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="Write this format: onnx, pt2 (torch.export) or safetensors.",
+            autocompletion=complete_from("onnx", "pt2", "safetensors"),
+        ),
+    ],
     out: Annotated[
         Path,
         typer.Option(
-            help="Folder of the files and their config.json; more formats of the same weights may join them."
+            help="Write the files and their config.json to this folder; it may already contain "
+            "other formats of the same weights."
         ),
     ],
     weights: Annotated[
         str | None,
         typer.Option(
-            help="A .safetensors or .pth file, or timm's name such as tinynet_e.in1k; a folder brings its own."
+            help="Load weights from a .safetensors or .pth file, or by timm's name such as "
+            "tinynet_e.in1k.",
+            show_default="those of the folder",
         ),
     ] = None,
-    space: Annotated[str | None, typer.Option(help=f"Of r,d,w. {SPACES}")] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Use this search space for r,d,w ({SPACES}).", autocompletion=complete_space
+        ),
+    ] = None,
     classes: Annotated[
-        int | None, typer.Option(help="Classes, where not the space's own number.")
+        int | None, typer.Option(help="Set the number of classes.", show_default="the space's")
     ] = None,
     int8: Annotated[
         bool,
-        typer.Option("--int8", help="With onnx: an int8 file too, and what it costs in accuracy."),
+        typer.Option(
+            "--int8", help="Also write an int8 ONNX file and measure its accuracy (needs onnx)."
+        ),
     ] = False,
     data: Annotated[
-        str | None, typer.Option(help="Images for --int8: petals; a trial brings its own.")
+        str | None,
+        typer.Option(
+            help="Use this built-in image set for --int8: petals.", show_default="the trial's"
+        ),
     ] = None,
     data_path: Annotated[
         str | None,
         typer.Option(
-            help="Images for --int8: a folder of images of any known kind, packed ones too."
+            help="Use the images of this folder for --int8, of any known kind, packed or not."
         ),
     ] = None,
     calibration: Annotated[
-        int, typer.Option(min=1, help="Training images that --int8 measures ranges on.")
+        int, typer.Option(min=1, help="Calibrate --int8 on this number of training images.")
     ] = 128,
     images: Annotated[
-        int, typer.Option(min=1, help="Validation images that --int8 is evaluated on, at most.")
+        int,
+        typer.Option(min=1, help="Evaluate --int8 on at most this number of validation images."),
     ] = 1000,
     as_json: AsJson = False,
 ) -> None:
-    """ONNX, pt2 (torch.export) or safetensors of a network.
+    """Export a network as ONNX, pt2 (torch.export) or safetensors.
 
-    Every file is read again and compared with torch before it is kept.
+    Every file is loaded again and compared with torch before it is kept.
 
-    A folder that holds another network, other weights or files of other origin is refused, never overwritten.
+    A folder that contains another network, other weights or unknown files is rejected and never
+    overwritten.
     """
     from tinynet_search.export import ExportRequest, export_network
     from tinynet_search.export.formats import ExportError
@@ -89,11 +118,11 @@ def export(
 def _settings(data: str | None, data_path: str | None) -> "Settings":
     if data_path is None:
         return {"name": data}
-    from trainables.data.detect import detected
+    from trainables.data.detect import detect_data
 
-    settings = detected(data_path)
+    settings = detect_data(data_path)
     if data not in (None, settings["name"]):
-        raise RequestError(f"--data {data} and --data-path are two sets: give one")
+        raise RequestError(f"--data {data} and --data-path select different sets: pass only one")
     return settings
 
 
@@ -101,20 +130,23 @@ def _text(done: "Exported") -> str:
     from tinynet_search.export.document import QuantisedFile
 
     config, figures = done.config, done.config.network
-    size = f"{figures.resolution} px, {millions(figures.macs)} FLOPs, {millions(figures.params, 2)} params"
+    size = (
+        f"{figures.resolution} px, {millions(figures.macs)} FLOPs, "
+        f"{millions(figures.params, 2)} params"
+    )
     lines = [
         f"{config.name}: {size}, {config.num_classes} classes; weights from {config.weights.origin}"
     ]
     rows = []
     for name in done.written:
         file = config.files[name]
-        off = file.compared_with_float32 if isinstance(file, QuantisedFile) else file
+        comparison = file.compared_with_float32 if isinstance(file, QuantisedFile) else file
         rows.append(
             (
                 name,
                 megabytes(file.bytes, 2),
-                f"{off.largest_difference:.3g}",
-                f"{off.largest_output:.3g}",
+                f"{comparison.largest_difference:.3g}",
+                f"{comparison.largest_output:.3g}",
             )
         )
     lines.append(table((done.folder, "size", "largest difference", "largest output"), rows))
@@ -129,10 +161,11 @@ def _int8_text(cost: "Int8Cost") -> str:
         ("float32", percent(top1.float32, 2), f"{speed.float32:.0f}"),
         ("int8", percent(top1.int8, 2), f"{speed.int8:.0f}"),
     ]
-    same = f"int8 {cost.top1_change:+.2f} points; same class on {percent(cost.agreement, 2)} of {cost.images} images"
+    agreement = f"same class on {percent(cost.agreement, 2)} of {cost.images} images"
     return "\n".join(
         [
             table(("in ONNX Runtime", "top-1", "images/s"), rows),
-            f"{same}; logits differ by {cost.mean_difference:.3g} on average",
+            f"int8 {cost.top1_change:+.2f} points; {agreement}; "
+            f"logits differ by {cost.mean_difference:.3g} on average",
         ]
     )

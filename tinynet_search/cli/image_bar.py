@@ -1,6 +1,7 @@
-"""The progress bar of commands that work through images.
+"""Draws the progress bar of commands that process images.
 
-Used by ``tinynet data imagenet100`` and ``tinynet data pack``, which print lines where stderr is not a terminal.
+Used by ``tinynet data imagenet100`` and ``tinynet data pack``; if stderr is not a terminal, they
+print lines instead.
 """
 
 import sys
@@ -12,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class ImageBar:
-    """A bar on stderr with images done, time elapsed and time remaining; it is drawn from ``begin`` to the exit."""
+    """A progress bar on stderr with images done, elapsed time and remaining time.
+
+    It is drawn from ``begin`` until the context manager exits.
+    """
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
@@ -31,11 +35,11 @@ class ImageBar:
 
     @property
     def drawn(self) -> bool:
-        """Whether there is a bar: stderr is a terminal, and there is something to do."""
+        """Whether the bar is drawn: stderr is a terminal and there are images to process."""
         return self._bar is not None
 
     def begin(self, images: int) -> None:
-        """Draw the bar of this many images, on a terminal only."""
+        """Draw a bar for ``images`` images if stderr is a terminal."""
         if not images or not sys.stderr.isatty():
             return
         from rich import progress
@@ -56,6 +60,6 @@ class ImageBar:
         self._bar.start()
 
     def advance(self, images: int = 1) -> None:
-        """Count images that are done."""
+        """Add processed images."""
         if self._bar is not None:
             self._bar.advance(self._bar.task_ids[0], images)

@@ -1,7 +1,8 @@
-"""The first process of a job on the cluster: ``python -m tinynet_search.cli.job_entrypoint``.
+"""Runs one ``tinynet`` command as the driver of a Ray job.
 
-What it is to do stands in the job's metadata, which Ray hands to it in the environment: the arguments of one ``tinynet``
-command, and the values of its configuration. Nothing of it is code, and nothing of it is secret.
+Ray starts it with ``python -m tinynet_search.cli.job_entrypoint``. The arguments and the
+configuration are in the metadata of the job, which Ray passes in the environment; they contain
+neither code nor secrets.
 """
 
 import json
@@ -15,19 +16,19 @@ from typing import Any
 from search_spaces.errors import RequestError
 from tinynet_search.jobs.submission import CONFIG, REQUEST
 
-# Where Ray keeps a job's configuration for its processes.
+# The variable in which Ray passes the configuration of a job to its processes.
 VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def request(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """What this job was submitted for.
+    """The request in the metadata of this job.
 
     Raises:
-        RequestError: this process is no job, or one that somebody else submitted.
+        RequestError: this process is not a job that ``tinynet submit`` submitted.
     """
     try:
-        wanted = json.loads(json.loads(environment[VARIABLE])["metadata"][REQUEST])
-        arguments, name = wanted["arguments"], wanted["name"]
+        values = json.loads(json.loads(environment[VARIABLE])["metadata"][REQUEST])
+        arguments, name = values["arguments"], values["name"]
         if not (
             isinstance(name, str)
             and isinstance(arguments, list)
@@ -36,24 +37,25 @@ def request(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
             raise ValueError
     except (KeyError, ValueError, TypeError):
         raise RequestError(
-            "this is no job of tinynet submit: python -m tinynet_search.cli.job_entrypoint is started by Ray alone"
+            "not a job of tinynet submit: only Ray starts "
+            "python -m tinynet_search.cli.job_entrypoint"
         ) from None
-    return wanted
+    return values
 
 
 def main() -> None:
     from tinynet_search.cli.main import main as command
 
     try:
-        wanted = request()
+        values = request()
     except RequestError as error:
         print(f"tinynet: {error}", file=sys.stderr)
         sys.exit(2)
     with tempfile.TemporaryDirectory(prefix="tinynet-job-") as scratch:
-        file = Path(scratch) / f"{wanted['name']}.json"
-        file.write_text(json.dumps(wanted.get("config", {})), encoding="utf-8")
+        file = Path(scratch) / f"{values['name']}.json"
+        file.write_text(json.dumps(values.get("config", {})), encoding="utf-8")
         sys.argv[1:] = [
-            str(file) if argument == CONFIG else argument for argument in wanted["arguments"]
+            str(file) if argument == CONFIG else argument for argument in values["arguments"]
         ]
         command()
 

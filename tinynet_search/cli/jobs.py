@@ -1,9 +1,11 @@
-"""Clusters: what one sees of a search, and searches and trainings as its jobs."""
+"""``tinynet check``, ``submit`` and ``jobs``: runs searches and trainings as jobs of a Ray cluster.
+
+Registered with the application by ``main``.
+"""
 
 import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -11,20 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from search_spaces.errors import RequestError
-from tinynet_search.cli.app import AsJson, Tracking, app
+from tinynet_search.cli.app import AsJson, Tracking, app, example, print_help
 from tinynet_search.cli.searches import (
-    Anew,
     ConfigFile,
     Continue,
     Epochs,
+    FromScratch,
     Preset,
     Retry,
     Settings,
     Storage,
     Trials,
     TrialTimeout,
-    chosen,
-    configured,
+    load_search_config,
+    training_overrides,
 )
 from tinynet_search.text import duration, local_minute, table
 
@@ -35,38 +37,50 @@ if TYPE_CHECKING:
 
 Address = Annotated[
     str | None,
-    typer.Option(help="The cluster's dashboard, http://HEAD:8265; else RAY_API_SERVER_ADDRESS."),
+    typer.Option(
+        help="Connect to the cluster's dashboard at this URL, http://HEAD:8265.",
+        show_default="RAY_API_SERVER_ADDRESS",
+    ),
 ]
 WorkingDir = Annotated[
     str | None,
-    typer.Option(metavar="DIR", help="A folder with modules of your own, sent with the job."),
+    typer.Option(metavar="DIR", help="Upload this folder of your own modules with the job."),
 ]
 Wheel = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE", help="A wheel of tinynet-search, for a cluster that has none or another."
+        metavar="FILE",
+        help="Upload this wheel of tinynet-search, if the cluster has none or a different version.",
     ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Submit without asking.")]
-Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")]
+Follow = Annotated[
+    bool, typer.Option("--follow", "-f", help="Print new output until the job ends.")
+]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Return once the job is queued.")]
 Gpu = Annotated[
     str | None,
     typer.Option(
-        help="Estimate the time for a GPU of this name, without the short training: a100, h100, ..."
+        help="Estimate the time for this GPU (a100, h100, ...) without a short training run."
     ),
 ]
-Name = Annotated[
-    str, typer.Argument(metavar="JOB", help="A job's id, or the name of a search: its newest job.")
+JobName = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB", help="Id of a job, or name of a search or training (its newest job)."
+    ),
 ]
 
 jobs = typer.Typer(
-    no_args_is_help=True, help="Searches and trainings that were submitted to a cluster."
+    callback=print_help,
+    invoke_without_command=True,
+    help="List, follow, stop and resume jobs on a cluster.",
+    epilog=example("jobs list"),
 )
 app.add_typer(jobs, name="jobs")
 
 
-@app.command()
+@app.command(epilog=example("check search.toml"))
 def check(
     config: ConfigFile = None,
     preset: Preset = None,
@@ -76,28 +90,41 @@ def check(
     tracking: Tracking = None,
     gpu: Gpu = None,
     no_plan: Annotated[
-        bool, typer.Option("--no-plan", help="Without candidates and cost: for a single training.")
+        bool,
+        typer.Option("--no-plan", help="Skip candidates and cost, as for a single training."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """See whether a search can run here: data, storage, MLflow, nodes, room for a trial. Trains nothing."""
+    """Check whether a search can run here.
+
+    Checks data, storage, MLflow, nodes and the resources of a trial, without training candidates.
+    """
     from tinynet_search.cluster.preflight import check_search
 
-    found = check_search(
-        configured(config, preset, settings, trials, storage), tracking, gpu, plan=not no_plan
+    findings = check_search(
+        load_search_config(config, preset, settings, trials, storage),
+        tracking,
+        gpu,
+        plan=not no_plan,
     )
-    print(json.dumps(found.to_json()) if as_json else _findings_text(found))
-    if found.problems:
-        _say(*(f"tinynet: {problem}" for problem in found.problems))
+    print(json.dumps(findings.to_json()) if as_json else _findings_text(findings))
+    if findings.problems:
+        _say(*(f"tinynet: {problem}" for problem in findings.problems))
         raise typer.Exit(1)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog=example("submit search.toml --yes"),
+)
 def submit(
     context: typer.Context,
     config: Annotated[
         Path | None,
-        typer.Argument(help="A TOML configuration, or train and what tinynet train takes."),
+        typer.Argument(
+            metavar="CONFIG",
+            help="Path of a TOML configuration, or train and the arguments of tinynet train.",
+        ),
     ] = None,
     preset: Preset = None,
     settings: Settings = None,
@@ -108,7 +135,7 @@ def submit(
     trial_timeout: TrialTimeout = None,
     retry: Retry = None,
     continue_: Continue = None,
-    anew: Anew = False,
+    from_scratch: FromScratch = False,
     address: Address = None,
     working_dir: WorkingDir = None,
     wheel: Wheel = None,
@@ -117,43 +144,46 @@ def submit(
     no_wait: NoWait = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a search on a cluster, or take it up there. Closing the lid, or Ctrl-C, leaves it running.
+    """Run or resume a search on a cluster.
 
-    The cluster looks at data, storage, MLflow and its nodes first; what that found and what the search will cost is shown.
-    tinynet submit train ... sends one training the same way, without asking.
+    The job keeps running after you disconnect or press Ctrl-C. Before it is queued, the cluster
+    checks data, storage, MLflow and its nodes; the result and the cost of the search are printed.
+
+    tinynet submit train ... submits a single training in the same way, without confirmation.
     """
     from tinynet_search.jobs import submit_search, submit_train
 
     if working_dir is not None:
         sys.path.append(str(Path(working_dir).expanduser().absolute()))
     if str(config) == "train":
-        if preset or trials is not None or trial_timeout or retry or continue_ or anew or gpu:
-            mend = "leave out --preset, --trials, --trial-timeout, --retry, --continue, --anew and --gpu"
-            raise RequestError(f"tinynet submit train takes what tinynet train takes: {mend}")
+        if (
+            preset
+            or trials is not None
+            or trial_timeout
+            or retry
+            or continue_
+            or from_scratch
+            or gpu
+        ):
+            raise RequestError(
+                "tinynet submit train accepts the options of tinynet train: remove --preset, "
+                "--trials, --trial-timeout, --retry, --continue, --from-scratch and --gpu"
+            )
         arguments = [*context.args, *(["--epochs", str(epochs)] if epochs is not None else [])]
-        request = _training(arguments, settings, storage, tracking)
-        done = submit_train(request, address, working_dir=working_dir, wheel=wheel)
-        if done.findings and done.findings.notes:
-            _say(*done.findings.notes)
-    elif (
-        unknown := [
-            argument for argument in (str(config or ""), *context.args) if argument.startswith("-")
-        ]
-        or context.args
-    ):
-        raise RequestError(f"tinynet submit knows no {unknown[0]!r}: see tinynet submit --help")
+        request = _train_request(arguments, settings, storage, tracking)
+        submitted = submit_train(request, address, working_dir=working_dir, wheel=wheel)
+        if submitted.findings and submitted.findings.notes:
+            _say(*submitted.findings.notes)
     else:
-        loaded = configured(
-            config,
-            preset,
-            settings,
-            trials,
-            storage,
-            chosen(epochs, trial_timeout, continue_, anew),
-        )
-        _agreeable(yes)
-        agree: Callable[[Findings], bool] = lambda found: _asked(found, yes)  # noqa: E731
-        done = submit_search(
+        _reject_unknown([str(config or ""), *context.args], context.args)
+        overrides = training_overrides(epochs, trial_timeout, continue_, from_scratch)
+        loaded = load_search_config(config, preset, settings, trials, storage, overrides)
+        _require_terminal(yes)
+
+        def confirm(findings: "Findings") -> bool:
+            return _confirm(findings, yes)
+
+        submitted = submit_search(
             loaded,
             address,
             tracking=tracking,
@@ -161,64 +191,72 @@ def submit(
             working_dir=working_dir,
             wheel=wheel,
             gpu=gpu,
-            agree=agree,
+            confirm=confirm,
         )
+    job = submitted.id
     if as_json:
-        print(json.dumps(done.to_json()), flush=True)
+        print(json.dumps(submitted.to_json()), flush=True)
     else:
         _say(
-            f"job {done.id} at {done.address}: tinynet jobs logs {done.id} follows it, tinynet jobs stop {done.id} ends it"
+            f"job {job} at {submitted.address}: follow it with tinynet jobs logs {job} --follow, "
+            f"stop it with tinynet jobs stop {job}"
         )
     if not no_wait:
-        _follow(done.id, done.address, sys.stderr if as_json else sys.stdout)
+        _follow(job, submitted.address, sys.stderr if as_json else sys.stdout)
 
 
-@jobs.command("list")
+def _reject_unknown(arguments: list[str], extra: list[str]) -> None:
+    """Raise RequestError for an option or an argument that ``submit`` does not have."""
+    options = [argument for argument in arguments if argument.startswith("-")]
+    if options:
+        raise RequestError(f"unknown option {options[0]!r}: see tinynet submit --help")
+    if extra:
+        raise RequestError(f"unexpected argument {extra[0]!r}: see tinynet submit --help")
+
+
+@jobs.command("list", epilog=example("jobs list"))
 def list_(address: Address = None, as_json: AsJson = False) -> None:
-    """Every job that tinynet submitted to this cluster, the oldest first."""
+    """List the jobs that tinynet submitted, oldest first."""
     from tinynet_search.jobs.watching import Jobs
 
-    found = Jobs(address).all()
+    rows = Jobs(address).all()
     if as_json:
-        print(json.dumps([asdict(job) for job in found], indent=1))
+        print(json.dumps([asdict(job) for job in rows], indent=1))
     else:
-        print(
-            table(
-                ("job", "kind", "status", "started", "for", "storage"), [_row(job) for job in found]
-            )
-        )
+        head = ("job", "kind", "status", "started", "for", "storage")
+        print(table(head, [_row(job) for job in rows]))
 
 
-@jobs.command()
-def status(job: Name, address: Address = None, as_json: AsJson = False) -> None:
-    """How a job stands, and the last that it said."""
+@jobs.command(epilog=example("jobs status demo"))
+def status(job: JobName, address: Address = None, as_json: AsJson = False) -> None:
+    """Print the status of a job and its last line of output."""
     from tinynet_search.jobs.watching import Jobs
 
     cluster = Jobs(address)
-    found = cluster.find(job)
-    last = [line for line in cluster.logs(found.id).splitlines() if line.strip()][-1:]
+    row = cluster.find(job)
+    output = [line for line in cluster.logs(row.id).splitlines() if line.strip()]
+    last = output[-1] if output else None
     if as_json:
-        print(json.dumps({**asdict(found), "last": last[0] if last else None}, indent=1))
+        print(json.dumps({**asdict(row), "last": last}, indent=1))
         return
     lines = [
-        ("job", found.id),
-        ("kind", found.kind),
-        ("status", found.status),
-        ("started", local_minute(found.started)),
+        ("job", row.id),
+        ("kind", row.kind),
+        ("status", row.status),
+        ("started", local_minute(row.started)),
+        ("for", _elapsed(row)),
+        ("storage", row.storage),
+        ("MLflow", row.tracking),
+        ("output", last),
     ]
-    lines += [
-        ("for", _for(found)),
-        ("storage", found.storage),
-        ("MLflow", found.tracking),
-        ("says", last[0] if last else ""),
-    ]
-    lines += [("message", found.message)] if found.status == "FAILED" else []
+    if row.status == "FAILED":
+        lines.append(("message", row.message))
     print("\n".join(f"{label:<8} {text}" for label, text in lines if text))
 
 
-@jobs.command()
-def logs(job: Name, address: Address = None, follow: Follow = False) -> None:
-    """What a job has said."""
+@jobs.command(epilog=example("jobs logs demo --follow"))
+def logs(job: JobName, address: Address = None, follow: Follow = False) -> None:
+    """Print the output of a job."""
     from tinynet_search.jobs.watching import Jobs
 
     if follow:
@@ -227,106 +265,112 @@ def logs(job: Name, address: Address = None, follow: Follow = False) -> None:
         print(Jobs(address).logs(job), end="")
 
 
-@jobs.command()
-def stop(job: Name, address: Address = None) -> None:
-    """Have a job's trainings commit a checkpoint, and end it."""
+@jobs.command(epilog=example("jobs stop demo"))
+def stop(job: JobName, address: Address = None) -> None:
+    """Stop a job after its trainings have committed a checkpoint."""
     from tinynet_search.jobs.watching import Jobs
 
-    found = Jobs(address).stop(job)
-    _say(f"job {found.id} {found.status.lower()}: tinynet jobs resume {found.id} goes on")
+    row = Jobs(address).stop(job)
+    _say(f"job {row.id} {row.status.lower()}: resume it with tinynet jobs resume {row.id}")
 
 
-@jobs.command()
+@jobs.command(epilog=example("jobs resume demo --no-wait"))
 def resume(
-    job: Name,
+    job: JobName,
     address: Address = None,
     working_dir: WorkingDir = None,
     wheel: Wheel = None,
     no_wait: NoWait = False,
 ) -> None:
-    """Submit what a job was submitted for once more; it goes on where it was left."""
+    """Submit a job again; it continues from its last checkpoints."""
     from tinynet_search.jobs.watching import Jobs
 
-    done = Jobs(address).resume(job, working_dir=working_dir, wheel=wheel)
-    _say(f"job {done.id} at {done.address} goes on with {done.name}")
+    submitted = Jobs(address).resume(job, working_dir=working_dir, wheel=wheel)
+    _say(f"job {submitted.id} at {submitted.address} resumes {submitted.name}")
     if not no_wait:
-        _follow(done.id, done.address)
+        _follow(submitted.id, submitted.address)
 
 
-def _follow(job: str, address: str | None, where: TextIO | None = None) -> None:
-    """Until it ends; with its exit code, and Ctrl-C leaves it alone."""
+def _follow(job: str, address: str | None, stream: TextIO | None = None) -> None:
+    """Print the output of a job until it ends, then exit with its code; Ctrl-C does not stop it."""
     from tinynet_search.jobs.watching import Jobs
 
     try:
-        found = Jobs(address).follow(job, lambda text: print(text, end="", flush=True, file=where))
+        row = Jobs(address).follow(job, lambda text: print(text, end="", flush=True, file=stream))
     except KeyboardInterrupt:
-        _say(f"job {job} goes on without you: tinynet jobs logs {job} --follow")
+        _say(f"job {job} keeps running: follow it with tinynet jobs logs {job} --follow")
         raise typer.Exit(130) from None
-    if found.status != "SUCCEEDED":
-        code = found.exit_code or 1
-        why = f": {found.message}" if found.exit_code is None else ""
+    if row.status != "SUCCEEDED":
+        reason = f": {row.message}" if row.exit_code is None else ""
         _say(
-            f"tinynet: job {found.id} {found.status.lower()}{why}: tinynet jobs resume {found.id} takes it up"
+            f"tinynet: job {row.id} {row.status.lower()}{reason}: "
+            f"resume it with tinynet jobs resume {row.id}"
         )
-        raise typer.Exit(code)
+        raise typer.Exit(row.exit_code or 1)
 
 
-def _training(
+def _train_request(
     arguments: list[str], settings: list[str] | None, storage: str | None, tracking: str | None
 ) -> "TrainRequest":
-    """The request behind ``train``, by that command's own options; those that both have were taken by ``submit``."""
-    from tinynet_search.cli.train import requested
+    """Parse the arguments after ``submit train`` with the options of ``tinynet train``.
+
+    ``submit`` has already parsed the options that both commands have: ``settings``, ``storage`` and
+    ``tracking``.
+    """
+    from tinynet_search.cli.train import train_request
 
     group: Any = typer.main.get_command(app)
     with group.commands["train"].make_context("tinynet submit train", list(arguments)) as parsed:
-        given = dict(parsed.params)
-    if given.pop("eval_only") or given.pop("weights") is not None:
-        raise RequestError(
-            "tinynet submit train trains: --eval-only and --weights are for tinynet train"
-        )
-    del given["as_json"]
-    given |= {"settings": settings or (), "storage": storage, "tracking": tracking}
-    config = given.pop("config")
-    return requested(network=given.pop("network"), config=Path(config) if config else None, **given)
+        options = dict(parsed.params)
+    if options.pop("eval_only") or options.pop("weights") is not None:
+        raise RequestError("--eval-only and --weights are for tinynet train: remove them")
+    del options["as_json"]
+    options |= {"settings": settings or (), "storage": storage, "tracking": tracking}
+    config = options.pop("config")
+    network = options.pop("network")
+    return train_request(network=network, config=Path(config) if config else None, **options)
 
 
-def _agreeable(yes: bool) -> None:
+def _require_terminal(yes: bool) -> None:
+    """Raise RequestError if the user has to confirm and there is no terminal to ask on."""
     if not yes and not sys.stdin.isatty():
-        raise RequestError("nobody is there to agree to what it will cost: add --yes")
+        raise RequestError("stdin is not a terminal, so the cost cannot be confirmed: pass --yes")
 
 
-def _asked(found: "Findings", yes: bool) -> bool:
-    _say(_findings_text(found), "")
-    return yes or typer.confirm("Submit it?", default=False, err=True)
+def _confirm(findings: "Findings", yes: bool) -> bool:
+    _say(_findings_text(findings), "")
+    return yes or typer.confirm("Submit the job?", default=False, err=True)
 
 
-def _findings_text(found: "Findings") -> str:
-    """What a cluster saw, as people read it."""
-    versions = found.versions
-    rows = [(node.name, *_has(node), "driver" if node.driver else "") for node in found.nodes]
+def _findings_text(findings: "Findings") -> str:
+    """The checks of a cluster as text for the user."""
+    versions = findings.versions
+    rows = [(node.name, *_cores(node), "driver" if node.driver else "") for node in findings.nodes]
     lines = [
-        f"tinynet-search {versions.get('tinynet-search')}, Ray {versions.get('ray')}, Python {versions['python']}"
+        f"tinynet-search {versions.get('tinynet-search')}, Ray {versions.get('ray')}, "
+        f"Python {versions['python']}"
     ]
-    lines += ["", table(("node", "CPUs", "GPUs", ""), rows)] if rows else []
-    lines += ["", f"storage  {found.storage}", f"MLflow   {found.tracking}"]
-    if plan := found.plan:
-        from tinynet_search.cli.summary import cost_lines, plan_lines
+    if rows:
+        lines += ["", table(("node", "CPUs", "GPUs", ""), rows)]
+    lines += ["", f"storage  {findings.storage}", f"MLflow   {findings.tracking}"]
+    if findings.plan:
+        from tinynet_search.cli.summary import adaptive_line, cost_lines, plan_lines
 
-        adaptive = [
-            f"{plan.trials} candidates are drawn while the search runs, each from the results before it"
-        ]
-        lines += ["", *plan_lines(plan), *(adaptive if plan.adaptive else cost_lines(plan))]
-        lines.append(found.why or f"{found.at_once} trials at once")
-    if estimate := found.estimate:
-        hours = (
-            f"{estimate.worker_hours:.1f} {estimate.unit}, {duration(estimate.wall_seconds)} in all"
+        plan = findings.plan
+        cost = [adaptive_line(plan)] if plan.adaptive else cost_lines(plan)
+        lines += ["", *plan_lines(plan), *cost]
+        lines.append(findings.why or f"{findings.at_once} concurrent trials")
+    if findings.estimate:
+        estimate = findings.estimate
+        lines.append(
+            f"{estimate.worker_hours:.1f} {estimate.unit}, {duration(estimate.wall_seconds)} "
+            f"in total, finals included ({estimate.source})"
         )
-        lines.append(f"{hours}, finals included ({estimate.source})")
-    lines += found.notes
+    lines += findings.notes
     return "\n".join(lines)
 
 
-def _has(node: "NodeRow") -> list[str]:
+def _cores(node: "NodeRow") -> list[str]:
     return [f"{node.resources.get(key, 0):g}" for key in ("CPU", "GPU")]
 
 
@@ -336,12 +380,12 @@ def _row(job: "JobRow") -> tuple[str, ...]:
         job.kind,
         job.status.lower(),
         local_minute(job.started),
-        _for(job),
+        _elapsed(job),
         job.storage,
     )
 
 
-def _for(job: "JobRow") -> str:
+def _elapsed(job: "JobRow") -> str:
     return duration((job.ended or time.time()) - job.started) if job.started else ""
 
 

@@ -1,7 +1,7 @@
-"""The ``tinynet`` command. stdout holds what was asked for; messages go to stderr.
+"""Runs the ``tinynet`` command: results are printed on stdout, messages on stderr.
 
-Exit codes: 0 done, 1 the work failed, 2 the request was wrong (one line says what and how to mend it),
-130 or 143 interrupted.
+The console script and ``job_entrypoint`` call ``main``. Exit codes: 0 success; 1 the work failed;
+2 the request was wrong (one line on stderr states the error and the fix); 130 or 143 interrupted.
 """
 
 import os
@@ -24,15 +24,16 @@ from tinynet_search.cli import (  # noqa: F401
     train,
 )
 from tinynet_search.cli.app import app
-from tinynet_search.errors import JobError, TrackingError, extras
+from tinynet_search.errors import JobError, TrackingError, explain_missing_modules
 from tinynet_search.version import __version__
 from trainables.storage.folder import StorageError
 
 
 def main() -> None:
-    """The command's entry: mistakes of the request are one line and exit code 2."""
-    signal.signal(signal.SIGTERM, _terminated)
-    # A space of the user's may lie in the current folder; last, so that no file there is taken for an installed module.
+    """Run the command with the arguments of this process and exit."""
+    signal.signal(signal.SIGTERM, _terminate)
+    # The user's search spaces may be in the current folder. It comes last on the path, so that its
+    # files do not shadow installed modules.
     sys.path.append("")
     sys.exit(run(sys.argv[1:]))
 
@@ -43,11 +44,11 @@ def run(arguments: list[str]) -> int:
         print(f"tinynet {__version__}")
         return 0
     try:
-        with extras():
+        with explain_missing_modules():
             code = (
                 app(args=arguments or ["--help"], prog_name="tinynet", standalone_mode=False) or 0
             )
-        if code == 130:  # typer's answer to KeyboardInterrupt
+        if code == 130:  # Typer returns it after a KeyboardInterrupt
             raise KeyboardInterrupt
         return code
     except RequestError as error:
@@ -56,24 +57,24 @@ def run(arguments: list[str]) -> int:
         return _fail(str(error), 1)
     except StorageError as error:
         return _fail(
-            f"storage: {error}: what is written there is kept; mend it and run the same command again",
+            f"storage: {error}: written results are kept; fix it and run the same command again",
             1,
         )
     except _USAGE as error:
         return _fail(error.format_message(), 2)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted: the same command goes on from here", _interrupted)
+        return _fail("interrupted: run the same command to continue", _interrupted)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-# BadParameter's grandparent, the ancestor of all of typer's usage errors; typer exports no name for it.
+# The base class of Typer's usage errors, the grandparent of BadParameter; Typer does not export it.
 _USAGE: Any = typer.BadParameter.__mro__[2]
 _interrupted = 130
 
 
-def _terminated(*_: Any) -> None:
+def _terminate(*_: Any) -> None:
     global _interrupted
     _interrupted = 143
     raise KeyboardInterrupt

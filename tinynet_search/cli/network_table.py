@@ -1,4 +1,7 @@
-"""Tables of networks, as ``tinynet search``, its preview and ``tinynet frontier`` print them."""
+"""Formats tables of networks.
+
+Used by ``tinynet search``, its ``--dry-run`` and ``tinynet frontier``.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -37,7 +40,7 @@ class ShownModel(ShownNetwork, Protocol):
 
 
 def figures(row: ShownNetwork) -> tuple[str, ...]:
-    """The cells that all tables of networks begin with."""
+    """The first cells of a row in all tables of networks."""
     return (
         str(row.id),
         *(number(value, 3) for value in (row.r, row.d, row.w)),
@@ -49,7 +52,7 @@ def figures(row: ShownNetwork) -> tuple[str, ...]:
 
 
 def frontier_table(rows: Sequence[ShownModel]) -> str:
-    """The frontier as people read it."""
+    """The table of frontier models."""
     head = ("trial", "r", "d", "w", "pixels", "FLOPs", "c", "params", "top-1 %", "front")
     cells = [(*figures(row), number(row.top1, 1), number(row.pareto_rank, 0)) for row in rows]
     return table(head, cells)

@@ -1,4 +1,7 @@
-"""Named networks beside the paper's figures, one by one or as the paper's tables have them."""
+"""``tinynet networks``: prints the named networks, or a table of the paper, with exact figures.
+
+Registered with the application by ``main``.
+"""
 
 import json
 import textwrap
@@ -9,7 +12,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from search_spaces import Network, RequestError, get_space
-from search_spaces.networks import NETWORKS, Named, get_named
+from search_spaces.networks import NETWORKS, NamedNetwork, get_named
 from search_spaces.paper_tables import (
     TABLES,
     Layer,
@@ -17,25 +20,29 @@ from search_spaces.paper_tables import (
     Row,
     architecture,
     check_table,
-    off,
-    value,
+    parse_figure,
+    percent_off,
 )
-from tinynet_search.cli.app import AsJson, app
-from tinynet_search.formula.digits import spelled
-from tinynet_search.text import apart, millions, number, table
+from tinynet_search.cli.app import AsJson, app, example
+from tinynet_search.cli.completion import complete_from, complete_network
+from tinynet_search.formula.digits import format_rdw
+from tinynet_search.text import millions, number, table, with_blank_rows
 
-NONE = "-"
-ARCHITECTURE = "the layers of GhostNet-A, from the stage list that is counted and built here"
-THEIRS = "Accuracies are the paper's own: none of them was measured here. FLOPs are multiply-adds."
-# What a network's source means to the reader of a table.
-SOURCES = {
+MISSING = "-"
+ARCHITECTURE = "layers of GhostNet-A, from the stage list that is counted and built"
+FIGURES_NOTE = "Accuracies are the paper's; none was measured here. FLOPs are multiply-adds."
+# The note below a table for each source of a network.
+SOURCE_NOTES = {
     "inferred": "(r, d, w) never published, inferred from the paper's figures: {}.",
-    "ours": "(r, d, w) never published, fitted here to the FLOPs alone, so the paper's accuracies are of other networks: {}.",
+    "ours": (
+        "(r, d, w) never published, fitted here to the FLOPs only, "
+        "so the paper's accuracies are of other networks: {}."
+    ),
 }
 
 
 class NetworkRow(NamedTuple):
-    """A named network as ``--json`` has it, with the paper's figures; None where the paper prints none."""
+    """A named network as ``--json`` prints it, with the paper's figures, None if unpublished."""
 
     name: str
     title: str
@@ -56,7 +63,10 @@ class NetworkRow(NamedTuple):
 
 
 class PaperRow(NamedTuple):
-    """A row of the paper's tables as ``--json`` has it; None where there is no network of ours, or the paper prints nothing."""
+    """A row of the paper's tables as ``--json`` prints it.
+
+    The exact figures are None without a named network, the paper's figures where it prints none.
+    """
 
     model: str
     network: str | None
@@ -71,26 +81,29 @@ class PaperRow(NamedTuple):
     paper_top5: float | None
 
 
-@app.command()
+@app.command(epilog=example("networks tinynet_a resnet50"))
 def networks(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME...]", help="Names; all of them where none is given."),
+        typer.Argument(
+            metavar="NAME",
+            help="Names of networks; without any, all of them.",
+            autocompletion=complete_network,
+        ),
     ] = None,
     paper: Annotated[
         str | None,
         typer.Option(
             metavar="TABLE",
-            help="A table of the paper beside ours: table1, table2, table3, table6 or table7.",
+            help="Print this table of the paper (table1, table2, table3, table6 or table7).",
+            autocompletion=complete_from("table1", "table2", "table3", "table6", "table7"),
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The paper's networks and tables, beside our exact figures."""
+    """List networks, or a table of the paper, with exact figures."""
     if paper is not None and names:
-        raise RequestError(
-            "give names or --paper, not both: a table of the paper has its own networks"
-        )
+        raise RequestError("pass names or --paper, not both: a table defines its own networks")
     if paper is None:
         rows = [(row, row.network()) for row in map(get_named, names or NETWORKS)]
         document = [_network_row(*pair)._asdict() for pair in rows]
@@ -103,8 +116,8 @@ def networks(
         _print_architecture(paper, as_json=as_json)
 
 
-def _networks_text(rows: Iterable[tuple[Named, Network]]) -> str:
-    """Named networks, with a line between two families."""
+def _networks_text(rows: Iterable[tuple[NamedNetwork, Network]]) -> str:
+    """The table of named networks, with a blank row between families."""
     head = (
         "network",
         "r",
@@ -123,22 +136,28 @@ def _networks_text(rows: Iterable[tuple[Named, Network]]) -> str:
         [_network_cells(*pair) for pair in family]
         for _, family in groupby(rows, lambda pair: type(pair[1].space))
     ]
-    return table(head, apart(families))
+    return table(head, with_blank_rows(families))
 
 
-def _network_cells(row: Named, network: Network) -> tuple[str, ...]:
-    beside = (
-        *_beside(row.paper_params, network.params, 2),
-        *_beside(row.paper_flops, network.macs, 1),
+def _network_cells(row: NamedNetwork, network: Network) -> tuple[str, ...]:
+    figures = (
+        *_compared(row.paper_params, network.params, 2),
+        *_compared(row.paper_flops, network.macs, 1),
     )
-    return (row.name, *map(_short, spelled(network)), str(network.resolution), *beside, row.source)
+    return (
+        row.name,
+        *map(_short, format_rdw(network)),
+        str(network.resolution),
+        *figures,
+        row.source,
+    )
 
 
 def _short(text: str) -> str:
     return f"{float(text):g}"
 
 
-def _network_row(row: Named, network: Network) -> NetworkRow:
+def _network_row(row: NamedNetwork, network: Network) -> NetworkRow:
     return NetworkRow(
         name=row.name,
         title=row.title,
@@ -161,33 +180,33 @@ def _network_row(row: Named, network: Network) -> NetworkRow:
 
 def _printed(printed: str | None) -> float | None:
     """The paper's figure as a number."""
-    return None if printed is None else value(printed)
+    return None if printed is None else parse_figure(printed)
 
 
 def _off_percent(printed: str | None, exact: int | None) -> float | None:
-    """How far ours is from the paper's figure; None where either is missing."""
-    return None if printed is None or exact is None else off(printed, exact)
+    """The difference of the exact figure from the paper's; None if either is missing."""
+    return None if printed is None or exact is None else percent_off(printed, exact)
 
 
-def _beside(printed: str | None, exact: int, digits: int) -> tuple[str, str, str]:
-    """Ours, the paper's and the difference."""
+def _compared(printed: str | None, exact: int, digits: int) -> tuple[str, str, str]:
+    """The exact figure, the paper's figure and the difference."""
     if printed is None:
-        return millions(exact, digits), NONE, NONE
-    return millions(exact, digits), printed, f"{off(printed, exact):+.1f} %"
+        return millions(exact, digits), MISSING, MISSING
+    return millions(exact, digits), printed, f"{percent_off(printed, exact):+.1f} %"
 
 
 def _print_table(name: str, *, as_json: bool) -> None:
-    found = TABLES[name]
-    notes = list(_notes(found))
+    paper_table = TABLES[name]
+    notes = list(_notes(paper_table))
     document = {
         "table": name,
-        "title": found.title,
-        "images": found.images,
-        "groups": [[_paper_row(row)._asdict() for row in group] for group in found.groups],
-        "footnote": found.footnote and _paper_row(found.footnote)._asdict(),
+        "title": paper_table.title,
+        "images": paper_table.images,
+        "groups": [[_paper_row(row)._asdict() for row in group] for group in paper_table.groups],
+        "footnote": paper_table.footnote and _paper_row(paper_table.footnote)._asdict(),
         "notes": notes,
     }
-    print(json.dumps(document, indent=1) if as_json else _paper_text(name, found, notes))
+    print(json.dumps(document, indent=1) if as_json else _paper_text(name, paper_table, notes))
 
 
 def _print_architecture(name: str, *, as_json: bool) -> None:
@@ -197,14 +216,15 @@ def _print_architecture(name: str, *, as_json: bool) -> None:
     print(json.dumps(document, indent=1) if as_json else _layers_text(name, layers))
 
 
-def _ours(row: Row) -> Network | None:
+def _network_of(row: Row) -> Network | None:
+    """The named network of a row of the paper; None if there is none."""
     return None if row.network is None else NETWORKS[row.network].network()
 
 
 def _paper_row(row: Row) -> PaperRow:
-    ours = _ours(row)
-    macs = None if ours is None else ours.macs
-    params = None if ours is None else ours.params
+    network = _network_of(row)
+    macs = None if network is None else network.macs
+    params = None if network is None else network.params
     return PaperRow(
         model=row.model,
         network=row.network,
@@ -220,56 +240,59 @@ def _paper_row(row: Row) -> PaperRow:
     )
 
 
-def _notes(found: PaperTable) -> Iterator[str]:
-    """What a reader has to know of a table's figures, a line each."""
-    if (marked := found.footnote) and (network := _ours(marked)):
-        exact, printed, away = _beside(marked.flops, network.macs, 1)
-        yield f"† {marked.model}: {printed} FLOPs, ours {exact} ({away})."
-    yield THEIRS
-    for source, note in SOURCES.items():
+def _notes(paper_table: PaperTable) -> Iterator[str]:
+    """The notes below a table, one line each."""
+    marked = paper_table.footnote
+    network = _network_of(marked) if marked else None
+    if marked and network:
+        exact, printed, difference = _compared(marked.flops, network.macs, 1)
+        yield f"† {marked.model}: {printed} FLOPs, exact {exact} ({difference})."
+    yield FIGURES_NOTE
+    for source, note in SOURCE_NOTES.items():
         names = [
             row.network
-            for row in found.rows
+            for row in paper_table.rows
             if row.network and NETWORKS[row.network].source == source
         ]
         if names:
             yield note.format(", ".join(dict.fromkeys(names)))
 
 
-def _paper_text(name: str, found: PaperTable, notes: Sequence[str]) -> str:
-    weights, top5 = any(row.params for row in found.rows), any(row.top5 for row in found.rows)
+def _paper_text(name: str, paper_table: PaperTable, notes: Sequence[str]) -> str:
+    weights = any(row.params for row in paper_table.rows)
+    top5 = any(row.top5 for row in paper_table.rows)
     head = [
         "model",
-        *["weights", "ours", "off"] * weights,
+        *["weights", "exact", "off"] * weights,
         "FLOPs",
-        "ours",
+        "exact",
         "off",
         "paper's top-1 %",
         *["paper's top-5 %"] * top5,
     ]
     groups = [
-        [_paper_cells(row, weights=weights, top5=top5) for row in group] for group in found.groups
+        [_paper_cells(row, weights=weights, top5=top5) for row in group]
+        for group in paper_table.groups
     ]
     body = (
         _side_by_side([table(head, group) for group in groups])
-        if found.side_by_side
-        else table(head, apart(groups))
+        if paper_table.side_by_side
+        else table(head, with_blank_rows(groups))
     )
     wrapped = [textwrap.fill(note, 120, break_on_hyphens=False) for note in notes]
-    return "\n".join(
-        (f"{name}: {found.title}; accuracies on {found.images}", "", body, "", *wrapped)
-    )
+    title = f"{name}: {paper_table.title}; accuracies on {paper_table.images}"
+    return "\n".join((title, "", body, "", *wrapped))
 
 
 def _paper_cells(row: Row, *, weights: bool, top5: bool) -> list[str]:
-    """The paper's figures, params and FLOPs each with ours and the difference after it."""
-    ours, cells = _ours(row), [row.model]
+    """The paper's params and FLOPs, each with the exact figure and the difference; accuracies."""
+    network, cells = _network_of(row), [row.model]
     for printed, key, digits in [(row.params, "params", 2)] * weights + [(row.flops, "macs", 1)]:
-        exact, _, away = (
-            (NONE, NONE, NONE) if ours is None else _beside(printed, getattr(ours, key), digits)
-        )
-        cells += [printed or NONE, exact, away]
-    return cells + [number(top, 1, missing=NONE) for top in (row.top1, row.top5)[: 1 + top5]]
+        exact = difference = MISSING
+        if network is not None:
+            exact, _, difference = _compared(printed, getattr(network, key), digits)
+        cells += [printed or MISSING, exact, difference]
+    return cells + [number(top, 1, missing=MISSING) for top in (row.top1, row.top5)[: 1 + top5]]
 
 
 def _side_by_side(tables: Sequence[str]) -> str:
@@ -296,13 +319,15 @@ def _totals() -> dict[str, int]:
 
 
 def _layer_cells(layer: Layer) -> tuple[str, ...]:
-    figures = (NONE if figure is None else f"{figure:g}" for figure in (layer.expansion, layer.out))
-    stride = NONE if layer.stride is None else str(layer.stride)
+    figures = (
+        MISSING if figure is None else f"{figure:g}" for figure in (layer.expansion, layer.out)
+    )
+    stride = MISSING if layer.stride is None else str(layer.stride)
     return (
         f"{layer.size}² × {layer.channels}",
         layer.operator,
         *figures,
-        "1" if layer.squeeze else NONE,
+        "1" if layer.squeeze else MISSING,
         stride,
         str(layer.repeats),
     )

@@ -1,4 +1,7 @@
-"""The network for a budget, or within limits."""
+"""``tinynet suggest``: prints the network that the formula suggests for a budget or limits.
+
+Registered with the application by ``main``.
+"""
 
 import json
 import re
@@ -8,7 +11,8 @@ from typing import Annotated
 import typer
 
 from search_spaces.errors import RequestError
-from tinynet_search.cli.app import SPACES, AsJson, Tracking, app
+from tinynet_search.cli.app import SPACES, AsJson, Tracking, app, example
+from tinynet_search.cli.completion import complete_from, complete_space
 from tinynet_search.text import memory_size, millions, number, table
 
 _DIGITS = r"([0-9.]+(?:e[+-]?[0-9]+)?)"
@@ -18,46 +22,66 @@ _COUNT = re.compile(_DIGITS + "([kmgb]?)()", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "b": 3}
 
 
-@app.command()
+@app.command(epilog=example("suggest 0.25 --space ghostnet_a"))
 def suggest(
     budgets: Annotated[
         list[float] | None,
-        typer.Argument(metavar="[C...]", help="FLOPs as a fraction of the baseline's, in (0, 1]."),
+        typer.Argument(
+            metavar="C", help="Budgets: FLOPs as fractions of the baseline's, in (0, 1]."
+        ),
     ] = None,
-    params: Annotated[str | None, typer.Option(metavar="N", help="Most parameters.")] = None,
+    params: Annotated[
+        str | None, typer.Option(metavar="N", help="Limit the number of parameters.")
+    ] = None,
     activation_bytes: Annotated[
         str | None,
         typer.Option(
             metavar="N",
-            help="Most peak memory of feature maps, float32 at batch 1; for 8 bits give four times the bytes.",
+            help="Limit the peak memory of feature maps (float32, batch 1); for 8-bit maps pass "
+            "four times the bytes.",
         ),
     ] = None,
     macs: Annotated[
-        str | None, typer.Option(metavar="N", help="Most FLOPs (multiply-adds).")
+        str | None, typer.Option(metavar="N", help="Limit the FLOPs (multiply-adds).")
     ] = None,
     space: Annotated[
-        str | None, typer.Option(help=f"{SPACES} The formula's own where none is given.")
+        str | None,
+        typer.Option(
+            help=f"Use this search space ({SPACES}).",
+            show_default="the formula's",
+            autocompletion=complete_space,
+        ),
     ] = None,
     classes: Annotated[
         int | None,
-        typer.Option(help="Classes; the formula's or the space's own where none is given."),
+        typer.Option(
+            help="Set the number of classes.", show_default="the formula's, or the space's"
+        ),
     ] = None,
     formula: Annotated[
-        str, typer.Option(help="published, a formula.json, or models:/tiny-formula@champion.")
+        str,
+        typer.Option(
+            help="Use this formula (published, a formula.json, models:/tiny-formula@champion)."
+        ),
     ] = "published",
     form: Annotated[
-        str, typer.Option(help="default, or paper (equations 2-4 to the letter).")
+        str,
+        typer.Option(
+            help="Use this form of the formula: default, or paper (exactly equations 2-4).",
+            autocompletion=complete_from("default", "paper"),
+        ),
     ] = "default",
     extrapolate: Annotated[
-        bool, typer.Option("--extrapolate", help="Answer outside the formula's data too.")
+        bool, typer.Option("--extrapolate", help="Allow budgets outside the formula's data.")
     ] = False,
     tracking: Tracking = None,
     as_json: AsJson = False,
 ) -> None:
-    """The network for a budget of FLOPs, or within limits.
+    """Suggest a network for a budget of FLOPs or within limits.
 
-    C is met within 3 % either way; --macs, --params and --activation-bytes are never exceeded. After the number N of a
-    limit K, M and G are powers of 1000 (B too, of parameters and FLOPs); of memory Ki, Mi and Gi are powers of 1024.
+    The FLOPs are within 3 % of C; --macs, --params and --activation-bytes are never exceeded. The
+    number N of a limit may end with K, M or G (powers of 1000; for parameters and FLOPs also B) or,
+    for memory, with Ki, Mi or Gi (powers of 1024).
     """
     from tinynet_search.formula.budget import checked_request
     from tinynet_search.formula.tiny_formula import TinyFormula
@@ -66,7 +90,7 @@ def suggest(
     limits = {name: _number(name, text) for name, text in given.items() if text is not None}
     requests = [checked_request({"c": c, **limits}) for c in budgets or [None]]
     fitted = TinyFormula.load(formula, tracking_uri=tracking)
-    found = [
+    suggestions = [
         fitted.suggest(
             request.get("c"),
             macs=request.get("macs"),
@@ -80,9 +104,9 @@ def suggest(
         for request in requests
     ]
     if as_json:
-        print(json.dumps([s.to_dict() for s in found], indent=1))
+        print(json.dumps([s.to_dict() for s in suggestions], indent=1))
         return
-    from tinynet_search.formula.digits import spelled
+    from tinynet_search.formula.digits import format_rdw
 
     head = (
         "budget",
@@ -101,7 +125,7 @@ def suggest(
     rows = [
         (
             f"{s.budget:.4g}",
-            *spelled(s.network),
+            *format_rdw(s.network),
             str(s.resolution),
             millions(s.macs),
             number(s.c, 4),
@@ -111,22 +135,27 @@ def suggest(
             number(s.d_std, 3),
             *([", ".join(s.binding) or "none"] if limits else []),
         )
-        for s in found
+        for s in suggestions
     ]
     print(table(head, rows))
-    for note in dict.fromkeys(s.note for s in found if s.note):
+    for note in dict.fromkeys(s.note for s in suggestions if s.note):
         print(note, file=sys.stderr)
 
 
 def _number(name: str, text: str) -> float:
-    """A limit as people write it: ``2e6``, ``1.5M``, ``4.1B``; ``512KiB`` of memory."""
+    """Parse a limit such as ``2e6``, ``1.5M`` or ``4.1B``; for memory also ``512KiB``.
+
+    Raises:
+        RequestError: the text is not a valid number.
+    """
     memory = name == "activation_bytes"
     match = (_BYTES if memory else _COUNT).fullmatch(text.strip())
     try:
         digits, prefix, binary = match.groups(default="") if match else ("", "", "")
         return float(digits) * (1024 if binary else 1000) ** _POWERS[prefix.lower()]
     except ValueError:
-        such = "1.5e6, 1.5MB or 512KiB" if memory else "2e6, 1.5M or 4.1B"
+        examples = "1.5e6, 1.5MB or 512KiB" if memory else "2e6, 1.5M or 4.1B"
         raise RequestError(
-            f"--{name.replace('_', '-')} {text!r} is no number: give one such as {such}"
+            f"--{name.replace('_', '-')} {text!r} is not a valid number: "
+            f"expected a number such as {examples}"
         ) from None

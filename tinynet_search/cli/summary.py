@@ -1,4 +1,7 @@
-"""What a search is shown as: what it will cost before it runs, and what it came to."""
+"""Formats a search for the user: its plan and cost before it runs, and its outcome.
+
+Used by ``tinynet search`` and ``tinynet submit``.
+"""
 
 import os
 import shlex
@@ -24,18 +27,14 @@ BUDGETS = (0.9, 0.5, 0.25, 0.13, 0.06)
 
 
 def preview_text(preview: Preview) -> str:
+    """The plan of a search, its candidates and their cost."""
     lines = [
         f"search {preview.search} at {preview.directory} (nothing written)",
         *plan_lines(preview),
         "",
     ]
     if preview.adaptive:
-        return "\n".join(
-            [
-                *lines,
-                f"{preview.trials} candidates are drawn while the search runs, each from the results before it",
-            ]
-        )
+        return "\n".join([*lines, adaptive_line(preview)])
     head = ("id", "r", "d", "w", "pixels", "FLOPs", "c", "params", "training", "")
     rows = [
         (*figures(row), f"{row.training_macs / 1e12:.2f}T", "done" if row.done else "")
@@ -44,23 +43,30 @@ def preview_text(preview: Preview) -> str:
     return "\n".join([*lines, table(head, rows), "", *cost_lines(preview)])
 
 
+def adaptive_line(preview: Preview) -> str:
+    """A line that replaces the candidates of an adaptive sampler."""
+    return f"{preview.trials} candidates are drawn during the search, each from previous results"
+
+
 def plan_lines(preview: Preview) -> list[str]:
-    """What is trained, on what, and for how long."""
+    """The space, recipe and data of a search."""
     recipe, data, space = preview.recipe, preview.data, preview.space
     band = f"[{space.band[0]:g}, {space.band[1]:g}]"
     images = f"{data.train} training and {data.val} validation images, {space.num_classes} classes"
     return [
         f"space {space.name}, c in {band}, sampler {preview.sampler.name}",
-        f"recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch}; data {data.fingerprint}: {images}",
+        f"recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch}; "
+        f"data {data.fingerprint}: {images}",
     ]
 
 
 def cost_lines(preview: Preview) -> list[str]:
-    """What is left to train, and what it takes."""
+    """The remaining trials, their multiply-adds and their storage."""
     left = sum(not row.done for row in preview.candidates)
     lines = [
-        f"{left} of {preview.trials} to train: {preview.training_macs_left / 1e12:.1f}T multiply-adds of training "
-        f"(three forward passes an image and epoch, two evaluations an epoch)"
+        f"{left} of {preview.trials} to train: {preview.training_macs_left / 1e12:.1f}T "
+        "multiply-adds of training (three forward passes per image and epoch, "
+        "two evaluations per epoch)"
     ]
     lines += [line for line in (preview.warning, preview.continued) if line]
     kept = preview.kept_bytes
@@ -68,24 +74,24 @@ def cost_lines(preview: Preview) -> list[str]:
     weights, peak = megabytes(preview.weights_bytes), megabytes(preview.checkpoint_bytes_peak)
     return [
         *lines,
-        f"{weights} of weights{last} at the end, up to {peak} of checkpoints a running trial",
+        f"{weights} of weights{last} at the end, up to {peak} of checkpoints per running trial",
     ]
 
 
 def text(outcome: SearchOutcome) -> str:
-    """A search's outcome, as ``tinynet search`` ends with."""
+    """The report that ``tinynet search`` prints at its end."""
     parts = [
         ("Failed trials", _failures(outcome)),
         ("Frontier", frontier_table(outcome.frontier) if outcome.frontier else ""),
-        ("Frontier models trained on", longer_table(outcome)),
+        ("Frontier models trained for more epochs", longer_table(outcome)),
         ("Spearman's rank correlation with FLOPs on the frontier", _spearman_line(outcome)),
         (
-            "The formula beside the published one (fitted to the paper's TinyNets on EfficientNet-B0)",
+            "The formula and the published one (fitted to the paper's TinyNets on EfficientNet-B0)",
             formula_table(outcome.formula),
         ),
         ("Final networks at equal FLOPs", finals_table(outcome)),
         ("Time", _time_lines(outcome)),
-        ("Where everything lies", _places(outcome)),
+        ("Locations", _locations(outcome)),
     ]
     sections = [f"{title}\n\n{body}" for title, body in parts if body]
     early = [f"Stopped early: {outcome.stopped}."] if outcome.stopped else []
@@ -101,7 +107,7 @@ def search_summary(outcome: SearchOutcome) -> dict[str, Any]:
         "trials": len(outcome.candidates),
         "trained_now": outcome.new,
         "stopped": outcome.stopped,
-        "lost": {c.run: outcome.lost_why.get(c.run) for c in outcome.lost},
+        "lost": {c.run: outcome.lost_reasons.get(c.run) for c in outcome.lost},
         "failed": {result.run: result.reason for result in outcome.failed},
         "frontier": [_flat(row) for row in outcome.frontier],
         "spearman": spearman_of(outcome.frontier),
@@ -114,44 +120,34 @@ def search_summary(outcome: SearchOutcome) -> dict[str, Any]:
 
 
 def formula_table(formula: TinyFormula) -> str:
-    """r(c) and d(c) of a formula and of the published one; dots outside the formula's data."""
+    """r(c) and d(c) of a formula and of the published one; dots outside the data of a formula."""
     if not formula.usable:
         return f"not usable: {formula.reason}"
     published, span = TinyFormula.load("published"), formula.range or (0.0, 0.0)
     rows = []
     for c in sorted({*BUDGETS, *(round(edge, 3) for edge in span)}, reverse=True):
-        ours, theirs = _predicted(formula, c), _predicted(published, c)
-        cells = (
-            [f"{ours.r_mean:.2f} ± {ours.r_std:.2f}", f"{ours.d_mean:.2f} ± {ours.d_std:.2f}"]
-            if ours
-            else ["...", "..."]
-        )
-        rows.append(
-            (
-                f"{c:g}",
-                *cells,
-                *(
-                    [number(theirs.r_mean, 2), number(theirs.d_mean, 2)]
-                    if theirs
-                    else ["...", "..."]
-                ),
-            )
-        )
-    return (
-        table(("c", "r(c)", "d(c)", "published r(c)", "published d(c)"), rows)
-        + f"\nfitted for c in [{span[0]:.3f}, {span[1]:.3f}]"
-    )
+        fitted, reference = _predicted(formula, c), _predicted(published, c)
+        cells = ["..."] * 4
+        if fitted:
+            cells[0] = f"{fitted.r_mean:.2f} ± {fitted.r_std:.2f}"
+            cells[1] = f"{fitted.d_mean:.2f} ± {fitted.d_std:.2f}"
+        if reference:
+            cells[2] = number(reference.r_mean, 2)
+            cells[3] = number(reference.d_mean, 2)
+        rows.append((f"{c:g}", *cells))
+    head = ("c", "r(c)", "d(c)", "published r(c)", "published d(c)")
+    return f"{table(head, rows)}\nfitted for c in [{span[0]:.3f}, {span[1]:.3f}]"
 
 
 def _predicted(formula: TinyFormula, c: float) -> Prediction | None:
-    """r(c) and d(c), or None outside the formula's data (its ends count as inside, however they are printed)."""
+    """r(c) and d(c); None outside the formula's data, whose ends count as inside after rounding."""
     low, high = formula.range or (1.0, 0.0)
     return formula.predict(min(max(c, low), high)) if low - 5e-4 <= c <= high + 5e-4 else None
 
 
 @dataclass(frozen=True)
 class FinalResult:
-    """A final job with its result, which is None before it has one."""
+    """A final training and its result, which is None until the training has one."""
 
     row: FinalRow
     result: ResultSummary | None
@@ -180,11 +176,12 @@ class FinalResult:
         }
 
     def cells(self) -> tuple[str, ...]:
-        """Of ``finals_table``; for a job that has a result."""
+        """The row of ``finals_table``; the training must have a result."""
         row, result = self.row, self.result
         assert result is not None
         return (
             "formula" if row.label == TINY else f"shrunken baseline ({row.label})",
+            self.id,
             f"{row.c:g}",
             *(number(value, 3) for value in row.spec.rdw),
             f"{result.resolution:g}",
@@ -192,26 +189,39 @@ class FinalResult:
             number(result.c, 3),
             short_millions(result.params),
             number(result.top1, 1),
-            "beyond the data" if row.extrapolated else row.note or "",
+            "outside the data" if row.extrapolated else row.note or "",
         )
 
 
 def finals(outcome: SearchOutcome) -> list[FinalResult]:
-    """The final jobs with their results."""
+    """The final trainings and their results."""
     return [FinalResult(row, outcome.results.get(row.run)) for row in outcome.final_rows]
 
 
 def finals_table(outcome: SearchOutcome) -> str:
+    """The final networks that have a result; empty if there are none."""
     cells = [final.cells() for final in finals(outcome) if final.result]
     if not cells:
         return ""
-    head = ("network", "budget", "r", "d", "w", "pixels", "FLOPs", "c", "params", "top-1 %", "")
-    return table(head, cells)
+    head = (
+        "network",
+        "trial",
+        "budget",
+        "r",
+        "d",
+        "w",
+        "pixels",
+        "FLOPs",
+        "c",
+        "params",
+        "top-1 %",
+    )
+    return table((*head, ""), cells)
 
 
 def longer_table(outcome: SearchOutcome) -> str:
-    """Models of the frontier that were trained for more epochs too."""
-    head = ("trial", "c", "epochs", "top-1 %", "epochs then", "top-1 % then")
+    """The models of the frontier that were also trained for more epochs."""
+    head = ("trial", "c", "epochs", "top-1 %", "more epochs", "top-1 % after")
     cells = [
         (
             row.id,
@@ -229,86 +239,100 @@ def longer_table(outcome: SearchOutcome) -> str:
 
 def _headline(outcome: SearchOutcome) -> str:
     results = outcome.results
-    reasons = Counter(result.reason for result in outcome.failed)
-    done = f"{len([c for c in outcome.candidates if c.run in results])} trials and {len({c.run for c in outcome.finals})} finals"
-    failed = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
-    return f"Search {outcome.store.name}: {done}, {outcome.new} trained now" + (
-        f", {reasons.total()} failed ({failed})" if failed else ""
+    finished = sum(candidate.run in results for candidate in outcome.candidates)
+    finals_count = len({candidate.run for candidate in outcome.finals})
+    text = (
+        f"Search {outcome.store.name}: {finished} trials and {finals_count} finals, "
+        f"{outcome.new} trained now"
     )
+    reasons = Counter(result.reason for result in outcome.failed)
+    if not reasons:
+        return text
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    return f"{text}, {reasons.total()} failed ({counts})"
 
 
 def _failures(outcome: SearchOutcome) -> str:
-    """Why trials failed, the first few of them."""
+    """The reasons of the first five failed trials."""
     failed = outcome.failed
-    lines = [f"{each.run.id}  {each.reason}: {each.detail}" for each in failed[:5]]
-    more = [f"and {len(failed) - 5} more"] if len(failed) > 5 else []
-    again = (
-        "--retry failed tries them again, or --retry with one reason; what diverged diverges again"
+    if not failed:
+        return ""
+    lines = [f"{result.run.id}  {result.reason}: {result.detail}" for result in failed[:5]]
+    if len(failed) > 5:
+        lines.append(f"and {len(failed) - 5} more")
+    lines.append(
+        "train them again with --retry failed, or --retry and one reason; "
+        "trials that diverged will diverge again"
     )
-    return "\n".join([*lines, *more, again]) if failed else ""
+    return "\n".join(lines)
 
 
 def _spearman_line(outcome: SearchOutcome) -> str:
     if not outcome.frontier:
         return ""
-    found = spearman_of(outcome.frontier)
-    return (
-        "  ".join(f"{key} {number(value, 2)}" for key, value in found.items())
-        + f"  over {len(outcome.frontier)} models"
+    correlations = "  ".join(
+        f"{key} {number(value, 2)}" for key, value in spearman_of(outcome.frontier).items()
     )
+    return f"{correlations}  over {len(outcome.frontier)} models"
 
 
 def _time_lines(outcome: SearchOutcome) -> str:
+    """Where the time was spent.
+
+    ``bare`` is the wall time of the trainings without any overhead if they filled all slots: the
+    sum of their seconds divided by the number of concurrent trials. The rest is overhead.
+    """
     if not outcome.new or "trials" not in outcome.seconds:
-        return f"{in_seconds(outcome.seconds['total'], 1)}: every trial had its result"
+        total = in_seconds(outcome.seconds["total"], 1)
+        return f"{total}: all results existed, no trial was trained"
     seconds, bare = outcome.seconds, outcome.trained / outcome.at_once
     total, ray, trials = seconds["total"], seconds["ray"], seconds["trials"]
-    overhead = (
-        f"{in_seconds(total - bare)} ({percent(100 * (total - bare) / total, 0)} of the wall)"
-    )
-    return (
-        f"{in_seconds(total)} in all, {outcome.at_once} trials at a time: {in_seconds(outcome.trained)} of bare training, "
-        f"{in_seconds(bare)} of the wall\n"
-        f"overhead {overhead}: Ray's start and stop {in_seconds(ray, 1)}; "
-        f"process start, imports, data, checkpoints and idle ends {in_seconds(trials - bare, 1)}; "
-        f"plan, frontier, formula, tracking {in_seconds(total - ray - trials, 1)}\n"
-        f"MLflow took {in_seconds(seconds['mlflow'], 1)}, beside the trials"
-    )
+    share = percent(100 * (total - bare) / total, 0)
+    lines = [
+        f"{in_seconds(total)} in total, {outcome.at_once} concurrent trials: "
+        f"{in_seconds(outcome.trained)} of pure training, {in_seconds(bare)} of wall time",
+        f"overhead {in_seconds(total - bare)} ({share} of the wall time): "
+        f"start and stop of Ray {in_seconds(ray, 1)}; "
+        f"process start, imports, data, checkpoints and idle slots {in_seconds(trials - bare, 1)}; "
+        f"plan, frontier, formula, tracking {in_seconds(total - ray - trials, 1)}",
+        f"MLflow took {in_seconds(seconds['mlflow'], 1)}, concurrently with the trials",
+    ]
+    return "\n".join(lines)
 
 
-def _places(outcome: SearchOutcome) -> str:
-    formula = outcome.store.at(FORMULA)
+def _locations(outcome: SearchOutcome) -> str:
+    formula = outcome.store.url_of(FORMULA)
     lines = [f"search directory  {outcome.store.url}", f"formula           {formula}"]
     if outcome.link:
         lines.append(f"MLflow            {outcome.link}")
     if outcome.tracking.startswith("sqlite:"):
-        lines.append(f"opened by         {mlflow_server(outcome.tracking)}")
+        lines.append(f"open with         {mlflow_server(outcome.tracking)}")
     if outcome.formula.usable:
         own = outcome.plan.space.name
         space = f" --space {shlex.quote(own)}" if ":" in own else ""
         low, high = outcome.formula.range or (0.3, 0.3)
         middle = (low * min(high, 1.0)) ** 0.5
-        lines.append(
-            f"ask the formula   {_command('tinynet')} suggest {middle:.2g}{space} --formula {shlex.quote(formula)}"
-        )
+        suggest = f"{_command('tinynet')} suggest {middle:.2g}{space}"
+        lines.append(f"use the formula   {suggest} --formula {shlex.quote(formula)}")
     return "\n".join(lines)
 
 
 def mlflow_server(uri: str) -> str:
     """The command that opens a tracking database in a browser."""
-    return f"{_command('mlflow')} server --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --port 5000"
+    options = f"--backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --port 5000"
+    return f"{_command('mlflow')} server {options}"
 
 
 def _command(name: str) -> str:
-    """How this installation's command is called from here: by name where the shell finds it, else by its place."""
-    place = Path(sys.executable).with_name(name)
-    if shutil.which(name) == str(place) or not place.exists():
+    """The shell name of a command of this installation, or its path if it is not on PATH."""
+    path = Path(sys.executable).with_name(name)
+    if shutil.which(name) == str(path) or not path.exists():
         return name
-    return os.path.relpath(place) if place.is_relative_to(Path.cwd()) else str(place)
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _flat(row: FrontierRow) -> dict[str, Any]:
-    """A row of the frontier with r, d and w beside its other figures."""
+    """A row of the frontier with r, d and w as separate keys."""
     return {
         **{key: value for key, value in row.to_json().items() if key != "rdw"},
         **dict(zip("rdw", row.rdw, strict=True)),

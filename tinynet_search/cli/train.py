@@ -1,4 +1,8 @@
-"""One network trained to its end, or weights evaluated."""
+"""``tinynet train``: trains one network, or evaluates weights.
+
+Registered with the application by ``main``; ``jobs`` uses ``train_request`` for
+``tinynet submit train``.
+"""
 
 import json
 import sys
@@ -8,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from search_spaces.errors import RequestError
-from tinynet_search.cli.app import SPACES, AsJson, Tracking, app
+from tinynet_search.cli.app import SPACES, AsJson, Tracking, app, example
+from tinynet_search.cli.completion import complete_network, complete_space
 from tinynet_search.text import duration, millions, number, table
 
 if TYPE_CHECKING:
@@ -18,97 +23,127 @@ if TYPE_CHECKING:
     from trainables.result import TrialResult
 
 
-@app.command()
+@app.command(
+    epilog=example("train --rdw 0.5,0.5,0.5 --space efficientnet_mini --data petals --epochs 2")
+)
 def train(
     network: Annotated[
         str | None,
         typer.Argument(
             metavar="NETWORK",
-            help="A name of tinynet networks; none with --rdw or --c.",
+            help="A name from tinynet networks; omit it with --rdw or --c.",
             show_default=False,
+            autocompletion=complete_network,
         ),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Argument(
-            metavar="CONFIG", help="A TOML configuration, as a search's.", show_default=False
+            metavar="CONFIG", help="Path of a TOML configuration of a search.", show_default=False
         ),
     ] = None,
-    rdw: Annotated[str | None, typer.Option(metavar="R,D,W", help="A twist of --space.")] = None,
+    rdw: Annotated[
+        str | None, typer.Option(metavar="R,D,W", help="Train this (r, d, w) of --space.")
+    ] = None,
     c: Annotated[
         float | None,
         typer.Option(
-            metavar="C", help="A budget: the formula's network for this fraction of the FLOPs."
+            metavar="C", help="Train the formula's network for this fraction of the FLOPs."
         ),
     ] = None,
-    space: Annotated[str | None, typer.Option(help=f"Of --rdw and --c. {SPACES}")] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Use this search space for --rdw and --c ({SPACES}).",
+            autocompletion=complete_space,
+        ),
+    ] = None,
     formula: Annotated[
         str | None,
-        typer.Option(help="Of --c: published, a formula.json, or models:/tiny-formula@champion."),
+        typer.Option(
+            help="Use this formula for --c (published, a formula.json, "
+            "models:/tiny-formula@champion).",
+            show_default="published",
+        ),
     ] = None,
     extrapolate: Annotated[
-        bool, typer.Option("--extrapolate", help="With --c: outside the formula's data too.")
+        bool,
+        typer.Option("--extrapolate", help="Allow a --c outside the formula's data."),
     ] = False,
     data: Annotated[
         str | None,
         typer.Option(
             metavar="PATH",
-            help="A folder of images of any known kind, or petals, the built-in set.",
+            help="Train on the images of this folder (any known kind) or on the built-in petals.",
         ),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="efficientnet, resnet, short, ...; by default what suits the network, and short on petals."
+            help="Train with this recipe (efficientnet, resnet, short, ...).",
+            show_default="short on petals, else the recipe of the network's family",
         ),
     ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(
-            help="By default the recipe's own (100, resnet 90, short 10); 450 by EfficientNet's recipes on 1000 classes. "
-            "Another number is another result of the job: a step schedule goes on from a shorter one, a cosine one starts anew."
+            help="Train for this number of epochs; each number has its own result: a step schedule "
+            "continues from a shorter one, a cosine schedule starts from scratch.",
+            show_default="the recipe's: 100, resnet 90, short 10; "
+            "450 for EfficientNet recipes on 1000 classes",
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of weights, order and augmentation: search.seed (0).")
+        int | None,
+        typer.Option(
+            help="Seed weights, order and augmentation.", show_default="search.seed, or 0"
+        ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Of the job; by default the network's and the data's.")
+        str | None,
+        typer.Option(help="Name the job.", show_default="from the network and the data"),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="section.key=value; comes last. May be repeated."),
+        typer.Option(
+            "--set", help="Override a setting by section.key=value; pass it once per setting."
+        ),
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option(help="Folder or URL of all jobs and searches: storage.path (./searches)."),
+        typer.Option(
+            help="Store all jobs and searches in this folder or under this URL.",
+            show_default="storage.path, or ./searches",
+        ),
     ] = None,
     tracking: Tracking = None,
     eval_only: Annotated[
         bool,
         typer.Option(
-            "--eval-only", help="Train nothing: evaluate --weights on the validation images."
+            "--eval-only", help="Evaluate --weights on the validation images without training."
         ),
     ] = False,
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Of --eval-only: a .safetensors or .pth file, timm's name, or a folder: of a job, a trial, an export or a checkpoint."
+            help="Evaluate these weights: a .safetensors or .pth file, timm's name, or the folder "
+            "of a job, trial, export or checkpoint."
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train one network to its end, or take it up where it was left.
+    """Train one network, or resume its training.
 
-    The same command again goes on from the last checkpoint, and prints the result of a job that has ended. Trains in
-    this process, on its GPU, or on its CPUs, all of them where the network is large enough; with scaling.workers above 1,
-    run.executor = "ray_train" or run.address through Ray.
+    The same command resumes a stopped job from its last checkpoint and prints the result of a
+    finished one. Training runs in this process, on its GPU or on its CPUs (on all of them if the
+    network is large enough); with scaling.workers above 1, run.executor = "ray_train" or
+    run.address, it runs on Ray.
 
-    --eval-only evaluates weights instead, and writes nothing; with --tracking it leaves a run in MLflow. The folder of
-    a job, a trial or a checkpoint brings its network and, unless --data says otherwise, its data; an export brings its
-    network, and timm's name the one of that name.
+    --eval-only evaluates weights and writes no files; with --tracking it logs a run to MLflow. The
+    folder of a job, trial or checkpoint provides the network and, without --data, the data; an
+    export provides the network; timm's name selects the network of that name.
     """
-    request = requested(
+    request = train_request(
         network=network,
         config=config,
         rdw=rdw,
@@ -126,15 +161,15 @@ def train(
         tracking=tracking,
     )
     if eval_only != (weights is not None):
-        raise RequestError("--eval-only and --weights go together: give both, or neither to train")
+        raise RequestError("--eval-only and --weights go together: pass both, or neither to train")
     if weights is not None:
         _evaluate(request, weights, as_json=as_json)
     else:
         _train(request, as_json=as_json)
 
 
-def requested(*, network: str | None, config: Path | None, **options: Any) -> "TrainRequest":
-    """The command's arguments as a request; a configuration may stand where the network does."""
+def train_request(*, network: str | None, config: Path | None, **options: Any) -> "TrainRequest":
+    """The request of the command; the first argument may be a configuration, not a network."""
     from tinynet_search.train.request import TrainRequest
 
     if network is not None and network.endswith((".toml", ".json")) and config is None:
@@ -147,19 +182,20 @@ def _train(request: "TrainRequest", *, as_json: bool) -> None:
     from tinynet_search.train.run import advice, job_summary, run_job
 
     config, job = make_job(request)
-    outcome = run_job(config, job, tracking=request.tracking, say=_say)
+    outcome = run_job(config, job, tracking=request.tracking, log=_say)
     result = outcome.result
     if as_json:
         print(json.dumps(job_summary(outcome), indent=1))
     elif result is not None and result.finished:
         print(_text(outcome, result))
     if result is None:
-        why = outcome.stopped or "its processes were lost too often"
-        _say(f"tinynet: job {job.name} has no result ({why}): run the same command again")
+        reason = outcome.stopped or "its processes were lost too often"
+        _say(f"tinynet: job {job.name} has no result ({reason}): run the same command again")
         raise typer.Exit(1)
     if not result.finished:
         _say(
-            f"tinynet: job {job.name} failed: {result.reason}: {result.detail}; {advice(outcome.job, outcome.store, result)}"
+            f"tinynet: job {job.name} failed: {result.reason}: {result.detail}; "
+            f"{advice(outcome.job, outcome.store, result)}"
         )
         raise typer.Exit(1)
 
@@ -188,12 +224,12 @@ def _text(outcome: "TrainOutcome", result: "TrialResult") -> str:
         duration(result.seconds),
     )
     places = [
-        ("weights", outcome.store.at(job.spec.folder)),
+        ("weights", outcome.store.url_of(job.spec.folder)),
         ("MLflow", outcome.tracking),
         ("", outcome.link or ""),
     ]
     if outcome.tracking.startswith("sqlite:"):
-        places.append(("opened by", mlflow_server(outcome.tracking)))
+        places.append(("open with", mlflow_server(outcome.tracking)))
     lines = [f"{label:<9}  {place}" for label, place in places if place]
     return "\n".join([table(head, [row]), "", *lines])
 
@@ -228,7 +264,7 @@ def _evaluate(request: "TrainRequest", weights: str, *, as_json: bool) -> None:
         )
         print(table(head, [row]))
         if report.checkpoint:
-            print(f"\nof {report.checkpoint}, its {report.weight_set} weights")
+            print(f"\n{report.weight_set} weights of {report.checkpoint}")
     if uri is not None:
         from tinynet_search.tracking.evaluations import log_evaluation
 
@@ -245,6 +281,6 @@ def _network(label: str, network: "Network") -> tuple[str, ...]:
 
 
 def _say(message: str) -> None:
-    """In one write: an interruption leaves no half line."""
+    """Print a line in one write, so that an interruption cannot leave half of it."""
     sys.stderr.write(f"{message}\n")
     sys.stderr.flush()

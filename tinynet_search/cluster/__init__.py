@@ -1,1 +1,4 @@
-"""The Ray cluster of a search: joined or started, looked at before a search, asked for room, given trials."""
+"""The Ray cluster of a search: connection, preflight checks, placement and Tune runs.
+
+Called by the driver of a search, by trainings on Ray, and by ``jobs``.
+"""

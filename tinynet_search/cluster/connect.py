@@ -1,4 +1,7 @@
-"""The Ray cluster a search runs on: one that is there, or a local one of its own."""
+"""Connects a process to the Ray cluster of a search, or starts a local cluster.
+
+Called by the driver of a search, by trainings on Ray, and by the preflight checks.
+"""
 
 import contextlib
 import importlib.util
@@ -10,10 +13,11 @@ from collections.abc import Iterator
 
 from search_spaces import RequestError
 from tinynet_search.cluster.ray_internals import loopback_only, own_sigterm_handler
-from tinynet_search.config import RunSection
+from tinynet_search.config.sections import RunSection
 
-# Tune's and Train's own files are scratch: no loggers, no snapshots, no preemption watcher a trial.
-QUIET = {
+# The files of Tune and Train are temporary: no loggers, no snapshots, no preemption watcher for
+# each trial.
+RAY_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -23,19 +27,22 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
-# A dashboard comes up some seconds after its cluster.
+# A dashboard starts some seconds after its cluster.
 DASHBOARD_TIMEOUT = 30.0
 PROBE_TIMEOUT = 5.0
 
 
 @contextlib.contextmanager
 def cluster(run: RunSection) -> Iterator[None]:
-    """Join the cluster that ``run.address`` or RAY_ADDRESS names, or one that this process is in, or start a local one.
+    """Connect to a Ray cluster, or start a local one.
+
+    The cluster is, in this order: the one that this process is already connected to, the one at
+    ``run.address``, the one at RAY_ADDRESS, or a new local cluster.
 
     Raises:
-        RequestError: the cluster does not answer, or cannot do what the executor needs.
+        RequestError: the cluster does not respond, or lacks what the executor needs.
     """
-    for key, value in QUIET.items():
+    for key, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     import ray
 
@@ -44,10 +51,11 @@ def cluster(run: RunSection) -> Iterator[None]:
         importlib.util.find_spec(m) for m in ("aiohttp_cors", "opencensus")
     ):
         raise RequestError(
-            "run.executor = \"ray_train\" needs Ray's dashboard: pip install 'ray[default]', or use the executor 'inline'"
+            "run.executor = \"ray_train\" needs Ray's dashboard: pip install 'ray[default]', "
+            "or use the executor 'inline'"
         )
-    ours = not ray.is_initialized()
-    if ours:
+    connected_here = not ray.is_initialized()
+    if connected_here:
         with own_sigterm_handler():
             _start(run.address or os.environ.get("RAY_ADDRESS"), needs_dashboard)
     try:
@@ -55,7 +63,7 @@ def cluster(run: RunSection) -> Iterator[None]:
             _require_dashboard()
         yield
     finally:
-        if ours:
+        if connected_here:
             ray.shutdown()
 
 
@@ -68,10 +76,11 @@ def _start(address: str | None, dashboard: bool) -> None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise RequestError(
-                f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}"
+                f"no Ray cluster responds at {address!r}: {str(error).splitlines()[0]}"
             ) from error
     else:
-        # "local" and nothing else: a bare init would join whatever cluster this machine is in.
+        # "local" is explicit: without an address, ray.init would join a cluster that this machine
+        # is already part of.
         with loopback_only():
             ray.init(
                 address="local",
@@ -84,7 +93,7 @@ def _start(address: str | None, dashboard: bool) -> None:
 
 
 def _probe(address: str) -> None:
-    """Ray waits ten minutes for a head that does not answer; a connection tells in seconds."""
+    """Fail within seconds if the head is not reachable; ``ray.init`` waits ten minutes for it."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not (colon and port.isdigit()):
         return
@@ -92,12 +101,17 @@ def _probe(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=PROBE_TIMEOUT).close()
     except OSError as error:
         raise RequestError(
-            f"no Ray cluster answers at {address!r} ({error.strerror or error}): give its head's host:port"
+            f"no Ray cluster responds at {address!r} ({error.strerror or error}): "
+            "set host:port of the head node"
         ) from error
 
 
 def _require_dashboard() -> None:
-    """Without it a stopped ray_train trial keeps its CPUs and GPUs for ever: their cleaner asks the dashboard."""
+    """Raise RequestError if the cluster has no dashboard.
+
+    Ray Train's cleanup of a stopped ray_train trial queries the dashboard. Without it, the CPUs
+    and GPUs of such a trial stay reserved forever.
+    """
     import ray
     from ray.util.state import list_nodes
 
@@ -108,6 +122,8 @@ def _require_dashboard() -> None:
             return
         except Exception as error:
             if time.monotonic() > deadline:
-                lacking = 'run.executor = "ray_train" needs a cluster with its dashboard on (ray[default])'
-                raise RequestError(f"{lacking}; this one's does not answer") from error
+                raise RequestError(
+                    'run.executor = "ray_train" needs a cluster with a dashboard (ray[default]); '
+                    "the dashboard of this cluster does not respond"
+                ) from error
             time.sleep(1.0)

@@ -1,4 +1,7 @@
-"""What a search will take of a cluster, before it is begun: from a short training there, or from a GPU's name."""
+"""Estimates the time that the rest of a search takes, from a short training or a GPU's name.
+
+Called by the preflight checks of ``tinynet check`` and ``tinynet submit``.
+"""
 
 import statistics
 from collections.abc import Sequence
@@ -16,9 +19,10 @@ from tinynet_search.text import in_seconds, millions
 from trainables.execution import Execution
 from trainables.spec import TrialSpec
 
-# Multiply-adds a second that these GPUs do at most in bf16 or fp16 (half their dense tensor FLOPS), by the makers' figures.
-# Nothing here was measured: the source of an estimate that rests on it begins with "assumed", and is printed beside it.
-GPUS = {
+# Peak multiply-adds per second of GPUs in bf16 or fp16: half the dense tensor FLOPS that the
+# manufacturers publish. None of these rates was measured. The source of an estimate that uses one
+# begins with "assumed" and is printed next to the estimate.
+PEAK_RATES = {
     "t4": 32.5e12,
     "v100": 62.5e12,
     "a10g": 35e12,
@@ -28,20 +32,23 @@ GPUS = {
     "h100": 494e12,
     "h200": 494e12,
 }
-# The share of it that training reaches, assumed and not measured here: depthwise networks wait for memory.
-SHARES = {"resnet": 0.15}
-DEPTHWISE = 0.02
-# Of a calibration, in seconds of training and of patience with it.
-SECONDS, PATIENCE = 8.0, 120.0
+# The fraction of the peak that training reaches, by family; assumed, not measured. Networks with
+# depthwise convolutions are limited by memory bandwidth.
+UTILIZATION = {"resnet": 0.15}
+DEPTHWISE_UTILIZATION = 0.02
+# Seconds that a calibration trains, and seconds after which it has failed.
+CALIBRATION_SECONDS, CALIBRATION_TIMEOUT = 8.0, 120.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is left of a search, as time.
+    """The time that the rest of a search takes.
 
     Attributes:
-        rate: training multiply-adds a second of one worker; source: where that comes from.
-        worker_hours: of all trials together, in ``unit``: GPU-hours where workers have one; wall_seconds: until the last one has ended.
+        rate: training multiply-adds per second of one worker.
+        source: where the rate comes from.
+        worker_hours: the sum over all trials, in ``unit``: GPU-hours if workers have a GPU.
+        wall_seconds: seconds until the last trial ends.
     """
 
     rate: float
@@ -51,80 +58,110 @@ class Estimate:
     unit: str
 
 
-def estimated(place: Placement, macs: Sequence[float], rate: float, source: str) -> Estimate:
-    """Time of trials of so many training multiply-adds each, as ``place`` lays them out."""
-    scaling = place.request.scaling
-    wall = makespan(place.request, macs, scaling.workers, place.at_once, rate)
-    alone = sum(makespan(place.request, [amount], scaling.workers, 1, rate) for amount in macs)
+def estimate_time(
+    placement: Placement, macs: Sequence[float], rate: float, source: str
+) -> Estimate:
+    """Estimate the time of trials under a placement.
+
+    Args:
+        placement: the placement of the trials.
+        macs: training multiply-adds of each trial.
+        rate: training multiply-adds per second of one worker.
+        source: where the rate comes from.
+    """
+    scaling = placement.request.scaling
+    wall = makespan(placement.request, macs, scaling.workers, placement.at_once, rate)
+    alone = sum(makespan(placement.request, [amount], scaling.workers, 1, rate) for amount in macs)
     unit = "GPU-hours" if scaling.gpus else "hours of a CPU worker"
     return Estimate(
         rate, source, alone * scaling.workers * (scaling.gpus or 1.0) / 3600, wall, unit
     )
 
 
-def all_macs(inputs: PlanInputs, rows: Sequence[PreviewRow]) -> list[float]:
-    """Training multiply-adds of what is left of a search: its trials, and about those of the finals and of a longer frontier."""
-    left: list[float] = [row.training_macs for row in rows if not row.done]
+def remaining_macs(inputs: PlanInputs, rows: Sequence[PreviewRow]) -> list[float]:
+    """Training multiply-adds of each remaining training of a search.
+
+    The trials are exact. The finals and the longer training of the frontier's models are
+    approximate.
+    """
+    trials: list[float] = [row.training_macs for row in rows if not row.done]
     if not rows:
-        return left
+        return trials
     search, epochs = inputs.search, inputs.recipe.epochs
-    whole = statistics.mean(row.training_macs / row.c for row in rows)
+    baseline = statistics.mean(row.training_macs / row.c for row in rows)
     networks = 1 + len(search.compare)
-    finals = [budget * whole for budget in search.finals for _ in range(networks)]
-    longer = search.frontier_epochs
-    if longer is None:
-        return [*left, *finals]
+    finals = [budget * baseline for budget in search.finals for _ in range(networks)]
+    total_epochs = search.frontier_epochs
+    if total_epochs is None:
+        return [*trials, *finals]
     models = min(len(rows), max(search.minimum, round(search.fraction * len(rows))))
-    more_epochs = longer - (0 if search.anew else epochs)
+    more_epochs = total_epochs - (0 if search.from_scratch else epochs)
     more = statistics.mean(row.training_macs for row in rows) * more_epochs / epochs
-    return [*left, *finals, *[more] * models]
+    return [*trials, *finals, *[more] * models]
 
 
-def by_name(gpu: str, space: str, share_of_it: float = 1.0) -> tuple[float, str]:
-    """A rate, and where it comes from, by a GPU's name; ``share_of_it`` is what a worker has of one.
+def assumed_rate(gpu: str, space: str, gpus_per_worker: float = 1.0) -> tuple[float, str]:
+    """The assumed rate of a worker on a GPU, and its source.
+
+    Args:
+        gpu: the name of the GPU, such as ``a100``.
+        space: the name of the search space.
+        gpus_per_worker: the fraction of the GPU that a worker has; values above 1 count as 1.
+
+    Returns:
+        Training multiply-adds per second, and a text that begins with "assumed".
 
     Raises:
-        RequestError: nobody knows it.
+        RequestError: the GPU is unknown.
     """
-    peak = GPUS.get(gpu.lower())
+    peak = PEAK_RATES.get(gpu.lower())
     if peak is None:
-        raise unknown("GPU", gpu, tuple(GPUS))
-    share = next((share for family, share in SHARES.items() if space.startswith(family)), DEPTHWISE)
-    return peak * share * min(
-        1.0, share_of_it
-    ), f"assumed: {share:.0%} of the peak of one {gpu.upper()}"
+        raise unknown("GPU", gpu, tuple(PEAK_RATES))
+    utilization = DEPTHWISE_UTILIZATION
+    for family, share in UTILIZATION.items():
+        if space.startswith(family):
+            utilization = share
+            break
+    rate = peak * utilization * min(1.0, gpus_per_worker)
+    return rate, f"assumed: {utilization:.0%} of the peak of one {gpu.upper()}"
 
 
 def median_trial(inputs: PlanInputs, rows: Sequence[PreviewRow]) -> TrialSpec:
-    """The trial in the middle, by training cost, of a preview's candidates."""
-    plan, middle = make_plan(inputs), statistics.median_low(row.training_macs for row in rows)
-    row = next(row for row in rows if row.training_macs == middle)
+    """The trial of median training cost among a preview's candidates."""
+    plan, median = make_plan(inputs), statistics.median_low(row.training_macs for row in rows)
+    row = next(row for row in rows if row.training_macs == median)
     network = inputs.space.network((row.r, row.d, row.w), plan.space.num_classes)
     return candidate_of(plan, network).spec
 
 
-def calibrated(request: ClusterRequest, spec: TrialSpec) -> tuple[float, str]:
-    """A rate by training for some seconds on a worker of the cluster that is joined.
+def measure_rate(request: ClusterRequest, spec: TrialSpec) -> tuple[float, str]:
+    """Measure the rate of a worker by a short training on the connected cluster.
+
+    Returns:
+        Training multiply-adds per second, and a text that begins with "measured".
 
     Raises:
-        TimeoutError: no worker became free, or it was too slow; RequestError: the training fails there.
+        TimeoutError: no worker became free, or the training was too slow.
+        RequestError: the training failed.
     """
     import ray
     from ray.exceptions import GetTimeoutError
 
     scaling = request.scaling
     execution = replace(request.execution, loader_workers=scaling.loader_workers)
-    train = ray.remote(max_retries=0)(speed)
-    placed = train.options(num_cpus=scaling.cpus, num_gpus=scaling.gpus)
-    task = placed.remote(spec, execution, scaling.cpus)
+    train = ray.remote(max_retries=0)(measure_speed)
+    with_resources = train.options(num_cpus=scaling.cpus, num_gpus=scaling.gpus)
+    task = with_resources.remote(spec, execution, scaling.cpus)
     try:
-        images, device = ray.get(task, timeout=PATIENCE)
+        images, device = ray.get(task, timeout=CALIBRATION_TIMEOUT)
     except GetTimeoutError:
         ray.cancel(task, force=True)
-        late = f"the calibration was not done within {in_seconds(PATIENCE)}: no worker was free, or it is a slow one"
-        raise TimeoutError(f"{late}; --gpu NAME estimates without it") from None
+        raise TimeoutError(
+            f"the calibration did not finish within {in_seconds(CALIBRATION_TIMEOUT)}: "
+            "no worker was free, or the worker is slow; pass --gpu NAME to estimate without it"
+        ) from None
     except Exception as error:
-        raise RequestError(f"a trial cannot be trained there: {last_line(error)}") from error
+        raise RequestError(f"a trial cannot train on the cluster: {last_line(error)}") from error
     macs = spec.network().macs
     return (
         TRAIN_PASSES * macs * images,
@@ -132,12 +169,12 @@ def calibrated(request: ClusterRequest, spec: TrialSpec) -> tuple[float, str]:
     )
 
 
-def speed(spec: TrialSpec, execution: Execution, cpus: float) -> tuple[float, str]:
-    """In a worker: images a second, and on what; with as many threads as a trial has."""
+def measure_speed(spec: TrialSpec, execution: Execution, cpus: float) -> tuple[float, str]:
+    """Train in a worker with the threads of a trial; return images per second and the device."""
     import torch
 
     from trainables.calibration import images_per_s
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU worker"
     torch.set_num_threads(max(1, int(cpus)))
-    return images_per_s(spec, SECONDS, execution), device
+    return images_per_s(spec, CALIBRATION_SECONDS, execution), device

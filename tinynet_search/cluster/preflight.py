@@ -1,7 +1,8 @@
-"""What a cluster sees of a search, before anything is queued: versions, nodes, data, storage, MLflow, room for a trial.
+"""Checks before a search starts: versions, nodes, data, storage, MLflow, and room for a trial.
 
-Run where the search would run: on the cluster itself by ``tinynet submit``, or on this machine by ``tinynet check``.
-Every finding is one line that says what to mend; nothing is written but a marker that is removed again.
+Called by ``tinynet check`` on this machine, and by the check job of ``tinynet submit`` on the
+cluster. Each problem is one line that contains the fix. The checks write only a marker file, which
+they remove again.
 """
 
 import contextlib
@@ -19,21 +20,21 @@ from pydantic import TypeAdapter
 from search_spaces import RequestError, get_space
 from tinynet_search.cluster.estimate import (
     Estimate,
-    all_macs,
-    by_name,
-    calibrated,
-    estimated,
+    assumed_rate,
+    estimate_time,
+    measure_rate,
     median_trial,
+    remaining_macs,
 )
 from tinynet_search.cluster.placement import (
     ClusterRequest,
     Placement,
-    as_wished,
-    at_once,
-    grown,
-    placed,
-    present,
-    require_named_gpus,
+    capacity,
+    choose_placement,
+    current_nodes,
+    max_nodes,
+    require_explicit_gpus,
+    with_requested_concurrency,
 )
 from tinynet_search.config import Config, PlanInputs
 from tinynet_search.errors import TrackingError, last_line, one_line
@@ -43,14 +44,21 @@ from tinynet_search.store.lease import live_holder
 from trainables.storage.folder import StorageError, open_folder
 
 SCHEMA = 1
-# Seconds that every node gets to look for data and storage.
-LOOK_TIMEOUT = 120.0
+# Seconds that all nodes together have to check data and storage.
+NODE_CHECK_TIMEOUT = 120.0
 PACKAGES = ("tinynet-search", "ray", "torch", "mlflow", "timm")
 
 
 @dataclass
 class NodeRow:
-    """A node of the cluster: its name, whether the driver is on it, what it has, what is installed there."""
+    """A node of the cluster.
+
+    Attributes:
+        name: its address.
+        driver: whether the driver runs on it.
+        resources: its CPUs, GPUs and memory.
+        versions: of the packages that are installed on it.
+    """
 
     name: str
     driver: bool
@@ -58,8 +66,8 @@ class NodeRow:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-class Seen(NamedTuple):
-    """What a process on a node sees: its versions, and what is missing there."""
+class NodeCheck(NamedTuple):
+    """The result of the checks on one node: package versions, and one line per problem."""
 
     versions: dict[str, str]
     problems: list[str]
@@ -67,13 +75,19 @@ class Seen(NamedTuple):
 
 @dataclass
 class Findings:
-    """What was seen.
+    """The results of all checks.
 
     Attributes:
-        problems: one line each; a search that has any would fail.
-        at_once: concurrent trials, on a cluster that grows when it has grown; why: how they were chosen, None where they were not.
-        estimate: what is left, as time; notes: what is worth knowing and stops nothing.
-        plan: the search as ``preview`` shows it, None where it could not be made.
+        versions: of Python and of ``PACKAGES`` on the driver's machine.
+        nodes: the nodes of the cluster.
+        at_once: concurrent trials, at the largest size of a cluster that grows.
+        why: how ``at_once`` was chosen, None if it was not chosen.
+        estimate: the time that the rest of the search takes, None if unknown.
+        notes: information that does not prevent the search.
+        plan: the preview of the search, None if it could not be made.
+        storage: the URL of the search directory, or of its parent without a plan.
+        tracking: the address of MLflow.
+        problems: one line each; with any problem the search would fail.
     """
 
     versions: dict[str, str]
@@ -88,21 +102,25 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        made = {
+        converted = {
             "nodes": [asdict(node) for node in self.nodes],
             "estimate": asdict(self.estimate) if self.estimate else None,
             "plan": self.plan.to_json() if self.plan else None,
         }
-        return {"schema": SCHEMA, **vars(self), **made}
+        return {"schema": SCHEMA, **vars(self), **converted}
 
     @classmethod
     def from_json(cls, values: Any) -> "Findings":
-        """What ``tinynet check --json`` printed on another machine. Raises ValueError where it is something else."""
+        """The findings in the output of ``tinynet check --json``.
+
+        Raises:
+            ValueError: the values are not such output.
+        """
         return TypeAdapter(cls).validate_python(values)
 
     @contextlib.contextmanager
-    def noting(self, *kinds: type[Exception]) -> Iterator[None]:
-        """Take errors of these kinds down as problems."""
+    def recording(self, *kinds: type[Exception]) -> Iterator[None]:
+        """Record errors of these classes as problems."""
         try:
             yield
         except kinds as error:
@@ -110,43 +128,45 @@ class Findings:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that two machines of one search must share."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that all machines of a search must share."""
+    result = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            result[name] = importlib.metadata.version(name)
+    return result
 
 
 def check_search(
     config: Config, tracking: str | None = None, gpu: str | None = None, *, plan: bool = True
 ) -> Findings:
-    """Look at everything that a search needs, on the cluster that ``cluster`` joins or starts.
+    """Check everything that a search needs, on the cluster that ``cluster`` connects to or starts.
 
     Args:
-        tracking: MLflow's URI, before MLFLOW_TRACKING_URI and the configuration's.
-        gpu: a GPU's name, to estimate the time from; without one a worker of the cluster trains for some seconds.
-        plan: with the candidates and what they cost; a single training has none.
+        config: the configuration of the search.
+        tracking: MLflow's URI; overrides MLFLOW_TRACKING_URI and the configuration.
+        gpu: the name of a GPU to estimate the time for; None measures the rate by a training of
+            some seconds on a worker of the cluster.
+        plan: whether to include the candidates and their cost; a single training has none.
     """
     from tinynet_search.cluster.connect import cluster
 
     findings, inputs = Findings(versions()), config.resolve()
     store = None
-    with findings.noting(RequestError, StorageError):
+    with findings.recording(RequestError, StorageError):
         store = SearchStore(inputs.url)
         findings.storage = store.url if plan else store.url.partition("?")[0].rpartition("/")[0]
     if plan:
-        with findings.noting(RequestError, StorageError):
+        with findings.recording(RequestError, StorageError):
             findings.plan = preview(inputs)
-    with findings.noting(RequestError, TrackingError):
+    with findings.recording(RequestError, TrackingError):
         findings.tracking = _check_tracking(config, tracking)
     if store is not None and plan:
-        with findings.noting(RequestError, StorageError):
+        with findings.recording(RequestError, StorageError):
             _check_holder(store)
-    with findings.noting(RequestError), cluster(config.run):
-        with findings.noting(RequestError, StorageError):
+    with findings.recording(RequestError), cluster(config.run):
+        with findings.recording(RequestError, StorageError):
             findings.nodes = _check_nodes(config, findings.problems)
-        with findings.noting(RequestError):
+        with findings.recording(RequestError):
             _check_room(ClusterRequest.of(config, inputs), inputs, findings, gpu)
     return findings
 
@@ -154,32 +174,35 @@ def check_search(
 def _check_room(
     request: ClusterRequest, inputs: PlanInputs, findings: Findings, gpu: str | None
 ) -> None:
-    """Whether a trial fits, how many do, and what that comes to."""
+    """Check that a trial fits, and add the number of concurrent trials and the time estimate."""
     rows = findings.plan.candidates if findings.plan else []
-    nodes = grown()
-    macs = all_macs(inputs, rows)
-    if request.run.wait_for_nodes and at_once(request, nodes) < 1:
-        require_named_gpus(request)
+    nodes = max_nodes()
+    macs = remaining_macs(inputs, rows)
+    if request.run.wait_for_nodes and capacity(request, nodes) < 1:
+        require_explicit_gpus(request)
         findings.notes.append(
-            "no trial fits on the nodes there are: the search will wait for more (run.wait_for_nodes)"
+            "no trial fits on the current nodes: the search will wait for more nodes "
+            "(run.wait_for_nodes)"
         )
-        place = Placement(request, request.run.concurrency or 1)
+        placement = Placement(request, request.run.concurrency or 1)
     else:
-        place = as_wished(placed(request, macs, nodes))
+        placement = with_requested_concurrency(choose_placement(request, macs, nodes))
         if request.run.wait_for_nodes and not request.run.concurrency:
             findings.notes.append(
-                f"{place.at_once} at once to the end, however the cluster grows: run.concurrency asks for more"
+                f"{placement.at_once} at once, even if the cluster grows: "
+                "set run.concurrency for more"
             )
-    findings.at_once, findings.why = place.at_once, place.why
+    findings.at_once, findings.why = placement.at_once, placement.why
     if not macs or findings.problems:
         return
     try:
         if gpu:
-            share = place.request.scaling.gpus or 1.0
-            findings.estimate = estimated(place, macs, *by_name(gpu, inputs.space_name, share))
-        elif at_once(place.request, present()):
-            measured = calibrated(place.request, median_trial(inputs, rows))
-            findings.estimate = estimated(place, macs, *measured)
+            share = placement.request.scaling.gpus or 1.0
+            rate, source = assumed_rate(gpu, inputs.space_name, share)
+            findings.estimate = estimate_time(placement, macs, rate, source)
+        elif capacity(placement.request, current_nodes()):
+            rate, source = measure_rate(placement.request, median_trial(inputs, rows))
+            findings.estimate = estimate_time(placement, macs, rate, source)
     except TimeoutError as error:
         findings.notes.append(str(error))
 
@@ -189,16 +212,16 @@ def _check_tracking(config: Config, tracking: str | None) -> str:
         address,
         connect,
         database_file,
-        reaching,
+        mlflow_access,
         resolve_uri,
     )
 
     uri = resolve_uri(tracking, config.tracking.uri, config.storage.path)
     file = database_file(uri)
     if file is None:
-        with reaching(uri):
+        with mlflow_access(uri):
             connect(uri).search_experiments(max_results=1)
-    elif not _there(file.parent):
+    elif not _exists(file.parent):
         raise RequestError(f"tracking {uri}: {file.parent} does not exist on {platform.node()}")
     return address(uri)
 
@@ -207,76 +230,84 @@ def _check_holder(store: SearchStore) -> None:
     holder = live_holder(store.folder)
     if holder is not None:
         raise RequestError(
-            f"search {store.url} is driven by {holder.described}: wait for it, or stop it"
+            f"search {store.url} is held by {holder.described}: wait for it, or stop it"
         )
 
 
 def _check_nodes(config: Config, problems: list[str]) -> list[NodeRow]:
-    """Every node's view of the storage, the data and the space; what differs from ours, or is missing, is a problem."""
+    """Run ``check_node`` on every node; return one row per node, and add the problems.
+
+    A package version that differs from the driver's is a problem, too.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    head = ray.get_runtime_context().get_node_id()
+    driver_node = ray.get_runtime_context().get_node_id()
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    with marked(config.storage.path) as marker:
-        look = ray.remote(num_cpus=0, max_retries=0)(seen_here)
+    with marker_file(config.storage.path) as marker:
+        check = ray.remote(num_cpus=0, max_retries=0)(check_node)
         arguments = (json.dumps(config.model_dump(mode="json")), marker)
-        there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-        looks = [
-            look.options(scheduling_strategy=strategy).remote(*arguments) for strategy in there
+        strategies = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+        tasks = [
+            check.options(scheduling_strategy=strategy).remote(*arguments)
+            for strategy in strategies
         ]
-        rows = [_row(node, head) for node in nodes]
-        ray.wait(looks, num_returns=len(looks), timeout=LOOK_TIMEOUT)  # one end for all of them
-        for row, reference in zip(rows, looks, strict=True):
+        rows = [_row(node, driver_node) for node in nodes]
+        # One timeout for all nodes together.
+        ray.wait(tasks, num_returns=len(tasks), timeout=NODE_CHECK_TIMEOUT)
+        for row, task in zip(rows, tasks, strict=True):
             try:
-                seen = ray.get(reference, timeout=1.0)
-            except (
-                Exception
-            ) as error:  # a node that goes, an import that fails: Ray has a kind for each
-                fault = f"it could not be looked at ({one_line(last_line(error))})"
-                seen = Seen({}, [fault])
-            row.versions = seen.versions
+                result = ray.get(task, timeout=1.0)
+            except Exception as error:  # the class depends on the cause: node lost, import failed
+                result = NodeCheck({}, [f"the check failed ({one_line(last_line(error))})"])
+            row.versions = result.versions
             problems += [
                 f"node {row.name}: {problem}"
-                for problem in [*_differing(seen.versions), *seen.problems]
+                for problem in [*_version_differences(result.versions), *result.problems]
             ]
     return rows
 
 
-def _row(node: Mapping[str, Any], head: str) -> NodeRow:
-    """From Ray's row of a node."""
+def _row(node: Mapping[str, Any], driver_node: str) -> NodeRow:
+    """Convert an item of ``ray.nodes()``."""
     resources = {
         key: amount for key, amount in node["Resources"].items() if key in ("CPU", "GPU", "memory")
     }
-    return NodeRow(node["NodeManagerAddress"], node["NodeID"] == head, resources)
+    return NodeRow(node["NodeManagerAddress"], node["NodeID"] == driver_node, resources)
 
 
-def _differing(theirs: Mapping[str, str]) -> list[str]:
-    ours = versions()
-    different = [
-        name
-        for name in ours
-        if name in theirs and _as_one(name, theirs[name]) != _as_one(name, ours[name])
+def _version_differences(node_versions: Mapping[str, str]) -> list[str]:
+    driver_versions = versions()
+    return [
+        f"{name} {node_versions[name]}, but {version} on the driver's node"
+        for name, version in driver_versions.items()
+        if name in node_versions
+        and _significant(name, node_versions[name]) != _significant(name, version)
     ]
-    return [f"{name} {theirs[name]}, and {ours[name]} on the driver's" for name in different]
 
 
-def _as_one(name: str, version: str) -> str:
-    """What two machines must share of it: of Python the first two numbers."""
+def _significant(name: str, version: str) -> str:
+    """The part of a version that all machines must share: of Python, major and minor."""
     return ".".join(version.split(".")[:2]) if name == "python" else version
 
 
 @contextlib.contextmanager
-def marked(storage: str) -> Iterator[tuple[str, str]]:
-    """A file in the storage that only its readers can know: its name and what it says. Removed afterwards.
+def marker_file(storage: str) -> Iterator[tuple[str, str]]:
+    """Write a file of random name and content to the storage, and remove it afterwards.
+
+    A node that can read it has the same storage as the driver.
+
+    Yields:
+        The name and the content of the file.
 
     Raises:
-        RequestError: the storage is a folder in a place that is not there; StorageError: it cannot be written.
+        RequestError: the storage is a local folder, and neither it nor its parent exists.
+        StorageError: the storage is not writable.
     """
-    if "://" not in storage and not (_there(Path(storage)) or _there(Path(storage).parent)):
-        here = platform.node()
+    if "://" not in storage and not (_exists(Path(storage)) or _exists(Path(storage).parent)):
         raise RequestError(
-            f"storage {storage}: there is no such folder on {here}: give one that every node reaches, or an object store's URL"
+            f"storage {storage} does not exist on {platform.node()}: "
+            "set a folder that every node can access, or the URL of an object store"
         )
     folder = open_folder(storage)
     name, text = f"tinynet-check-{uuid.uuid4().hex[:12]}", uuid.uuid4().hex
@@ -288,48 +319,46 @@ def marked(storage: str) -> Iterator[tuple[str, str]]:
             folder.remove(name)
 
 
-def seen_here(configuration: str, marker: tuple[str, str]) -> Seen:
-    """What this node's process sees: its versions and what is missing."""
+def check_node(configuration: str, marker: tuple[str, str]) -> NodeCheck:
+    """Check space, data and storage in a process on a node."""
     config = Config.model_validate(json.loads(configuration))
-    looks: dict[str, Callable[[], str | None]] = {
-        "space": lambda: _space(config),
-        "data": lambda: _data(config),
-        "storage": lambda: _storage(config, marker),
+    checks: dict[str, Callable[[], str | None]] = {
+        "space": lambda: _check_space(config),
+        "data": lambda: _check_data(config),
+        "storage": lambda: _check_storage(config, marker),
     }
     problems = []
-    for what, look in looks.items():
+    for name, check in checks.items():
         try:
-            problem = look()
-        except Exception as error:  # a user's module can raise anything
-            problem = f"{what}: {type(error).__name__}: {one_line(error)}"
+            problem = check()
+        except Exception as error:  # a user's module can raise any exception
+            problem = f"{name}: {type(error).__name__}: {one_line(error)}"
         problems += [problem] if problem else []
-    return Seen(versions(), problems)
+    return NodeCheck(versions(), problems)
 
 
-def _space(config: Config) -> None:
+def _check_space(config: Config) -> None:
     get_space(config.space.name)
 
 
-def _data(config: Config) -> str | None:
+def _check_data(config: Config) -> str | None:
     path = config.data_settings().get("path")
-    return None if path is None or _there(Path(str(path))) else f"data {path} is not there"
+    return None if path is None or _exists(Path(str(path))) else f"data {path} does not exist"
 
 
-def _storage(config: Config, marker: tuple[str, str]) -> str | None:
+def _check_storage(config: Config, marker: tuple[str, str]) -> str | None:
     name, text = marker
     path = config.storage.path
     try:
-        found = open_folder(path).read(name).decode()
+        content = open_folder(path).read(name).decode()
     except OSError:
-        found = None
-    return (
-        None
-        if found == text
-        else f"storage {path} is not the driver's: every node must reach the same folder there"
-    )
+        content = None
+    if content == text:
+        return None
+    return f"storage {path} is not the driver's storage: every node must access the same folder"
 
 
-def _there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError:

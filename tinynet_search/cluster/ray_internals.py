@@ -1,11 +1,12 @@
-"""Every use of Ray's private internals, written for Ray 2.58, each with the Ray issue that it works around.
+"""All uses of Ray's private internals, written for Ray 2.58.
 
-Called by ``connect``, ``placement`` and ``tune`` beside it, by the callbacks and by ``jobs``; no other file imports a
-private module of Ray (``tests/test_imports.py``). Ray itself is imported inside the functions, since a machine that
-only submits jobs has no Ray Tune.
+Called by the other modules of this package, by the callbacks and by ``jobs``. No other file
+imports a private module of Ray (``tests/test_imports.py``). The functions import Ray lazily, since
+a machine that only submits jobs has no Ray Tune.
 
-Each docstring says what Ray does, why that is worked around, the issue, and when the function can be removed. Look at
-all of them when the supported range of Ray in ``pyproject.toml`` changes.
+Each docstring states the behaviour of Ray, the reason for the workaround, the Ray issue, and when
+the function can be removed. Review all of them when the supported range of Ray in
+``pyproject.toml`` changes.
 """
 
 import contextlib
@@ -24,54 +25,57 @@ from tinynet_search.errors import one_line
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-# The class name of Ray Train's controller actors begins with this.
+# The prefix of the class name of Ray Train's controller actors.
 TRAIN_CONTROLLER = "TrainController"
-# Loggers of Ray that report every folder that is uploaded with a job.
+# Ray's loggers that report every folder that is uploaded with a job.
 UPLOAD_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
-# Ray's texts about a process that ended without a word, one that Ray killed for its node's memory, and a lost node.
+# Ray's messages for a process that ended without an error, a process that Ray killed because its
+# node ran out of memory, and a lost node.
 _PROCESS_DIED = "unexpectedly exits with a connection error code"
 _KILLED_FOR_MEMORY = "running low on memory"
 _NODE_DIED = ("node has died", "node died", "node was terminated", "preempted")
 _EXIT_DETAIL = re.compile(r"Worker exit detail: (.{1,150}?)(?:\. |\.?\n|\.?$)")
-# What Tune writes before each failure of a trial in the trial's error file.
+# The header that Tune writes before each failure in a trial's error file.
 _FAILURE_HEAD = re.compile(r"^Failure # \d+ \(occurred at [^)]*\)\n", re.MULTILINE)
 
 
 @contextlib.contextmanager
 def own_sigterm_handler() -> Iterator[None]:
-    """Keep this process's handler of SIGTERM through ``ray.init``.
+    """Keep this process's SIGTERM handler through ``ray.init``.
 
-    Ray: ``ray.init`` installs a handler of SIGTERM that exits the process, over the one that is set, and a shutdown of
-    more than three seconds then ends in SIGABRT with a core dump. A search commits checkpoints first.
-    Issue: ray-project/ray#17308 (handlers set before ``ray.init`` are lost), PR #39482 (the handler of today) and PR
-    #64830 (the dump; closed, not merged).
-    Remove when: ``ray.init`` keeps a handler that is set, or has an option to.
+    Ray: ``ray.init`` replaces the SIGTERM handler by one that exits the process, and a shutdown of
+    more than three seconds then ends in SIGABRT with a core dump. A search commits checkpoints
+    before it exits.
+    Issue: ray-project/ray#17308 (handlers set before ``ray.init`` are lost), PR #39482 (the current
+    handler) and PR #64830 (the dump; closed, not merged).
+    Remove when: ``ray.init`` keeps an existing handler, or has an option for it.
     """
     from ray._private import utils
 
-    set_by_ray = utils.set_sigterm_handler
+    original = utils.set_sigterm_handler
     utils.set_sigterm_handler = lambda sigterm_handler: None
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        utils.set_sigterm_handler = set_by_ray
+        utils.set_sigterm_handler = original
         if threading.current_thread() is threading.main_thread() and callable(handler):
             signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
 def loopback_only() -> Iterator[None]:
-    """Let a cluster that is started inside listen on the loopback interface only.
+    """Make a cluster that starts in this context listen on the loopback interface only.
 
-    Ray: on Linux its servers listen on an address that other machines reach, and without a token they run whatever they
-    are sent. On macOS and Windows Ray uses 127.0.0.1 unless RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is set; the constant
-    behind that variable decides on Linux too, where it is true. It is set to false here for this process, and in the
-    environment of those that it starts.
-    Issue: ray-project/ray#18730 (loopback on macOS), PR #31166 (the variable) and PR #59852 (the node's address in place
-    of 0.0.0.0); no issue found that asks for it on Linux as of Ray 2.58.
-    Remove when: ``ray.init`` has a public argument for the address of a local cluster, or requires a token by default
-    for local clusters and the project supports only such versions.
+    Ray: on Linux its servers listen on an address that other machines can reach, and without a
+    token they run any code that they receive. On macOS and Windows Ray uses 127.0.0.1 unless
+    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is set. The constant behind that variable also decides on
+    Linux, where it is true. This function sets it to false for this process and, through the
+    environment, for its child processes.
+    Issue: ray-project/ray#18730 (loopback on macOS), PR #31166 (the variable) and PR #59852 (the
+    node's address instead of 0.0.0.0); no issue found that requests it on Linux as of Ray 2.58.
+    Remove when: ``ray.init`` has a public argument for the address of a local cluster, or requires
+    a token by default for local clusters and the project supports only such versions.
     """
     from ray._private import ray_constants
 
@@ -89,12 +93,12 @@ def loopback_only() -> Iterator[None]:
 
 
 def drop_aws_variables() -> None:
-    """Let Tune copy no ``AWS_`` variable of the driver into the environment of its trials' actors.
+    """Keep Tune from copying the driver's ``AWS_`` variables into the environment of its trials.
 
-    Ray: Tune puts the driver's keys of S3 into every trial's runtime environment, which Ray writes into a log of every
-    node. Nodes have keys of their own.
+    Ray: Tune puts the driver's S3 keys into the runtime environment of every trial, and Ray writes
+    that environment to a log on every node. Nodes have their own keys.
     Issue: ray-project/ray#28276 (secrets of a runtime environment are logged).
-    Remove when: Tune has an option for the variables that it propagates, or Ray logs none of them.
+    Remove when: Tune has an option for the variables that it propagates, or Ray does not log them.
     """
     from ray.tune.execution import class_cache
 
@@ -105,7 +109,7 @@ def drop_aws_variables() -> None:
 
 @dataclass(frozen=True)
 class NodeGroup:
-    """A kind of node that an autoscaler can start, and how many of them at most."""
+    """A kind of node that an autoscaler can start, and the maximum number of such nodes."""
 
     name: str
     resources: Mapping[str, float]
@@ -113,11 +117,13 @@ class NodeGroup:
 
 
 def node_groups() -> list[NodeGroup]:
-    """The kinds of node that the cluster's autoscaler has reported to Ray; empty where it reports none.
+    """The kinds of node that the cluster's autoscaler has reported to Ray; empty without a report.
 
-    Ray: has what an autoscaler reports, without a public function to read it; ``ray.nodes`` has only nodes that run.
-    Issue: ray-project/ray#49501 (closed by PR #49568, which added the private one) and #52033 (open).
-    Remove when: Ray has a public function for the largest size of a cluster.
+    Ray: stores the autoscaler's report, but has no public function to read it; ``ray.nodes``
+    returns running nodes only.
+    Issue: ray-project/ray#49501 (closed by PR #49568, which added the private function) and #52033
+    (open).
+    Remove when: Ray has a public function for the maximum size of a cluster.
     """
     from ray._private import state
 
@@ -131,8 +137,11 @@ class PlacementGroupRow:
     """Ray's record of a placement group.
 
     Attributes:
-        job, creator: ids of the job and of the actor that made it, None where a driver or a task did.
-        creator_died: as Ray has recorded it, which may be late.
+        id: the id of the group.
+        job: the id of the job that created it.
+        creator: the id of the actor that created it, None if a driver or a task created it.
+        creator_died: whether Ray has recorded the creator's death; the record may be late.
+        detached: whether the group outlives its creator.
         state: ``PENDING``, ``PREPARED``, ``CREATED``, ``REMOVED`` or ``RESCHEDULING``.
     """
 
@@ -146,7 +155,14 @@ class PlacementGroupRow:
 
 @dataclass(frozen=True)
 class ActorRow:
-    """Ray's record of an actor; ``process`` and ``owner`` are ids of its own process and of the one that made it."""
+    """Ray's record of an actor.
+
+    Attributes:
+        class_name: the name of the actor's class.
+        dead: whether the actor is dead.
+        process: the id of the actor's process.
+        owner: the id of the process that created the actor.
+    """
 
     class_name: str
     dead: bool
@@ -155,15 +171,17 @@ class ActorRow:
 
 
 def placement_groups() -> list[PlacementGroupRow]:
-    """Every placement group of the cluster, with its creator.
+    """All placement groups of the cluster, with their creators.
 
-    Ray: ``ray.util.placement_group_table`` and the State API leave out which job and which actor made a group. They
-    decide whether a group is in use, since Ray Train's cleaner can miss the group of a controller that dies while the
-    group is made, and Ray itself keeps the group until the job ends.
-    Issue: ray-project/ray#34333 (the job of a group in the State API; closed as stale), #62753 (the race) and #65881
-    (groups that end with their actor).
-    Remove when: #62753 or #65881 is fixed in every supported version, with ``actor_row``, ``dead_jobs`` and
-    ``callbacks/placement_groups.sweep``; ``waiting`` there needs the creators in the public table.
+    Ray: ``ray.util.placement_group_table`` and the State API omit the job and the actor that
+    created a group. These decide whether a group is in use: Ray Train's cleaner can miss the group
+    of a controller that dies while the group is being created, and Ray keeps that group until the
+    job ends.
+    Issue: ray-project/ray#34333 (the job of a group in the State API; closed as stale), #62753 (the
+    race) and #65881 (groups that end with their actor).
+    Remove when: #62753 or #65881 is fixed in every supported version, together with ``actor_row``,
+    ``dead_jobs`` and ``placement_groups.remove_abandoned``; ``waiting_trials`` in that
+    module needs the creators in the public table.
     """
     from ray._raylet import ActorID
     from ray.core.generated import gcs_pb2
@@ -189,11 +207,12 @@ def placement_groups() -> list[PlacementGroupRow]:
 
 
 def actor_row(actor: bytes) -> ActorRow | None:
-    """Ray's record of an actor, None where Ray has none.
+    """Ray's record of an actor, None if Ray has no record.
 
-    Ray: the public record of an actor comes from the dashboard, which not every cluster runs, and leaves out its owner.
-    Issue: as of ``placement_groups``.
-    Remove when: as of ``placement_groups``.
+    Ray: the public record of an actor comes from the dashboard, which not every cluster runs, and
+    omits the owner.
+    Issue: see ``placement_groups``.
+    Remove when: see ``placement_groups``.
     """
     from ray._raylet import ActorID
     from ray.core.generated import gcs_pb2
@@ -212,11 +231,11 @@ def actor_row(actor: bytes) -> ActorRow | None:
 
 
 def dead_jobs() -> set[bytes]:
-    """Ids of the jobs that have ended.
+    """The ids of the jobs that have ended.
 
     Ray: ``ray.util.state.list_jobs`` needs the dashboard, which not every cluster runs.
-    Issue: as of ``placement_groups``.
-    Remove when: as of ``placement_groups``.
+    Issue: see ``placement_groups``.
+    Remove when: see ``placement_groups``.
     """
     from ray._private import state
 
@@ -224,38 +243,40 @@ def dead_jobs() -> set[bytes]:
 
 
 def _tables() -> Any:
-    """Ray's accessor of the tables in the cluster's control store; it is connected once."""
+    """Ray's accessor for the tables in the cluster's control store; Ray connects it once."""
     from ray._private import state
 
     return state.state._connect_and_get_accessor()
 
 
 def trial_actor(trial: Any) -> Any:
-    """The handle of the actor that trains a trial of Tune's, None while it has none.
+    """The handle of the actor that runs a Tune trial, None if the trial has no actor.
 
-    Ray: Tune ends no trial whose process hangs, and its callbacks get trials without a public way to their actors.
+    Ray: Tune does not end a trial whose process hangs, and callbacks have no public access to the
+    actor of a trial.
     Issue: ray-project/ray#47475 (a hard timeout for trials).
-    Remove when: Tune has that timeout, or gives the actor to callbacks.
+    Remove when: Tune has that timeout, or passes the actor to callbacks.
     """
     return trial.temporary_state.ray_actor
 
 
 def actor_id(actor: Any) -> bytes:
-    """The id of an actor by its handle.
+    """The id of the actor of a handle.
 
-    Ray: an actor can read its own id from its runtime context; the holder of a handle has no public way to it.
+    Ray: an actor can read its own id from its runtime context; an actor handle has no public id.
     Issue: no issue found as of Ray 2.58.
-    Remove when: handles of actors have a public id.
+    Remove when: actor handles have a public id.
     """
     return actor._actor_id.binary()
 
 
 def failure_texts(trial: Any) -> list[str]:
-    """What Tune wrote of each failure of a trial, the oldest first; empty where there is none.
+    """The text of each failure of a Tune trial, oldest first; empty without failures.
 
-    Ray: callbacks learn of a trial's last exception only; all of them are in its error file, one after another.
+    Ray: callbacks have access to the last exception of a trial only; the trial's error file
+    contains all of them, one after another.
     Issue: no issue found as of Ray 2.58.
-    Remove when: Tune gives callbacks the exception of each failure.
+    Remove when: Tune passes the exception of each failure to callbacks.
     """
     try:
         with open(trial.error_file, errors="replace") as file:
@@ -265,41 +286,44 @@ def failure_texts(trial: Any) -> list[str]:
 
 
 def process_died_on_live_node(text: str) -> bool:
-    """Whether this text of Ray's is about a process that died while its node lived.
+    """Whether Ray's error message reports a process that died while its node was alive.
 
-    Ray: why an actor died is in the text of its error only. A process that the kernel killed, or that crashed, is told
-    from one that was lost with its node by the words.
-    Issue: ray-project/ray#20534 (the plan for that error; closed as stale) and PR #45497 (the node's death in it).
-    Remove when: ``ray.exceptions.ActorDiedError`` has the cause as a public attribute, and Tune hands it to callbacks.
+    Ray: only the message of the error contains why an actor died. Its wording distinguishes a
+    process that crashed or that the kernel killed from a process that was lost with its node.
+    Issue: ray-project/ray#20534 (the plan for that error; closed as stale) and PR #45497 (the
+    node's death in it).
+    Remove when: ``ray.exceptions.ActorDiedError`` has the cause as a public attribute, and Tune
+    passes it to callbacks.
     """
     died = _PROCESS_DIED in text or killed_for_memory(text)
     return died and not any(words in text for words in _NODE_DIED)
 
 
 def killed_for_memory(text: str) -> bool:
-    """Whether this text of Ray's is about a process that Ray killed since its node ran out of memory.
+    """Whether Ray's error message reports a process that Ray killed because its node ran out of
+    memory.
 
-    Ray, issue, and when to remove: as of ``process_died_on_live_node``.
+    Ray, issue, and when to remove: see ``process_died_on_live_node``.
     """
     return _KILLED_FOR_MEMORY in text
 
 
 def death_detail(text: str) -> str:
-    """The informative part of Ray's text about a dead process, as one line.
+    """The informative part of Ray's error message about a dead process, as one line.
 
-    Ray, issue, and when to remove: as of ``process_died_on_live_node``.
+    Ray, issue, and when to remove: see ``process_died_on_live_node``.
     """
     detail = _EXIT_DETAIL.search(text)
     return one_line(detail[1] if detail else text.strip().rpartition("\n")[2], 200)
 
 
 def upload_size(folder: Path) -> int:
-    """Bytes of a folder that Ray would upload with a job, by Ray's own walk.
+    """The number of bytes that Ray would upload for a working folder, by Ray's own directory walk.
 
-    The walk leaves out ``.git``, environments, and what ``.gitignore`` and ``.rayignore`` name.
-    Ray: packs a working folder of any size first, and refuses it afterwards.
+    The walk skips ``.git``, environments, and the patterns in ``.gitignore`` and ``.rayignore``.
+    Ray: packs a working folder of any size, and rejects a large one only afterwards.
     Issue: ray-project/ray#45602 (open) and PR #63404 (a warning after the packing).
-    Remove when: Ray refuses a folder that is too large before it packs it, with its size.
+    Remove when: Ray rejects a folder that is too large before it packs it, and reports the size.
     """
     from ray._private import ray_constants
     from ray._private.runtime_env import packaging
@@ -308,7 +332,7 @@ def upload_size(folder: Path) -> int:
 
     def add(path: Path) -> None:
         nonlocal size
-        with contextlib.suppress(OSError):  # removed in the meantime
+        with contextlib.suppress(OSError):  # the file may have been removed
             size += 0 if path.is_dir() else path.stat().st_size
 
     excluded = packaging._get_excludes(folder, ray_constants.get_runtime_env_default_excludes())
@@ -322,9 +346,10 @@ def upload_size(folder: Path) -> int:
 
 
 def silence_uploads() -> None:
-    """Let Ray's job client log nothing about the folders that it uploads.
+    """Suppress the messages of Ray's job client about the folders that it uploads.
 
-    Ray: the client logs two lines for each folder by loggers of its private modules, and has no option against it.
+    Ray: the client logs two lines per folder with loggers of private modules, and has no option to
+    turn them off.
     Issue: no issue found as of Ray 2.58.
     Remove when: the client has an option for its log level.
     """
@@ -335,12 +360,16 @@ def silence_uploads() -> None:
 def job_client(
     url: str, headers: dict[str, str], verify: str | bool, timeout: tuple[float, float]
 ) -> "JobSubmissionClient":
-    """Ray's client of the Jobs API whose requests all end.
+    """Ray's client for the Jobs API, with a timeout on every request.
 
     Args:
-        timeout: seconds for a connection, and for an answer.
+        url: the address of the dashboard.
+        headers: HTTP headers of every request.
+        verify: a file of CA certificates, or whether to verify certificates.
+        timeout: seconds for a connection, and for a response.
 
-    Ray: the client waits for ever; a tunnel whose other end is gone takes requests and never answers.
+    Ray: the client has no timeout; a tunnel whose remote end is gone accepts requests and never
+    responds.
     Issue: no issue found as of Ray 2.58.
     Remove when: ``JobSubmissionClient`` has a timeout.
     """
@@ -357,21 +386,22 @@ def job_client(
 def cluster_version(client: "JobSubmissionClient") -> str:
     """The version of Ray on the cluster of a client.
 
-    Ray: the client compares the cluster's version with a minimum; its ``get_version`` gives that of the Jobs API.
+    Ray: the client compares the cluster's version with a minimum; its ``get_version`` returns the
+    version of the Jobs API.
     Issue: no issue found as of Ray 2.58.
     Remove when: the client has a public function for it.
 
     Raises:
-        KeyError, TypeError: what answers is not Ray's dashboard.
+        KeyError, TypeError: the response is not from Ray's dashboard.
     """
     return client._do_request("GET", "/api/version").json()["ray_version"]
 
 
 def reports_no_dashboard(error: BaseException) -> bool:
-    """Whether an error of Ray's job client says that what answers is not Ray's dashboard.
+    """Whether an error of Ray's job client means that the server is not Ray's dashboard.
 
-    Ray: the client raises RuntimeError with a text for this.
+    Ray: the client raises a RuntimeError with a message for this.
     Issue: no issue found as of Ray 2.58.
-    Remove when: the client raises an error of its own kind for it.
+    Remove when: the client raises a specific exception for it.
     """
     return "404" in str(error) and "Version check" in str(error)

@@ -1,6 +1,6 @@
-"""``config.json`` of an export and of a trial as typed documents, checked where they are read.
+"""The ``config.json`` of an export and of a trial as typed documents, validated when they are read.
 
-Called by the exporter, by the search for a network in a folder, and by evaluations.
+Used by the exporter, by ``find_subject`` and by evaluations.
 """
 
 import json
@@ -34,7 +34,7 @@ from trainables.storage.documents import SMALL, parsed
 from trainables.storage.folder import read_file
 
 SCHEMA = 1
-# A whole number stays one: what was read is written again with the same bytes.
+# Integers stay integers, so a document that is read and written again has the same bytes.
 Number = int | float
 Count = Annotated[int, Field(ge=1)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -43,12 +43,12 @@ Scale = Annotated[Number, Field(ge=1e-6, le=1e6)]
 
 
 def figures_of(network: Network) -> NetworkFigures:
-    """A network's figures as they come back from a file, where a tuple is a list."""
+    """The figures of a network as read from a file, where tuples are lists."""
     return NetworkFigures.from_json(json.loads(json.dumps(NetworkFigures.of(network).to_json())))
 
 
 def _figures(value: object) -> NetworkFigures:
-    # The field's name stands before whatever is wrong.
+    # The error message is prefixed with the name of the field.
     return value if isinstance(value, NetworkFigures) else NetworkFigures.from_json(value, "it")
 
 
@@ -58,7 +58,7 @@ Figures = Annotated[
 
 
 class WeightsOrigin(Document):
-    """Where the weights came from, without a path of any machine."""
+    """The origin of the weights, without local paths."""
 
     origin: str = Field(validation_alias="from", serialization_alias="from")
 
@@ -70,12 +70,15 @@ class TensorSpec(Document):
 
 
 class Preprocessing(Document):
-    """How an image becomes the network's input: resized to ``resize``, or by its short side and then cropped.
+    """The conversion of an image to the network's input.
+
+    The image is resized to ``resize``, or resized by its short side and then cropped.
 
     Attributes:
-        crop_ratio: pixels over the short side before the crop.
-        mean, std: of RGB in [0, 1].
-        assumed: nobody knows how the weights were trained.
+        crop_ratio: Pixels after the crop divided by the short side before it.
+        mean, std: Normalisation of RGB in [0, 1].
+        assumed: Whether the preprocessing is assumed because the training of the weights is
+            unknown.
     """
 
     colour: Literal["RGB"]
@@ -92,7 +95,7 @@ class Preprocessing(Document):
     assumed: bool
 
     @model_serializer(mode="wrap")
-    def _steps_taken(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+    def _drop_unused_steps(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
         return {key: value for key, value in dump(self).items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
@@ -100,11 +103,12 @@ class Preprocessing(Document):
 
 
 class TrainedBy(Document):
-    """How a network's weights were trained.
+    """How the weights of a network were trained.
 
     Attributes:
-        data: the ``[data]`` settings; data_fingerprint: what they held.
-        metrics: of the last epoch; None where the training has not ended.
+        data: The ``[data]`` settings.
+        data_fingerprint: Fingerprint of the data.
+        metrics: Metrics of the last epoch, None if the training has not ended.
     """
 
     recipe: Annotated[WrittenRecipe, PlainSerializer(asdict)]
@@ -114,24 +118,24 @@ class TrainedBy(Document):
     metrics: dict[str, Number] | None = None
 
     @model_serializer(mode="wrap")
-    def _without_no_metrics(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+    def _drop_missing_metrics(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
         values = dump(self)
         return {key: values[key] for key in values if key != "metrics" or values[key] is not None}
 
 
 class BothFiles(Document):
-    """A figure of the float32 file and of the int8 file."""
+    """A value of the float32 file and of the int8 file."""
 
     float32: float
     int8: float
 
 
 class Int8Cost(Document):
-    """What quantisation costs: both files on the same validation images.
+    """The cost of quantisation: both files evaluated on the same validation images.
 
     Attributes:
-        top1, top1_change, agreement: percent.
-        largest_difference, mean_difference, largest_output: of the logits.
+        top1, top1_change, agreement: In percent.
+        largest_difference, mean_difference, largest_output: Of the logits.
     """
 
     data: Fingerprint
@@ -159,7 +163,7 @@ class _File(Document):
 
 
 class CheckedFile(_File):
-    """A file that was compared with torch."""
+    """A file and its comparison with torch."""
 
     batches_compared: list[int]
     largest_difference: float
@@ -168,14 +172,14 @@ class CheckedFile(_File):
 
 
 class QuantisedFile(_File):
-    """An int8 file, which was compared with the float32 file."""
+    """An int8 file and its comparison with the float32 file."""
 
     quantised: Quantised
     compared_with_float32: Int8Cost
 
 
 def _kind(value: object) -> str:
-    """Which of the two a listed file is; a part of a file or an object of it."""
+    """The kind of a listed file, given as parsed JSON or as an object."""
     quantised = (
         "quantised" in value if isinstance(value, dict) else isinstance(value, QuantisedFile)
     )
@@ -189,13 +193,13 @@ ExportedFile = Annotated[
 
 
 class ExportConfig(Document):
-    """config.json of an export.
+    """The config.json of an export.
 
     Attributes:
-        network: the figures of the network of ``rdw`` and ``num_classes``.
-        weights_sha256: of all weights as safetensors, whatever formats were written.
-        trained: None where nobody knows.
-        files: by name.
+        network: Figures of the network of ``rdw`` and ``num_classes``.
+        weights_sha256: Digest of all weights as safetensors, independent of the written formats.
+        trained: How the weights were trained, None if unknown.
+        files: Exported files by name.
     """
 
     version: Literal[1] = Field(validation_alias="schema", serialization_alias="schema")
@@ -218,7 +222,7 @@ class ExportConfig(Document):
 
 
 class TrialConfig(Document):
-    """config.json of a trial, as far as it is read: its network, and how its weights were trained."""
+    """The fields of a trial's config.json that are read: its network and its training."""
 
     space: Annotated[str, Field(max_length=200)]
     space_version: int
@@ -243,10 +247,11 @@ class TrialConfig(Document):
 
 
 def read_config(file: Path) -> ExportConfig | TrialConfig:
-    """The configuration that an export or a trial left; an export's has a ``schema``.
+    """Read the configuration of an export or a trial; only an export's has a ``schema``.
 
     Raises:
-        OSError: it cannot be read. ValueError: it is damaged; one line that names the field.
+        OSError: The file cannot be read.
+        ValueError: The file is damaged. The one-line message contains the name of the field.
     """
     values = parsed(read_file(file, SMALL))
     kind = ExportConfig if isinstance(values, dict) and "schema" in values else TrialConfig

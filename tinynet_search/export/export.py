@@ -1,4 +1,7 @@
-"""``tinynet export``: from a request to files in a folder, compared with torch before they are put in place."""
+"""Exports a network to files in a folder and compares them with torch before publishing them.
+
+Called by ``tinynet export``.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -31,14 +34,18 @@ from trainables.spec import Settings
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What is exported.
+    """The arguments of an export.
 
     Attributes:
-        network, space, classes: as ``find_subject`` takes them.
-        weights: a file or published name; None takes what lies in the network's folder.
-        format: a name of ``FORMATS``; out: the folder.
-        int8: quantise the ONNX file as well, with ``calibration`` training images, and evaluate both on ``images``.
-        data: ``[data]`` settings; None takes those of the trial.
+        network, space, classes: Arguments of ``find_subject``.
+        format: A name in ``FORMATS``.
+        out: The output folder.
+        weights: A file or the name of published weights; None uses the weights in the network's
+            folder.
+        int8: Also quantise the ONNX file and evaluate both files.
+        data: ``[data]`` settings; None uses those of the trial.
+        calibration: Number of training images for calibration.
+        images: Number of validation images for the evaluation.
     """
 
     network: str
@@ -55,11 +62,13 @@ class ExportRequest:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote.
+    """The result of an export.
 
     Attributes:
-        config: of the folder, with the files of earlier exports.
-        written: names of the files of this one; int8: what quantisation costs, None where nothing was quantised.
+        config: Configuration of the folder, including the files of earlier exports.
+        folder: The output folder.
+        written: Names of the files written by this export.
+        int8: Cost of quantisation, None if nothing was quantised.
     """
 
     config: ExportConfig
@@ -81,15 +90,16 @@ def export_network(request: ExportRequest) -> Exported:
     """Write the files and their config.json.
 
     Raises:
-        RequestError: the request is wrong; ExportError: the file disagrees with torch, and is not kept.
+        RequestError: The request is invalid.
+        ExportError: The network cannot be exported, or the file differs from torch and is not kept.
     """
     if request.format not in FORMATS:
         raise unknown("format", request.format, FORMATS)
     if request.int8 and request.format != "onnx":
-        raise RequestError(f"--int8 goes with --format onnx, not {request.format}")
+        raise RequestError(f"--int8 requires --format onnx, not {request.format}")
     if request.data is not None and not request.int8:
         raise RequestError(
-            "--data and --data-path go with --int8: they are what it calibrates with"
+            "--data and --data-path require --int8: they select the calibration images"
         )
     subject = find_subject(request.network, request.space, request.classes)
     source = _weights(subject, request.weights)
@@ -116,7 +126,7 @@ def _write(
     request: ExportRequest,
     images: Images | None,
 ) -> tuple[dict[str, ExportedFile], Int8Cost | None]:
-    """(files by name, what quantisation costs or None)"""
+    """Write the files to the scratch folder; return them by name, and the cost of quantisation."""
     name = FORMATS[request.format].file.format(name=subject.name)
     folder.check_free(name)
     files: dict[str, ExportedFile] = {
@@ -124,34 +134,37 @@ def _write(
     }
     if images is None:
         return files, None
-    small = f"{subject.name}.int8.onnx"
-    folder.check_free(small)
-    quantised = write_int8(folder.scratch / name, folder.scratch / small, images, request.images)
-    return {**files, small: quantised}, quantised.compared_with_float32
+    int8_name = f"{subject.name}.int8.onnx"
+    folder.check_free(int8_name)
+    int8_file = write_int8(
+        folder.scratch / name, folder.scratch / int8_name, images, request.images
+    )
+    return {**files, int8_name: int8_file}, int8_file.compared_with_float32
 
 
-def _weights(subject: Subject, asked: str | None) -> Source:
-    if asked is not None:
-        return locate(asked)
+def _weights(subject: Subject, requested: str | None) -> Source:
+    if requested is not None:
+        return locate(requested)
     if subject.weights is not None:
         return Source(subject.weights, str(subject.weights))
     import timm
 
     published = subject.name in {name.partition(".")[0] for name in timm.list_pretrained()}
-    hint = f" or --weights {subject.name} (timm's own, from the hub)" if published else ""
-    raise RequestError(f"{subject.name} has no weights here: give --weights FILE{hint}")
+    hint = f" or --weights {subject.name} (timm's weights from the hub)" if published else ""
+    raise RequestError(f"{subject.name} has no weights: pass --weights FILE{hint}")
 
 
 def _config(
     subject: Subject, source: Source, module: nn.Module, preprocessing: Preprocessing
 ) -> ExportConfig:
-    """The whole of config.json but its files."""
+    """The contents of config.json, without its files."""
     network = subject.network
     own = source.path == subject.weights
-    # No path of this machine goes into a file that travels.
-    origin = (
-        f"timm/{source.label}" if source.published else subject.origin if own else source.path.name
-    )
+    # The file may be copied to other machines, so it contains no local path.
+    if source.published:
+        origin = f"timm/{source.label}"
+    else:
+        origin = subject.origin if own else source.path.name
     pixels = network.resolution
     return ExportConfig(
         version=SCHEMA,
@@ -166,12 +179,12 @@ def _config(
         input=TensorSpec(name=INPUT, dtype="float32", shape=["batch", 3, pixels, pixels]),
         output=TensorSpec(name=OUTPUT, dtype="float32", shape=["batch", network.num_classes]),
         preprocessing=preprocessing,
-        trained=_travels(subject.trained) if subject.trained and own else None,
+        trained=_without_paths(subject.trained) if subject.trained and own else None,
         files={},
     )
 
 
-def _travels(trained: TrainedBy) -> TrainedBy:
-    """What is known of the training, without the folders of the machine that its images lay on."""
+def _without_paths(trained: TrainedBy) -> TrainedBy:
+    """A copy without the local folders of the training images."""
     data = {key: value for key, value in trained.data.items() if key not in ("path", "cache")}
     return trained.model_copy(update={"data": data})

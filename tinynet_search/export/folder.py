@@ -1,4 +1,7 @@
-"""An export's folder: config.json, the files it lists, and what may be written into one that exists."""
+"""Reads and writes the folder of an export: config.json and the files it lists.
+
+Called by the exporter. An existing folder is extended only by the same network and weights.
+"""
 
 import contextlib
 import json
@@ -17,17 +20,18 @@ from trainables.storage.folder import open_folder
 if TYPE_CHECKING:
     import torch
 
-# What decides which network and weights are meant.
+# The fields that identify the network and its weights.
 IDENTITY = ("space", "space_version", "num_classes", "network", "weights_sha256")
 
 
 @dataclass(frozen=True)
 class ExportFolder:
-    """A folder that takes files of one network with one set of weights.
+    """A folder for files of one network with one set of weights.
 
     Attributes:
-        scratch: a hidden folder beside the files, for what is not finished.
-        config: what will be written, with the files that earlier exports left.
+        path: The folder.
+        scratch: A hidden subfolder for unfinished files.
+        config: The configuration to write, including the files of earlier exports.
     """
 
     path: Path
@@ -35,52 +39,57 @@ class ExportFolder:
     config: ExportConfig
 
     def check_free(self, name: str) -> None:
-        """Raises RequestError where a file is there that no export wrote."""
+        """Raise RequestError if a file exists that was not written by an export."""
         if name not in self.config.files and (self.path / name).exists():
-            raise RequestError(
-                f"{str(self.path / name)!r} is there, and no export wrote it: choose another --out"
-            )
+            raise _not_an_export(self.path / name)
 
     def publish(self, files: Mapping[str, ExportedFile]) -> ExportConfig:
-        """Put finished files in place, then the configuration that lists them with those of earlier exports."""
+        """Move finished files into the folder, then write the configuration with all files."""
         for name in files:
             os.replace(self.scratch / name, self.path / name)
-        whole = self.config.model_copy(update={"files": {**self.config.files, **files}})
-        open_folder(self.path).write(CONFIG, json.dumps(whole.to_json(), indent=1).encode())
-        return whole
+        config = self.config.model_copy(update={"files": {**self.config.files, **files}})
+        open_folder(self.path).write(CONFIG, json.dumps(config.to_json(), indent=1).encode())
+        return config
 
 
 @contextlib.contextmanager
 def export_folder(path: Path, config: ExportConfig) -> Iterator[ExportFolder]:
-    """The folder, made where there is none and removed again where nothing was written.
+    """Open the folder of an export.
+
+    A missing folder is created, and removed again if nothing was written.
 
     Args:
-        config: what is exported, without files.
+        config: The configuration of this export, without files.
 
     Raises:
-        RequestError: it cannot be written, or holds something else.
+        RequestError: The folder cannot be written, or contains something else.
     """
-    earlier = _earlier(path, config)
-    made = not path.exists()
+    earlier = _earlier_files(path, config)
+    created = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path) as scratch:
-            whole = config.model_copy(update={"files": earlier})
-            yield ExportFolder(path, Path(scratch), whole)
+            yield ExportFolder(path, Path(scratch), config.model_copy(update={"files": earlier}))
     except OSError as error:
         raise RequestError(
             f"{str(path)!r} cannot be written ({error.strerror or error}): choose another --out"
         ) from error
     finally:
-        if made:
+        if created:
             with contextlib.suppress(OSError):
                 path.rmdir()
 
 
-def _earlier(path: Path, config: ExportConfig) -> dict[str, ExportedFile]:
+def _not_an_export(path: Path) -> RequestError:
+    return RequestError(
+        f"{str(path)!r} already exists and was not written by an export: choose another --out"
+    )
+
+
+def _earlier_files(path: Path, config: ExportConfig) -> dict[str, ExportedFile]:
     """Files of an earlier export of the same network and weights."""
     if path.exists() and not path.is_dir():
-        raise RequestError(f"{str(path)!r} is a file: --out takes a folder")
+        raise RequestError(f"{str(path)!r} is a file: pass a folder as --out")
     file = path / CONFIG
     if not file.exists():
         return {}
@@ -89,11 +98,12 @@ def _earlier(path: Path, config: ExportConfig) -> dict[str, ExportedFile]:
     except (OSError, ValueError):
         earlier = None
     if not isinstance(earlier, ExportConfig):
-        raise RequestError(f"{str(file)!r} is there, and no export wrote it: choose another --out")
+        raise _not_an_export(file)
     for key in IDENTITY:
         if getattr(earlier, key) != getattr(config, key):
             raise RequestError(
-                f"{str(path)!r} holds an export of another network or of other weights ({key}): remove it or choose another --out"
+                f"{str(path)!r} contains an export of a different network or of different weights "
+                f"({key}): remove it or choose another --out"
             )
     return earlier.files
 
@@ -101,17 +111,19 @@ def _earlier(path: Path, config: ExportConfig) -> dict[str, ExportedFile]:
 def load_exported(
     folder: str | Path, *, space: str | None = None
 ) -> tuple[Network, "torch.nn.Module"]:
-    """Rebuild what ``tinynet export --format safetensors`` (or a trial) left: the network and its module in evaluation mode.
+    """Load a network and its module in evaluation mode.
 
     Args:
-        space: repeats a user's own ``module:attribute``, since importing what a file names would run code.
+        folder: Folder written by ``tinynet export --format safetensors``, or folder of a trial.
+        space: A user-defined space as ``module:attribute``. It must be passed explicitly, because
+            importing a module that a file names would run code.
 
     Raises:
-        RequestError: the folder holds no export or no weights, or is damaged.
+        RequestError: The folder contains no export or no weights, or is damaged.
     """
     subject = read_subject(Path(folder), space)
     if subject.weights is None:
         raise RequestError(
-            f"{str(folder)!r} holds no {WEIGHTS}: export the network with --format safetensors"
+            f"{str(folder)!r} contains no {WEIGHTS}: export the network with --format safetensors"
         )
     return subject.network, subject.network.build(pretrained=subject.weights).eval()

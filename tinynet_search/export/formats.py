@@ -1,4 +1,7 @@
-"""The formats a network is written in; what was written is read again and compared with torch at several batch sizes."""
+"""The export formats of a network.
+
+Called by the exporter. Each file is read back and compared with torch at several batch sizes.
+"""
 
 import contextlib
 import importlib.metadata
@@ -25,21 +28,26 @@ if TYPE_CHECKING:
     import onnx
 
 INPUT, OUTPUT = "images", "logits"
-BATCHES = (1, 3)
+BATCH_SIZES = (1, 3)
 
 
 class ExportError(RuntimeError):
-    """A network could not be written, or the file disagrees with torch: one line, exit code 1, and no file is kept."""
+    """A network cannot be written, or the file differs from torch.
+
+    The message is one line. The command exits with code 1, and no file is kept.
+    """
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a network is written and run again.
+    """How a network is written to a file, and how the file is run.
 
     Attributes:
-        file: the file's name, ``{name}`` standing for the network's.
-        tolerance: largest accepted difference from torch, as a share of the largest output.
-        packages: what wrote it, named in config.json.
+        file: Name of the file, where ``{name}`` is replaced by the name of the network.
+        tolerance: Largest accepted difference from torch, as a share of the largest output.
+        packages: Required packages, whose versions are recorded in config.json.
+        write: Writes a module to a file.
+        run: Loads the file and returns a function from images to logits.
     """
 
     file: str
@@ -51,7 +59,7 @@ class Format:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Exporters print, warn and log of their progress; stdout holds what was asked for."""
+    """Suppress output, warnings and logs of the exporters: stdout is reserved for the result."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -63,11 +71,13 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def attempted(kind: str) -> Iterator[None]:
-    """Quietly, and with whatever a space of the user's own makes an exporter raise as one line.
+def export_errors(kind: str) -> Iterator[None]:
+    """Suppress output, and convert the errors of an exporter to one line.
+
+    A user-defined space can make an exporter raise any exception.
 
     Raises:
-        ExportError: the network cannot be written so.
+        ExportError: The network cannot be written in this format.
     """
     try:
         with quiet():
@@ -81,60 +91,62 @@ def attempted(kind: str) -> Iterator[None]:
 
 
 def write_checked(kind: str, module: nn.Module, network: Network, path: Path) -> CheckedFile:
-    """Write a network, in evaluation mode, to ``path``, read it again, and compare.
+    """Write a network in evaluation mode to ``path``, read it back and compare it with torch.
 
     Returns:
-        Format, size, digest, versions and the largest difference, as config.json holds them.
+        Format, size, digest, versions and the largest difference, as recorded in config.json.
 
     Raises:
-        ExportError: torch cannot export the network, or the file computes something else.
+        ExportError: torch cannot export the network, or the outputs of the file differ.
     """
     form = FORMATS[kind]
     require(*form.packages)
-    with attempted(kind):
+    with export_errors(kind):
         form.write(module, network, path)
-        difference, largest = compared(module, network, form.run(network, path))
+        difference, largest = compare_outputs(module, network, form.run(network, path))
     if not math.isfinite(largest):
         raise ExportError(
-            f"the network's outputs are not finite: its weights hold NaN or infinity, or are far too large ({largest:g})"
+            "the network's outputs are not finite: its weights contain NaN or infinity, "
+            f"or are far too large ({largest:g})"
         )
     if not difference <= form.tolerance * largest:
         raise ExportError(
-            f"the {kind} file disagrees with torch by {difference:.3g} where the largest output is {largest:.3g} "
-            f"(accepted: {form.tolerance:g} of it); it is not kept"
+            f"the {kind} file differs from torch by {difference:.3g}, with a largest output of "
+            f"{largest:.3g} (accepted: {form.tolerance:g} of it); the file is not kept"
         )
     return CheckedFile(
         format=kind,
         bytes=path.stat().st_size,
         sha256=file_digest(path),
         versions=versions(form.packages),
-        batches_compared=list(BATCHES),
+        batches_compared=list(BATCH_SIZES),
         largest_difference=difference,
         largest_output=largest,
         tolerance=form.tolerance,
     )
 
 
-def compared(
+def compare_outputs(
     module: nn.Module, network: Network, run: Callable[[Tensor], Tensor]
 ) -> tuple[float, float]:
-    """(largest difference, largest output) of torch and a file over random images."""
+    """Compare torch with a file on random images; return the largest difference and output."""
     generator = torch.Generator().manual_seed(0)
     difference, largest = 0.0, 0.0
-    for batch in BATCHES:
+    for batch in BATCH_SIZES:
         images = torch.randn(batch, 3, network.resolution, network.resolution, generator=generator)
         with torch.inference_mode():
-            wanted, got = module(images), run(images)
-        if got.shape != wanted.shape:
-            return float("nan"), wanted.abs().max().item()
-        # Torch's max keeps a NaN, Python's would lose it.
-        difference = torch.tensor([difference, (got - wanted).abs().max().item()]).max().item()
-        largest = torch.tensor([largest, wanted.abs().max().item()]).max().item()
+            expected, actual = module(images), run(images)
+        if actual.shape != expected.shape:
+            return float("nan"), expected.abs().max().item()
+        # torch's max propagates NaN, Python's does not.
+        error = (actual - expected).abs().max().item()
+        difference = torch.tensor([difference, error]).max().item()
+        largest = torch.tensor([largest, expected.abs().max().item()]).max().item()
     return difference, largest
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """The versions that wrote a file, by package."""
+    """The versions of the packages that wrote a file, by package."""
     return {
         package: importlib.metadata.version(package)
         for package in ("tinynet-search", "torch", "timm", *packages)
@@ -142,7 +154,11 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def session(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """An ONNX file in ONNX Runtime on as many cores as torch takes: float32 arrays of images to arrays of logits."""
+    """Load an ONNX file in ONNX Runtime, with the number of threads that torch uses.
+
+    Returns:
+        A function from float32 arrays of images to arrays of logits.
+    """
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)
@@ -152,8 +168,8 @@ def session(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: np.asarray(runtime.run([OUTPUT], {INPUT: images})[0])
 
 
-def without_traces(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """An ONNX model without the paths and source lines that the exporter notes at every node."""
+def strip_traces(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Remove the paths and source lines that the exporter records at each node."""
     for node in model.graph.node:
         del node.metadata_props[:]
         node.ClearField("doc_string")
@@ -182,7 +198,7 @@ def _write_onnx(module: nn.Module, network: Network, path: Path) -> None:
         verbose=False,
     )
     assert program is not None
-    model = without_traces(program.model_proto)
+    model = strip_traces(program.model_proto)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
 
@@ -197,7 +213,7 @@ def _write_pt2(module: nn.Module, network: Network, path: Path) -> None:
         program = torch.export.export(
             module, (_example(network),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
         )
-    # Neither source paths of this machine nor the example, which would be most of a small network's file.
+    # Remove local source paths, and the example input, which would be most of a small file.
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     program.example_inputs = None
@@ -215,7 +231,7 @@ def _write_safetensors(module: nn.Module, network: Network, path: Path) -> None:
 
 
 def weights_bytes(module: nn.Module) -> bytes:
-    """Every parameter and buffer as safetensors, with the names that timm gives them."""
+    """All parameters and buffers as safetensors, under the names used by timm."""
     from safetensors.torch import save
 
     return save(

@@ -1,4 +1,7 @@
-"""Images for a network's file as the project's own evaluation gives them, and the same in words for config.json."""
+"""Loads calibration and validation images, and describes their preprocessing for config.json.
+
+Called by the exporter and by evaluations. The images are those of the project's evaluation.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,17 +18,18 @@ from trainables.data.sources.encoded import UnreadableImageError
 from trainables.recipe import Recipe, get_recipe
 from trainables.spec import Settings
 
-# How a network is evaluated of which nobody knows how it was trained.
+# Evaluation recipes of networks whose training is unknown, by data set.
 RECIPES = {"petals": "short", "imagefolder": "efficientnet"}
 BATCH = 32
 
 
 @dataclass(frozen=True)
 class Images:
-    """Training images to calibrate with and labelled ones to evaluate on, evenly spread over the set.
+    """Training images for calibration and labelled validation images, spread evenly over the set.
 
     Attributes:
-        data: the set; calibration: float32 (n, 3, pixels, pixels).
+        data: The data set.
+        calibration: Calibration images, float32 (n, 3, pixels, pixels).
     """
 
     network: Network
@@ -46,30 +50,34 @@ def open_images(
     preprocessing: Preprocessing,
     calibration: int,
 ) -> Images:
-    """The images of the settings, or else of the trial that trained the network.
+    """Open the images of the settings, or of the trial that trained the network.
 
     Raises:
-        RequestError: there are none, they cannot be read, or their classes are not the network's.
+        RequestError: No images exist, they cannot be read, or their number of classes differs from
+            that of the network.
     """
-    settings = settings or _seen(subject)
+    settings = settings or _training_data(subject)
     if not settings or (settings.get("name") == "imagefolder" and "path" not in settings):
         raise RequestError(
-            "--int8 needs images to calibrate with: give --data petals, or --data-path with a folder of train/ and val/"
+            "--int8 needs calibration images: pass --data petals, "
+            "or --data-path with a folder of train/ and val/"
         )
     data = open_data(settings)
     network = subject.network
     if len(data.class_names) != network.num_classes:
         raise RequestError(
-            f"the data has {len(data.class_names)} classes and the network {network.num_classes}: give data of its classes"
+            f"the data has {len(data.class_names)} classes and the network {network.num_classes}: "
+            f"pass data with {network.num_classes} classes"
         )
     batches = [
-        images for images, _ in _images(data.swapped(), calibration, network, recipe, preprocessing)
+        images
+        for images, _ in _images(data.swap_splits(), calibration, network, recipe, preprocessing)
     ]
     return Images(network, recipe, preprocessing, data, np.concatenate(batches))
 
 
 def evaluation_recipe(subject: Subject, settings: Settings | None) -> Recipe:
-    """The recipe whose evaluation the network is used with: its trial's, or what suits the data."""
+    """The recipe that defines the evaluation: that of the trial, or the default for the data."""
     if subject.trained is not None:
         return subject.trained.recipe
     data = str(settings["name"]) if settings and "name" in settings else ""
@@ -79,10 +87,11 @@ def evaluation_recipe(subject: Subject, settings: Settings | None) -> Recipe:
 def preprocessing_of(
     subject: Subject, source: Source, recipe: Recipe, settings: Settings | None
 ) -> Preprocessing:
-    """How an image becomes the network's input.
+    """The conversion of an image to the network's input.
 
-    Published weights keep the normalisation and the crop that timm names, a trial's have the project's. Of other weights
-    nobody knows: the project's are written down and marked as assumed.
+    Published weights use the normalisation and crop of timm, and weights of a trial those of this
+    project. For other weights the preprocessing is unknown: that of this project is recorded and
+    marked as assumed.
     """
     if subject.preprocessing is not None and source.published is None:
         return subject.preprocessing
@@ -90,8 +99,8 @@ def preprocessing_of(
     mean, std = MEAN, STD
     if source.published is not None:
         ratio, mean, std = source.published.crop_pct, source.published.mean, source.published.std
-    seen = _seen(subject) or settings or {}
-    squashed = seen.get("name") == "petals" and recipe.augment == "shift"
+    data = _training_data(subject) or settings or {}
+    squashed = data.get("name") == "petals" and recipe.augment == "shift"
     known = source.published is not None or source.path == subject.weights
     return Preprocessing(
         colour="RGB",
@@ -109,15 +118,15 @@ def preprocessing_of(
     )
 
 
-def _seen(subject: Subject) -> Settings | None:
-    """The data that the network was trained on, where that is known."""
+def _training_data(subject: Subject) -> Settings | None:
+    """The data that the network was trained on, None if unknown."""
     return subject.trained.data if subject.trained is not None else None
 
 
 def _images(
     data: ImageData, count: int, network: Network, recipe: Recipe, preprocessing: Preprocessing
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of validation images, spread evenly: an ImageFolder lists its classes one after another."""
+    """Batches of validation images, spread evenly, because an ImageFolder is sorted by class."""
     count = min(count, data.val_size)
     chosen = np.arange(count) * data.val_size // count
     for images, labels in validation_batches(
@@ -135,12 +144,19 @@ def validation_batches(
     device: torch.device,
     *,
     reading: Reading = IN_PROCESS,
-    at_once: int = BATCH,
+    batch_size: int = BATCH,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Validation images (n, 3, pixels, pixels) by their indices, as ``preprocessing`` gives them, and int64 labels.
+    """Batches of validation images, preprocessed, with int64 labels.
+
+    Args:
+        chosen: Indices of the images.
+        batch_size: Batch size.
+
+    Yields:
+        Images (n, 3, pixels, pixels) and labels (n,).
 
     Raises:
-        RequestError: an image cannot be read.
+        RequestError: An image cannot be read.
     """
     loader = data.loader(
         network.resolution, replace(recipe, eval_ratio=preprocessing.crop_ratio), device, reading
@@ -152,7 +168,7 @@ def validation_batches(
     same = torch.equal(mean, own_mean) and torch.equal(std, own_std)
     try:
         for images, labels in loader.val(
-            [chosen[start : start + at_once] for start in range(0, len(chosen), at_once)]
+            [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
         ):
             yield images if same else (images * std + mean - own_mean) / own_std, labels
     except (UnreadableImageError, OSError) as error:

@@ -1,9 +1,10 @@
-"""Static int8 quantisation of an ONNX file, and what it costs: both files on the same validation images.
+"""Static int8 quantisation of an ONNX file, and an evaluation of both files on the same images.
 
-Weights are int8 with a scale for each output channel, activations uint8, in QDQ form: on a CPU with VNNI, ONNX Runtime
-runs this two to five times faster than int8 activations. Convolutions and the classifier alone are quantised: what lies
-between them loses accuracy and gains a tenth of the time. ResNet-50 becomes three times faster; depthwise networks with
-squeeze-excite become a quarter of the size and no faster, which the printed speeds show.
+Called by the exporter. Weights are int8 with one scale per output channel, activations uint8, in
+QDQ form. On a CPU with VNNI, ONNX Runtime runs this two to five times faster than int8 activations.
+Only convolutions and the classifier are quantised: quantising the layers between them reduces
+accuracy and saves a tenth of the time. ResNet-50 becomes three times faster. Depthwise networks
+with squeeze-excite shrink to a quarter of the size but are not faster, as the printed speeds show.
 """
 
 import time
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinynet_search.export.document import BothFiles, Int8Cost, Quantised, QuantisedFile
-from tinynet_search.export.formats import INPUT, attempted, session, versions, without_traces
+from tinynet_search.export.formats import INPUT, export_errors, session, strip_traces, versions
 from tinynet_search.export.images import Images
 from tinynet_search.export.subject import file_digest
 
@@ -22,16 +23,20 @@ if TYPE_CHECKING:
     from onnxruntime.quantization import CalibrationDataReader
 
 QUANTISED = ("Conv", "Gemm", "MatMul")
-# Calibration keeps every activation of a batch (ResNet-50: 6.7 GB at 32 images, 2.8 GB at 4); the ranges are the same.
-AT_ONCE = 4
+# Calibration keeps all activations of a batch in memory (ResNet-50: 6.7 GB with 32 images, 2.8 GB
+# with 4). The ranges do not depend on the batch size.
+CALIBRATION_BATCH = 4
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def write_int8(float_file: Path, path: Path, images: Images, count: int) -> QuantisedFile:
-    """Quantise an ONNX file with the ranges that activations take on the calibration images.
+    """Quantise an ONNX file with the activation ranges of the calibration images.
 
     Args:
-        count: validation images that both files are compared on, at most.
+        count: Maximum number of validation images on which both files are compared.
+
+    Raises:
+        ExportError: The network cannot be quantised.
     """
     import onnx
     from onnxruntime.quantization import (
@@ -43,7 +48,7 @@ def write_int8(float_file: Path, path: Path, images: Images, count: int) -> Quan
     )
 
     prepared = path.with_suffix(".prepared")
-    with attempted("int8 ONNX"):
+    with export_errors("int8 ONNX"):
         quant_pre_process(float_file, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
@@ -56,7 +61,7 @@ def write_int8(float_file: Path, path: Path, images: Images, count: int) -> Quan
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
         )
-        model = without_traces(onnx.load(path))
+        model = strip_traces(onnx.load(path))
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)
     prepared.unlink()
@@ -79,17 +84,15 @@ def _reader(calibration: np.ndarray) -> "CalibrationDataReader":
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
-        """Batches of the images, then None."""
+        """Returns the images in batches, then None."""
 
         def __init__(self) -> None:
-            self._batches = iter(
-                [
-                    calibration[start : start + AT_ONCE]
-                    for start in range(0, len(calibration), AT_ONCE)
-                ]
-            )
+            starts = range(0, len(calibration), CALIBRATION_BATCH)
+            self._batches = iter([calibration[i : i + CALIBRATION_BATCH] for i in starts])
 
-        def get_next(self) -> dict[str, np.ndarray] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        def get_next(  # pyright: ignore[reportIncompatibleMethodOverride]
+            self,
+        ) -> dict[str, np.ndarray] | None:
             batch = next(self._batches, None)
             return None if batch is None else {INPUT: batch}
 
@@ -97,38 +100,38 @@ def _reader(calibration: np.ndarray) -> "CalibrationDataReader":
 
 
 def compare(float_file: Path, int8_file: Path, images: Images, count: int) -> Int8Cost:
-    """Top-1 of both files in percent, how often they agree, how far their logits differ, and their speed."""
+    """Compare both files: top-1 and agreement in percent, differences of the logits, and speed."""
     runs = {"float32": session(float_file), "int8": session(int8_file)}
     labels: list[np.ndarray] = []
     outputs: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     seconds = dict.fromkeys(runs, 0.0)
-    for batch, wanted in images.validation(count):
-        labels.append(wanted)
+    for batch, batch_labels in images.validation(count):
+        labels.append(batch_labels)
         for name, run in runs.items():
             result, taken = _timed(run, batch)
             outputs[name].append(result)
             seconds[name] += taken
-    right = np.concatenate(labels)
-    exact, rounded = (np.concatenate(outputs[name]) for name in ("float32", "int8"))
-    top1 = BothFiles(float32=_top1(exact, right), int8=_top1(rounded, right))
+    expected = np.concatenate(labels)
+    float32, int8 = (np.concatenate(outputs[name]) for name in ("float32", "int8"))
+    top1 = BothFiles(float32=_top1(float32, expected), int8=_top1(int8, expected))
     return Int8Cost(
         data=images.data.fingerprint,
-        images=len(right),
+        images=len(expected),
         top1=top1,
         top1_change=top1.int8 - top1.float32,
-        agreement=100 * float((exact.argmax(1) == rounded.argmax(1)).mean()),
-        largest_difference=float(np.abs(exact - rounded).max()),
-        mean_difference=float(np.abs(exact - rounded).mean()),
-        largest_output=float(np.abs(exact).max()),
+        agreement=100 * float((float32.argmax(1) == int8.argmax(1)).mean()),
+        largest_difference=float(np.abs(float32 - int8).max()),
+        mean_difference=float(np.abs(float32 - int8).mean()),
+        largest_output=float(np.abs(float32).max()),
         images_per_s=BothFiles(
-            float32=round(len(right) / seconds["float32"], 1),
-            int8=round(len(right) / seconds["int8"], 1),
+            float32=round(len(expected) / seconds["float32"], 1),
+            int8=round(len(expected) / seconds["int8"], 1),
         ),
     )
 
 
 def _top1(outputs: np.ndarray, labels: np.ndarray) -> float:
-    """Percent."""
+    """Top-1 accuracy in percent."""
     return 100 * float((outputs.argmax(1) == labels).mean())
 
 

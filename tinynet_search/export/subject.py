@@ -1,4 +1,7 @@
-"""Which network is meant: a named one, a twist r,d,w of a space, or what a trial or an earlier export left."""
+"""Finds the network to export: a named one, (r, d, w) of a space, or that of a trial or an export.
+
+Called by the exporter, by ``load_exported`` and by evaluations.
+"""
 
 import contextlib
 import hashlib
@@ -18,14 +21,16 @@ CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 
 @dataclass(frozen=True)
 class Subject:
-    """A network and what is known of it.
+    """A network and its known properties.
 
     Attributes:
-        name: of the files.
-        space: as ``get_space`` takes it.
-        weights: the file that lies beside the configuration, None where none does; origin: where it came from.
-        trained: how, None where nobody knows.
-        preprocessing: of an earlier export, None elsewhere.
+        name: Base name of the exported files.
+        space: Name of the space, as accepted by ``get_space``.
+        network: The network.
+        weights: Weights file next to the configuration, None if missing.
+        origin: Origin of the weights.
+        trained: How the weights were trained, None if unknown.
+        preprocessing: Preprocessing recorded by an earlier export, else None.
     """
 
     name: str
@@ -38,81 +43,87 @@ class Subject:
 
 
 def find_subject(text: str, space: str | None = None, classes: int | None = None) -> Subject:
-    """The network that a text means.
+    """Find the network that a text describes.
 
     Args:
-        text: a name of ``tinynet networks``, ``r,d,w``, or a folder or config.json.
-        space: of ``r,d,w``; a folder whose space is a user's own module has it repeated here.
-        classes: instead of the space's own number.
+        text: A name listed by ``tinynet networks``, ``r,d,w``, a folder, or a config.json.
+        space: Space of ``r,d,w``. For a folder whose space is a user-defined module, the same
+            module must be passed here.
+        classes: Number of classes; None is the space's default.
 
     Raises:
-        RequestError: nothing is meant by it, or the folder's configuration is damaged or of another version.
+        RequestError: The text describes no network, or the folder's configuration is damaged or has
+            a different version.
     """
     path = Path(os.path.expanduser(text))
     if text in NETWORKS:
         if space is not None:
-            raise RequestError(f"--space goes with r,d,w: {text!r} has its own")
+            raise RequestError(f"--space requires r,d,w: {text!r} has its own space")
         row = get_named(text)
         network = row.network()
         return Subject(text, row.space, network.space.network(network.rdw, classes))
     if path.is_dir() or path.suffix == ".json":
         if classes is not None:
             raise RequestError(
-                f"--classes goes with a name or r,d,w: {text!r} says itself how many it has"
+                f"--classes requires a name or r,d,w: {text!r} has a fixed number of classes"
             )
         return read_subject(path, space)
     if "," in text:
-        return _twist(text, space, classes)
+        return _from_multipliers(text, space, classes)
     if "/" in text or text.startswith("."):
         raise RequestError(
-            f"no folder {text!r}: give a network's name, r,d,w with --space, or the folder of a trial or an export"
+            f"no folder {text!r}: pass a network's name, r,d,w with --space, "
+            "or the folder of a trial or an export"
         )
     raise unknown("network", text, NETWORKS)
 
 
-def _twist(text: str, space: str | None, classes: int | None) -> Subject:
+def _from_multipliers(text: str, space: str | None, classes: int | None) -> Subject:
     if space is None:
         raise RequestError(
-            f"{text} is a twist of what? give --space, for example --space efficientnet_b0"
+            f"{text} requires a space: pass --space, for example --space efficientnet_b0"
         )
     try:
         r, d, w = (float(part) for part in text.split(","))
     except ValueError as error:
         raise RequestError(
-            f"{text!r} is no r,d,w: give three numbers such as 0.86,1.2,1.0"
+            f"{text!r} is not a valid r,d,w: pass three numbers such as 0.86,1.2,1.0"
         ) from error
     network = get_space(space).network((r, d, w), classes)
     return Subject(re.sub(r"[^\w.-]", "_", f"{space}-r{r:g}-d{d:g}-w{w:g}"), space, network)
 
 
 def read_subject(path: Path, space: str | None = None) -> Subject:
-    """The network of a folder or config.json that a trial or an export left.
+    """Read the network of a folder or config.json written by a trial or an export.
 
     Raises:
-        RequestError: it is not there, damaged, another version's, or names a user's module that ``space`` does not repeat.
+        RequestError: The configuration is missing, damaged or of a different version, or it names a
+            user-defined module that is not passed as ``space``.
     """
     file = path / CONFIG if path.is_dir() else path
     try:
         config = read_config(file)
     except OSError as error:
         raise RequestError(
-            f"{str(file)!r} {error.strerror}: give the folder of a trial or an export"
+            f"{str(file)!r} {error.strerror}: pass the folder of a trial or an export"
         ) from error
     except ValueError as error:
         raise RequestError(
-            f"{str(file)!r} is no configuration of a trial or an export, or damaged ({one_line(error, 200)})"
+            f"{str(file)!r} is not a valid configuration of a trial or an export "
+            f"({one_line(error, 200)})"
         ) from error
     _check_space(file, config.space, space)
     r, d, w = config.rdw
     network = get_space(config.space).network((r, d, w), config.num_classes)
     if network.space.version != config.space_version:
         raise RequestError(
-            f"{str(file)!r} is of version {config.space_version} of {config.space}, which meant other networks: here is {network.space.version}"
+            f"{str(file)!r} uses version {config.space_version} of {config.space}, which defines "
+            f"different networks: the installed version is {network.space.version}"
         )
     figures = config.network
     if (network.macs, network.resolution) != (figures.macs, figures.resolution):
         raise RequestError(
-            f"{str(file)!r} is damaged: its figures are not those of its own r, d, w and classes"
+            f"{str(file)!r} is damaged: its figures do not match its r, d, w and classes"
         )
     folder = file.parent.resolve().name
     weights = file.parent / WEIGHTS if (file.parent / WEIGHTS).is_file() else None
@@ -122,7 +133,7 @@ def read_subject(path: Path, space: str | None = None) -> Subject:
     else:
         name = _job_network(file.parent, space) or f"{config.space}-{folder}"
         origin, preprocessing = f"trial {folder}", None
-    # The name becomes a file's: nothing in it may lead elsewhere.
+    # The name becomes a file name and must not contain path separators.
     name = re.sub(r"[^\w.-]", "_", name)[:100]
     return Subject(name, config.space, network, weights, origin, config.trained, preprocessing)
 
@@ -131,7 +142,8 @@ def _check_digest(config: ExportConfig, weights: Path | None) -> None:
     listed = config.files.get(WEIGHTS)
     if weights and listed and file_digest(weights) != listed.sha256:
         raise RequestError(
-            f"{str(weights)!r} is not the file that {CONFIG} lists: it is damaged, or another's"
+            f"{str(weights)!r} does not match its digest in {CONFIG}: "
+            "it is damaged or belongs to a different export"
         )
 
 
@@ -142,22 +154,24 @@ def file_digest(file: Path) -> str:
 
 
 def _job_network(trial: Path, space: str | None) -> str | None:
-    """What the job around a trial's folder calls its network."""
-    from tinynet_search.store.train_job import job_around
+    """The name of a trial's network in the job that contains the trial, None without a job."""
+    from tinynet_search.store.train_job import job_of_trial
 
     with contextlib.suppress(RequestError):
-        job = job_around(trial, space)
+        job = job_of_trial(trial, space)
         return job.network if job else None
     return None
 
 
 def _check_space(file: Path, own: str, space: str | None) -> None:
-    """A module's name in a file would be code to run: the user says it again."""
+    """Require that the user passes a module that a file names, because importing it runs code."""
     if space is not None and space != own:
         raise RequestError(
-            f"--space is {space!r}, and {str(file)!r} is a network of {own!r}: leave --space out or give that one"
+            f"--space is {space!r}, but {str(file)!r} contains a network of {own!r}: "
+            f"omit --space or pass --space {own}"
         )
     if ":" in own and space is None:
         raise RequestError(
-            f"{str(file)!r} is of {own!r}, which would be code to run: say --space {own} if it is yours"
+            f"{str(file)!r} uses the space {own!r}, which is user-defined code and is not loaded "
+            f"from a file: pass --space {own} if you trust it"
         )

@@ -1,4 +1,4 @@
-"""Budgets as people give them: c and limits on other figures, checked, and written for people.
+"""Validates and formats budgets: c and limits on multiply-adds, parameters and memory.
 
 Called by the formula, the baselines and the commands.
 """
@@ -16,7 +16,7 @@ from tinynet_search.text import scaled
 
 
 class Limit(NamedTuple):
-    """What a limit counts, for people: the unit of its figures, and the words after them."""
+    """How a limit is displayed: the unit of its values, and the words that follow them."""
 
     unit: str
     words: str
@@ -30,15 +30,16 @@ LIMITS = {
 
 
 def checked_request(request: Mapping[str, object]) -> dict[str, float]:
-    """What was given of c and the limits, as floats.
+    """The given values of c and the limits, as floats.
 
     Raises:
-        RequestError: nothing was given, c is no budget, or a limit is no positive, finite number.
+        RequestError: No value is given, c is not a valid budget, or a limit is not a positive,
+            finite number.
     """
     given = {name: value for name, value in request.items() if value is not None}
     if not given:
         raise RequestError(
-            "nothing to answer: give c, a fraction of the baseline's FLOPs, or a limit: "
+            "no budget given: pass c, a fraction of the baseline's FLOPs, or a limit: "
             "macs, params, activation_bytes (--macs, --params, --activation-bytes)"
         )
     return {
@@ -48,10 +49,10 @@ def checked_request(request: Mapping[str, object]) -> dict[str, float]:
 
 
 def checked_budget(c: Any) -> float:
-    """c as a float.
+    """Convert c to a float.
 
     Raises:
-        RequestError: it is no number in (0, 1], the budgets of equation 5.
+        RequestError: c is not a number in (0, 1], the budgets of equation 5.
     """
     try:
         value = float(c)
@@ -59,28 +60,29 @@ def checked_budget(c: Any) -> float:
         value = math.nan
     if not 0 < value <= 1:
         raise RequestError(
-            f"c = {one_line(c, 40)} is no budget: give a fraction of the baseline's FLOPs above 0 and at most 1"
+            f"c = {one_line(c, 40)} is not a valid budget: "
+            "pass a fraction of the baseline's FLOPs above 0 and at most 1"
         )
     return value
 
 
 def _checked_limit(name: str, value: Any) -> float:
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
         value, bool
     )
-    # An int may be finite and yet beyond every float.
+    # A finite int can exceed the largest float, so it is compared before the conversion.
     if (
-        not number
+        not is_number
         or not 0 < (value if isinstance(value, int) else float(value)) <= sys.float_info.max
     ):
         raise RequestError(
-            f"{name} = {one_line(repr(value), 40)} is no limit: give a number above 0"
+            f"{name} = {one_line(repr(value), 40)} is not a valid limit: pass a number above 0"
         )
     return float(value)
 
 
 def amount(name: str, value: float) -> str:
-    """A figure as people read it: ``1.98M``, ``1.50MB``; c as ``0.2500``."""
+    """A formatted value: ``1.98M``, ``1.50MB``; c as ``0.2500``."""
     if name == "c":
         return f"{value:.4f}"
     return scaled(value, LIMITS[name].unit)

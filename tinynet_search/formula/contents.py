@@ -1,6 +1,7 @@
-"""The contents of a formula file as typed data, without pydantic: suggestions by the published formula load numpy alone.
+"""The contents of a formula file as typed data.
 
-Built by ``files.parse`` from a checked document, and by ``TinyFormula.load`` from the published one.
+Built by ``files.parse`` from a validated document, and by ``TinyFormula.load`` from the published
+one. It does not use pydantic, so a suggestion by the published formula imports only numpy.
 """
 
 from collections.abc import Mapping
@@ -13,20 +14,21 @@ from trainables.storage.documents import Json
 SCHEMA = 1
 FORMS = ("paper", "default")
 MIN_POINTS = 5
-# A formula keeps a dense kernel matrix of its points for each of its four kernels: 32 MB each at this many.
+# A formula holds a dense kernel matrix of its points for each of its four kernels: 32 MB each at
+# this number of points.
 MAX_POINTS = 2000
 
-# What a formula was fitted to, as its author put it: a search's settings, or sentences.
+# Describes what a formula was fitted to: the settings of a search, or free text.
 Provenance: TypeAlias = Mapping[str, Json]
 
 
 class DamagedError(ValueError):
-    """What is wrong with a formula, without the name of its file."""
+    """A formula is invalid; the message does not contain the name of its file."""
 
 
 @dataclass(frozen=True)
 class FormulaContents:
-    """What a formula file contains; the attributes are those of ``TinyFormula``."""
+    """The contents of a formula file; for the attributes see ``TinyFormula``."""
 
     space: str
     space_version: int
@@ -38,7 +40,7 @@ class FormulaContents:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "FormulaContents":
-        """The contents of a document that passes ``document.check_document``."""
+        """Build the contents from a document that passes ``document.check_document``."""
         return cls(
             document["space"],
             document["space_version"],

@@ -1,4 +1,7 @@
-"""A formula on one space: r and d at each c, the network there, and the figures of thousands of networks at once."""
+"""Evaluates a formula on one space: r and d at each c, and the costs of many networks at once.
+
+Called by ``TinyFormula.suggest`` and by ``limits``.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,18 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces import Network, RequestError, SearchSpace
-from search_spaces.space import FLOAT32_BYTES, MAX_NUDGE, SANE
+from search_spaces.space import FLOAT32_BYTES, MAX_NUDGE, RDW_LIMITS
 from tinynet_search.errors import one_line
 from tinynet_search.formula.gaussian_process import Prediction
 
 Array = NDArray[np.float64]
-# Equally long arrays: c, macs, params and activation_bytes; all but c are NaN where there is no network.
+# Arrays of equal length: c, macs, params and activation_bytes. All but c are NaN where no network
+# exists.
 Figures = dict[str, Array]
 
-# Relative distance of the c on a grid: 2,700 of them lie between .06 and .9.
-STEP = 1e-3
-# Halvings of the log of the width from one end of SANE to the other: to 7e-5 of the width, as fine as the scalar solver.
-HALVINGS = 17
+# Relative distance of neighbouring c on a grid: 2,700 values between .06 and .9.
+GRID_STEP = 1e-3
+# Bisection steps over the log of the width, across the range RDW_LIMITS. They resolve 7e-5 of the
+# width, as precise as the scalar solver.
+BISECTION_STEPS = 17
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,12 @@ class Curve:
     """The networks of a formula on a space.
 
     Attributes:
-        predict: r(c) and d(c) of an array of c, (len(c),), or of one number.
-        span: lowest and highest c of the points that they were fitted to.
-        label: names their source in messages.
-        space, num_classes, tol: what the widths are solved on, and how near to c.
-        extrapolate: go on outside the formula's range, with r and d of its nearest end.
+        predict: Returns r(c) and d(c) for an array of c, (len(c),), or for a number.
+        span: Lowest and highest c of the points that the formula was fitted to.
+        label: Name of the formula in messages.
+        space, num_classes: The networks' space and number of classes.
+        tol: Largest accepted relative distance from c.
+        extrapolate: Accept c outside the range, with r and d of its nearest end.
     """
 
     predict: Callable[[Any], Prediction]
@@ -44,25 +50,26 @@ class Curve:
     extrapolate: bool
 
     def outside(self, c: float) -> bool:
-        """Whether c is extrapolated."""
+        """Whether c is outside the formula's range."""
         return not self.span[0] - 1e-9 <= c <= self.span[1] + 1e-9
 
-    def require(self, c: float) -> None:
-        """Refuse a c that nobody allowed to extrapolate to."""
+    def check_range(self, c: float) -> None:
+        """Raise RequestError if c is outside the range and extrapolation is not enabled."""
         low, high = self.span
         if self.outside(c) and not self.extrapolate:
             raise RequestError(
-                f"c = {c:g} is outside the range {low:g} to {high:g} of formula {one_line(self.label)}: "
-                "ask within it, or pass extrapolate=True (--extrapolate) to keep r and d of its nearest end"
+                f"c = {c:g} is outside the range {low:g} to {high:g} of formula "
+                f"{one_line(self.label)}: choose a c within the range, or pass extrapolate=True "
+                "(--extrapolate) to use r and d of its nearest end"
             )
 
     def predicted(self, c: float) -> Prediction:
-        """Equation 4 at c, or at the nearest end of the range; the standard deviations are those at c."""
+        """Equation 4: means at c or at the nearest end of the range, standard deviations at c."""
         low, high = self.span
         at_c = self.predict(c)
         return self.predict(min(max(c, low), high))._replace(r_std=at_c.r_std, d_std=at_c.d_std)
 
-    def twist(self, c: Array) -> tuple[Array, Array]:
+    def multipliers(self, c: Array) -> tuple[Array, Array]:
         """r and d at each c, (len(c),): the formula's means, clipped to the space's ranges."""
         inside, ranges = self.predict(np.clip(c, *self.span)), self.space.ranges
         return np.clip(inside.r_mean, *ranges["r"]), np.clip(inside.d_mean, *ranges["d"])
@@ -71,52 +78,63 @@ class Curve:
         """The network at c.
 
         Raises:
-            RequestError: c is outside the range, or there is none; below the whole formula, the line says the smallest c.
+            RequestError: c is outside the range, or no network exists at c. If c is below every
+                network of the formula, the message contains the smallest c.
         """
-        self.require(c)
-        r, d = (float(values[0]) for values in self.twist(np.array([c])))
+        self.check_range(c)
+        r, d = (float(values[0]) for values in self.multipliers(np.array([c])))
         try:
             return self.space.solve_width(c, r, d, tol=self.tol, num_classes=self.num_classes)
         except RequestError:
-            self.refuse_small(c)
+            self.require_reachable(c)
             raise
 
     def ends(self) -> tuple[float, float]:
-        """Smallest and largest c to look at; extrapolation starts at the least that ``solve_width`` could answer."""
+        """Smallest and largest c to consider.
+
+        With extrapolation, the smallest is the least c for which ``solve_width`` may have a
+        network.
+        """
         low, high = self.span
         if not self.extrapolate:
             return low, min(high, 1.0)
-        r, d = (float(values[0]) for values in self.twist(np.array([low])))
-        # A hair more: it is still met where it is printed with six digits.
-        return min(
-            low, self.space.thinnest(r, d, self.num_classes).c / (1 + self.tol) * (1 + 1e-5)
-        ), 1.0
+        r, d = (float(values[0]) for values in self.multipliers(np.array([low])))
+        least = self.space.narrowest(r, d, self.num_classes).c / (1 + self.tol)
+        # The margin keeps the value feasible after it is printed with six digits.
+        return min(low, least * (1 + 1e-5)), 1.0
 
-    def refuse_small(self, c: float) -> None:
-        """Say the smallest c that the formula has a network for, where c is below it."""
-        there = present(self.figures(grid(*self.ends())))["c"]
-        if there.size and c < there[0]:
-            where = f"formula {one_line(self.label)} on {self.space.name}"
+    def require_reachable(self, c: float) -> None:
+        """Raise RequestError if c is below every network of the formula; report the smallest c."""
+        feasible = existing(self.figures(grid(*self.ends())))["c"]
+        if feasible.size and c < feasible[0]:
+            formula = f"formula {one_line(self.label)} on {self.space.name}"
             raise RequestError(
-                f"c = {c:g} is below every network of {where}: the smallest is at c = {there[0]:g}; raise c"
+                f"c = {c:g} is below every network of {formula}: "
+                f"the smallest is at c = {feasible[0]:g}; raise c"
             )
 
     def figures(self, c: Array) -> Figures:
-        """The figures of each c's network, (len(c),): ``solve_width`` on arrays, nudge and all."""
+        """Costs of the network at each c, (len(c),): a vectorised ``SearchSpace.solve_width``."""
+        # Solve the width at the predicted resolution of each c. Where no width meets the budget,
+        # repeat at resolutions one pixel further away in both directions, up to ``reach`` pixels,
+        # and keep the nearest result.
         side, base = self.space.base_resolution, self.space.baseline_macs(self.num_classes)
-        r, d = self.twist(c)
-        asked = self.space.pixels(r)
-        reach = np.maximum(2, np.floor(asked * MAX_NUDGE))
+        r, d = self.multipliers(c)
+        predicted = self.space.pixels(r)
+        reach = np.maximum(2, np.floor(predicted * MAX_NUDGE))
         w, off = self._widths(c, r, d)
-        thinnest = self.space.macs(
-            np.maximum(asked - reach, 1) / side, d, np.full_like(c, SANE[0]), self.num_classes
+        narrowest = self.space.macs(
+            np.maximum(predicted - reach, 1) / side,
+            d,
+            np.full_like(c, RDW_LIMITS[0]),
+            self.num_classes,
         )
-        possible = thinnest <= (1 + self.tol) * c * base
+        possible = narrowest <= (1 + self.tol) * c * base
         for step in range(1, int(reach.max()) + 1):
             left = np.flatnonzero(possible & (off > self.tol) & (step <= reach))
             if not left.size:
                 break
-            for pixels in (asked[left] + step, np.maximum(asked[left] - step, 1)):
+            for pixels in (predicted[left] + step, np.maximum(predicted[left] - step, 1)):
                 width, distance = self._widths(c[left], pixels / side, d[left])
                 better = distance < off[left]
                 chosen = left[better]
@@ -126,21 +144,19 @@ class Curve:
                     distance[better],
                 )
         cost = self.space.cost(self.space.decode(r, d, w), self.num_classes)
-        found = {
+        costs = {
             "macs": cost.macs,
             "params": cost.params,
             "activation_bytes": FLOAT32_BYTES * cost.peak,
         }
-        return {
-            "c": c,
-            **{name: np.where(off <= self.tol, values, np.nan) for name, values in found.items()},
-        }
+        met = off <= self.tol
+        return {"c": c, **{name: np.where(met, costs[name], np.nan) for name in costs}}
 
     def _widths(self, c: Array, r: Array, d: Array) -> tuple[Array, Array]:
-        """``nearest_width`` on arrays: the widths, and how far from c they end, relative to it."""
+        """A vectorised ``nearest_width``: the widths, and their relative distance from c."""
         budget = c * self.space.baseline_macs(self.num_classes)
-        low, high = np.full_like(c, SANE[0]), np.full_like(c, SANE[1])
-        for _ in range(HALVINGS):
+        low, high = np.full_like(c, RDW_LIMITS[0]), np.full_like(c, RDW_LIMITS[1])
+        for _ in range(BISECTION_STEPS):
             middle = np.sqrt(low * high)
             fits = self.space.macs(r, d, middle, self.num_classes) <= budget
             low, high = np.where(fits, middle, low), np.where(fits, high, middle)
@@ -150,12 +166,15 @@ class Curve:
         return np.where(under <= over, low, high), np.minimum(under, over) / budget
 
 
-def present(figures: Figures) -> Figures:
-    """Those that have a network."""
+def existing(figures: Figures) -> Figures:
+    """The figures of the c that have a network."""
     return {name: values[np.isfinite(figures["macs"])] for name, values in figures.items()}
 
 
-def grid(low: float, high: float, step: float = STEP) -> Array:
-    """c from low to high in even steps of log c, of six digits: what ``:g`` prints of them is what they are."""
+def grid(low: float, high: float, step: float = GRID_STEP) -> Array:
+    """c from low to high in even steps of log c.
+
+    The values are rounded to six digits, so ``:g`` prints them exactly.
+    """
     even = np.geomspace(low, high, math.ceil(math.log(high / low) / step) + 1)
     return np.clip([float(f"{c:.6g}") for c in even], low, high)

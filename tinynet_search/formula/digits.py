@@ -1,37 +1,48 @@
-"""(r, d, w) in few digits that still mean the same network: what is printed can be typed in again."""
+"""Formats (r, d, w) with few digits that still select the same network.
+
+Called by the formula and by the commands that print multipliers, so the output can be used as
+input.
+"""
 
 import math
 from collections.abc import Iterator
 
 from search_spaces import RDW, Network
-from search_spaces.space import SANE
+from search_spaces.space import RDW_LIMITS
 
 
-def tidy(network: Network) -> Network:
-    """The same network under its whole-pixel r and the shortest w that still gives it."""
+def shorten_rdw(network: Network) -> Network:
+    """The same network, with its whole-pixel r and the shortest w that still selects it."""
     space, d = network.space, network.rdw.d
     r = network.resolution / space.base_resolution
     w = network.rdw.w
-    # A solved width can lie so close to its step's edge that rounding crosses it: a millionth beside it is well inside.
+    # Rounding can move a solved width across the edge of its step; a millionth further inside it
+    # cannot.
     widths = [
         *(round(w, digits) for digits in range(2, 7)),
         round(w - 1e-6, 6),
         round(w + 1e-6, 6),
         w,
     ]
-    # Two decimals turn the smallest widths into none at all.
-    twists = (space.network(RDW(r, d, w), network.num_classes) for w in widths if w >= SANE[0])
-    return next(twist for twist in twists if twist == network)
+    # Two decimals round the smallest widths to zero.
+    networks = (
+        space.network(RDW(r, d, w), network.num_classes) for w in widths if w >= RDW_LIMITS[0]
+    )
+    return next(candidate for candidate in networks if candidate == network)
 
 
-def spelled(network: Network) -> tuple[str, str, str]:
-    """r, d and w as people read them: r and d with three digits where those decode to this network, else with more."""
+def format_rdw(network: Network) -> tuple[str, str, str]:
+    """Format r, d and w for display.
+
+    r and d have three digits if those select this network, else more.
+    """
     exact = network.rdw
 
     def same(axis: str, text: str) -> bool:
-        twist = exact._replace(**{axis: float(text)})
+        rdw = exact._replace(**{axis: float(text)})
         return (
-            SANE[0] <= float(text) and network.space.network(twist, network.num_classes) == network
+            RDW_LIMITS[0] <= float(text)
+            and network.space.network(rdw, network.num_classes) == network
         )
 
     def shortest(axis: str) -> str:
@@ -46,7 +57,10 @@ def spelled(network: Network) -> tuple[str, str, str]:
 
 
 def _texts(value: float) -> Iterator[str]:
-    """The value to three digits and more, to the nearest and then up: 184 of 224 pixels are .822 and not .821."""
+    """The value with three or more digits, rounded to nearest, then rounded up.
+
+    Rounding up is needed because 184 of 224 pixels are .822; .821 would be 183 pixels.
+    """
     for digits in range(3, 8):
         yield f"{value:.{digits}f}"
         yield f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"

@@ -1,6 +1,7 @@
-"""The document of a formula file as a pydantic model: what a file must contain to be read.
+"""The pydantic models that validate a formula file.
 
-Imported by ``files.parse`` and ``fit_formula`` when they are called: a suggestion by the published formula loads no pydantic.
+Imported by ``files.parse`` and ``fit_formula`` when they are called, so a suggestion by the
+published formula does not import pydantic.
 """
 
 import math
@@ -18,7 +19,7 @@ from pydantic import (
     field_validator,
 )
 
-from search_spaces.space import SANE
+from search_spaces.space import RDW_LIMITS
 from tinynet_search.errors import one_line
 from tinynet_search.formula.contents import (
     MAX_POINTS,
@@ -28,14 +29,14 @@ from tinynet_search.formula.contents import (
     FormulaContents,
 )
 
-MOST = 10**9
-# Levels of a provenance: what is nested without end can be read, but not written or shown.
-DEPTH = 20
+MAX_INTEGER = 10**9
+# Largest nesting depth of a provenance: deeper JSON can be parsed, but not serialised or displayed.
+MAX_DEPTH = 20
 
 
 def _bounded(provenance: dict[str, Any]) -> dict[str, Any]:
     level: list[Any] = [provenance]
-    for _ in range(DEPTH):
+    for _ in range(MAX_DEPTH):
         if any(isinstance(value, float) and not math.isfinite(value) for value in level):
             raise ValueError("a number is not finite")
         below: list[Any] = []
@@ -47,15 +48,15 @@ def _bounded(provenance: dict[str, Any]) -> dict[str, Any]:
         level = below
         if not level:
             return provenance
-    raise ValueError(f"nested too deeply, beyond {DEPTH} levels")
+    raise ValueError(f"nested too deeply: more than {MAX_DEPTH} levels")
 
 
-# A cost or a variance beyond these is a damaged file.
+# Values outside these bounds mean that the file is damaged.
 Cost = Annotated[float, Field(ge=1e-6, le=100.0)]
-Multiplier = Annotated[float, Field(ge=SANE[0], le=SANE[1])]
+Multiplier = Annotated[float, Field(ge=RDW_LIMITS[0], le=RDW_LIMITS[1])]
 Scale = Annotated[float, Field(ge=1e-6, le=1e6)]
 Variance = Annotated[float, Field(ge=0.0, le=1e6)]
-Mean = Annotated[float, Field(ge=-SANE[1], le=SANE[1])]
+Mean = Annotated[float, Field(ge=-RDW_LIMITS[1], le=RDW_LIMITS[1])]
 Origin = Annotated[dict[str, Any], AfterValidator(_bounded)]
 
 
@@ -96,12 +97,12 @@ class FormRows(_Part):
 
 
 class FormulaDocument(_Part):
-    """What usable and unusable formulas have in common; each field is checked after those above it."""
+    """The fields that usable and unusable formulas share, validated in their order."""
 
     version: int = Field(alias="schema")
     space: str
-    space_version: int = Field(ge=0, le=MOST)
-    num_classes: int = Field(ge=2, le=MOST)
+    space_version: int = Field(ge=0, le=MAX_INTEGER)
+    num_classes: int = Field(ge=2, le=MAX_INTEGER)
     usable: bool
     points: list[PointRow] = Field(max_length=MAX_POINTS)
     range: list[float] | None
@@ -109,27 +110,27 @@ class FormulaDocument(_Part):
 
     @field_validator("version")
     @classmethod
-    def _readable(cls, version: int) -> int:
+    def _supported(cls, version: int) -> int:
         if version != SCHEMA:
-            raise ValueError(f"this version reads {SCHEMA}")
+            raise ValueError(f"expected {SCHEMA}")
         return version
 
     @field_validator("range")
     @classmethod
-    def _of_the_points(cls, span: list[float] | None, info: ValidationInfo) -> list[float] | None:
-        """A range wider than the points would extrapolate without a word."""
+    def _matches_points(cls, span: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        """Reject a range that differs from the points: a wider one would extrapolate silently."""
         points = info.data.get("points")
         if points is None:
-            # The points themselves are refused.
+            # The points themselves are invalid and are reported instead.
             return span
         costs = [point.c for point in points]
         if span != ([min(costs), max(costs)] if costs else None):
-            raise ValueError("this is not the range of the points")
+            raise ValueError("does not match the range of the points")
         return span
 
 
 class UsableDocument(FormulaDocument):
-    """A formula that predicts."""
+    """A formula that can predict."""
 
     reason: None
     points: list[PointRow] = Field(min_length=MIN_POINTS, max_length=MAX_POINTS)
@@ -137,7 +138,7 @@ class UsableDocument(FormulaDocument):
 
 
 class UnusableDocument(FormulaDocument):
-    """A formula of too few points, with the reason why it does not predict."""
+    """A formula with too few points, and the reason why it cannot predict."""
 
     reason: str
     forms: dict[str, Any] = Field(max_length=0)
@@ -147,10 +148,11 @@ _POINTS = TypeAdapter(list[PointRow])
 
 
 def check_document(document: Mapping[str, Any]) -> FormulaContents:
-    """The contents of a formula's document.
+    """Validate a formula document and return its contents.
 
     Raises:
-        DamagedError: a field is missing, of another type or out of range; the line names it.
+        DamagedError: A field is missing, has the wrong type or is out of range. The message
+            contains its name.
     """
     kind = UsableDocument if document.get("usable") is True else UnusableDocument
     try:
@@ -161,10 +163,10 @@ def check_document(document: Mapping[str, Any]) -> FormulaContents:
 
 
 def check_points(rows: Sequence[Mapping[str, float]]) -> list[tuple[float, float, float]]:
-    """(c, r, d) of each training point.
+    """Validate training points and return (c, r, d) of each.
 
     Raises:
-        DamagedError: a number is out of range.
+        DamagedError: A number is out of range.
     """
     try:
         points = _POINTS.validate_python(rows)
@@ -174,15 +176,15 @@ def check_points(rows: Sequence[Mapping[str, float]]) -> list[tuple[float, float
 
 
 def _damaged(error: ValidationError, *outer: str) -> DamagedError:
-    """The first mistake in one line, as ``points[3].c: Input should be a finite number (it is nan)``."""
+    """The first error in one line: ``points[3].c: Input should be a finite number (got nan)``."""
     first = error.errors(include_url=False)[0]
-    place = ""
+    location = ""
     for part in (*outer, *first["loc"]):
-        place += f"[{part}]" if isinstance(part, int) else f".{part}"
+        location += f"[{part}]" if isinstance(part, int) else f".{part}"
     value = first["input"]
     is_short = value is None or isinstance(value, (str, int, float))
-    shown = f" (it is {one_line(repr(value), 40)})" if is_short else ""
+    shown = f" (got {one_line(repr(value), 40)})" if is_short else ""
     message = first["msg"].removeprefix("Value error, ")
     return DamagedError(
-        f"{one_line(place.removeprefix('.'), 100)}: {one_line(message, 200)}{shown}"
+        f"{one_line(location.removeprefix('.'), 100)}: {one_line(message, 200)}{shown}"
     )

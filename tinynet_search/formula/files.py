@@ -1,6 +1,6 @@
-"""Where a formula's text comes from, and whether it is one: the package, a file or MLflow's registry; JSON only, nothing is run.
+"""Reads and validates formula files: the published one, local or stored files, and MLflow models.
 
-Called by ``TinyFormula`` and by what publishes formulas.
+Called by ``TinyFormula`` and by the MLflow publisher. Formulas are JSON; no code is executed.
 """
 
 import json
@@ -17,26 +17,32 @@ _PUBLISHED = Path(__file__).parent / "published.json"
 
 
 def read_text(name: str, tracking_uri: str | None = None) -> str:
-    """The text of ``published``, of a .json file here or at a storage URL, or of formula.json in ``models:/name@alias`` or
-    ``models:/name/version``.
+    """Read the text of a formula.
+
+    Args:
+        name: ``published``, a local .json file, the URL of a stored one, ``models:/name@alias`` or
+            ``models:/name/version``. A registered model contains formula.json.
+        tracking_uri: Address of MLflow.
 
     Raises:
-        RequestError: there is no such formula, or its file is unreadable or over ``MAX_BYTES``.
-        TrackingError: MLflow does not answer.
+        RequestError: The formula does not exist, or its file is unreadable or exceeds
+            ``MAX_BYTES``.
+        TrackingError: MLflow does not respond.
     """
     if name == PUBLISHED:
         return _read_file(_PUBLISHED)
     if name.startswith("models:"):
-        from tinynet_search.mlflow_client.registry import fetched
+        from tinynet_search.mlflow_client.registry import downloaded_file
 
-        with fetched(name, "formula.json", tracking_uri) as path:
+        with downloaded_file(name, "formula.json", tracking_uri) as path:
             return _read_file(path, name)
     if "://" in name and name.partition("?")[0].endswith(".json"):
         return _read_stored(name)
     if name.endswith(".json"):
         return _read_file(Path(name))
     raise RequestError(
-        f"unknown formula {one_line(repr(name))}: give published, a .json file, models:/name@alias or models:/name/version"
+        f"unknown formula {one_line(repr(name))}: "
+        "pass published, a .json file, models:/name@alias or models:/name/version"
     )
 
 
@@ -56,7 +62,7 @@ def _read_file(path: Path, label: str | None = None) -> str:
 
 
 def _read_stored(url: str) -> str:
-    """Of an object store, ``s3://bucket/searches/demo/formula.json?region=...``."""
+    """Read a formula from an object store: ``s3://bucket/searches/demo/formula.json?region=...``."""
     from trainables.storage.folder import TooLargeError, open_folder
 
     place, query, options = url.partition("?")
@@ -76,10 +82,10 @@ def _read_stored(url: str) -> str:
 
 
 def parse(text: str) -> FormulaContents:
-    """The contents of a formula's JSON, checked: every field is present, typed, finite and in range.
+    """Parse and validate the JSON of a formula: each field is present, typed, finite and in range.
 
     Raises:
-        DamagedError: it is not a formula of this schema; the line names the wrong field.
+        DamagedError: The text is not a formula of this schema. The message names the invalid field.
     """
     from tinynet_search.formula.document import check_document
 

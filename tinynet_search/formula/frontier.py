@@ -1,7 +1,8 @@
-"""The models a search keeps: the top fifth by NSGA-III nondominated sorting, and how r, d, w go with FLOPs (section 3.2).
+"""Selects the frontier of a search: the top fifth by NSGA-III nondominated sorting (section 3.2).
 
-The objectives are high top-1 and low c. The answer depends on the results alone: neither their order, nor the clock,
-nor an earlier call changes it.
+Also computes the rank correlation of r, d and w with FLOPs. Called by searches. The objectives are
+high top-1 and low c. The selection depends only on the results, not on their order, on the time or
+on earlier calls.
 """
 
 import math
@@ -18,14 +19,14 @@ FINISHED = "finished"
 
 
 class TrialPoint(NamedTuple):
-    """What the frontier needs to know of a trial.
+    """A trial as input of the selection.
 
     Attributes:
-        id: names the trial.
-        rdw: multipliers (r, d, w) of its network.
-        c: exact multiply-adds over the baseline's.
-        top1: the ranking top-1 accuracy, in any one unit for all trials; None where there is none.
-        status: only ``finished`` trials can be selected.
+        id: Name of the trial.
+        rdw: Multipliers (r, d, w) of its network.
+        c: Exact multiply-adds divided by those of the baseline.
+        top1: Top-1 accuracy used for ranking, in the same unit for all trials; None if missing.
+        status: Only ``finished`` trials can be selected.
     """
 
     id: str
@@ -36,7 +37,7 @@ class TrialPoint(NamedTuple):
 
 
 class FrontierModel(NamedTuple):
-    """A selected trial; ``pareto_rank`` is the number of its front, 1 the nondominated one."""
+    """A selected trial; ``pareto_rank`` is the number of its front, where 1 is nondominated."""
 
     id: str
     rdw: tuple[float, float, float]
@@ -55,7 +56,7 @@ class Costed(Protocol):
 
     @property
     def c(self) -> float:
-        """Multiply-adds over the baseline's."""
+        """Multiply-adds divided by those of the baseline."""
         ...
 
 
@@ -64,31 +65,34 @@ def select_frontier(
 ) -> list[FrontierModel]:
     """The models on the accuracy-FLOPs Pareto front: the paper's top 20 % (section 3.2, Figure 3).
 
-    Whole fronts are taken in their order; of the front that does not fit, NSGA-III's reference directions, as many as
-    there are survivors, keep the most evenly spread models. Trials of equal (top1, c) count once, under the smallest id.
+    Complete fronts are taken in order. From the first front that does not fit, NSGA-III keeps the
+    most evenly spread models, with one reference direction per survivor. Trials with equal (top1,
+    c) count once, under the smallest id.
 
     Args:
-        trials: all results, in any order; those not finished or without a finite top1 and c are passed over.
-        fraction: share of the usable, distinct results to keep, rounded up.
-        minimum: keep at least so many, or all where there are fewer.
+        trials: All results, in any order. Trials that are not finished, or have no finite top1 and
+            c, are ignored.
+        fraction: Share of the usable, distinct results to keep, rounded up.
+        minimum: Smallest number of models to keep; all models if fewer exist.
 
     Returns:
-        The selected models by rising c; empty where no result is usable.
+        The selected models, sorted by c; empty if no result is usable.
 
     Raises:
         RequestError: ``fraction`` is not in (0, 1] or ``minimum`` is negative.
     """
     if not 0 < fraction <= 1 or minimum < 0:
         raise RequestError(
-            f"frontier fraction = {fraction:g}, minimum = {minimum}: give a fraction in (0, 1] and a minimum of 0 or more"
+            f"frontier fraction = {fraction:g}, minimum = {minimum}: "
+            "pass a fraction in (0, 1] and a minimum of 0 or more"
         )
     points = _distinct(trials)
     if not points:
         return []
-    # The tiny allowance keeps .2 * 35 = 7.000000000000001 at seven.
-    wanted = max(math.ceil(fraction * len(points) - 1e-9), min(minimum, len(points)))
+    # The tolerance keeps .2 * 35 = 7.000000000000001 at seven.
+    count = max(math.ceil(fraction * len(points) - 1e-9), min(minimum, len(points)))
     ranks = _ranks(points)
-    kept = sorted(_survivors(points, wanted)) if wanted < len(points) else range(len(points))
+    kept = sorted(_survivors(points, count)) if count < len(points) else range(len(points))
     return [
         FrontierModel(
             points[i].id, points[i].rdw, points[i].c, float(points[i].top1 or 0.0), ranks[i]
@@ -98,10 +102,13 @@ def select_frontier(
 
 
 def spearman(points: Sequence[Costed]) -> dict[str, float | None]:
-    """Spearman's rank correlation of r, d and w with c (Figure 3; the paper finds r > d > w, with .81 for r).
+    """Spearman's rank correlation of r, d and w with c.
+
+    In Figure 3 the paper finds r > d > w, with .81 for r.
 
     Returns:
-        ``{"r": ..., "d": ..., "w": ...}``; None where it is undefined: under three points, or nothing varies.
+        ``{"r": ..., "d": ..., "w": ...}``. A value is None if it is undefined: fewer than three
+        points, or constant values.
     """
     costs = [p.c for p in points]
     return {name: _correlation([p.rdw[i] for p in points], costs) for i, name in enumerate("rdw")}
@@ -126,7 +133,7 @@ def _usable(trial: TrialPoint) -> bool:
 
 
 def _distinct(trials: Sequence[TrialPoint]) -> list[TrialPoint]:
-    """Usable trials by rising c, one for each (top1, c): pymoo's niching would give twins a place each."""
+    """Usable trials sorted by c, one per (top1, c): pymoo's niching would select duplicates too."""
     first: dict[tuple[float, float | None], TrialPoint] = {}
     for trial in sorted((t for t in trials if _usable(t)), key=lambda t: t.id):
         first.setdefault((trial.c, trial.top1), trial)
@@ -134,13 +141,13 @@ def _distinct(trials: Sequence[TrialPoint]) -> list[TrialPoint]:
 
 
 def _objectives(points: Sequence[TrialPoint]) -> NDArray[np.float64]:
-    """(points, 2) of c and -top1, both to be minimised and both in [0, 1]."""
+    """c and -top1 of each point, (points, 2): both are minimised and in [0, 1]."""
     columns = [np.array([p.c for p in points], float), -np.array([p.top1 for p in points], float)]
     return np.stack([_scaled(column) for column in columns], axis=1)
 
 
 def _scaled(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Values on [0, 1]; their ranks instead where floats are too coarse to keep distinct values distinct."""
+    """Scale values to [0, 1]; use their ranks if scaling would make distinct values equal."""
     order, place = np.unique(values, return_inverse=True)
     with np.errstate(all="ignore"):
         scaled = (values - order[0]) / ((order[-1] - order[0]) or 1.0)
@@ -159,21 +166,24 @@ def _ranks(points: Sequence[TrialPoint]) -> list[int]:
     return ranks
 
 
-def _survivors(points: Sequence[TrialPoint], wanted: int) -> list[int]:
-    """Indices that one NSGA-III survival keeps, with a new survival object and its own random state each time."""
+def _survivors(points: Sequence[TrialPoint], count: int) -> list[int]:
+    """Indices kept by one NSGA-III survival.
+
+    Each call creates a new survival object and random state, so earlier calls have no influence.
+    """
     from pymoo.algorithms.moo.nsga3 import ReferenceDirectionSurvival
     from pymoo.core.population import Population
     from pymoo.core.problem import Problem
     from pymoo.util.ref_dirs import get_reference_directions
 
-    directions = get_reference_directions("uniform", 2, n_points=wanted)
+    directions = get_reference_directions("uniform", 2, n_points=count)
     population = Population.new(F=_objectives(points))
-    # pymoo switches all of Python's warnings off; this hands the caller's filters back.
+    # pymoo disables all Python warnings; this restores the caller's filters.
     with warnings.catch_warnings():
         return ReferenceDirectionSurvival(directions).do(
             Problem(n_var=1, n_obj=2),
             population,
-            n_survive=wanted,
+            n_survive=count,
             random_state=np.random.default_rng(0),
             return_indices=True,
         )

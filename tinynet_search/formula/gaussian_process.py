@@ -1,6 +1,7 @@
-"""Gaussian process regression of one multiplier on c (equations 2-4): fitted by scikit-learn, used with numpy alone.
+"""Gaussian process regression of one multiplier on c (equations 2-4).
 
-Called by ``tiny_formula``, which fits at most ``MOST_FITTED`` points.
+Called by ``tiny_formula``, which fits at most ``MAX_FITTED`` points. Fitting uses scikit-learn;
+prediction needs only numpy.
 """
 
 import math
@@ -13,21 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESTARTS = 9
-# The time of a fit grows with the cube of the points: some 4 s of 200, 30 s of 500 (benchmarks/formula_fit.py).
-MOST_FITTED = 200
+# The time of a fit grows with the cube of the number of points: about 4 s for 200 points and 30 s
+# for 500 (benchmarks/formula_fit.py).
+MAX_FITTED = 200
 
 Points = Sequence[tuple[float, float, float]]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """``amplitude * exp(-(x - x')^2 / (2 length_scale^2))`` plus white noise, on targets less their mean.
+    """``amplitude * exp(-(x - x')^2 / (2 length_scale^2))`` plus white noise, on centred targets.
 
     Attributes:
-        amplitude, noise: variances, the noise the paper's sigma squared.
-        length_scale: in units of c, or of log c where ``log_c``.
-        mean: what was subtracted from the targets; 0 is the paper's zero-mean prior.
-        log_c: whether x is log c rather than c.
+        amplitude: Variance of the signal.
+        noise: Variance of the noise, sigma squared in the paper.
+        length_scale: In units of c, or of log c if ``log_c``.
+        mean: Mean subtracted from the targets; 0 is the paper's zero-mean prior.
+        log_c: Whether x is log c instead of c.
     """
 
     amplitude: float
@@ -48,7 +51,10 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where the likelihood may look: without bounds a length scale runs away or collapses on so few points."""
+    """Bounds of the hyper-parameters.
+
+    Without bounds, the length scale diverges or collapses on this few points.
+    """
 
     amplitude: tuple[float, float]
     length_scale: tuple[float, float]
@@ -66,18 +72,18 @@ class Posterior:
     """Equation 4 for one target: the distribution of r* (or d*) given the training points.
 
     Args:
-        kernel: covariance and mean.
-        c, targets: the training points, equally long.
+        kernel: Covariance and mean.
+        c, targets: The training points, of equal length.
 
     Raises:
-        numpy.linalg.LinAlgError: the kernel matrix is singular.
+        numpy.linalg.LinAlgError: The kernel matrix is singular.
     """
 
     def __init__(self, kernel: Kernel, c: Sequence[float], targets: Sequence[float]) -> None:
         self.kernel, self.x = kernel, kernel.inputs(c)
         matrix = kernel.covariance(self.x, self.x) + kernel.noise * np.eye(len(self.x))
         self.lower = np.linalg.cholesky(matrix)
-        # Rounding lets a singular matrix through with a last pivot of nearly nothing.
+        # With rounding, a singular matrix can pass the decomposition with a last pivot near zero.
         if np.min(np.diag(self.lower)) ** 2 <= 8 * len(self.x) * np.finfo(float).eps * (
             kernel.amplitude + kernel.noise
         ):
@@ -87,7 +93,10 @@ class Posterior:
         )
 
     def __call__(self, c: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and standard deviation at each c, both (len(c),); the variance includes the noise, as in equation 4."""
+        """Mean and standard deviation at each c, both (len(c),).
+
+        The variance includes the noise, as in equation 4.
+        """
         across = self.kernel.covariance(self.kernel.inputs(c), self.x)
         mean = self.kernel.mean + across @ self.weights
         explained = np.linalg.solve(self.lower, across.T)
@@ -97,11 +106,12 @@ class Posterior:
         return mean, np.sqrt(np.maximum(variance, 0.0))
 
 
-def spread(points: Points, count: int) -> Points:
-    """The ``count`` points that span log c best, of more (c, r, d) points by rising c.
+def thin_points(points: Points, count: int) -> Points:
+    """Select ``count`` points that cover log c, from more (c, r, d) points sorted by c.
 
-    Both ends are taken, then repeatedly the point that is farthest in log c from all that are taken: none is then farther
-    than twice what the best choice could reach (Gonzalez 1985). r and d have no part in it, which would change their noise.
+    Farthest-point selection: starts with both ends, then repeatedly adds the point that is farthest
+    in log c from all selected ones. The largest distance from a point to a selected one is at most
+    twice the optimum (Gonzalez 1985). r and d are not used, because that would change their noise.
     """
     x = np.log([c for c, _, _ in points])
     taken = [0, len(x) - 1]
@@ -111,7 +121,7 @@ def spread(points: Points, count: int) -> Points:
         farthest = int(np.argmax(distance))
         taken.append(farthest)
         distance = np.minimum(distance, np.abs(x - x[farthest]))
-        # Below a point of equal c that is not taken.
+        # Lower than the distance 0 of an unselected point with the same c.
         distance[farthest] = -1.0
     return [points[i] for i in sorted(taken)]
 
@@ -121,18 +131,27 @@ def fit_forms(
     seed: int,
     bounds: Mapping[tuple[str, str], Bounds],
 ) -> dict[str, dict[str, Kernel]]:
-    """Kernels by form and target for (c, r, d) points; ``bounds`` by (form, target), where not those of ``BOUNDS``."""
+    """Fit the kernels to (c, r, d) points.
+
+    Args:
+        seed: Seed of the random restarts.
+        bounds: Bounds by (form, target) that replace those of ``BOUNDS``.
+
+    Returns:
+        Kernels by form and target.
+    """
     from threadpoolctl import threadpool_limits
 
     c, r, d = zip(*points, strict=True)
 
     def fitted(form: str, target: str) -> Kernel:
-        ours, box = form == "default", bounds.get((form, target), BOUNDS[form])
+        default, box = form == "default", bounds.get((form, target), BOUNDS[form])
         return fit_kernel(
-            c, r if target == "r" else d, log_c=ours, centred=ours, bounds=box, seed=seed
+            c, r if target == "r" else d, log_c=default, centred=default, bounds=box, seed=seed
         )
 
-    # Matrices this small gain nothing from a second thread, and on busy cores the threads wait for each other.
+    # A second thread does not speed up matrices this small, and on busy cores threads wait for each
+    # other.
     with threadpool_limits(limits=1):
         return {form: {target: fitted(form, target) for target in "rd"} for form in BOUNDS}
 
@@ -146,9 +165,10 @@ def fit_kernel(
     bounds: Bounds,
     seed: int,
 ) -> Kernel:
-    """The kernel of highest marginal likelihood within the bounds, from ``RESTARTS`` + 1 seeded starts.
+    """The kernel of highest marginal likelihood within the bounds, from ``RESTARTS`` + 1 starts.
 
-    Hyper-parameters are kept to six digits: more would be the optimiser's rounding, and differ between machines.
+    Hyper-parameters are rounded to six digits: further digits are numerical noise of the optimiser
+    and differ between machines.
     """
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
@@ -159,10 +179,10 @@ def fit_kernel(
     prior = ConstantKernel(start[0], bounds.amplitude) * RBF(
         start[1], bounds.length_scale
     ) + WhiteKernel(start[2], bounds.noise)
-    search: Any = {"optimizer": _maximise, "n_restarts_optimizer": RESTARTS, "random_state": seed}
+    search: Any = {"optimizer": _optimise, "n_restarts_optimizer": RESTARTS, "random_state": seed}
     regressor: Any = GaussianProcessRegressor(prior, alpha=0, normalize_y=False, **search)
     with warnings.catch_warnings():
-        # A hyper-parameter at its bound is what the bounds are for.
+        # scikit-learn warns of hyper-parameters at a bound, which is expected here.
         warnings.simplefilter("ignore")
         regressor.fit(x[:, None], y)
     amplitude, length_scale, noise = (float(f"{v:.6g}") for v in np.exp(regressor.kernel_.theta))
@@ -175,13 +195,13 @@ def _middle(bounds: Bounds) -> list[float]:
     ]
 
 
-def _maximise(
+def _optimise(
     objective: Any, theta: NDArray[np.float64], bounds: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], float]:
-    """L-BFGS-B like scikit-learn's own, run until it stands still, so that all good starts end in one place."""
+    """L-BFGS-B as in scikit-learn, run to convergence so that all good starts agree."""
     from scipy.optimize import minimize
 
-    found = minimize(
+    result = minimize(
         objective,
         theta,
         method="L-BFGS-B",
@@ -189,11 +209,11 @@ def _maximise(
         bounds=bounds,
         options={"ftol": 1e-15, "gtol": 1e-9, "maxiter": 2000},
     )
-    return found.x, float(found.fun)
+    return result.x, float(result.fun)
 
 
 class Prediction(NamedTuple):
-    """The formula's resolution and depth multipliers at some c: means and standard deviations, floats or (len(c),) arrays."""
+    """Means and standard deviations of r and d at c, as floats or (len(c),) arrays."""
 
     r_mean: Any
     r_std: Any

@@ -1,4 +1,7 @@
-"""What the tiny formula answers: (r, d, w) of a real network, its exact cost, and how far the formula can be trusted."""
+"""The result of the tiny formula: a network with its (r, d, w), exact cost and uncertainty.
+
+Returned by ``suggest_rdw`` and ``TinyFormula.suggest``.
+"""
 
 import html
 from collections.abc import Iterator, Mapping
@@ -7,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces import Network
 from tinynet_search.formula.budget import amount
-from tinynet_search.formula.digits import spelled
+from tinynet_search.formula.digits import format_rdw
 from tinynet_search.formula.gaussian_process import Prediction
 from tinynet_search.text import memory_size, millions
 from trainables.storage.documents import Json
@@ -18,17 +21,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A network for a budget; unpacks to the (r, d, w) of the network itself: ``space.network(RDW(*suggestion))`` is it.
+    """A network for a budget.
+
+    It unpacks to the (r, d, w) of the network: ``space.network(RDW(*suggestion))`` is the network.
 
     Attributes:
-        budget: c that was asked for, a fraction of the baseline's multiply-adds; under limits the largest that meets them.
-        network: the suggested network; r, d, w, c, resolution, macs, params, activations and activation_bytes are its own.
-        predicted: the formula's r(c) and d(c), equation 4.
-        extrapolated: c lies outside the formula's range; r and d are those of the nearest end, the stds those at c.
-        formula, form: the formula's source and which of its two forms answered.
-        note: what the reader should know besides; None where there is nothing.
-        limits: what was asked by name (``macs``, ``params``, ``activation_bytes``, ``c``); empty where c alone was.
-        binding: the limits that the network of the next larger c breaks, or ``c``; none at the formula's own end.
+        budget: The requested c, a fraction of the baseline's multiply-adds. With limits, the
+            largest c that meets them.
+        network: The suggested network; r, d, w, c, resolution, macs, params, activations and
+            activation_bytes are its exact values.
+        predicted: The formula's r(c) and d(c), equation 4.
+        extrapolated: Whether c is outside the formula's range. r and d are then those of the
+            nearest end, and the standard deviations those at c.
+        formula, form: The source of the formula, and the form that was used.
+        note: Additional information for the user, or None.
+        limits: The requested limits by name (``macs``, ``params``, ``activation_bytes``, ``c``);
+            empty if only c was requested.
+        binding: The limits that the network of the next larger c exceeds, or ``c``; empty at the
+            end of the formula's range.
     """
 
     budget: float
@@ -49,7 +59,7 @@ class Suggestion:
 
     @property
     def r(self) -> float:
-        """Resolution multiplier: whole pixels over the baseline's."""
+        """Resolution multiplier: whole pixels divided by those of the baseline."""
         return self.network.rdw.r
 
     @property
@@ -64,12 +74,12 @@ class Suggestion:
 
     @property
     def c(self) -> float:
-        """Exact multiply-adds over the baseline's."""
+        """Exact multiply-adds divided by those of the baseline."""
         return self.network.c
 
     @property
     def resolution(self) -> int:
-        """Input side, pixels."""
+        """Side of the input in pixels."""
         return self.network.resolution
 
     @property
@@ -84,12 +94,15 @@ class Suggestion:
 
     @property
     def activations(self) -> int:
-        """Elements written by all convolutions."""
+        """Number of elements written by all convolutions."""
         return self.network.activations
 
     @property
     def activation_bytes(self) -> int:
-        """Peak memory of feature maps in inference at batch 1, float32; an 8-bit runtime needs a quarter."""
+        """Peak memory of feature maps in inference at batch 1, in float32.
+
+        An 8-bit runtime needs a quarter.
+        """
         return self.network.activation_bytes
 
     @property
@@ -99,7 +112,7 @@ class Suggestion:
 
     @property
     def r_mean(self) -> float:
-        """The formula's r(c), before it is rounded to pixels."""
+        """The formula's r(c), before rounding to pixels."""
         return self.predicted.r_mean
 
     @property
@@ -118,12 +131,15 @@ class Suggestion:
         return self.predicted.d_std
 
     def build(self, **options: Any) -> "torch.nn.Module":
-        """The torch module, freshly initialised; options are the family's own (``drop_rate=.2``, ...)."""
+        """Build a newly initialised torch module.
+
+        The options depend on the network family (``drop_rate=.2``, ...).
+        """
         return self.network.build(**options)
 
     def to_dict(self) -> dict[str, Json]:
-        """Every figure as plain JSON data, with the family's own details (channels and repeats per stage, ...)."""
-        own = (
+        """All values as JSON data, with the details of the family such as channels per stage."""
+        network = (
             "budget",
             "c",
             "r",
@@ -146,26 +162,28 @@ class Suggestion:
             "form",
             "note",
         )
-        figures = {name: getattr(self, name) for name in own + formula}
-        asked = {"limits": dict(self.limits), "binding": list(self.binding)}
+        figures = {name: getattr(self, name) for name in network + formula}
         return {
             **figures,
-            **asked,
+            "limits": dict(self.limits),
+            "binding": list(self.binding),
             "num_classes": self.network.num_classes,
             "details": dict(self.network.details),
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """Label and text of each figure, for people."""
+        """Label and text of each value, for display."""
         base = self.network.space.baseline_macs(self.network.num_classes)
+        deviation = f"{self.c / self.budget - 1:+.1%}"
         return [
-            ("r, d, w", ", ".join(spelled(self.network))),
+            ("r, d, w", ", ".join(format_rdw(self.network))),
             ("resolution", f"{self.resolution} pixels"),
             *((_label(key, value), _text(value)) for key, value in self.network.details.items()),
             ("FLOPs (multiply-adds)", millions(self.macs, grouped=True)),
             (
                 "parameters",
-                f"{millions(self.params, 2, grouped=True)} with {self.network.num_classes:,} classes",
+                f"{millions(self.params, 2, grouped=True)} "
+                f"with {self.network.num_classes:,} classes",
             ),
             (
                 "peak activation memory",
@@ -175,7 +193,8 @@ class Suggestion:
             ("d(c)", f"{self.d_mean:.4f} ± {self.d_std:.4f}"),
             (
                 "largest c" if self.limits else "budget",
-                f"c = {self.budget:g} of {millions(base, grouped=True)}; met with {self.c:.4f} ({self.c / self.budget - 1:+.1%})",
+                f"c = {self.budget:g} of {millions(base, grouped=True)}; "
+                f"met with {self.c:.4f} ({deviation})",
             ),
             *self._limit_rows(),
             ("formula", f"{self.formula}, {self.form} form"),
@@ -183,24 +202,25 @@ class Suggestion:
         ]
 
     def _limit_rows(self) -> list[tuple[str, str]]:
-        """What was asked, and the binding limits, each with how much of it is used."""
+        """The requested limits, and the binding ones with the part of each that is used."""
         if not self.limits:
             return []
-        asked = [f"{name} {amount(name, limit)}" for name, limit in self.limits.items()]
+        requested = [f"{name} {amount(name, limit)}" for name, limit in self.limits.items()]
         used = [
             f"{name} ({amount(name, getattr(self, name))} of {amount(name, self.limits[name])})"
             for name in self.binding
         ]
         none = "none: every limit is met at the formula's largest c"
-        return [("limits", ", ".join(asked)), ("binding", ", ".join(used) or none)]
+        return [("limits", ", ".join(requested)), ("binding", ", ".join(used) or none)]
 
     def __repr__(self) -> str:
         bound = f", binding {', '.join(self.binding) or 'none'}" if self.limits else ""
         mark = ", extrapolated" if self.extrapolated else ""
-        r, d, w = spelled(self.network)
+        r, d, w = format_rdw(self.network)
         return (
             f"Suggestion({self.space} at c = {self.budget:g}: r={r}, d={d}, w={w}, "
-            f"{self.resolution}px, {millions(self.macs, grouped=True)} FLOPs, {millions(self.params, 2, grouped=True)} params, "
+            f"{self.resolution}px, {millions(self.macs, grouped=True)} FLOPs, "
+            f"{millions(self.params, 2, grouped=True)} params, "
             f"{memory_size(self.activation_bytes, grouped=True)} peak, c={self.c:.4f}{bound}{mark})"
         )
 
@@ -217,13 +237,15 @@ class Suggestion:
     def _repr_html_(self) -> str:
         cell = "text-align:left;padding:.15em .9em .15em 0;border:0"
         body = "".join(
-            f'<tr style="background:none"><th style="{cell};font-weight:500;opacity:.7">{html.escape(label)}</th>'
+            f'<tr style="background:none">'
+            f'<th style="{cell};font-weight:500;opacity:.7">{html.escape(label)}</th>'
             f'<td style="{cell};font-variant-numeric:tabular-nums">{html.escape(text)}</td></tr>'
             for label, text in self.rows()
         )
         title = html.escape(f"{self.space} at c = {self.budget:g}")
         caption = f'<caption style="{cell};font-weight:600;caption-side:top">{title}</caption>'
-        return f'<table style="border-collapse:collapse;line-height:1.35">{caption}<tbody>{body}</tbody></table>'
+        style = "border-collapse:collapse;line-height:1.35"
+        return f'<table style="{style}">{caption}<tbody>{body}</tbody></table>'
 
 
 def _label(key: str, value: Any) -> str:

@@ -1,7 +1,10 @@
-"""The tiny formula: r(c) and d(c) learned from a frontier, w from the budget (section 3.2, equations 2-5).
+"""The tiny formula: r(c) and d(c) learned from a frontier, w from the budget (section 3.2).
 
-Two forms are fitted side by side. ``paper`` is equations 2-4 to the letter: raw c and a zero mean, which falls to 0
-away from the data and may dip between points. ``default`` is the same regression over log c on centred targets.
+Called by searches, which fit formulas, and by users and commands for suggestions.
+
+Two forms are fitted. ``paper`` follows equations 2-4 exactly: it uses c and a zero mean, so it
+decays to 0 away from the data and may dip between points. ``default`` is the same regression over
+log c with centred targets. The width follows from the budget (equation 5).
 """
 
 import json
@@ -26,18 +29,18 @@ from tinynet_search.formula.contents import (
     Provenance,
 )
 from tinynet_search.formula.curve import Curve
-from tinynet_search.formula.digits import tidy
+from tinynet_search.formula.digits import shorten_rdw
 from tinynet_search.formula.files import PUBLISHED, parse, read_text
 from tinynet_search.formula.gaussian_process import (
-    MOST_FITTED,
+    MAX_FITTED,
     Bounds,
     Kernel,
     Posterior,
     Prediction,
     fit_forms,
-    spread,
+    thin_points,
 )
-from tinynet_search.formula.limits import largest
+from tinynet_search.formula.limits import largest_c
 from tinynet_search.formula.suggestion import Suggestion
 
 __all__ = ["Prediction", "Suggestion", "TinyFormula", "fit_formula", "suggest_rdw"]
@@ -48,13 +51,15 @@ class TinyFormula:
     """r(c) and d(c) as data: training points, kernels, provenance.
 
     Attributes:
-        space, space_version, num_classes: where the points were measured.
-        points: (c, r, d) by rising c, c the exact fraction of the baseline's multiply-adds.
-        forms: kernels by form (``paper``, ``default``) and target (``r``, ``d``); empty where unusable.
-        provenance: what it was fitted to; JSON data. ``thinned_from`` is the number of points given to ``fit_formula``
-            where ``points`` are only the ``MOST_FITTED`` of them that span c best.
-        reason: why it cannot be used; None where it can.
-        source: the name or file it was read from.
+        space, space_version, num_classes: The space in which the points were measured.
+        points: (c, r, d) sorted by c; c is the exact fraction of the baseline's multiply-adds.
+        forms: Kernels by form (``paper``, ``default``) and target (``r``, ``d``); empty if
+            unusable.
+        provenance: JSON data that describes what the formula was fitted to. If ``fit_formula`` kept
+            only the ``MAX_FITTED`` points that cover c best, ``thinned_from`` is the original
+            number.
+        reason: Why the formula cannot be used, None if it can.
+        source: The name or file that it was read from.
     """
 
     space: str
@@ -71,7 +76,7 @@ class TinyFormula:
 
     @property
     def usable(self) -> bool:
-        """Whether it has forms to predict with; ``reason`` says why not."""
+        """Whether the formula can predict; if not, ``reason`` explains why."""
         return self.reason is None
 
     @property
@@ -80,7 +85,7 @@ class TinyFormula:
         return (self.points[0][0], self.points[-1][0]) if self.points else None
 
     def to_json(self) -> str:
-        """The formula as a JSON document; ``from_json`` reads the same formula back."""
+        """Serialise the formula to JSON; ``from_json`` restores the same formula."""
         document = {
             "schema": SCHEMA,
             "space": self.space,
@@ -100,10 +105,11 @@ class TinyFormula:
 
     @classmethod
     def from_json(cls, text: str, source: str = "formula") -> "TinyFormula":
-        """Read a formula; nothing in it is run.
+        """Parse a formula. No code in it is executed.
 
         Raises:
-            RequestError: it is damaged, of another schema, absurd in size, or its kernel is singular.
+            RequestError: The formula is damaged, has a different schema, exceeds the size limits,
+                or has a singular kernel matrix.
         """
         try:
             contents = parse(text)
@@ -116,20 +122,29 @@ class TinyFormula:
 
     @classmethod
     def load(cls, name: str | Path, *, tracking_uri: str | None = None) -> "TinyFormula":
-        """The formula called ``published``, in a .json file, or in MLflow's registry as ``models:/name@alias`` or ``models:/name/version``.
+        """Load a formula.
+
+        Args:
+            name: ``published``, a .json file, or a model in the MLflow registry
+                (``models:/name@alias`` or ``models:/name/version``).
+            tracking_uri: Address of MLflow; None is MLflow's default.
 
         Raises:
-            RequestError: there is no such formula, or it is damaged.
-            TrackingError: MLflow (at ``tracking_uri``, else at its own default) does not answer.
+            RequestError: The formula does not exist, or it is damaged.
+            TrackingError: MLflow does not respond.
         """
         text, source = read_text(str(name), tracking_uri), str(name)
         if source == PUBLISHED:
-            # The package's own file, which a test checks: pydantic takes longer to import than a suggestion takes.
+            # The package's own file is validated by a test, not here: importing pydantic takes
+            # longer than a suggestion.
             return cls(**vars(FormulaContents.from_json(json.loads(text))), source=source)
         return cls.from_json(text, source)
 
     def predict(self, c: Any, form: str = "default") -> Prediction:
-        """Equation 4 at c, a number or an array: means and standard deviations of r and d, noise included.
+        """Equation 4 at c: means and standard deviations of r and d, noise included.
+
+        Args:
+            c: A number or an array.
 
         Raises:
             RequestError: c is not above 0, the form is unknown, or the formula is not usable.
@@ -137,7 +152,8 @@ class TinyFormula:
         costs = np.asarray(c, float)
         if not np.all((costs > 0) & np.isfinite(costs)):
             raise RequestError(
-                f"c = {one_line(c, 60)} is no fraction of the baseline's FLOPs: give numbers above 0"
+                f"c = {one_line(c, 60)} is not a valid fraction of the baseline's FLOPs: "
+                "pass finite numbers above 0"
             )
         figures = [
             values for target in "rd" for values in self._posterior(form, target)(costs.ravel())
@@ -159,27 +175,34 @@ class TinyFormula:
         space: str | SearchSpace | None = None,
         num_classes: int | None = None,
     ) -> Suggestion:
-        """The network for a budget: r and d from the formula, the width from the exact cost (equation 5 its first guess).
+        """The network for a budget.
 
-        Predictions are clipped to the space's ranges. Outside the range of the training points, and only when told to
-        ``extrapolate``, r and d are those of the nearest end of the range; the standard deviations stay those at c.
+        r and d come from the formula; the width is solved on the exact cost, starting from equation
+        5. Predictions are clipped to the space's ranges. With ``extrapolate``, a c outside the
+        range of the training points uses r and d of the nearest end of the range and the standard
+        deviations at c.
 
-        With limits it is the network of the largest c on the formula that meets them all, c itself a limit where it is
-        given too: largest to .1 % of c (see ``limits.largest``). ``binding`` says which of them the next larger breaks.
+        With limits, the result is the network of the largest c on the formula that meets all
+        limits, to .1 % of c (see ``limits.largest_c``). If c is also given, it is one of the
+        limits. ``binding`` contains the limits that the next larger network exceeds.
 
         Args:
-            c: budget, a fraction of the baseline's multiply-adds in (0, 1].
-            macs, params: most multiply-adds and parameters; the exact figures keep to them.
-            activation_bytes: most peak memory of feature maps, float32 at batch 1. Give four times the bytes of an 8-bit runtime.
-            tol: largest accepted ``abs(suggestion.c - c) / c``.
-            space: where to build it; None is the formula's own space.
-            num_classes: classes of the network; None is the formula's own on its own space, else the space's default.
+            c: Budget, a fraction of the baseline's multiply-adds in (0, 1].
+            macs, params: Maximum multiply-adds and parameters of the exact network.
+            activation_bytes: Maximum peak memory of feature maps, float32 at batch 1. For an 8-bit
+                runtime, pass four times its bytes.
+            extrapolate: Accept a c outside the formula's range.
+            form: ``default`` or ``paper``.
+            tol: Largest accepted ``abs(suggestion.c - c) / c``.
+            space: Space of the network; None is the formula's own space.
+            num_classes: Number of classes of the network; None is the formula's own on its own
+                space, else the space's default.
 
         Raises:
-            RequestError: c is no budget or outside the range, a limit is no number above 0 or beyond the formula's reach, the
-                formula is not usable, or no network meets the budget.
+            RequestError: c is not a valid budget or is outside the range, a limit is not a number
+                above 0 or cannot be met, the formula is not usable, or no network meets the budget.
         """
-        asked = checked_request(
+        request = checked_request(
             {"c": c, "macs": macs, "params": params, "activation_bytes": activation_bytes}
         )
         self._require_usable()
@@ -193,13 +216,12 @@ class TinyFormula:
             tol,
             extrapolate,
         )
-        alone = asked.keys() == {"c"}
-        budget, binding = (asked["c"], ()) if alone else largest(curve, asked)
-        network, predicted = tidy(curve.network(budget)), curve.predicted(budget)
-        notes, limits = self._notes(curve, budget, predicted), {} if alone else asked
+        only_c = request.keys() == {"c"}
+        budget, binding = (request["c"], ()) if only_c else largest_c(curve, request)
+        network, predicted = shorten_rdw(curve.network(budget)), curve.predicted(budget)
+        notes, limits = self._notes(curve, budget, predicted), {} if only_c else request
         if limits and not binding:
-            largest_c = f"c = {budget:g} is the largest that the formula is asked for"
-            notes.append(f"no limit binds: {largest_c}")
+            notes.append(f"no limit binds: c = {budget:g} is the largest c considered")
         note = "; ".join(notes) or None
         return Suggestion(
             budget,
@@ -214,11 +236,11 @@ class TinyFormula:
         )
 
     def _notes(self, curve: Curve, c: float, predicted: Prediction) -> list[str]:
-        """What the reader of a network at c should know besides."""
+        """Additional information for the user about a suggestion at c."""
         space, notes = curve.space, []
         if space.name != self.space:
             fitted = f"r(c) and d(c) were fitted on {one_line(self.space)}"
-            notes.append(f"{space.name} has no formula of its own here: {fitted}")
+            notes.append(f"{space.name} has no formula of its own: {fitted}")
         elif space.version != self.space_version:
             fitted = f"fitted on version {self.space_version} of {space.name}"
             notes.append(f"{fitted}, built on version {space.version}")
@@ -249,37 +271,40 @@ class TinyFormula:
                 )
             except np.linalg.LinAlgError as error:
                 raise RequestError(
-                    f"formula {one_line(self.source)}: the kernel matrix of forms.{form}.{target} is singular"
+                    f"formula {one_line(self.source)}: "
+                    f"the kernel matrix of forms.{form}.{target} is singular"
                 ) from error
         return self._posteriors[form, target]
 
     def classes(self, space: SearchSpace) -> int:
-        """Classes where none are asked for: the formula's own on its own space, else the space's default."""
+        """Default number of classes: the formula's on its own space, else the space's default."""
         return self.num_classes if space.name == self.space else space.num_classes
 
     def get_space(self, space: str | SearchSpace | None) -> SearchSpace:
-        """The space to build in; the formula's own also reaches to the r and d that it was fitted to.
+        """The space of the networks.
 
-        A formula may name built-in spaces only: a ``module:attribute`` read from a file would be code to run.
+        The ranges of the formula's own space are extended to the r and d that it was fitted to.
+
+        Raises:
+            RequestError: The space is unknown, or it is the formula's own space and not a built-in
+                one: a ``module:attribute`` from a file is not imported, because that runs code.
         """
         if space is None and self.space not in list_spaces():
-            mend = "pass the space itself (--space module:attribute)"
             raise RequestError(
-                f"formula {one_line(self.source)} is of {one_line(self.space)!r}, no built-in space: {mend}"
+                f"formula {one_line(self.source)} was fitted on {one_line(self.space)!r}, which is "
+                "not a built-in space: pass the space itself (--space module:attribute)"
             )
-        found = space if isinstance(space, SearchSpace) else get_space(space or self.space)
-        if (found.name, found.version) != (self.space, self.space_version):
-            return found
+        target = space if isinstance(space, SearchSpace) else get_space(space or self.space)
+        if (target.name, target.version) != (self.space, self.space_version):
+            return target
         fitted = {"r": [r for _, r, _ in self.points], "d": [d for _, _, d in self.points]}
         spans = {
-            key: (min(found.ranges[key][0], *values), max(found.ranges[key][1], *values))
+            key: (min(target.ranges[key][0], *values), max(target.ranges[key][1], *values))
             for key, values in fitted.items()
         }
-        return (
-            found
-            if all(found.ranges[key] == span for key, span in spans.items())
-            else found.narrowed(spans)
-        )
+        if all(target.ranges[key] == span for key, span in spans.items()):
+            return target
+        return target.narrowed(spans)
 
 
 def fit_formula(
@@ -293,17 +318,20 @@ def fit_formula(
 ) -> TinyFormula:
     """Fit both forms to a frontier (equations 2-4); the order of the points does not matter.
 
-    Of more than ``MOST_FITTED`` points the formula is fitted to those that span c best, and its provenance says of how many.
+    If more than ``MAX_FITTED`` points are given, the formula is fitted to those that cover c best,
+    and its provenance records the original number.
 
     Args:
-        points: (c, r, d) of each frontier model; repeated c are noise. Under five, the formula says it is not usable.
-        provenance: JSON data that says where the points come from.
-        seed: of the optimiser's random starts.
-        num_classes: of the classifiers in c; None is the space's default.
-        bounds: of the hyper-parameters by (form, target), where not the usual ones.
+        points: (c, r, d) of each frontier model; repeated c are treated as noise. With fewer than
+            five points the formula is marked as not usable.
+        provenance: JSON data that describes the origin of the points.
+        seed: Seed of the optimiser's random starts.
+        num_classes: Number of classes of the networks behind c; None is the space's default.
+        bounds: Bounds of the hyper-parameters by (form, target) that replace the defaults.
 
     Raises:
-        RequestError: a point is no (c, r, d) of positive, sane numbers, or provenance is not JSON data.
+        RequestError: A point is not a (c, r, d) of positive numbers within the bounds, or
+            provenance is not JSON data.
     """
     from tinynet_search.formula.document import check_points
 
@@ -313,16 +341,14 @@ def fit_formula(
         origin = json.loads(json.dumps(dict(provenance), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise RequestError(f"no formula can be fitted: {one_line(error)}") from error
-    if len(checked) > MOST_FITTED:
+    if len(checked) > MAX_FITTED:
         origin["thinned_from"] = len(checked)
-        checked = tuple(spread(checked, MOST_FITTED))
+        checked = tuple(thin_points(checked, MAX_FITTED))
     classes = space.num_classes if num_classes is None else num_classes
     formula = TinyFormula(space.name, space.version, classes, checked, {}, origin)
     if len(checked) < MIN_POINTS:
-        return replace(
-            formula,
-            reason=f"{len(checked)} frontier models, at least {MIN_POINTS} are needed: run more trials",
-        )
+        reason = f"{len(checked)} frontier models, at least {MIN_POINTS} are needed"
+        return replace(formula, reason=f"{reason}: run more trials")
     return replace(formula, forms=fit_forms(checked, seed, bounds or {}))
 
 
@@ -339,29 +365,34 @@ def suggest_rdw(
     form: str = "default",
     tracking_uri: str | None = None,
 ) -> Suggestion:
-    """The tiny formula's network for a budget, ``r, d, w = suggest_rdw(0.25)``, or within limits, ``suggest_rdw(params=2e6)``.
+    """The tiny formula's network for a budget or for limits.
+
+    ``r, d, w = suggest_rdw(0.25)`` uses a quarter of the baseline's FLOPs;
+    ``suggest_rdw(params=2e6)`` has at most two million parameters.
 
     Args:
-        c: budget, a fraction of the baseline's FLOPs (multiply-adds) in (0, 1].
-        macs, params, activation_bytes: limits, alone or beside c; see ``TinyFormula.suggest``.
-        space: search space, or its name; None is the formula's own. A space other than the formula's gets a note.
-        num_classes: classes of the network; None is the formula's own on its own space, else the space's default.
-        formula: ``published``, a .json file, ``models:/name@alias``, ``models:/name/version``, or a formula itself.
-        extrapolate: accept a c outside the formula's range, with r and d of its nearest end.
-        form: ``default``, or ``paper`` for equations 2-4 to the letter.
-        tracking_uri: MLflow's address for ``models:/``; None is MLflow's own default.
+        c: Budget, a fraction of the baseline's FLOPs (multiply-adds) in (0, 1].
+        macs, params, activation_bytes: Limits, alone or in addition to c; see
+            ``TinyFormula.suggest``.
+        space: Search space, or its name; None is the formula's own. Any other space adds a note to
+            the suggestion.
+        num_classes: Number of classes of the network; None is the formula's own on its own space,
+            else the space's default.
+        formula: ``published``, a .json file, ``models:/name@alias``, ``models:/name/version``, or a
+            TinyFormula.
+        extrapolate: Accept a c outside the formula's range, with r and d of its nearest end.
+        form: ``default``, or ``paper`` for exactly equations 2-4.
+        tracking_uri: MLflow's address for ``models:/``; None is MLflow's default.
 
     Raises:
-        RequestError: the budget, a limit, the space, formula or form is wrong; the message says how to mend it.
-        TrackingError: MLflow does not answer.
+        RequestError: The budget, a limit, the space, the formula or the form is invalid. The
+            message explains how to fix it.
+        TrackingError: MLflow does not respond.
     """
     checked_request({"c": c, "macs": macs, "params": params, "activation_bytes": activation_bytes})
-    found = (
-        formula
-        if isinstance(formula, TinyFormula)
-        else TinyFormula.load(formula, tracking_uri=tracking_uri)
-    )
-    return found.suggest(
+    if not isinstance(formula, TinyFormula):
+        formula = TinyFormula.load(formula, tracking_uri=tracking_uri)
+    return formula.suggest(
         c,
         macs=macs,
         params=params,

@@ -1,4 +1,7 @@
-"""The Ray Jobs API of a cluster: reached within seconds, allowed in, and of the same version of Ray as here."""
+"""Connects to the Ray Jobs API of a cluster, and checks the token and the version of Ray.
+
+Called by ``submission`` and ``watching``. All errors are one line.
+"""
 
 import contextlib
 import os
@@ -20,26 +23,28 @@ from tinynet_search.errors import JobError, one_line
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-# Seconds for a connection; Ray's own client waits for ever.
-PATIENCE = 5.0
-# Seconds for an answer: an upload of a working folder takes its time.
-ANSWER = 60.0
+# Seconds for a connection; Ray's own client has no timeout.
+CONNECT_TIMEOUT = 5.0
+# Seconds for a response, long enough for the upload of a working directory.
+RESPONSE_TIMEOUT = 60.0
 PORTS = {"http": 80, "https": 443}
-# Where Ray keeps the address of its dashboard for clients.
-VARIABLE, CLUSTER = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
-TOKEN, TOKEN_FILE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
-LARGEST_TOKEN = 64 * 1024
+HTTP = ("http://", "https://")
+# The environment variables from which Ray's clients read the address of the dashboard.
+ADDRESS_VARIABLE, CLUSTER_VARIABLE = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
+TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+MAX_TOKEN_SIZE = 64 * 1024
 
 
 def connect(address: str | None) -> "JobSubmissionClient":
-    """A client of a cluster's jobs.
+    """A client for the Jobs API of a cluster.
 
     Args:
-        address: ``http://HEAD:8265``; without one RAY_API_SERVER_ADDRESS, or RAY_ADDRESS where it is of http.
+        address: ``http://HEAD:8265``; None uses RAY_API_SERVER_ADDRESS, or RAY_ADDRESS if it is an
+            HTTP address.
 
     Raises:
-        RequestError: no address, nobody answers there, it asks for a token or refuses the one there is, or its Ray is
-            of another version.
+        RequestError: no address is set, no server responds, the cluster requires a token or
+            rejects it, or it runs a different version of Ray.
     """
     url = _address(address)
     _probe(url)
@@ -47,42 +52,48 @@ def connect(address: str | None) -> "JobSubmissionClient":
     import ray
 
     silence_uploads()
-    with reaching(url):
+    with jobs_api_errors(url):
         try:
-            with _nothing_else_named():
-                client = job_client(url, _headers(), _certificates(), (PATIENCE, ANSWER))
-            theirs = cluster_version(client)
+            with _without_address_variables():
+                client = job_client(
+                    url, _headers(), _certificates(), (CONNECT_TIMEOUT, RESPONSE_TIMEOUT)
+                )
+            version = cluster_version(client)
         except (KeyError, TypeError) as error:
             raise RequestError(
-                f"the cluster at {url} does not answer as a Ray dashboard (it tells no version)"
+                f"expected a Ray dashboard at {url}, got a response without a Ray version"
             ) from error
-    if theirs != ray.__version__:
-        mend = (
-            f"pip install 'ray[default]=={theirs}' here, or bring the cluster to {ray.__version__}"
-        )
+    if version != ray.__version__:
         raise RequestError(
-            f"the cluster at {url} runs Ray {theirs}, this machine {ray.__version__}: {mend}"
+            f"the cluster at {url} runs Ray {version}, this machine {ray.__version__}: "
+            f"pip install 'ray[default]=={version}' here, or install Ray {ray.__version__} on the "
+            "cluster"
         )
     return client
 
 
 @contextlib.contextmanager
-def _nothing_else_named() -> Iterator[None]:
-    """Ray's client would leave the address that it is given for one of the environment, and take our token there."""
-    held = {name: os.environ.pop(name) for name in (VARIABLE, CLUSTER) if name in os.environ}
+def _without_address_variables() -> Iterator[None]:
+    """Unset the address variables of the environment.
+
+    Ray's client prefers them over its ``address`` argument, and would send the token to that
+    other address.
+    """
+    names = (ADDRESS_VARIABLE, CLUSTER_VARIABLE)
+    saved = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
     finally:
-        os.environ.update(held)
+        os.environ.update(saved)
 
 
 @contextlib.contextmanager
-def reaching(url: str) -> Iterator[None]:
-    """Everything that the Jobs API and the way to it can raise, as one line.
+def jobs_api_errors(url: str) -> Iterator[None]:
+    """Convert all errors of the Jobs API and of its connection to errors of one line.
 
     Raises:
-        RequestError: not reachable, or not allowed in.
-        JobError: it answered with an error.
+        RequestError: the cluster is not reachable, or rejects the token.
+        JobError: the cluster responded with an error.
     """
     import requests
     from ray.exceptions import AuthenticationError
@@ -95,134 +106,152 @@ def reaching(url: str) -> Iterator[None]:
         raise RequestError(_unauthorized(url)) from error
     except requests.exceptions.InvalidHeader as error:
         raise RequestError(
-            f"the token for the cluster at {url} is none: it must be one line of printable characters"
+            f"the token for the cluster at {url} is not valid: "
+            "expected one line of printable characters"
         ) from error
     except (requests.exceptions.RequestException, OSError) as error:
-        raise RequestError(
-            f"the cluster at {url} does not answer as a Ray dashboard ({_cause(error)})"
-        ) from error
+        raise RequestError(f"no Ray dashboard responds at {url} ({_cause(error)})") from error
     except (RuntimeError, ValueError) as error:
         if reports_no_dashboard(error):
-            raise RequestError(
-                f"the cluster at {url} does not answer as a Ray dashboard (404)"
-            ) from error
-        raise JobError(f"the cluster at {url} refused: {_told(error)}") from error
+            raise RequestError(f"no Ray dashboard responds at {url} (404)") from error
+        raise JobError(
+            f"the cluster at {url} rejected the request: {_server_message(error)}"
+        ) from error
 
 
-def _address(given: str | None) -> str:
-    named = {
-        "--address": given,
-        VARIABLE: os.environ.get(VARIABLE),
-        CLUSTER: _web(os.environ.get(CLUSTER)),
+def _address(argument: str | None) -> str:
+    cluster_address = os.environ.get(CLUSTER_VARIABLE, "")
+    candidates = {
+        "--address": argument,
+        ADDRESS_VARIABLE: os.environ.get(ADDRESS_VARIABLE),
+        CLUSTER_VARIABLE: cluster_address if cluster_address.startswith(HTTP) else None,
     }
-    where, url = next(((where, url) for where, url in named.items() if url), (None, None))
-    if url is None:
-        raise RequestError(
-            f"no cluster to submit to: give --address http://HEAD:8265, or set {VARIABLE}"
-        )
+    for source, url in candidates.items():
+        if url:
+            return _checked_address(source, url)
+    raise RequestError(
+        f"no cluster address: pass --address http://HEAD:8265, or set {ADDRESS_VARIABLE}"
+    )
+
+
+def _checked_address(source: str, url: str) -> str:
     try:
         parts = urlsplit(url)
-        sound = parts.scheme in PORTS and parts.hostname and parts.port != 0
+        valid = parts.scheme in PORTS and parts.hostname and parts.port != 0
     except ValueError:
-        parts, sound = None, False
-    if parts is None or not sound:
+        parts, valid = None, False
+    if parts is None or not valid:
         shown = one_line(url.rpartition("@")[2], 100)
         raise RequestError(
-            f"{where} {shown!r} is no address of a Ray dashboard: give http://HEAD:8265 (not the port of Ray itself, 6379)"
+            f"{source} {shown!r} is not a valid address of a Ray dashboard: "
+            "expected http://HEAD:8265 (not 6379, the port of Ray itself)"
         )
     if "@" in parts.netloc:
         raise RequestError(
-            f"{where} carries credentials: leave them out; a token comes from {TOKEN} or {TOKEN_FILE}"
+            f"{source} contains credentials: remove them, and set a token with {TOKEN_VARIABLE} "
+            f"or {TOKEN_FILE_VARIABLE}"
         )
     return url.rstrip("/")
-
-
-def _web(address: str | None) -> str | None:
-    return address if address and address.startswith(("http://", "https://")) else None
 
 
 def _probe(url: str) -> None:
     parts = urlsplit(url)
     try:
         socket.create_connection(
-            (parts.hostname or "", parts.port or PORTS[parts.scheme]), timeout=PATIENCE
+            (parts.hostname or "", parts.port or PORTS[parts.scheme]), timeout=CONNECT_TIMEOUT
         ).close()
     except OSError as error:
         reason = error.strerror or str(error)
         raise RequestError(
-            f"no cluster answers at {url} ({reason}): give the head's dashboard, http://HEAD:8265"
+            f"no cluster responds at {url} ({reason}): "
+            "set the address of the head's dashboard, http://HEAD:8265"
         ) from error
 
 
 def require_client() -> None:
-    """Raises RequestError where Ray's job client is not installed."""
+    """Raise RequestError if Ray's job client is not installed."""
     from importlib.util import find_spec
 
     if not all(find_spec(module) for module in ("ray", "requests", "aiohttp")):
         raise RequestError(
-            "this needs Ray's job client, which is not installed: pip install 'tinynet-search[submit]'"
+            "Ray's job client is not installed: "
+            "install the extra 'submit' (in a checkout: pip install '.[submit]')"
         )
 
 
 def _headers() -> dict[str, str]:
-    """Ray's own client sends its token only where RAY_AUTH_MODE says so; ours wherever there is one."""
+    """The token as an HTTP header, if a token is set.
+
+    Ray's own client sends the token only if RAY_AUTH_MODE requires it.
+    """
     token = find_token()
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def find_token() -> str | None:
-    """The token of this user, in Ray's own order: RAY_AUTH_TOKEN, the file of RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
+    """The token of this user, None without one.
+
+    The order is Ray's: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
 
     Raises:
-        RequestError: the file that was named cannot be read, or holds no token.
+        RequestError: the token is not valid, or the file RAY_AUTH_TOKEN_PATH cannot be read or is
+            empty.
     """
-    if token := os.environ.get(TOKEN, "").strip():
-        return _sound(token, TOKEN)
-    named = os.environ.get(TOKEN_FILE)
-    path = Path(named).expanduser() if named else Path.home() / ".ray/auth_token"
+    if token := os.environ.get(TOKEN_VARIABLE, "").strip():
+        return _checked_token(token, TOKEN_VARIABLE)
+    configured = os.environ.get(TOKEN_FILE_VARIABLE)
+    path = Path(configured).expanduser() if configured else Path.home() / ".ray/auth_token"
     try:
         with path.open("rb") as file:
-            token = file.read(LARGEST_TOKEN).decode("ascii").strip()
+            token = file.read(MAX_TOKEN_SIZE).decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        if named:
-            raise RequestError(f"{TOKEN_FILE} names no readable token ({_cause(error)})") from error
+        if configured:
+            raise RequestError(
+                f"{TOKEN_FILE_VARIABLE} is not a readable token file ({_cause(error)})"
+            ) from error
         return None
-    if named and not token:
-        raise RequestError(f"the token in {path} is none: the file is empty")
-    return _sound(token, str(path)) or None
+    if configured and not token:
+        raise RequestError(f"the token file {path} is empty")
+    return _checked_token(token, str(path)) or None
 
 
-def _sound(token: str, where: str) -> str:
-    """The token; errors never repeat it."""
+def _checked_token(token: str, source: str) -> str:
+    """The token, if it is valid. The error message does not contain it."""
     if not (token.isascii() and token.isprintable()):
         raise RequestError(
-            f"the token in {where} is none: it must be one line of printable characters"
+            f"the token in {source} is not valid: expected one line of printable characters"
         )
     return token
 
 
 def _certificates() -> str | bool:
-    named = os.environ.get("REQUESTS_CA_BUNDLE")
-    if named and not Path(named).exists():
-        raise RequestError(f"REQUESTS_CA_BUNDLE names {one_line(named)!r}, which is not there")
-    return named or True
+    path = os.environ.get("REQUESTS_CA_BUNDLE")
+    if path and not Path(path).exists():
+        raise RequestError(f"REQUESTS_CA_BUNDLE is {one_line(path)!r}, which does not exist")
+    return path or True
 
 
 def _unauthorized(url: str) -> str:
     if find_token():
-        return f"the cluster at {url} refuses this token: ask for the right one, and put it in {TOKEN} or the file that {TOKEN_FILE} names"
-    return f"the cluster at {url} asks for a token: put it in {TOKEN}, in a file that {TOKEN_FILE} names, or in ~/.ray/auth_token"
+        return (
+            f"the cluster at {url} rejects the token: set the correct token in {TOKEN_VARIABLE} "
+            f"or in the file {TOKEN_FILE_VARIABLE}"
+        )
+    return (
+        f"the cluster at {url} requires a token: set it in {TOKEN_VARIABLE}, "
+        f"in the file {TOKEN_FILE_VARIABLE}, or in ~/.ray/auth_token"
+    )
 
 
 def _cause(error: BaseException) -> str:
-    found: Any = error
-    while isinstance(found, BaseException) and (found.__cause__ or found.__context__):
-        found = found.__cause__ or found.__context__
-    return one_line(getattr(found, "strerror", None) or found, 150)
+    cause: Any = error
+    while isinstance(cause, BaseException) and (cause.__cause__ or cause.__context__):
+        cause = cause.__cause__ or cause.__context__
+    return one_line(getattr(cause, "strerror", None) or cause, 150)
 
 
-def _told(error: BaseException) -> str:
-    """The last line of what the server said: before it stands its traceback."""
+def _server_message(error: BaseException) -> str:
+    """The last line of the server's response, which follows its traceback."""
     text = str(error).strip().strip(".").replace("\\n", "\n").strip()
     lines = [line for line in text.splitlines() if line.strip()]
     return one_line(lines[-1] if lines else error, 300)

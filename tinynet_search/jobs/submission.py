@@ -1,4 +1,7 @@
-"""Jobs as they are submitted: looked at by the cluster first, then queued under a number of their own."""
+"""Submits searches and trainings as jobs, after a check job on the cluster.
+
+Called by ``tinynet submit``, by ``tinynet jobs resume`` and by users of the Python API.
+"""
 
 import contextlib
 import json
@@ -17,10 +20,10 @@ from search_spaces.errors import RequestError
 from tinynet_search.cluster.preflight import Findings
 from tinynet_search.config import Config, Values
 from tinynet_search.errors import JobError, one_line
-from tinynet_search.jobs.connection import connect, reaching
+from tinynet_search.jobs.connection import connect, jobs_api_errors
 from tinynet_search.jobs.runtime_env import RuntimeEnv, runtime_env
 from tinynet_search.version import __version__
-from trainables.storage.folder import refuse_credentials
+from trainables.storage.folder import check_no_credentials
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
@@ -30,31 +33,37 @@ if TYPE_CHECKING:
 REQUEST, CONFIG = "tinynet.request", "{config}"
 
 
-ENTRY = "python -m tinynet_search.cli.job_entrypoint"
-PROBE = (
-    "import json, platform, importlib.metadata as m; d = [x.version for x in m.distributions(name='tinynet-search')]; "
-    "print('tinynet-probe', json.dumps({'python': platform.python_version(), 'tinynet-search': d[0] if d else None}))"
+ENTRYPOINT = "python -m tinynet_search.cli.job_entrypoint"
+PROBE_SCRIPT = (
+    "import json, platform, importlib.metadata as m; "
+    "d = [x.version for x in m.distributions(name='tinynet-search')]; "
+    "print('tinynet-probe', json.dumps({'python': platform.python_version(), "
+    "'tinynet-search': d[0] if d else None}))"
 )
-# Seconds for the look at the cluster: a runtime environment, imports, a task on every node.
-CHECK_TIMEOUT, POLL = 600.0, 0.5
-# Seconds that a look which was broken off gets to end.
-FORGET = 15.0
-# Metadata of our jobs; shipped tells what a resumed job needs again.
+# Seconds for the check job: a runtime environment, imports, a task on every node; and seconds
+# between two queries of a job's status.
+CHECK_TIMEOUT, POLL_INTERVAL = 600.0, 0.5
+# Seconds that an interrupted check job has to end before it is deleted.
+STOP_TIMEOUT = 15.0
+# The metadata of jobs that tinynet submitted. SHIPPED lists the uploads that a resumed job needs
+# again.
 KIND, NAME, STORAGE = "tinynet.kind", "tinynet.name", "tinynet.storage"
 TRACKING, VERSION, SHIPPED = "tinynet.tracking", "tinynet.version", "tinynet.shipped"
-TRIES = 100
+MAX_ATTEMPTS = 100
 
 
 @dataclass(frozen=True)
-class Order:
-    """One command for a cluster.
+class JobCommand:
+    """One ``tinynet`` command for a cluster.
 
     Attributes:
-        kind: ``search`` or ``train``; name: of the search or the job.
-        arguments: of the ``tinynet`` command there, with ``CONFIG`` where its configuration goes.
+        kind: ``search`` or ``train``.
+        name: the name of the search or the training job.
+        arguments: of the command, with ``CONFIG`` in place of the configuration.
         values: of the configuration.
-        storage, tracking: where it will write, for those who look for it later; tracking is empty where it is the cluster's own.
-        seen: the configuration that the cluster is looked at with, where it is not ``values``.
+        storage: the URL that the command writes to, recorded in the job's metadata.
+        tracking: MLflow's URI, recorded in the job's metadata; empty for the cluster's default.
+        check_values: the configuration for the check job, None if it is ``values``.
     """
 
     kind: str
@@ -63,27 +72,27 @@ class Order:
     values: Values
     storage: str
     tracking: str
-    seen: Values | None = None
+    check_values: Values | None = None
 
     def metadata(self, shipped: Collection[str]) -> dict[str, str]:
-        """As Ray keeps it with the job: every value a text."""
+        """The metadata of the job; Ray requires strings as values."""
         request = {
             "name": self.name,
             "arguments": list(self.arguments),
             "config": dict(self.values),
         }
-        about = {
+        fields = {
             KIND: self.kind,
             NAME: self.name,
             STORAGE: self.storage,
             TRACKING: self.tracking,
             VERSION: __version__,
         }
-        return {**about, SHIPPED: ",".join(shipped), REQUEST: json.dumps(request)}
+        return {**fields, SHIPPED: ",".join(shipped), REQUEST: json.dumps(request)}
 
 
 class Probe(NamedTuple):
-    """What a cluster has: its Python, and the version of this package, None without one."""
+    """The version of Python on the cluster, and of this package, None if it is not installed."""
 
     python: str
     version: str | None
@@ -91,11 +100,14 @@ class Probe(NamedTuple):
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job that was queued.
+    """A submitted job.
 
     Attributes:
-        id: that Ray knows it by; address: of its cluster.
-        findings: what the cluster saw beforehand, as ``tinynet check --json`` prints it; None where it was not asked.
+        id: Ray's submission id.
+        address: the address of the cluster.
+        name: the name of the search or the training job.
+        findings: the result of the check job, as ``tinynet check --json`` prints it; None without
+            a check.
     """
 
     id: str
@@ -118,90 +130,110 @@ def submit_search(
     wheel: str | None = None,
     gpu: str | None = None,
     check: bool = True,
-    agree: Callable[[Findings], bool] | None = None,
+    confirm: Callable[[Findings], bool] | None = None,
 ) -> Submitted:
-    """Queue a search on a cluster; one that is there is taken up where it was left.
+    """Submit a search to a cluster. An existing search continues from its last checkpoints.
 
     Args:
-        config: from ``load_config``; its storage and data as the cluster's nodes see them.
-        address: ``http://HEAD:8265``; else RAY_API_SERVER_ADDRESS.
-        tracking: MLflow's URI, as the cluster reaches it; before MLFLOW_TRACKING_URI and the configuration's.
-        retry: reasons of failed trials that are to be trained again; ``failed`` is any.
-        working_dir: a folder with modules of your own (a space), shipped with the job; wheel: a wheel of this package.
-        gpu: a GPU's name, to estimate the time from; without one the cluster trains for some seconds.
-        check: have the cluster look at data, storage, MLflow and its nodes first.
-        agree: is shown what the cluster saw, and says whether to go on.
+        config: from ``load_config``; storage and data are paths or URLs on the cluster's nodes.
+        address: ``http://HEAD:8265``; None uses RAY_API_SERVER_ADDRESS.
+        tracking: MLflow's URI on the cluster; overrides MLFLOW_TRACKING_URI and the configuration.
+        retry: train failed trials with these reasons again; ``failed`` means any reason.
+        working_dir: a folder with your own modules, such as a search space, uploaded with the job.
+        wheel: a wheel of this package, uploaded with the job.
+        gpu: the name of a GPU to estimate the time for; None measures the rate by a training of
+            some seconds on the cluster.
+        check: whether a check job tests data, storage, MLflow and the nodes first.
+        confirm: called with the result of the check; the job is submitted if it returns True.
 
     Raises:
-        RequestError: the cluster cannot be reached, or cannot run this search; the line says what to mend.
-        JobError: the cluster refused the job, or ``agree`` did not.
+        RequestError: the cluster is not reachable, or cannot run this search; the message contains
+            the fix.
+        JobError: the cluster rejected the job, or ``confirm`` returned False.
     """
-    order = order_search(config, tracking, retry)
+    command = search_command(config, tracking, retry)
     return submit(
-        order, address, working_dir=working_dir, wheel=wheel, gpu=gpu, check=check, agree=agree
+        command,
+        address,
+        working_dir=working_dir,
+        wheel=wheel,
+        gpu=gpu,
+        check=check,
+        confirm=confirm,
     )
 
 
 def submit_train(request: "TrainRequest", address: str | None = None, **options: Any) -> Submitted:
-    """Queue one training on a cluster: ``tinynet train`` there, with everything resolved here that only this machine knows.
+    """Submit one training to a cluster: ``tinynet train`` as a job.
+
+    Values that only this machine has are resolved here.
 
     Args:
-        request: as ``tinynet train`` makes it.
-        options: ``working_dir``, ``wheel``, ``check`` as of ``submit_search``.
+        request: as ``tinynet train`` creates it.
+        address: as for ``submit_search``.
+        options: ``working_dir``, ``wheel``, ``check`` as for ``submit_search``.
 
     Raises:
         RequestError, JobError: as ``submit_search``.
     """
-    return submit(order_train(request), address, **options)
+    return submit(train_command(request), address, **options)
 
 
-def order_search(config: Config, tracking: str | None, retry: Collection[str] = ()) -> Order:
-    """Raises RequestError where the configuration means this machine, or carries a secret."""
-    # What is not set stays so: it is chosen on the cluster.
+def search_command(config: Config, tracking: str | None, retry: Collection[str] = ()) -> JobCommand:
+    """The command of a search.
+
+    Raises:
+        RequestError: the configuration has a path of this machine, or contains a secret.
+    """
+    # Unset values stay unset: the cluster chooses them.
     values = config.model_dump(mode="json", exclude_none=True, exclude_unset=True)
     values.get("run", {}).pop("address", None)
-    _refuse_here(config.storage.path, str((config.data.model_extra or {}).get("path") or "/"))
+    _require_absolute_paths(
+        config.storage.path, str((config.data.model_extra or {}).get("path") or "/")
+    )
     values.pop("tracking", None)
     uri = _tracking(tracking, config.tracking.uri)
-    again = tuple(argument for reason in retry for argument in ("--retry", reason))
-    return Order(
+    retry_options = tuple(argument for reason in retry for argument in ("--retry", reason))
+    return JobCommand(
         "search",
         str(config.search.name),
-        ("search", CONFIG, *_named(uri), *again),
+        ("search", CONFIG, *_tracking_option(uri), *retry_options),
         values,
         config.url,
         uri or "",
     )
 
 
-def order_train(request: "TrainRequest") -> Order:
-    """Raises RequestError where the request means this machine, carries a secret, or cannot be."""
-    from tinynet_search.train.request import Chooser, read_request, settled
+def train_command(request: "TrainRequest") -> JobCommand:
+    """The command of a training.
 
-    # What lies on the cluster is looked at there; what a configuration says is read here.
+    Raises:
+        RequestError: the request has a path of this machine, contains a secret, or is not valid.
+    """
+    from tinynet_search.train.request import RequestedNetwork, complete_config, read_request
+
+    # The configuration is read here; the data are checked on the cluster.
     values = read_request(replace(request, data=None))
     data = request.data or str(values.get("data", {}).get("path") or "petals")
     storage = str(values.get("storage", {}).get("path", "searches"))
-    _refuse_here(storage, "/" if data == "petals" else data)
+    _require_absolute_paths(storage, "/" if data == "petals" else data)
     if request.formula is not None and (
         request.formula.endswith(".json") or Path(request.formula).exists()
     ):
-        better = "give the twist by --rdw and --space, or a formula of the registry"
         raise RequestError(
-            f"--formula {one_line(request.formula)!r} is a file of this machine: {better}"
+            f"--formula {one_line(request.formula)!r} is a file on this machine: "
+            "pass --rdw and --space, or a formula of the registry"
         )
     section = values.pop("tracking", None) or {}
     uri = _tracking(request.tracking, section.get("uri"))
-    # As a trial on one of its nodes, with its GPU if it has any, and not in the job's own process on the head.
+    # The training runs as a trial on one of the nodes, with the node's GPU if it has one, and not
+    # in the process of the job on the head.
     values["run"] = {**values.get("run", {}), "address": "auto"}
     if not values.setdefault("scaling", {}).keys() & {"auto", "gpus", "workers"}:
         values["scaling"] = {**values["scaling"], "auto": True}
-    seen = {
-        **values,
-        "data": values.get("data")
-        or ({"name": "petals"} if data == "petals" else {"name": "imagefolder", "path": data}),
-    }
-    config = settled(seen, Chooser(request).space, request)
+    data_section = {"name": "imagefolder", "path": data} if data != "petals" else {"name": data}
+    with_data = {**values, "data": values.get("data") or data_section}
+    config = complete_config(with_data, RequestedNetwork(request).space, request)
     options = {
         key: getattr(request, key)
         for key in ("rdw", "c", "space", "formula", "extrapolate", "data", "name")
@@ -210,120 +242,122 @@ def order_train(request: "TrainRequest") -> Order:
         part
         for key, value in options.items()
         if value not in (None, False)
-        for part in _flag(key, value)
+        for part in _option(key, value)
     ]
-    name = (
-        request.name
-        or request.network
-        or (f"c{request.c:g}" if request.c is not None else f"rdw-{request.rdw}")
-    )
+    default_name = f"c{request.c:g}" if request.c is not None else f"rdw-{request.rdw}"
+    name = request.name or request.network or default_name
     arguments = (
         "train",
         *([request.network] if request.network else []),
         CONFIG,
         *flags,
-        *_named(uri),
+        *_tracking_option(uri),
     )
-    looked = config.model_copy(update={"run": config.run.model_copy(update={"address": None})})
-    as_seen = looked.model_dump(mode="json", exclude_none=True, exclude_unset=True)
-    return Order("train", _plain(name), arguments, values, storage, uri or "", as_seen)
+    checked = config.model_copy(update={"run": config.run.model_copy(update={"address": None})})
+    check_values = checked.model_dump(mode="json", exclude_none=True, exclude_unset=True)
+    return JobCommand("train", _job_name(name), arguments, values, storage, uri or "", check_values)
 
 
-def _flag(key: str, value: str | float | bool) -> tuple[str, ...]:
+def _option(key: str, value: str | float | bool) -> tuple[str, ...]:
     option = f"--{key.replace('_', '-')}"
     return (option,) if value is True else (option, str(value))
 
 
-def _plain(name: str) -> str:
+def _job_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "job"
 
 
-def _refuse_here(storage: str, data: str) -> None:
-    refuse_credentials(storage)
-    for what, path in (("storage.path", storage), ("data.path", data)):
+def _require_absolute_paths(storage: str, data: str) -> None:
+    """Raise RequestError for relative paths, which only this machine can resolve."""
+    check_no_credentials(storage)
+    examples = {
+        "storage.path": "/shared/searches, s3://bucket/searches",
+        "data.path": "/data/imagenet100-packed",
+    }
+    for key, path in (("storage.path", storage), ("data.path", data)):
         if "://" not in path and not Path(path).is_absolute():
-            better = (
-                "/shared/searches, s3://bucket/searches"
-                if what == "storage.path"
-                else "/data/imagenet100-packed"
-            )
             raise RequestError(
-                f"{what} {path!r} means a folder of this machine: give the place as the cluster's nodes see it ({better})"
+                f"{key} {path!r} is relative to this machine: "
+                f"set the path or URL on the cluster's nodes ({examples[key]})"
             )
 
 
-def _tracking(explicit: str | None, configured: str | None) -> str | None:
-    """MLflow's URI where anybody here named one; else it is the cluster's own.
+def _tracking(option: str | None, configured: str | None) -> str | None:
+    """MLflow's URI if it is set on this machine; None means the cluster's default.
 
     Raises:
-        RequestError: one of them carries a secret, or is none.
+        RequestError: a URI contains a secret, or is not valid.
     """
     from tinynet_search.mlflow_client.connection import address, resolve_uri
 
-    named = [uri for uri in (explicit, os.environ.get("MLFLOW_TRACKING_URI"), configured) if uri]
-    for uri in named:
+    uris = [uri for uri in (option, os.environ.get("MLFLOW_TRACKING_URI"), configured) if uri]
+    for uri in uris:
         try:
-            refuse_credentials(uri)
-            secret = "@" in urlsplit(uri).netloc
+            check_no_credentials(uri)
+            has_secret = "@" in urlsplit(uri).netloc
         except RequestError:
-            secret = True
-        if secret:
-            where = (
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the cluster's environment"
-            )
+            has_secret = True
+        if has_secret:
             raise RequestError(
-                f"tracking {one_line(address(uri))} has credentials, which a job's record would show: put them into {where}"
+                f"tracking {one_line(address(uri))} contains credentials, which the job's metadata "
+                "would expose: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the "
+                "cluster's environment"
             )
-    return resolve_uri(named[0], None, "/") if named else None
+    return resolve_uri(uris[0], None, "/") if uris else None
 
 
-def _named(uri: str | None) -> tuple[str, ...]:
+def _tracking_option(uri: str | None) -> tuple[str, ...]:
     return ("--tracking", uri) if uri else ()
 
 
 def submit(
-    order: Order,
+    command: JobCommand,
     address: str | None,
     *,
     working_dir: str | None = None,
     wheel: str | None = None,
     gpu: str | None = None,
     check: bool = True,
-    agree: Callable[[Findings], bool] | None = None,
+    confirm: Callable[[Findings], bool] | None = None,
 ) -> Submitted:
-    """Look, ask, queue. Raises as ``submit_search``."""
-    shipped = [name for name, given in (("working_dir", working_dir), ("wheel", wheel)) if given]
+    """Check the cluster, call ``confirm``, and submit the job. Arguments as for ``submit_search``.
+
+    Raises:
+        RequestError, JobError: as ``submit_search``.
+    """
+    shipped = [name for name, path in (("working_dir", working_dir), ("wheel", wheel)) if path]
     with runtime_env(working_dir, wheel) as env:
         client = connect(address)
         url = client.get_address()
-        with reaching(url):
-            return _submitted(client, order, env, shipped, gpu=gpu, check=check, agree=agree)
+        with jobs_api_errors(url):
+            return _submitted(client, command, env, shipped, gpu=gpu, check=check, confirm=confirm)
 
 
 def _submitted(
     client: "JobSubmissionClient",
-    order: Order,
+    command: JobCommand,
     env: RuntimeEnv,
     shipped: Collection[str],
     *,
     gpu: str | None,
     check: bool,
-    agree: Callable[[Findings], bool] | None,
+    confirm: Callable[[Findings], bool] | None,
 ) -> Submitted:
     url = client.get_address()
-    _refuse_running(client, order)
-    findings = look(client, order, env, gpu) if check else None
+    _require_not_running(client, command)
+    findings = run_check_job(client, command, env, gpu) if check else None
     if findings is not None and findings.problems:
+        problems = "; ".join(findings.problems)
         raise RequestError(
-            f"the cluster at {url} cannot run {order.kind} {order.name}: {'; '.join(findings.problems)}"
+            f"the cluster at {url} cannot run {command.kind} {command.name}: {problems}"
         )
-    if agree is not None and findings is not None and not agree(findings):
+    if confirm is not None and findings is not None and not confirm(findings):
         raise JobError("nothing was submitted")
-    return Submitted(_queue(client, order, env, shipped), url, order.name, findings)
+    return Submitted(_queue(client, command, env, shipped), url, command.name, findings)
 
 
 class OwnJob(NamedTuple):
-    """A job that tinynet submitted, and all that Ray knows of it."""
+    """A job that tinynet submitted, with Ray's details."""
 
     id: str
     metadata: Mapping[str, str]
@@ -331,8 +365,8 @@ class OwnJob(NamedTuple):
     details: "JobDetails"
 
 
-def ours(client: "JobSubmissionClient") -> list[OwnJob]:
-    """Jobs that tinynet submitted, the oldest first; looks at the cluster are none."""
+def own_jobs(client: "JobSubmissionClient") -> list[OwnJob]:
+    """The jobs that tinynet submitted, oldest first, without check jobs."""
     jobs = [
         OwnJob(job.submission_id, job.metadata or {}, job.status, job)
         for job in client.list_jobs()
@@ -342,117 +376,122 @@ def ours(client: "JobSubmissionClient") -> list[OwnJob]:
     return sorted(own, key=lambda job: job.details.start_time or 0)
 
 
-def _refuse_running(client: "JobSubmissionClient", order: Order) -> None:
-    wanted = {KIND: order.kind, NAME: order.name, STORAGE: order.storage}
-    if order.kind == "train":  # of one network there may be several, on other data
-        wanted[REQUEST] = order.metadata(())[REQUEST]
-    for job in ours(client):
-        same = wanted.items() <= job.metadata.items()
+def _require_not_running(client: "JobSubmissionClient", command: JobCommand) -> None:
+    identity = {KIND: command.kind, NAME: command.name, STORAGE: command.storage}
+    if command.kind == "train":  # several trainings of one network may run, on different data
+        identity[REQUEST] = command.metadata(())[REQUEST]
+    for job in own_jobs(client):
+        same = identity.items() <= job.metadata.items()
         if same and not job.status.is_terminal():
-            how = f"tinynet jobs logs {job.id} follows it, tinynet jobs stop {job.id} ends it"
             raise RequestError(
-                f"{order.kind} {order.name} is {job.status.lower()} already as job {job.id}: {how}"
+                f"{command.kind} {command.name} is already {job.status.lower()} as job {job.id}: "
+                f"tinynet jobs logs {job.id} follows it, tinynet jobs stop {job.id} ends it"
             )
 
 
 def _queue(
-    client: "JobSubmissionClient", order: Order, env: RuntimeEnv, shipped: Collection[str]
+    client: "JobSubmissionClient", command: JobCommand, env: RuntimeEnv, shipped: Collection[str]
 ) -> str:
-    """Under the next number of this name; somebody else may take it at the same moment."""
-    taken = [
-        re.fullmatch(rf"{re.escape(order.name)}-(\d+)", job.submission_id or "")
+    """Submit under the next free number of this name; other clients may take numbers meanwhile."""
+    matches = [
+        re.fullmatch(rf"{re.escape(command.name)}-(\d+)", job.submission_id or "")
         for job in client.list_jobs()
     ]
-    number = max((int(match[1]) for match in taken if match), default=0)
-    for attempt in range(1, TRIES + 1):
+    number = max((int(match[1]) for match in matches if match), default=0)
+    for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
             return client.submit_job(
-                entrypoint=ENTRY,
-                submission_id=f"{order.name}-{number + attempt}",
+                entrypoint=ENTRYPOINT,
+                submission_id=f"{command.name}-{number + attempt}",
                 runtime_env=dict(env),
-                metadata=order.metadata(shipped),
+                metadata=command.metadata(shipped),
             )
         except RuntimeError as error:
             if "already exists" not in str(error):
                 raise
-    raise JobError(f"no number is free for {order.name} after {number + TRIES}")
+    raise JobError(
+        f"no free job id for {command.name} up to {command.name}-{number + MAX_ATTEMPTS}"
+    )
 
 
-def look(
-    client: "JobSubmissionClient", order: Order, env: RuntimeEnv, gpu: str | None = None
+def run_check_job(
+    client: "JobSubmissionClient", command: JobCommand, env: RuntimeEnv, gpu: str | None = None
 ) -> Findings:
-    """What the cluster sees of a search or a training, by a short job there that is deleted again.
+    """Run ``tinynet check`` for a search or a training as a job, and delete the job.
 
     Raises:
-        RequestError: the cluster has no tinynet-search, or another version; JobError: the look itself failed.
+        RequestError: the cluster does not have this version of tinynet-search.
+        JobError: the check itself failed.
     """
     options = [
-        *_named(order.tracking),
+        *_tracking_option(command.tracking),
         *(("--gpu", gpu) if gpu else ()),
-        *(("--no-plan",) if order.kind == "train" else ()),
+        *(("--no-plan",) if command.kind == "train" else ()),
     ]
-    values = order.values if order.seen is None else order.seen
-    asking = replace(
-        order, kind="check", arguments=("check", CONFIG, *options, "--json"), values=values
+    values = command.values if command.check_values is None else command.check_values
+    check = replace(
+        command, kind="check", arguments=("check", CONFIG, *options, "--json"), values=values
     )
-    entrypoint = f'python -c "{PROBE}" && {ENTRY}'
-    name = f"{order.name}-check-{uuid.uuid4().hex[:8]}"
+    entrypoint = f'python -c "{PROBE_SCRIPT}" && {ENTRYPOINT}'
+    name = f"{command.name}-check-{uuid.uuid4().hex[:8]}"
     job = client.submit_job(
         entrypoint=entrypoint,
         submission_id=name,
         runtime_env=dict(env),
-        metadata=asking.metadata(()),
+        metadata=check.metadata(()),
     )
     try:
-        _ended(client, job, CHECK_TIMEOUT)
+        _wait_until_ended(client, job, CHECK_TIMEOUT)
         logs = client.get_job_logs(job)
-        probe = _probed(logs)
-        _refuse_version(probe, client.get_address())
-        findings = _found(logs)
+        probe = _read_probe(logs)
+        _require_same_version(probe, client.get_address())
+        findings = _read_findings(logs)
         if findings is not None:
-            findings.notes += _other_python(probe)
+            findings.notes += _python_difference(probe)
             return findings
         info = client.get_job_info(job)
         if info.driver_exit_code == 2:
             raise RequestError(
-                f"the cluster at {client.get_address()}: {_last(logs).removeprefix('tinynet: ')}"
+                f"the cluster at {client.get_address()}: "
+                f"{_last_line(logs).removeprefix('tinynet: ')}"
             )
-        raise JobError(
-            f"the look at the cluster failed: {_last(logs) or one_line(info.message or info.status)}"
-        )
+        reason = _last_line(logs) or one_line(info.message or info.status)
+        raise JobError(f"the check of the cluster failed: {reason}")
     finally:
-        _forget(client, job)
+        _delete_check_job(client, job)
 
 
-def _ended(client: "JobSubmissionClient", job: str, patience: float) -> None:
-    end = time.monotonic() + patience
+def _wait_until_ended(client: "JobSubmissionClient", job: str, timeout: float) -> None:
+    end = time.monotonic() + timeout
     while not client.get_job_status(job).is_terminal():
         if time.monotonic() > end:
             raise JobError(
-                f"job {job}, which looks at the cluster, has not ended after {patience:.0f} s: tinynet jobs logs, or Ray's dashboard"
+                f"the check job {job} did not end within {timeout:.0f} s: "
+                "see tinynet jobs logs, or Ray's dashboard"
             )
-        time.sleep(POLL)
+        time.sleep(POLL_INTERVAL)
 
 
-def _forget(client: "JobSubmissionClient", job: str) -> None:
-    """Whatever becomes of the look, it leaves no job behind, unless the cluster is gone."""
+def _delete_check_job(client: "JobSubmissionClient", job: str) -> None:
+    """Stop and delete the check job; ignore errors of a cluster that is gone."""
     with contextlib.suppress(RuntimeError, OSError):
         if not client.get_job_status(job).is_terminal():
             client.stop_job(job)
-            _ended(client, job, FORGET)
+            _wait_until_ended(client, job, STOP_TIMEOUT)
         client.delete_job(job)
 
 
-def _other_python(probe: Probe | None) -> list[str]:
-    theirs, ours = probe.python if probe else "", platform.python_version()
-    if not theirs or theirs.split(".")[:2] == ours.split(".")[:2]:
+def _python_difference(probe: Probe | None) -> list[str]:
+    cluster_python, local_python = probe.python if probe else "", platform.python_version()
+    if not cluster_python or cluster_python.split(".")[:2] == local_python.split(".")[:2]:
         return []
     return [
-        f"the cluster runs Python {theirs}, this machine {ours}: modules that you send must run on both"
+        f"the cluster runs Python {cluster_python}, this machine {local_python}: "
+        "uploaded modules must support both"
     ]
 
 
-def _probed(logs: str) -> Probe | None:
+def _read_probe(logs: str) -> Probe | None:
     values = _document(logs, "tinynet-probe ")
     if not isinstance(values, dict):
         return None
@@ -460,15 +499,15 @@ def _probed(logs: str) -> Probe | None:
     return Probe(str(values.get("python", "")), None if version is None else str(version))
 
 
-def _found(logs: str) -> Findings | None:
-    """What the look printed, None where it printed none that this version understands."""
+def _read_findings(logs: str) -> Findings | None:
+    """The findings in the logs of the check job, None if this version cannot read any."""
     with contextlib.suppress(ValueError):
         return Findings.from_json(_document(logs, ""))
     return None
 
 
 def _document(logs: str, prefix: str) -> Any:
-    """The last line that is a JSON object behind this prefix, None without one."""
+    """The JSON object in the last line that has one after this prefix, None without one."""
     for line in reversed(logs.splitlines()):
         if line.startswith(f"{prefix}{{"):
             with contextlib.suppress(ValueError):
@@ -476,22 +515,22 @@ def _document(logs: str, prefix: str) -> Any:
     return None
 
 
-def _refuse_version(probe: Probe | None, url: str) -> None:
+def _require_same_version(probe: Probe | None, url: str) -> None:
     if probe is None:
         return
-    theirs = probe.version
-    if theirs is None:
+    if probe.version is None:
         raise RequestError(
-            f"the cluster at {url} has no tinynet-search: put {__version__} on its image, or send it with --wheel FILE"
+            f"tinynet-search is not installed on the cluster at {url}: "
+            f"install {__version__} in its image, or pass --wheel FILE"
         )
-    if theirs != __version__:
-        mend = "bring one to the other's version, or send this one with --wheel FILE"
+    if probe.version != __version__:
         raise RequestError(
-            f"the cluster at {url} has tinynet-search {theirs}, this machine {__version__}: {mend}"
+            f"the cluster at {url} has tinynet-search {probe.version}, this machine {__version__}: "
+            "install the same version on both, or pass --wheel FILE with this one"
         )
 
 
-def _last(logs: str) -> str:
+def _last_line(logs: str) -> str:
     lines: Sequence[str] = [
         line for line in logs.splitlines() if line.strip() and not line.startswith("tinynet-probe ")
     ]

@@ -1,4 +1,7 @@
-"""Jobs that were submitted: found by id or name, followed, stopped, resumed."""
+"""Finds submitted jobs by id or name, and follows, stops and resumes them.
+
+Called by ``tinynet jobs`` and by ``tinynet submit``, which follows the job that it submitted.
+"""
 
 import json
 import time
@@ -8,37 +11,42 @@ from typing import TYPE_CHECKING
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import JobError, one_line
-from tinynet_search.jobs.connection import connect, reaching
+from tinynet_search.jobs.connection import connect, jobs_api_errors
 from tinynet_search.jobs.runtime_env import STOP_SECONDS
 from tinynet_search.jobs.submission import (
     KIND,
     NAME,
-    POLL,
+    POLL_INTERVAL,
     REQUEST,
     SHIPPED,
     STORAGE,
     TRACKING,
     VERSION,
-    Order,
+    JobCommand,
     OwnJob,
     Submitted,
-    ours,
+    own_jobs,
     submit,
 )
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-# Seconds between two looks at a job that is followed, and of silence after which its cluster is given up.
-EVERY, GIVE_UP = 2.0, 300.0
+# Seconds between two queries of a followed job, and seconds without a response after which
+# following fails.
+FOLLOW_INTERVAL, FOLLOW_TIMEOUT = 2.0, 300.0
 
 
 class Jobs:
     """The jobs of one cluster.
 
+    Args:
+        address: as for ``connect``.
+
     Raises:
-        RequestError: as ``connect``; from every method, where the cluster is gone or no such job is there.
-        JobError: from every method, where the cluster refuses.
+        RequestError: as ``connect``; from every method, if the cluster is not reachable or the job
+            does not exist.
+        JobError: from every method, if the cluster responds with an error.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -46,101 +54,122 @@ class Jobs:
         self.address: str = self._client.get_address()
 
     def all(self) -> "list[JobRow]":
-        """Every job of ours, the oldest first."""
-        with reaching(self.address):
-            return [described(job.details) for job in ours(self._client)]
+        """All jobs that tinynet submitted, oldest first."""
+        with jobs_api_errors(self.address):
+            return [job_row(job.details) for job in own_jobs(self._client)]
 
     def find(self, name: str) -> "JobRow":
-        """A job by its id, or the newest of a search or training by its name."""
-        return described(self._found(name).details)
+        """The job with this id, or the newest job of the search or training with this name."""
+        return job_row(self._find(name).details)
 
     def logs(self, name: str) -> str:
-        """Everything that a job has said."""
-        job = self._found(name)
-        with reaching(self.address):
+        """The complete log of a job."""
+        job = self._find(name)
+        with jobs_api_errors(self.address):
             return self._client.get_job_logs(job.id)
 
-    def follow(self, name: str, say: Callable[[str], None]) -> "JobRow":
-        """Pass a job's words on until it ends, through any silence of the cluster; the job as it ended.
+    def follow(self, name: str, output: Callable[[str], None]) -> "JobRow":
+        """Pass new log text of a job to ``output`` until the job ends.
 
-        What it has said is asked for again and again: a stream would not tell of a lid that was closed and opened.
+        The log is polled, since a stream would not report a connection that was interrupted, for
+        example while a laptop sleeps. Errors are ignored for ``FOLLOW_TIMEOUT`` seconds.
+
+        Returns:
+            The job at its end.
         """
-        job, told, heard = self._found(name).id, 0, time.monotonic()
+        job, printed, last_response = self._find(name).id, 0, time.monotonic()
         while True:
             try:
-                with reaching(self.address):
-                    found = self._client.get_job_info(job)
+                with jobs_api_errors(self.address):
+                    details = self._client.get_job_info(job)
                     logs = self._client.get_job_logs(job)
             except (RequestError, JobError):
-                if time.monotonic() - heard > GIVE_UP:
+                if time.monotonic() - last_response > FOLLOW_TIMEOUT:
                     raise
             else:
-                heard = time.monotonic()
-                if len(logs) > told:
-                    say(logs[told:])
-                    told = len(logs)
-                if found.status.is_terminal():
-                    return described(found)
-            time.sleep(EVERY)
+                last_response = time.monotonic()
+                if len(logs) > printed:
+                    output(logs[printed:])
+                    printed = len(logs)
+                if details.status.is_terminal():
+                    return job_row(details)
+            time.sleep(FOLLOW_INTERVAL)
 
     def stop(self, name: str) -> "JobRow":
-        """Have a job commit checkpoints and end; returns once it has."""
-        job = self._found(name, alone=True)
+        """Stop a job, and wait until it has committed its checkpoints and ended."""
+        job = self._find(name, unique=True)
         if job.status.is_terminal():
-            raise RequestError(f"job {job.id} has ended already ({job.status.lower()})")
-        with reaching(self.address):
+            raise RequestError(f"job {job.id} has already ended ({job.status.lower()})")
+        with jobs_api_errors(self.address):
             self._client.stop_job(job.id)
             end = time.monotonic() + STOP_SECONDS + 30
-            while not (found := self._client.get_job_info(job.id)).status.is_terminal():
+            while True:
+                details = self._client.get_job_info(job.id)
+                if details.status.is_terminal():
+                    return job_row(details)
                 if time.monotonic() > end:
                     raise JobError(
-                        f"job {job.id} was asked to end and has not: tinynet jobs status {job.id}"
+                        f"job {job.id} did not end after the request to stop: "
+                        f"see tinynet jobs status {job.id}"
                     )
-                time.sleep(POLL)
-        return described(found)
+                time.sleep(POLL_INTERVAL)
 
     def resume(
         self, name: str, *, working_dir: str | None = None, wheel: str | None = None
     ) -> Submitted:
-        """The same again under a new id: what has a result is skipped, what has a checkpoint goes on."""
-        job = self._found(name)
+        """Submit a job again under a new id.
+
+        Trials with a result are skipped; trials with a checkpoint continue from it.
+
+        Args:
+            name: the id of the job, or the name of the search or training.
+            working_dir: as for ``submit_search``; required if the job was submitted with one.
+            wheel: as for ``submit_search``; required if the job was submitted with one.
+        """
+        job = self._find(name)
         if not job.status.is_terminal():
             raise RequestError(f"job {job.id} is {job.status.lower()}: there is nothing to resume")
-        given = {"working_dir": working_dir, "wheel": wheel}
-        lacking = [
-            flag for flag in job.metadata.get(SHIPPED, "").split(",") if flag and not given[flag]
-        ]
-        if lacking:
-            flags = " and ".join(f"--{flag.replace('_', '-')}" for flag in lacking)
+        uploads = {"working_dir": working_dir, "wheel": wheel}
+        shipped = job.metadata.get(SHIPPED, "").split(",")
+        missing = [upload for upload in shipped if upload and not uploads[upload]]
+        if missing:
+            options = " and ".join(f"--{upload.replace('_', '-')}" for upload in missing)
             raise RequestError(
-                f"job {job.id} was sent with {flags}, which the cluster does not keep: give it again"
+                f"job {job.id} was submitted with {options}, which the cluster does not keep: "
+                f"pass {options} again"
             )
         return submit(
-            _order(job.metadata), self.address, working_dir=working_dir, wheel=wheel, check=False
+            _command(job.metadata), self.address, working_dir=working_dir, wheel=wheel, check=False
         )
 
-    def _found(self, name: str, *, alone: bool = False) -> OwnJob:
-        """A job by its id, or the newest of a name; ``alone``: not where others of that name run too."""
-        with reaching(self.address):
-            jobs = ours(self._client)
+    def _find(self, name: str, *, unique: bool = False) -> OwnJob:
+        """The job with this id, or the newest job with this name.
+
+        Args:
+            name: the id of the job, or the name of the search or training.
+            unique: prefer a running job, and fail if several jobs of the name are running.
+        """
+        with jobs_api_errors(self.address):
+            jobs = own_jobs(self._client)
         matching = [job for job in jobs if job.id == name] or [
             job for job in jobs if job.metadata.get(NAME) == name
         ]
         if not matching:
-            known = (
-                ", ".join(job.id for job in jobs[-5:])
-                or "there is none; a head that started anew forgets its jobs, and the same search may be submitted again"
-            )
-            raise RequestError(f"no job {one_line(name, 80)!r} at {self.address}: {known}")
-        running = [job.id for job in matching if not job.status.is_terminal()]
-        if alone and len(running) > 1:
+            if jobs:
+                hint = f"the newest jobs are {', '.join(job.id for job in jobs[-5:])}"
+            else:
+                hint = (
+                    "the cluster has no jobs (a restart of the head deletes them); "
+                    "submit the search again"
+                )
+            raise RequestError(f"no job {one_line(name, 80)!r} at {self.address}: {hint}")
+        running = [job for job in matching if not job.status.is_terminal()]
+        if unique and len(running) > 1:
             raise RequestError(
-                f"several jobs of the name {one_line(name, 80)!r} run: {', '.join(running)}: give one of these"
+                f"several jobs with the name {one_line(name, 80)!r} are running: "
+                f"pass one of {', '.join(job.id for job in running)}"
             )
-        return next(
-            (job for job in reversed(matching) if alone and job.id in running),
-            matching[-1],
-        )
+        return running[-1] if unique and running else matching[-1]
 
 
 @dataclass(frozen=True)
@@ -148,10 +177,14 @@ class JobRow:
     """A job as ``tinynet jobs`` shows it.
 
     Attributes:
-        id: that Ray knows it by; kind: ``search`` or ``train``; name: of the search or the training job.
-        status: in Ray's words; started, ended: in seconds since 1970, None before.
-        storage, tracking, version: what it was submitted with.
-        exit_code, message: how it ended.
+        id: Ray's submission id.
+        kind: ``search`` or ``train``.
+        name: the name of the search or the training job.
+        status: Ray's job status.
+        started, ended: in seconds since 1970, None before.
+        storage, tracking, version: the values at submission.
+        exit_code: of the job's process, None before the end.
+        message: Ray's message about the status.
     """
 
     id: str
@@ -167,7 +200,8 @@ class JobRow:
     message: str
 
 
-def described(job: "JobDetails") -> JobRow:
+def job_row(job: "JobDetails") -> JobRow:
+    """The row of a job, from Ray's details."""
     metadata = job.metadata or {}
     return JobRow(
         id=str(job.submission_id),
@@ -184,20 +218,23 @@ def described(job: "JobDetails") -> JobRow:
     )
 
 
-def _order(metadata: Mapping[str, str]) -> Order:
+def _command(metadata: Mapping[str, str]) -> JobCommand:
     request = json.loads(metadata[REQUEST])
     values, arguments = request["config"], _without(request["arguments"], "--retry")
-    return Order(
+    return JobCommand(
         metadata[KIND], metadata[NAME], arguments, values, metadata[STORAGE], metadata[TRACKING]
     )
 
 
 def _without(arguments: list[str], option: str) -> tuple[str, ...]:
-    """The arguments without an option and its values: failed trials were set aside when the job was first sent."""
-    taken = {
-        index + step
-        for index, argument in enumerate(arguments)
-        if argument == option
-        for step in (0, 1)
-    }
-    return tuple(argument for index, argument in enumerate(arguments) if index not in taken)
+    """The arguments without an option and its values.
+
+    A resumed job does not repeat ``--retry``: the first job has set the failed trials aside.
+    """
+    remaining = []
+    skip_value = False
+    for argument in arguments:
+        if not skip_value and argument != option:
+            remaining.append(argument)
+        skip_value = argument == option
+    return tuple(remaining)

@@ -1,1 +1,1 @@
-"""MLflow as this project reaches it: addresses, its SQLite database, its registry, runs read back."""
+"""MLflow client of this project: tracking URIs, the SQLite database, the registry, reading runs."""

@@ -1,4 +1,7 @@
-"""Where MLflow is, and how it is spoken to: with seconds of patience, in silence, its many errors as one."""
+"""Resolves MLflow tracking URIs, opens clients with short timeouts, and unifies MLflow's errors.
+
+Used by ``tinynet_search.tracking``, the preflight check and the model registry.
+"""
 
 import logging
 import os
@@ -14,24 +17,26 @@ from urllib.parse import urlsplit
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import TrackingError, one_line
-from tinynet_search.mlflow_client.sqlite import follow, make
+from tinynet_search.mlflow_client.sqlite import create_database, update_artifact_locations
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-# MLflow's own patience with a dead server is minutes; it also prints links and progress bars. What the user has set stays.
-MANNERS = {
+# By default MLflow retries a dead server for minutes, and prints links and progress bars.
+# Variables that the user has set are kept.
+MLFLOW_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-# Runs that are asked for at once: a busy server needs seconds for a thousand, and the patience of a call is ten.
-PAGE = 250
-# Runs that one question may find: ten times the largest search.
-MOST_RUNS = 100_000
-# What MLflow opens, a database with its driver behind a plus; file: it knows and refuses in its own words.
+# Runs per page: a busy server needs seconds for a thousand, and a request times out after ten.
+PAGE_SIZE = 250
+# Maximum number of runs that one query may return: ten times the largest search.
+MAX_RUNS = 100_000
+# URI schemes that MLflow accepts; a database driver may follow after a plus sign. MLflow
+# recognizes "file" and rejects it with its own error message.
 SCHEMES = (
     "http",
     "https",
@@ -43,49 +48,63 @@ SCHEMES = (
     "databricks-uc",
     "file",
 )
-# What MLflow calls a fault of its own, and its client whatever became of a request on its way.
-_FAULTS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
-# When MLflow last answered a thread, by the monotonic clock.
-_HEARD: dict[int, float] = {}
-_FOREIGN = {"mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3", "alembic"}
+# Error codes of failures in the MLflow server; its client also uses them for failed requests.
+_SERVER_ERRORS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+# Time of MLflow's last response by thread id, on the monotonic clock.
+_LAST_RESPONSE: dict[int, float] = {}
+# Packages whose exceptions are reported as TrackingError.
+_CLIENT_LIBRARIES = {"mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3", "alembic"}
 
 
-class RefusedError(TrackingError):
-    """MLflow answered, and would not: what was asked for does not fit what it holds."""
+class RejectedRequestError(TrackingError):
+    """MLflow responded and rejected the request: it conflicts with what MLflow has stored."""
 
 
 def resolve_uri(explicit: str | None, config: str | None, storage: str) -> str:
-    """The tracking URI: the flag, else MLFLOW_TRACKING_URI, else the config's, else SQLite in a local storage folder.
+    """Return the tracking URI.
+
+    The order of precedence is the flag, MLFLOW_TRACKING_URI, the configuration, and an SQLite
+    database in a local storage folder.
+
+    Args:
+        explicit: the value of ``--tracking``.
+        config: ``[tracking] uri`` of the configuration.
+        storage: the storage folder or URL.
 
     Raises:
-        RequestError: it is no address, or the storage is remote and nobody named a server.
+        RequestError: the URI is not valid, or the storage is remote and no server is given.
     """
     uri = explicit or os.environ.get("MLFLOW_TRACKING_URI") or config
     if uri:
         if "://" not in uri and not uri.startswith("databricks"):
             raise RequestError(
-                f"tracking {one_line(uri)!r} is no address: give http://host:port or sqlite:////path/to/mlflow.db"
+                f"tracking {one_line(uri)!r} is not a valid URI: "
+                "pass http://host:port or sqlite:////path/to/mlflow.db"
             )
         try:
             scheme = urlsplit(uri).scheme
         except ValueError as error:
-            raise RequestError(f"tracking {one_line(uri)!r} is no address ({error})") from error
-        if scheme.partition("+")[0] not in SCHEMES and not uri.startswith("databricks"):
-            known = "give http://host:port, sqlite:////path/to/mlflow.db or another database's"
             raise RequestError(
-                f"tracking {one_line(address(uri))!r} is no address that MLflow knows: {known}"
+                f"tracking {one_line(uri)!r} is not a valid URI ({error}): "
+                "pass http://host:port or sqlite:////path/to/mlflow.db"
+            ) from error
+        if scheme.partition("+")[0] not in SCHEMES and not uri.startswith("databricks"):
+            raise RequestError(
+                f"tracking {one_line(address(uri))!r} is not a URI that MLflow supports: "
+                "pass http://host:port, sqlite:////path/to/mlflow.db or the URI of another database"
             )
         return uri
     if "://" in storage:
         shown = one_line(address(storage))
         raise RequestError(
-            f"storage {shown!r} is remote: name an MLflow server by --tracking, MLFLOW_TRACKING_URI or [tracking] uri"
+            f"storage {shown!r} is remote: set an MLflow server with "
+            "--tracking, MLFLOW_TRACKING_URI or [tracking] uri"
         )
     return f"sqlite:///{Path(storage).expanduser().absolute() / 'mlflow.db'}"
 
 
 def address(uri: str) -> str:
-    """A tracking URI as it may be printed: without user, password and options."""
+    """Return a tracking URI that is safe to print: without user, password and options."""
     parts = urlsplit(uri)
     if parts.scheme.startswith("sqlite") or not parts.netloc:
         return uri
@@ -93,21 +112,22 @@ def address(uri: str) -> str:
 
 
 def database_file(uri: str) -> Path | None:
-    """The file of an SQLite URI; None for every other."""
-    return (
-        Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
-        if uri.startswith("sqlite:///")
-        else None
-    )
+    """Return the file of an SQLite URI, None for any other URI."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
 
 
 def is_served(uri: str) -> bool:
-    """Whether a server stands between us and the database."""
+    """Whether the URI is that of a server, not of a database."""
     return uri.startswith(("http:", "https:", "databricks"))
 
 
 def preload(uri: str) -> None:
-    """Import what a connection needs. In the caller's thread: imports in two threads at once can deadlock."""
+    """Import what a connection needs, in the caller's thread.
+
+    Concurrent imports in two threads can deadlock.
+    """
     import mlflow.tracking
 
     if database_file(uri):
@@ -116,35 +136,44 @@ def preload(uri: str) -> None:
 
 
 def connect(uri: str) -> "MlflowClient":
-    """A client of its own: MLflow's global settings stay as they are. To be used within ``reaching``."""
+    """Create a client without changing MLflow's global settings.
+
+    Must be used within ``mlflow_access``.
+
+    Raises:
+        TrackingError: the URI is a database and MLflow is not fully installed, or the database
+            cannot be written.
+    """
     from mlflow import MlflowClient
 
     if not is_served(uri) and find_spec("sqlalchemy") is None:
         raise TrackingError(
-            f"MLflow at {address(uri)} is a database and needs all of MLflow: pip install 'tinynet-search[search]'"
+            f"MLflow at {address(uri)} is a database, which needs the full MLflow package: "
+            "install the extra 'search' (in a checkout: pip install '.[search]')"
         )
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     if database := database_file(uri):
-        _require_room(database, uri)
-        make(database)
-        follow(database)
-    return cast("MlflowClient", _Heard(MlflowClient(tracking_uri=uri, registry_uri=uri)))
+        _require_writable(database, uri)
+        create_database(database)
+        update_artifact_locations(database)
+    return cast("MlflowClient", _TimedClient(MlflowClient(tracking_uri=uri, registry_uri=uri)))
 
 
-def _require_room(database: Path, uri: str) -> None:
-    """MLflow tries a place that it cannot write for minutes."""
-    place = database.parent
-    while not place.exists():
-        place = place.parent
-    if not database.exists() and not os.access(place, os.W_OK):
+def _require_writable(database: Path, uri: str) -> None:
+    """Raise early where the folder is not writable: MLflow would retry for minutes."""
+    folder = database.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not database.exists() and not os.access(folder, os.W_OK):
         raise TrackingError(
-            f"MLflow at {address(uri)} cannot be used: {place} cannot be written; name another place by --tracking"
+            f"MLflow at {address(uri)} cannot be used: {folder} is not writable; "
+            "pass a different location with --tracking"
         )
 
 
-class _Heard:
-    """MLflow's client, and when it was last answered."""
+class _TimedClient:
+    """An MLflow client that records when each thread last received a response."""
 
     def __init__(self, client: "MlflowClient") -> None:
         self._client = client
@@ -153,77 +182,75 @@ class _Heard:
         method = getattr(self._client, name)
 
         def call(*arguments: Any, **options: Any) -> Any:
-            answer = method(*arguments, **options)
-            _HEARD[threading.get_ident()] = time.monotonic()
-            return answer
+            response = method(*arguments, **options)
+            _LAST_RESPONSE[threading.get_ident()] = time.monotonic()
+            return response
 
         return call
 
 
-def last_answer(thread: int | None) -> float:
-    """When MLflow last answered a thread, by the monotonic clock; 0 where it never has."""
-    return _HEARD.get(thread or 0, 0.0)
+def last_response(thread: int | None) -> float:
+    """Return the time of MLflow's last response to a thread on the monotonic clock, 0 if none."""
+    return _LAST_RESPONSE.get(thread or 0, 0.0)
 
 
 @contextmanager
-def reaching(uri: str) -> Iterator[None]:
-    """Speak with MLflow: seconds of patience, nothing printed, and its many errors as one.
+def mlflow_access(uri: str) -> Iterator[None]:
+    """Access MLflow with short timeouts and without its console output, and unify its errors.
 
     Raises:
-        TrackingError: MLflow did not answer.
-        RefusedError: it would not.
+        TrackingError: MLflow did not respond.
+        RejectedRequestError: MLflow rejected a request.
     """
-    with _patience(), _silence():
+    with _default_settings(), _quiet_retries():
         try:
             yield
         except (RequestError, TrackingError):
             raise
         except Exception as error:
-            homes = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-            if not isinstance(error, OSError) and not homes & _FOREIGN:
+            packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+            if not isinstance(error, OSError) and not packages & _CLIENT_LIBRARIES:
                 raise
-            kind = (
-                TrackingError
-                if getattr(error, "error_code", _FAULTS[0]) in _FAULTS
-                else RefusedError
-            )
+            failed = getattr(error, "error_code", _SERVER_ERRORS[0]) in _SERVER_ERRORS
+            kind = TrackingError if failed else RejectedRequestError
             raise kind(f"MLflow at {address(uri)} {_reason(error, uri)}") from error
 
 
-def search_runs(client: "MlflowClient", experiments: list[str], wanted: str) -> "list[Run]":
-    """Every active run that a filter finds, newest first.
+def search_runs(client: "MlflowClient", experiments: list[str], query: str) -> "list[Run]":
+    """Return every active run that matches a filter, newest first.
 
     Raises:
-        RequestError: there are more than anybody reads.
+        RequestError: there are more than MAX_RUNS.
     """
-    found: list[Run] = []
+    runs: list[Run] = []
     token = None
     while True:
         page = client.search_runs(
             experiments,
-            wanted,
-            max_results=PAGE,
+            query,
+            max_results=PAGE_SIZE,
             order_by=["attributes.start_time DESC"],
             page_token=token,
         )
-        found += page
+        runs += page
         token = page.token
         if not token or not page:
-            return found
-        refuse_endless(len(found))
+            return runs
+        check_run_count(len(runs))
 
 
-def refuse_endless(found: int) -> None:
-    """Raises RequestError where answers go on and on."""
-    if found > MOST_RUNS:
+def check_run_count(count: int) -> None:
+    """Raise RequestError if a query has returned more than MAX_RUNS runs."""
+    if count > MAX_RUNS:
         raise RequestError(
-            f"MLflow tells of more than {MOST_RUNS:,} runs: name one search, or begin another experiment"
+            f"MLflow returned more than {MAX_RUNS:,} runs: "
+            "select one search, or start another experiment"
         )
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
-    added = {key: value for key, value in MANNERS.items() if key not in os.environ}
+def _default_settings() -> Iterator[None]:
+    added = {key: value for key, value in MLFLOW_DEFAULTS.items() if key not in os.environ}
     os.environ.update(added)
     try:
         yield
@@ -233,13 +260,13 @@ def _patience() -> Iterator[None]:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Keep urllib3 from announcing each retry on stderr; its other users, in other threads, still may."""
-    ours = threading.get_ident()
+def _quiet_retries() -> Iterator[None]:
+    """Suppress urllib3's log line per retry in this thread only."""
+    thread = threading.get_ident()
     logger = logging.getLogger("urllib3.connectionpool")
 
     def quiet(record: logging.LogRecord) -> bool:
-        return record.thread != ours or record.levelno >= logging.ERROR
+        return record.thread != thread or record.levelno >= logging.ERROR
 
     logger.addFilter(quiet)
     try:
@@ -249,7 +276,7 @@ def _silence() -> Iterator[None]:
 
 
 def _reason(error: BaseException, uri: str) -> str:
-    """What went wrong in few words: MLflow wraps and quotes the whole history, credentials included."""
+    """Return a short reason: MLflow's messages quote all causes, credentials included."""
     text = one_line(error, 2000).replace(uri, address(uri))
     secret = urlsplit(uri).netloc.rpartition("@")[0]
     text = text.replace(f"{secret}@", "") if secret else text
@@ -263,6 +290,7 @@ def _reason(error: BaseException, uri: str) -> str:
         for cause in causes
         for kind in type(cause).__mro__
     ):
-        found = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text) or re.search(r"timed out", text)
-        return f"does not answer ({found[found.lastindex or 0].strip() if found else type(causes[-1]).__name__})"
+        match = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text) or re.search(r"timed out", text)
+        cause_text = match[match.lastindex or 0].strip() if match else type(causes[-1]).__name__
+        return f"does not respond ({cause_text})"
     return f"cannot be used: {text[:300]}"

@@ -1,8 +1,9 @@
-"""Runs read back from MLflow.
+"""Reads runs back from MLflow.
 
-From a server that asks for nothing but its address they are read with the standard library: to import MLflow's client
-and have it unpack two thousand runs takes longer than the server's answer. Everything else is left to that client, and
-so is whatever goes wrong, as its errors are known here.
+A server that needs no credentials is read with the standard library, because importing MLflow's
+client and parsing two thousand runs with it takes longer than the server's response. Everything
+else, including every failure, goes through MLflow's client, whose errors are handled in
+``connection``. Used by ``tinynet_search.tracking.queries``.
 """
 
 import gc
@@ -18,20 +19,20 @@ from urllib.request import Request, urlopen
 
 from search_spaces.errors import RequestError
 from tinynet_search.mlflow_client.connection import (
-    MANNERS,
+    MLFLOW_DEFAULTS,
+    check_run_count,
     connect,
-    refuse_endless,
     search_runs,
 )
 from tinynet_search.text import mebibytes
 
-PAGE = 1000
-# Bytes of a page: ours have a tenth of it.
-LARGEST_PAGE = 64 * 2**20
-OURS = "name LIKE 'tinynet-%'"
+PAGE_SIZE = 1000
+# Maximum size of a response page; a page of this project's runs has about a tenth of it.
+MAX_PAGE_BYTES = 64 * 2**20
+EXPERIMENT_FILTER = "name LIKE 'tinynet-%'"
 NEWEST_FIRST = ["attributes.start_time DESC"]
-# How a server may want to be spoken to, which MLflow's client knows.
-_SPECIAL = (
+# Suffixes of the MLFLOW_TRACKING_* variables that only MLflow's client implements.
+_CLIENT_SETTINGS = (
     "USERNAME",
     "PASSWORD",
     "TOKEN",
@@ -42,11 +43,11 @@ _SPECIAL = (
     "AWS_SIGV4",
 )
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
-class Found(NamedTuple):
-    """A run, with the last value of each metric."""
+class RunRecord(NamedTuple):
+    """A run with the last value of each metric."""
 
     run_id: str
     name: str | None
@@ -57,7 +58,7 @@ class Found(NamedTuple):
 
 
 class _Query(TypedDict, total=False):
-    """What a server is asked for in a search of experiments or runs."""
+    """The body of a search request for experiments or runs."""
 
     experiment_ids: Sequence[str]
     filter: str
@@ -65,22 +66,27 @@ class _Query(TypedDict, total=False):
 
 
 class RunReader(NamedTuple):
-    """Two questions.
+    """The two queries that reading a search needs.
 
     Attributes:
-        experiments: (id, name) of this project's experiments.
-        runs: the active runs of experiments that a filter finds, newest first.
+        experiments: returns (id, name) of this project's experiments.
+        runs: returns the active runs that match a filter, newest first; takes the experiment ids
+            and the filter.
     """
 
     experiments: Callable[[], list[tuple[str, str]]]
-    runs: Callable[[Sequence[str], str], list[Found]]
+    runs: Callable[[Sequence[str], str], list[RunRecord]]
 
 
-def read(uri: str, ask: Callable[[RunReader], Answer]) -> Answer:
-    """What ``ask`` makes of MLflow's answers. To be used within ``reaching``."""
-    if _plain(uri):
+def read(uri: str, query: Callable[[RunReader], Result]) -> Result:
+    """Return the result of ``query``, which is called with a reader.
+
+    Must be used within ``mlflow_access``. ``query`` is called a second time, with a reader on
+    MLflow's client, if reading with the standard library fails.
+    """
+    if _is_plain_http(uri):
         try:
-            return ask(_over_http(uri.rstrip("/")))
+            return query(_http_reader(uri.rstrip("/")))
         except RequestError:
             raise
         except (
@@ -92,16 +98,17 @@ def read(uri: str, ask: Callable[[RunReader], Answer]) -> Answer:
             AttributeError,
             RecursionError,
         ):
-            pass  # MLflow's client says what it was, or gets along
-    with _collector_paused():
-        return ask(_by_client(uri))
+            pass  # MLflow's client reports the error, or succeeds
+    with _gc_paused():
+        return query(_client_reader(uri))
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Spare Python's cyclic garbage collector the objects that MLflow makes of each run: they all stay.
+def _gc_paused() -> Iterator[None]:
+    """Pause Python's cyclic garbage collector while MLflow creates its objects for the runs.
 
-    They are a hundred thousand for two thousand runs of a database, and half of the time went into looking at them.
+    All of them stay alive. Two thousand runs of a database are a hundred thousand objects, and
+    half of the time was spent scanning them.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -112,25 +119,22 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _plain(uri: str) -> bool:
-    special = [name for name in _SPECIAL if os.environ.get(f"MLFLOW_TRACKING_{name}")]
-    known = Path("~/.mlflow/credentials").expanduser().exists() or os.environ.get(
-        "MLFLOW_WORKSPACE"
-    )
-    return (
-        uri.startswith(("http://", "https://"))
-        and "@" not in urlsplit(uri).netloc
-        and not special
-        and not known
-    )
+def _is_plain_http(uri: str) -> bool:
+    """Whether the URI is of a server that needs neither credentials nor client settings."""
+    if not uri.startswith(("http://", "https://")) or "@" in urlsplit(uri).netloc:
+        return False
+    if any(os.environ.get(f"MLFLOW_TRACKING_{name}") for name in _CLIENT_SETTINGS):
+        return False
+    credentials = Path("~/.mlflow/credentials").expanduser()
+    return not credentials.exists() and not os.environ.get("MLFLOW_WORKSPACE")
 
 
-def _by_client(uri: str) -> RunReader:
+def _client_reader(uri: str) -> RunReader:
     client = connect(uri)
 
-    def runs(experiments: Sequence[str], wanted: str) -> list[Found]:
+    def runs(experiments: Sequence[str], query: str) -> list[RunRecord]:
         return [
-            Found(
+            RunRecord(
                 run.info.run_id,
                 run.info.run_name,
                 run.info.status,
@@ -138,68 +142,75 @@ def _by_client(uri: str) -> RunReader:
                 run.data.metrics,
                 run.data.tags,
             )
-            for run in search_runs(client, list(experiments), wanted)
+            for run in search_runs(client, list(experiments), query)
         ]
 
     return RunReader(
         lambda: [
             (each.experiment_id, each.name)
-            for each in client.search_experiments(filter_string=OURS)
+            for each in client.search_experiments(filter_string=EXPERIMENT_FILTER)
         ],
         runs,
     )
 
 
-def _over_http(server: str) -> RunReader:
-    patience = float(
-        os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", MANNERS["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+def _http_reader(server: str) -> RunReader:
+    timeout = float(
+        os.environ.get(
+            "MLFLOW_HTTP_REQUEST_TIMEOUT", MLFLOW_DEFAULTS["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+        )
     )
 
     def pages(kind: str, query: _Query) -> list[Any]:
-        found: list[Any] = []
+        items: list[Any] = []
         token: str | None = None
         while True:
-            asked = {**query, "max_results": PAGE} | ({"page_token": token} if token else {})
-            body = json.dumps(asked).encode()
+            document = {**query, "max_results": PAGE_SIZE}
+            if token:
+                document["page_token"] = token
+            body = json.dumps(document).encode()
             request = Request(
                 f"{server}/api/2.0/mlflow/{kind}/search", body, {"Content-Type": "application/json"}
             )
-            with urlopen(request, timeout=patience) as answer:
-                text = answer.read(LARGEST_PAGE + 1)
-            if len(text) > LARGEST_PAGE:
+            with urlopen(request, timeout=timeout) as response:
+                text = response.read(MAX_PAGE_BYTES + 1)
+            if len(text) > MAX_PAGE_BYTES:
                 raise RequestError(
-                    f"a page of MLflow's {kind} at {server} has more than {mebibytes(LARGEST_PAGE)}: it is not ours"
+                    f"a page of MLflow's {kind} at {server} is larger than "
+                    f"{mebibytes(MAX_PAGE_BYTES)}: expected {kind} of this project"
                 )
             page = json.loads(text)
-            some = page.get(kind, [])
-            found += some
+            page_items = page.get(kind, [])
+            items += page_items
             token = page.get("next_page_token")
-            if not some or not token:
-                return found
-            refuse_endless(len(found))
+            if not page_items or not token:
+                return items
+            check_run_count(len(items))
 
-    def runs(experiments: Sequence[str], wanted: str) -> list[Found]:
-        return [
-            _found(run)
-            for run in pages(
-                "runs", {"experiment_ids": experiments, "filter": wanted, "order_by": NEWEST_FIRST}
-            )
-        ]
+    def runs(experiments: Sequence[str], query: str) -> list[RunRecord]:
+        records = pages(
+            "runs", {"experiment_ids": experiments, "filter": query, "order_by": NEWEST_FIRST}
+        )
+        return [_run_record(run) for run in records]
 
     return RunReader(
         lambda: [
-            (each["experiment_id"], each["name"]) for each in pages("experiments", {"filter": OURS})
+            (each["experiment_id"], each["name"])
+            for each in pages("experiments", {"filter": EXPERIMENT_FILTER})
         ],
         runs,
     )
 
 
-def _found(run: Any) -> Found:
-    """A run of a server's answer. It is not checked: what goes wrong here is left to MLflow's client."""
+def _run_record(run: Any) -> RunRecord:
+    """Convert a run of a server's response.
+
+    The response is not validated: if this fails, the run is read through MLflow's client.
+    """
     info, data = run["info"], run["data"]
     metrics = {metric["key"]: float(metric["value"]) for metric in data.get("metrics", [])}
     tags = {str(tag["key"]): str(tag["value"]) for tag in data.get("tags", [])}
-    return Found(
+    return RunRecord(
         str(info["run_id"]),
         str(info.get("run_name") or ""),
         str(info["status"]),

@@ -1,4 +1,7 @@
-"""Files of registered models, fetched without loading any model: ``models:/name@alias`` and ``models:/name/version``."""
+"""Downloads files of registered models without loading the models.
+
+Used by ``tinynet_search.formula`` for ``models:/name@alias`` and ``models:/name/version``.
+"""
 
 import re
 import tempfile
@@ -13,51 +16,59 @@ from tinynet_search.mlflow_client.connection import (
     address,
     connect,
     database_file,
-    reaching,
+    mlflow_access,
     resolve_uri,
 )
 
-_MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))/?")
+_MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))/?")
 
 
 @contextmanager
-def fetched(uri: str, file: str, tracking_uri: str | None = None) -> Iterator[Path]:
-    """A file of a model version, in a temporary folder while inside.
+def downloaded_file(uri: str, file: str, tracking_uri: str | None = None) -> Iterator[Path]:
+    """Download a file of a model version to a temporary folder that exists within the context.
 
     Args:
-        tracking_uri: where the registry is; None is MLFLOW_TRACKING_URI, else the database in ``searches``.
+        uri: ``models:/name@alias`` or ``models:/name/version``.
+        file: the name of the file.
+        tracking_uri: URI of the registry; None selects MLFLOW_TRACKING_URI, or else the database
+            in ``searches``.
 
     Raises:
-        RequestError: the URI names no registered model, or there is no such version, or it holds no such file.
-        TrackingError: MLflow does not answer.
+        RequestError: the URI is not one of a registered model, the version does not exist, or it
+            does not contain the file.
+        TrackingError: MLflow does not respond.
     """
-    found = _MODEL.fullmatch(uri)
-    if not found:
+    match = _MODEL_URI.fullmatch(uri)
+    if not match:
         raise RequestError(
-            f"{one_line(uri)!r} names no registered model: give models:/name@alias or models:/name/version"
+            f"{one_line(uri)!r} is not a registered model: "
+            "pass models:/name@alias or models:/name/version"
         )
-    where = resolve_uri(tracking_uri, None, "searches")
-    shown, database = address(where), database_file(where)
+    registry = resolve_uri(tracking_uri, None, "searches")
+    shown, database = address(registry), database_file(registry)
     if database is not None and not database.is_file():
         raise TrackingError(
-            f"no MLflow database at {shown}: give the tracking URI of the server that holds {uri}"
+            f"no MLflow database at {shown}: pass the tracking URI of the server that has {uri}"
         )
     with tempfile.TemporaryDirectory() as folder:
-        with reaching(where):
+        with mlflow_access(registry):
             from mlflow.artifacts import download_artifacts, list_artifacts
 
-            location = _location(connect(where), uri, **found.groupdict())
-            if not any(
-                Path(item.path).name == file
-                for item in list_artifacts(location, tracking_uri=where)
-            ):
-                raise RequestError(f"{uri} at {shown} holds no {file}: register a tiny formula")
-            path = download_artifacts(f"{location}/{file}", dst_path=folder, tracking_uri=where)
+            location = _location(connect(registry), uri, **match.groupdict())
+            items = list_artifacts(location, tracking_uri=registry)
+            if not any(Path(item.path).name == file for item in items):
+                raise RequestError(
+                    f"{uri} at {shown} does not contain {file}: register a tiny formula"
+                )
+            path = download_artifacts(f"{location}/{file}", dst_path=folder, tracking_uri=registry)
         yield Path(path)
 
 
 def _location(client: Any, uri: str, name: str, alias: str | None, version: str | None) -> str:
-    """Where a model version's files lie; a version made of a logged model points to that model by its id."""
+    """Return the location of a model version's files.
+
+    A version that was created from a logged model points to that model by its id.
+    """
     from mlflow.exceptions import MlflowException
 
     try:

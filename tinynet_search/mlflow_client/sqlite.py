@@ -1,7 +1,9 @@
-"""A new SQLite database of MLflow, which is there whole or not at all.
+"""Creates MLflow's SQLite database atomically, and updates artifact locations when it is moved.
 
-MLflow makes its tables in some hundred steps over several seconds, and cannot use a database in which a killed process
-left off: the next one finds a table that it wants to make. So they are made under a hidden name, and linked into place.
+Called by ``connection.connect`` for a database URI. MLflow creates its tables in about a hundred
+steps over several seconds, and cannot use a database that a killed process left incomplete: the
+next process finds a table that it tries to create. So the database is created under a hidden name
+and linked into place.
 """
 
 import os
@@ -14,35 +16,33 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 ARTIFACTS = "mlartifacts"
-_RECORDS = (
+_LOCATION_COLUMNS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
     ("logged_models", "artifact_location"),
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
+# Age in seconds from which a hidden file is treated as left by a process that has ended.
+STALE_SECONDS = 3600.0
+# Alembic, with which MLflow creates the tables, has process-wide state.
+_CREATE_LOCK = threading.Lock()
 
 
-# Seconds after which a hidden file was left by a process that is gone.
-LEFT = 3600.0
-# The tool that makes the tables is one for a whole process.
-_ONE = threading.Lock()
-
-
-def make(database: Path) -> None:
-    """Have the database there; one that exists, or that another process makes in the same moment, is left alone.
+def create_database(database: Path) -> None:
+    """Create the database unless it exists, or another process creates it at the same time.
 
     Raises:
-        OSError: its folder cannot be written; and whatever MLflow raises.
+        OSError: the folder cannot be written. MLflow's own exceptions are passed through.
     """
-    with _ONE:
+    with _CREATE_LOCK:
         if not database.exists():
             database.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(database)
-            _make(database)
+            _remove_leftovers(database)
+            _create(database)
 
 
-def _make(database: Path) -> None:
+def _create(database: Path) -> None:
     from mlflow.store.db import utils
 
     hidden = database.with_name(f".{database.name}.{uuid.uuid4().hex[:12]}")
@@ -54,12 +54,12 @@ def _make(database: Path) -> None:
             engine.dispose()
         with hidden.open("rb") as file:
             os.fsync(file.fileno())
-        _place(hidden, database)
+        _link_into_place(hidden, database)
     finally:
         hidden.unlink(missing_ok=True)
 
 
-def _place(hidden: Path, database: Path) -> None:
+def _link_into_place(hidden: Path, database: Path) -> None:
     try:
         os.link(hidden, database)
     except FileExistsError:
@@ -69,25 +69,26 @@ def _place(hidden: Path, database: Path) -> None:
             hidden.rename(database)
 
 
-def _sweep(database: Path) -> None:
-    """Remove what killed makers left, with SQLite's journals of it."""
+def _remove_leftovers(database: Path) -> None:
+    """Remove the hidden files of killed processes, including SQLite's journals."""
     for old in database.parent.glob(f".{database.name}.*"):
         with suppress(OSError):
-            if time.time() - old.stat().st_mtime > LEFT:
+            if time.time() - old.stat().st_mtime > STALE_SECONDS:
                 old.unlink()
 
 
-def follow(database: Path) -> None:
-    """Let a database that lies elsewhere than when it was made name the artifacts beside it, in one transaction.
+def update_artifact_locations(database: Path) -> None:
+    """Point a moved database to the artifact folder next to it, in one transaction.
 
-    Only what was recorded as ``<folder>/mlartifacts/...`` of our own experiments' folders is changed, and nothing where
-    the old folder still is the place, as under another name of the same folder, or where only the database was moved.
+    Only locations ``<folder>/mlartifacts/...`` recorded for this project's experiments are
+    changed. Nothing is changed if the recorded folder is still the current one (for example under
+    another name), or if only the database was moved.
     """
     if not database.is_file():
         return
-    # Someone else may hold it, or it may be read-only: then what it names stays as it is, until the next time.
+    # The database may be locked or read-only: then it is left as it is until the next call.
     with suppress(sqlite3.Error):
-        for old in _left(database):
+        for old in _moved_prefixes(database):
             with closing(sqlite3.connect(database, timeout=5)) as connection, connection:
                 _rewrite(connection, old, _prefix(database))
 
@@ -96,36 +97,42 @@ def _prefix(database: Path) -> str:
     return (database.parent / ARTIFACTS).as_uri() + "/"
 
 
-def _left(database: Path) -> list[str]:
-    """Prefixes of places that experiments name and that were left."""
+def _moved_prefixes(database: Path) -> list[str]:
+    """Return the recorded artifact prefixes that are no longer valid."""
     with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as connection:
         rows = connection.execute(
             "select name, artifact_location from experiments where name like 'tinynet-%'"
         ).fetchall()
     recorded = {
-        place.removesuffix(name)
-        for name, place in rows
-        if place and place.endswith(f"/{ARTIFACTS}/{name}")
+        location.removesuffix(name)
+        for name, location in rows
+        if location and location.endswith(f"/{ARTIFACTS}/{name}")
     }
-    here = database.parent / ARTIFACTS
+    current = database.parent / ARTIFACTS
     return sorted(
         old
         for old in recorded
-        if old.startswith("file:///") and old != _prefix(database) and not _is_still(old, here)
+        if old.startswith("file:///")
+        and old != _prefix(database)
+        and not _is_still_valid(old, current)
     )
 
 
-def _is_still(old: str, here: Path) -> bool:
-    there = Path(unquote(urlsplit(old).path))
-    return there.is_dir() and (not here.is_dir() or os.path.samefile(there, here))
+def _is_still_valid(old: str, current: Path) -> bool:
+    """Whether the old folder exists and is not superseded by the one next to the database."""
+    folder = Path(unquote(urlsplit(old).path))
+    return folder.is_dir() and (not current.is_dir() or os.path.samefile(folder, current))
 
 
 def _rewrite(connection: sqlite3.Connection, old: str, new: str) -> None:
-    there = {
+    tables = {
         name
         for (name,) in connection.execute("select name from sqlite_master where type = 'table'")
     }
-    for table, column in _RECORDS:
-        if table in there:
-            change = f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?"
-            connection.execute(change, (new, len(old) + 1, len(old), old))
+    for table, column in _LOCATION_COLUMNS:
+        if table in tables:
+            statement = (
+                f"update {table} set {column} = ? || substr({column}, ?)"
+                f" where substr({column}, 1, ?) = ?"
+            )
+            connection.execute(statement, (new, len(old) + 1, len(old), old))

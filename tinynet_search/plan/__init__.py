@@ -1,1 +1,4 @@
-"""What a search will train, written before anything runs, and what it will cost."""
+"""The plan of a search, which is written before training starts, and the expected cost.
+
+Called by the driver of a search, by previews, by trainings and by the publishers.
+"""

@@ -1,4 +1,7 @@
-"""Plans: what will be trained, written once, and what it will cost, before anything runs."""
+"""Creates the plan of a search, and compares a configuration with the plan that exists.
+
+Called by the driver and by previews; training jobs use its data checks.
+"""
 
 import time
 from collections.abc import Iterable
@@ -14,26 +17,26 @@ from tinynet_search.store.schema import (
     PlannedData,
     PlannedSampler,
     PlannedSpace,
-    refusing,
+    validating,
 )
 from trainables.data import ImageData, open_data
 from trainables.recipe import Recipe
 
-# What a plan and a request may differ in, shown by its dotted name.
-Shown = str | int | float | bool | None | tuple[float, ...]
+# The value of a field in which a plan and a configuration are compared.
+FieldValue = str | int | float | bool | None | tuple[float, ...]
 
 
 def make_plan(inputs: PlanInputs) -> Plan:
     """The plan of a configuration. Opens the data for its fingerprint and classes.
 
     Raises:
-        RequestError: the data is missing or unusable, or a space of the user's own has a name, version or ranges that no
-            plan takes.
+        RequestError: the data is missing or unusable, or a user-defined space has a name, version
+            or ranges that are not valid in a plan.
     """
     space, recipe, search = inputs.space, inputs.recipe, inputs.search
     data = open_data(inputs.data)
     check_batch(data, recipe)
-    with refusing(f"a plan of the space {inputs.space_name!r}"):
+    with validating(f"a plan of the space {inputs.space_name!r}"):
         return Plan(
             version=SCHEMA,
             search=inputs.name,
@@ -63,70 +66,80 @@ def make_plan(inputs: PlanInputs) -> Plan:
 
 
 def check_batch(data: ImageData, recipe: Recipe) -> None:
-    """Raises RequestError where the training images do not fill one batch."""
+    """Raise RequestError if there are fewer training images than one batch."""
     if data.train_size < recipe.batch:
         raise RequestError(
-            f"{data.train_size} training images are fewer than one batch of {recipe.batch}: set recipe.batch and recipe.micro_batch"
+            f"{data.train_size} training images are fewer than one batch of {recipe.batch}: "
+            "set recipe.batch and recipe.micro_batch"
         )
 
 
-def too_large(largest: int | None, resolutions: Iterable[int]) -> str | None:
-    """One line where networks want more pixels than a packed set was made for; None where they do not.
+def packing_warning(max_pixels: int | None, resolutions: Iterable[int]) -> str | None:
+    """A warning if networks use a higher resolution than the packed data; None otherwise.
 
     Args:
-        largest: pixels that the data were packed for, None where they were not packed.
+        max_pixels: the resolution that the data were packed for, None if they were not packed.
+        resolutions: the resolutions of the networks, in pixels.
     """
-    beyond = [pixels for pixels in resolutions if largest and pixels > largest]
-    if not beyond:
+    larger = [pixels for pixels in resolutions if max_pixels and pixels > max_pixels]
+    if not larger:
         return None
-    what = f"{len(beyond)} networks of more than {largest} pixels (up to {max(beyond)}) will see enlarged images"
-    return f"the data were packed for up to {largest} pixels: {what}; pack them with --pixels {max(beyond)} to mend it"
+    return (
+        f"the data were packed for up to {max_pixels} pixels: {len(larger)} networks of more than "
+        f"{max_pixels} pixels (up to {max(larger)}) will train on enlarged images; "
+        f"pack the data again with --pixels {max(larger)}"
+    )
 
 
-def agreed_plan(store: SearchStore, inputs: PlanInputs) -> Plan:
-    """The search's plan: written now if there is none, else the one that is there, if the configuration agrees.
+def load_or_create_plan(store: SearchStore, inputs: PlanInputs) -> Plan:
+    """The plan of a search: the existing plan if the configuration matches it, else a new plan.
 
-    The same data may lie elsewhere by now: what is returned has the configuration's place, the file is left as it is.
+    The data may have moved since the plan was written. The returned plan has the path in the
+    configuration; the file does not change.
 
     Raises:
-        RequestError: the plan is damaged, or differs from the configuration in what decides results.
+        RequestError: the plan is damaged, or the configuration differs from it in a setting that
+            decides results.
     """
-    asked = make_plan(inputs)
-    there = store.written_plan()
-    if there is None:
+    requested = make_plan(inputs)
+    plan = store.written_plan()
+    if plan is None:
         if store.folder.exists(JOB):
-            raise RequestError(
-                f"{store.url} is a training job: give the search another search.name"
-            )
+            raise RequestError(f"{store.url} is a training job: set a different search.name")
         if not inputs.adaptive:
-            # A band without networks leaves nothing behind.
-            planned_networks(asked, inputs.search.trials)
-        store.write_json(PLAN, asked.to_json(), once=True)
-        there = store.written_plan()
-    assert there is not None
-    refuse_difference(store, there, asked)
-    return there.with_data_at(asked.data.settings)
+            # Fails before the plan is written if the band contains no networks.
+            planned_networks(requested, inputs.search.trials)
+        store.write_json(PLAN, requested.to_json(), once=True)
+        plan = store.written_plan()
+    assert plan is not None
+    require_same_plan(store, plan, requested)
+    return plan.with_data_at(requested.data.settings)
 
 
-def refuse_difference(store: SearchStore, there: Plan, asked: Plan) -> None:
-    """Raises RequestError where a plan and what is asked for differ in what decides results: every difference is shown."""
-    old, new = _decisive(there), _decisive(asked)
+def require_same_plan(store: SearchStore, plan: Plan, requested: Plan) -> None:
+    """Raise RequestError with all differences if two plans would give different results."""
+    old, new = _decisive_fields(plan), _decisive_fields(requested)
     changed = [key for key in dict.fromkeys((*old, *new)) if old.get(key) != new.get(key)]
     if changed:
-        shown = "; ".join(
-            f"{key} was {_shown(old.get(key))}, now {_shown(new.get(key))}" for key in changed
+        differences = "; ".join(
+            f"{key} was {_format(old.get(key))}, now {_format(new.get(key))}" for key in changed
         )
         raise RequestError(
-            f"search {store.url} was planned otherwise: {shown}; use another search.name, or the plan's settings"
+            f"search {store.url} does not match its plan: {differences}; "
+            "use a different search.name, or the settings of the plan"
         )
 
 
-def _shown(value: Shown) -> str:
+def _format(value: FieldValue) -> str:
     return repr(list(value)) if isinstance(value, tuple) else repr(value)
 
 
-def _decisive(plan: Plan) -> dict[str, Shown]:
-    """What may not change: everything but the number of epochs, the recipe's name, where the data lies, and dates."""
+def _decisive_fields(plan: Plan) -> dict[str, FieldValue]:
+    """The fields of a plan that must not change, by dotted name.
+
+    These are all fields except the number of epochs, the name of the recipe, the path of the data,
+    and dates.
+    """
     space, sampler, frontier = plan.space, plan.sampler, plan.frontier
     return {
         "space.name": space.name,

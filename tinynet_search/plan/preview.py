@@ -1,4 +1,4 @@
-"""What a configuration would train and what that costs, with nothing written.
+"""Previews the candidates of a configuration and their cost, without writing files.
 
 Called by ``tinynet search --dry-run``, ``tinynet check`` and ``tinynet submit``.
 """
@@ -15,7 +15,7 @@ from tinynet_search.plan.candidates import (
     planned_networks,
     training_macs,
 )
-from tinynet_search.plan.plan import make_plan, refuse_difference, too_large
+from tinynet_search.plan.plan import make_plan, packing_warning, require_same_plan
 from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.store.schema import PlannedData, PlannedSampler, PlannedSpace
 from trainables.recipe import Recipe
@@ -26,7 +26,16 @@ class PreviewRow:
     """A candidate and its cost.
 
     Attributes:
-        training_macs: multiply-adds of its whole training; done: whether it has a result.
+        id: the id of the trial.
+        r, d, w: the multipliers of resolution, depth and width.
+        resolution: in pixels.
+        macs: multiply-adds of one forward pass.
+        params: the number of parameters.
+        activations: elements of all feature maps.
+        activation_bytes: peak memory of feature maps in inference at batch 1, float32.
+        c: the FLOPs as a fraction of the baseline's.
+        training_macs: multiply-adds of the complete training.
+        done: whether the candidate has a result.
     """
 
     id: str
@@ -45,12 +54,22 @@ class PreviewRow:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a search will train.
+    """The trainings of a search and their cost.
 
     Attributes:
-        trials: in all; adaptive: whether they are drawn while the search runs, so that ``candidates`` is empty.
-        warning: that networks want more pixels than the data were packed for; continued: what follows on the frontier.
-        checkpoint_bytes_peak: of one running trial; weights_bytes, kept_bytes: of all at the end.
+        search: the name of the search.
+        directory: the URL of the search directory.
+        space, sampler, recipe, data: as in the plan.
+        trials: the total number of trials.
+        adaptive: whether the candidates are drawn while the search runs; ``candidates`` is empty
+            then.
+        candidates: the candidates and their cost.
+        warning: the message of ``packing_warning``, None without a warning.
+        training_macs_left: training multiply-adds of the candidates without a result.
+        continued: one line on the longer training of the frontier's models, None without one.
+        checkpoint_bytes_peak: the largest size of the checkpoints of one running trial.
+        weights_bytes: the weights of all remaining trials at the end.
+        kept_bytes: the checkpoints that all remaining trials keep at the end.
     """
 
     search: str
@@ -78,7 +97,11 @@ class Preview:
 
     @classmethod
     def from_json(cls, values: Any) -> "Preview":
-        """Of another machine's ``tinynet check``. Raises ValueError where it is not one."""
+        """The preview in the output of ``tinynet check --json``.
+
+        Raises:
+            ValueError: the values are not a preview.
+        """
         return _PREVIEW.validate_python(values)
 
 
@@ -86,11 +109,16 @@ _PREVIEW = TypeAdapter(Preview)
 
 
 def preview(inputs: PlanInputs) -> Preview:
-    """The candidates of a configuration and their cost, with nothing written; those that have a result are marked."""
+    """Preview a search without writing files. Candidates with a result are marked as done.
+
+    Raises:
+        RequestError: as ``load_or_create_plan``.
+    """
     plan, search = make_plan(inputs), inputs.search
     store = SearchStore(inputs.url)
-    if (there := store.written_plan()) is not None:
-        refuse_difference(store, there, plan)
+    existing = store.written_plan()
+    if existing is not None:
+        require_same_plan(store, existing, plan)
     networks = [] if inputs.adaptive else planned_networks(plan, search.trials)
     finished = store.finished()
     rows = [
@@ -101,8 +129,8 @@ def preview(inputs: PlanInputs) -> Preview:
         )
         for candidate in (candidate_of(plan, network) for network in networks)
     ]
-    left = [row for row in rows if not row.done]
-    params = sum(row.params for row in left)
+    remaining = [row for row in rows if not row.done]
+    params = sum(row.params for row in remaining)
     return Preview(
         search=plan.search,
         directory=store.url,
@@ -113,13 +141,13 @@ def preview(inputs: PlanInputs) -> Preview:
         trials=search.trials,
         adaptive=inputs.adaptive,
         candidates=rows,
-        warning=too_large(plan.data.largest_pixels, (row.resolution for row in rows)),
-        training_macs_left=sum(row.training_macs for row in left),
+        warning=packing_warning(plan.data.largest_pixels, (row.resolution for row in rows)),
+        training_macs_left=sum(row.training_macs for row in remaining),
         continued=_continued(store, inputs),
-        checkpoint_bytes_peak=max((row.params for row in left), default=0)
+        checkpoint_bytes_peak=max((row.params for row in remaining), default=0)
         * CHECKPOINT_BYTES_PER_PARAM,
         weights_bytes=params * 4,
-        kept_bytes=params * CHECKPOINT_BYTES_PER_PARAM // 2 if plan.recipe.continues else 0,
+        kept_bytes=params * CHECKPOINT_BYTES_PER_PARAM // 2 if plan.recipe.extendable else 0,
     )
 
 
@@ -142,14 +170,14 @@ def _row(candidate: Candidate, macs: int, done: bool) -> PreviewRow:
 
 
 def _continued(store: SearchStore, inputs: PlanInputs) -> str | None:
-    """What ``search.frontier_epochs`` adds."""
+    """One line on the trainings that ``search.frontier_epochs`` adds, None if it is not set."""
     epochs = inputs.search.frontier_epochs
     if epochs is None:
         return None
-    since = 0 if inputs.search.anew else inputs.recipe.epochs
-    how = f"from epoch {since} to {epochs}" if since else f"for {epochs} epochs, from the start"
+    first = 0 if inputs.search.from_scratch else inputs.recipe.epochs
+    span = f"from epoch {first} to {epochs}" if first else f"for {epochs} epochs, from the start"
     finished, models = store.finished(), store.frontier_rows()
     if models is None:
-        return f"then the frontier's models train {how}"
-    left = [row for row in models if row.run.with_epochs(epochs) not in finished]
-    return f"then {len(left)} of the frontier's {len(models)} models train {how}"
+        return f"then the frontier's models train {span}"
+    remaining = [row for row in models if row.run.with_epochs(epochs) not in finished]
+    return f"then {len(remaining)} of the frontier's {len(models)} models train {span}"

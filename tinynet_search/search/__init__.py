@@ -1,1 +1,4 @@
-"""The driver of a search: its trials on Tune, what follows from their results, failed trials again."""
+"""The search driver: runs trials on Ray Tune, derives results from them and retries failed trials.
+
+Called by ``tinynet search`` and by submitted search jobs.
+"""

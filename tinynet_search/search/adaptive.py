@@ -1,7 +1,7 @@
-"""Where Tune gets its trials from: sources of candidates behind one Tune searcher.
+"""AdaptiveSource sampling: a candidate source backed by Optuna, used by the Tune run of a search.
 
-A source gives the next candidate, None while it waits for running ones, or END. What was drawn is written to the
-search directory before it is trained, so a driver that dies forgets nothing.
+Each candidate is written to the search directory before it is trained, so a driver that is killed
+leaves a complete record.
 """
 
 from collections.abc import Callable
@@ -18,18 +18,20 @@ from trainables.result import ResultSummary
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution, FloatDistribution
 
-# Suggestions in a row that are no new network before Optuna is taken to have seen them all.
-MOST_REPEATS = 200
+# Consecutive suggestions without a new network after which the search space counts as exhausted.
+MAX_REPEATS = 200
 
 
-class Adaptive:
-    """Optuna's multi-objective search (top-1 up, c down) through Tune's OptunaSearch: c, d and r drawn, w solved.
+class AdaptiveSource:
+    """Optuna's multi-objective search (maximize top-1, minimize c) through Tune's OptunaSearch.
 
-    A new driver tells Optuna every result that is there; the candidates it had drawn are trained first.
+    Optuna suggests c, d and r; the width w is solved from them. A restarted driver adds all
+    existing results to the Optuna study and first trains the candidates that were drawn but not
+    trained.
 
     Args:
-        state: of the search; its candidates grow as they are drawn.
-        drawn: called with each candidate before it is trained.
+        state: State of the search; drawn candidates are appended to it.
+        drawn: Called with new candidates before they are trained.
     """
 
     def __init__(
@@ -39,13 +41,13 @@ class Adaptive:
         state: SearchState,
         drawn: Callable[[list[Candidate]], None],
     ) -> None:
-        self._plan, self._store, self._state, self._tell_drawn = plan, store, state, drawn
+        self._plan, self._store, self._state, self._on_drawn = plan, store, state, drawn
         self._space, self._classes = plan.space.narrowed(), plan.space.num_classes
         self._known = {c.id for c in state.candidates}
         self._left = state.pending_trials
-        self._asked: dict[str, str] = {}
+        self._optuna_ids: dict[str, str] = {}  # Optuna's trial id by run name
         self._space_of = self._distributions()
-        self._optuna = self._warm()
+        self._optuna = self._create_optuna()
 
     def next(self) -> Next:
         if self._left:
@@ -55,59 +57,57 @@ class Adaptive:
             return END
         candidate = self._suggest()
         if candidate is None:
-            return None if self._asked else END
+            return None if self._optuna_ids else END
         if not self._store.add_batch(len(drawn), [candidate]):
-            return self._others(candidate)
+            return self._adopt_other_batch(candidate)
         self._take([candidate])
         return candidate
 
     def _take(self, candidates: list[Candidate]) -> None:
         self._state.draw(candidates)
         self._known |= {c.id for c in candidates}
-        self._tell_drawn(candidates)
+        self._on_drawn(candidates)
 
-    def _others(self, refused: Candidate) -> Next:
-        """Another driver has drawn in the meantime: what it wrote down is what is trained, and this one's draw is forgotten."""
-        self._optuna.on_trial_complete(self._asked.pop(refused.run), error=True)
+    def _adopt_other_batch(self, rejected: Candidate) -> Next:
+        """Discard the rejected draw and continue with the batch that another driver wrote first."""
+        self._optuna.on_trial_complete(self._optuna_ids.pop(rejected.run), error=True)
         state = self._state
-        theirs = candidates_of(self._plan, self._store, state.epochs)[len(state.candidates) :]
-        self._take(theirs)
-        state.read(self._store.summaries([c.run for c in theirs]))
-        self._left += state.pending(theirs)
+        drawn = candidates_of(self._plan, self._store, state.epochs)[len(state.candidates) :]
+        self._take(drawn)
+        state.read(self._store.summaries([c.run for c in drawn]))
+        self._left += state.pending(drawn)
         return self.next()
 
     def done(self, candidate: Candidate) -> None:
-        ticket, result = (
-            self._asked.pop(candidate.run, None),
-            self._state.results.get(candidate.run),
-        )
-        if ticket is not None:
-            self._tell(ticket, result)
+        optuna_id = self._optuna_ids.pop(candidate.run, None)
+        result = self._state.results.get(candidate.run)
+        if optuna_id is not None:
+            self._report(optuna_id, result)
         elif result is not None:
             self._add(candidate, result)
 
-    def _tell(self, ticket: str, result: ResultSummary | None) -> None:
+    def _report(self, optuna_id: str, result: ResultSummary | None) -> None:
         if result is None or result.top1 is None:
-            self._optuna.on_trial_complete(ticket, error=True)
+            self._optuna.on_trial_complete(optuna_id, error=True)
         else:
-            self._optuna.on_trial_complete(ticket, {"top1": result.top1, "c": result.c})
+            self._optuna.on_trial_complete(optuna_id, {"top1": result.top1, "c": result.c})
 
     def _suggest(self) -> Candidate | None:
-        for attempt in range(MOST_REPEATS):
-            ticket = f"{len(self._state.candidates)}-{attempt}"
-            values = self._optuna.suggest(ticket)
+        for attempt in range(MAX_REPEATS):
+            optuna_id = f"{len(self._state.candidates)}-{attempt}"
+            values = self._optuna.suggest(optuna_id)
             assert values is not None
             network = solved_width(
                 self._space, values["c"], values["r"], values["d"], self._classes
             )
             if network is None:
-                self._optuna.on_trial_complete(ticket, error=True)
+                self._optuna.on_trial_complete(optuna_id, error=True)
                 continue
             candidate = candidate_of(self._plan, network, epochs=self._state.epochs)
             if candidate.id not in self._known:
-                self._asked[candidate.run] = ticket
+                self._optuna_ids[candidate.run] = optuna_id
                 return candidate
-            self._tell(ticket, self._state.results.get(candidate.run))
+            self._report(optuna_id, self._state.results.get(candidate.run))
         return None
 
     def _distributions(self) -> "dict[str, FloatDistribution]":
@@ -116,8 +116,11 @@ class Adaptive:
         space = {"c": FloatDistribution(*self._space.band, log=True)}
         return space | {key: FloatDistribution(*self._space.ranges[key]) for key in ("d", "r")}
 
-    def _warm(self) -> Any:
-        """OptunaSearch, its study told of the results so far; the seed moves on with the draw, or it would repeat it."""
+    def _create_optuna(self) -> Any:
+        """Create an OptunaSearch whose study contains the results so far.
+
+        The seed is offset by the number of candidates, so a restart does not repeat earlier draws.
+        """
         import optuna
         from ray.tune.search.optuna import OptunaSearch
 
@@ -138,7 +141,7 @@ class Adaptive:
         return search
 
     def _add(self, candidate: Candidate, result: ResultSummary) -> None:
-        """Tell the study of a trial that an earlier driver drew."""
+        """Add a trial that an earlier driver drew to the study."""
         import optuna
 
         if result.top1 is None:

@@ -1,11 +1,14 @@
-"""What follows from results: the frontier, the formula, the final networks. All of it is made anew from what is there."""
+"""Derives the frontier, the formula and the final networks from the results of a search.
+
+All of them are recomputed from the search directory. Called by the search driver and its Tune run.
+"""
 
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from search_spaces import Network, RequestError, SearchSpace, get_space
-from tinynet_search.config import SearchSection
+from tinynet_search.config.sections import SearchSection
 from tinynet_search.formula.baselines import baseline
 from tinynet_search.formula.frontier import FrontierModel, TrialPoint, select_frontier, spearman
 from tinynet_search.formula.tiny_formula import TinyFormula, fit_formula
@@ -17,7 +20,7 @@ from tinynet_search.store.schema import (
     FrontierRow,
     LongerTraining,
     Plan,
-    refusing,
+    validating,
 )
 from trainables.result import ResultSummary
 from trainables.run_name import RunName
@@ -29,11 +32,12 @@ TINY = "tiny formula"
 
 
 class Conclusion:
-    """Frontier, formula and final networks of a search, and where the publisher learns of them.
+    """Computes the frontier, formula and final networks, writes them and notifies the publisher.
 
     Attributes:
-        frontier, formula, final_rows: as they were written last; the formula is None before the first ``conclude``.
-        notes: why final networks are missing.
+        frontier, formula, final_rows: The last written values. The formula is None before the first
+            ``conclude``.
+        notes: Reasons why final networks are missing.
     """
 
     def __init__(
@@ -53,15 +57,18 @@ class Conclusion:
 
     @property
     def budgets(self) -> int:
-        """How many budgets final networks are trained for."""
+        """Number of budgets for which final networks are trained."""
         return len(self._search.finals)
 
     def conclude(self) -> TinyFormula:
-        """Write the frontier and the formula of the results there are; once all trials have ended, the finals too."""
+        """Write the frontier and the formula of the current results.
+
+        The final networks are chosen and written once all trials have ended.
+        """
         store, plan, state = self._store, self._plan, self._state
         if state.adaptive:
             state.redraw(candidates_of(plan, store, state.epochs))
-            self._publisher.watch(state.candidates)  # those of another driver too
+            self._publisher.watch(state.candidates)  # including those of another driver
         state.read(store.summaries(state.unread))
         self.write_frontier()
         formula = write_formula(store, plan, self.frontier, state.counts)
@@ -81,12 +88,12 @@ class Conclusion:
             self._publisher.watch(state.continued)
         self.final_rows = store.final_rows()
         state.read(store.summaries(state.unread))
-        # Final networks may train for days: what led to them is to be seen meanwhile.
+        # Final networks may train for days: show the results that led to them in the meantime.
         self.publish()
         return formula
 
     def publish(self) -> None:
-        """Have what follows from the results sent to MLflow."""
+        """Pass the frontier, the formula and the final rows to the MLflow publisher."""
         if self.formula is not None:
             self._publisher.conclude(self.frontier, self.formula.to_json(), self.final_rows)
 
@@ -108,7 +115,7 @@ class Conclusion:
 def continued(
     candidates: Iterable[Candidate], frontier: Sequence[FrontierRow], epochs: int
 ) -> list[Candidate]:
-    """The frontier's models at a longer budget."""
+    """The models of the frontier as candidates with more epochs."""
     by_run = {candidate.run: candidate for candidate in candidates}
     models = [by_run[row.run] for row in frontier]
     return [Candidate(model.spec.with_epochs(epochs), model.network) for model in models]
@@ -117,31 +124,36 @@ def continued(
 def with_longest(
     store: SearchStore, rows: Sequence[FrontierRow], results: Mapping[RunName, ResultSummary]
 ) -> list[FrontierRow]:
-    """Rows of a frontier; those whose model was trained for more epochs too say for how many, and how good it then was.
+    """Frontier rows, with the longest training of each model that was also trained for more epochs.
+
+    The ``longer`` field of such a row holds the run, its epochs and its top-1 accuracy.
 
     Args:
-        results: those that are known; only others are read.
+        results: Known results; only other results are read from storage.
     """
     runs: dict[str, list[RunName]] = {}
     for run in store.finished():
         runs.setdefault(run.id, []).append(run)
-    # The row's run by each run of the same model for more epochs.
-    wanted = {
-        run: row.run for row in rows for run in runs.get(row.id, []) if run.epochs > row.run.epochs
-    }
+    # Longer runs of a model, each mapped to the run of its frontier row.
+    row_runs: dict[RunName, RunName] = {}
+    for row in rows:
+        for run in runs.get(row.id, []):
+            if run.epochs > row.run.epochs:
+                row_runs[run] = row.run
     longest: dict[RunName, LongerTraining] = {}
-    known = {run: results[run] for run in wanted if run in results}
-    read = store.summaries(run for run in wanted if run not in results)
+    known = {run: results[run] for run in row_runs if run in results}
+    read = store.summaries(run for run in row_runs if run not in results)
     for run, result in sorted((known | read).items(), key=lambda item: item[0].epochs):
         if result.top1 is not None:
-            longest[wanted[run]] = LongerTraining(run=run, epochs=run.epochs, top1=result.top1)
+            longest[row_runs[run]] = LongerTraining(run=run, epochs=run.epochs, top1=result.top1)
     return [row.model_copy(update={"longer": longest.get(row.run)}) for row in rows]
 
 
-def prepare() -> None:
-    """Import what the formula is fitted with: a second that is free while the last trials train.
+def preload_sklearn() -> None:
+    """Import scikit-learn's Gaussian processes while the last trials still train.
 
-    In the caller's thread: two threads that import at once can see half of a module.
+    The import takes about a second. It runs in the caller's thread, because two threads that import
+    at the same time can see a partially initialized module.
     """
     importlib.import_module("sklearn.gaussian_process")
 
@@ -149,7 +161,7 @@ def prepare() -> None:
 def points_of(
     candidates: Sequence[Candidate], results: Mapping[RunName, ResultSummary]
 ) -> list[TrialPoint]:
-    """What the frontier sees of the trials that have ended."""
+    """The trials that have ended, as input for the frontier selection."""
     ended = [(c, results[c.run]) for c in candidates if c.run in results]
     return [TrialPoint(c.run, c.spec.rdw, c.c, result.top1, result.status) for c, result in ended]
 
@@ -160,14 +172,14 @@ def write_frontier(
     candidates: Sequence[Candidate],
     results: Mapping[RunName, ResultSummary],
 ) -> list[FrontierRow]:
-    """Select the frontier of all results and write it: rows by rising c, with ``pareto_rank``."""
+    """Select the frontier of all results and write it: rows sorted by c, with ``pareto_rank``."""
     by_run = {c.run: c for c in candidates}
     selected = select_frontier(
         points_of(candidates, results),
         fraction=plan.frontier.fraction,
         minimum=plan.frontier.minimum,
     )
-    with refusing("the frontier"):
+    with validating("the frontier"):
         rows = [_row(by_run[RunName.parse(model.id)], model) for model in selected]
     rows = with_longest(store, rows, results)
     store.write_rows(FRONTIER, rows)
@@ -196,7 +208,11 @@ def spearman_of(frontier: Sequence[FrontierRow]) -> dict[str, float | None]:
 def write_formula(
     store: SearchStore, plan: Plan, frontier: Sequence[FrontierRow], trials: Mapping[str, int]
 ) -> TinyFormula:
-    """Fit r(c) and d(c) on the frontier and write the formula; ``trials``: how many there were, by what became of them."""
+    """Fit r(c) and d(c) on the frontier and write the formula.
+
+    Args:
+        trials: Number of trials by status, recorded in the provenance.
+    """
     formula = fit_formula(
         get_space(plan.space.name),
         [(row.c, row.rdw[0], row.rdw[1]) for row in frontier],
@@ -223,9 +239,13 @@ def final_rows(
     *,
     rules: Sequence[str],
 ) -> tuple[list[FinalRow], list[str]]:
-    """The final jobs of the formula's networks, and of other rules' beside them; and why any are missing.
+    """The final trainings: networks of the formula and of the rules to compare with.
 
-    A budget beyond the frontier is extrapolated, since it was asked for by name, and its row says so.
+    A budget outside the frontier is extrapolated, because the user requested it explicitly; its
+    row is marked as extrapolated.
+
+    Returns:
+        The rows, and one message per network that does not exist.
     """
     ranges: dict[str, Sequence[float]] = {**plan.space.ranges}
     space = get_space(plan.space.name).narrowed(ranges)
@@ -238,7 +258,7 @@ def final_rows(
                 refused.append(f"no final network of the rule {label!r} for c = {c:g}: {note}")
                 continue
             spec = candidate_of(plan, network, epochs=epochs, kind="final").spec
-            with refusing("a final network"):
+            with validating("a final network"):
                 row = FinalRow(
                     run=spec.run, label=label, c=c, note=note, extrapolated=extrapolated, spec=spec
                 )
@@ -249,10 +269,15 @@ def final_rows(
 def _final(
     formula: TinyFormula, space: SearchSpace, c: float, classes: int, label: str
 ) -> tuple[Network | None, str | None, bool]:
-    """(network, why there is none or how far it lies from the budget, whether the formula was extrapolated)"""
+    """The network of one rule for a budget.
+
+    Returns:
+        The network or None, a note (why it is missing, or its distance from the budget), and
+        whether the formula was extrapolated.
+    """
     if label != TINY:
-        found = baseline(label, space, c, classes)
-        return found.network, found.note, False
+        result = baseline(label, space, c, classes)
+        return result.network, result.note, False
     try:
         suggestion = formula.suggest(c, space=space, num_classes=classes, extrapolate=True)
     except RequestError as error:

@@ -1,7 +1,8 @@
-"""The driver: plan, Tune, results, frontier, formula, final networks; on the search directory, and idempotent.
+"""The search driver: plan, trials on Tune, frontier, formula and final networks.
 
-Running the same search again skips what has a result, resumes what has a checkpoint and starts the rest. Nothing
-here is the truth: the driver can die anywhere and the next one finds all there is in the search directory.
+Called by ``tinynet search``. Running the same search again skips trials with a result, resumes
+trials with a checkpoint and starts the rest. All state is in the search directory, so the driver
+can be killed at any point and a new driver continues from there.
 """
 
 import sys
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from tinynet_search.config import Config, PlanInputs
 from tinynet_search.errors import require
 from tinynet_search.plan.candidates import grow
-from tinynet_search.plan.plan import agreed_plan, too_large
+from tinynet_search.plan.plan import load_or_create_plan, packing_warning
 from tinynet_search.search.conclusion import Conclusion
 from tinynet_search.search.outcome import SearchOutcome
 from tinynet_search.search.retry import RETRIED, set_aside
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
     from tinynet_search.cluster.placement import ClusterRequest
     from tinynet_search.tracking.publisher import Publisher
 
-# Seconds that the publisher of an interrupted search gets.
-LAST_SECONDS = 15.0
+# Seconds that an interrupted search waits for its publisher.
+PUBLISH_TIMEOUT = 15.0
 
 
-def say(message: str) -> None:
-    """Messages go to stderr: stdout is for what was asked."""
+def print_message(message: str) -> None:
+    """Print a message to stderr; stdout is reserved for the requested output."""
     print(message, file=sys.stderr, flush=True)
 
 
@@ -44,22 +45,22 @@ def run_search(
     *,
     tracking: str | None = None,
     retry: Collection[str] = (),
-    warn: Callable[[str], None] = say,
+    warn: Callable[[str], None] = print_message,
 ) -> SearchOutcome:
-    """Run a search to its end, or take it up where it was left.
+    """Run a search to its end, or resume it.
 
-    The first Ctrl-C or SIGTERM has the trainings commit a checkpoint, the second ends at once.
+    On the first Ctrl-C or SIGTERM, trainings commit a checkpoint; the second stops immediately.
 
     Args:
-        config: from ``load_config``.
-        tracking: MLflow's URI, before MLFLOW_TRACKING_URI and the configuration's.
-        retry: reasons of failed trials that are to be trained again; ``failed`` is any.
-        warn: called with one line for each thing worth knowing that does not stop the search.
+        config: Returned by ``load_config``.
+        tracking: MLflow URI; overrides MLFLOW_TRACKING_URI and the configuration.
+        retry: Failure reasons of the failed trials to train again; ``failed`` matches all.
+        warn: Called with one line per warning that does not stop the search.
 
     Raises:
-        RequestError: the configuration contradicts the plan, cannot run here, or another driver runs this search;
-            nothing was lost.
-        KeyboardInterrupt: it was interrupted; everything is where it was left.
+        RequestError: The configuration contradicts the plan or cannot run here, or another driver
+            runs this search. The search directory keeps all results.
+        KeyboardInterrupt: The search was interrupted. It can be resumed.
     """
     require("ray", "torch", "timm", "sklearn", "pymoo")
     from tinynet_search.cluster.placement import ClusterRequest
@@ -69,12 +70,12 @@ def run_search(
     inputs = config.resolve()
     store = SearchStore(inputs.url)
     uri = resolve_uri(tracking, config.tracking.uri, config.storage.path)
-    plan = agreed_plan(store, inputs)
+    plan = load_or_create_plan(store, inputs)
     with stoppable(warn) as stopping, Lease(store.folder, f"search {store.url}", "search") as lease:
         state = opened_state(store, plan, inputs, config.run.stop_at_failed)
-        again = set_aside(store, retry, retryable(store, inputs, state)) if retry else []
-        state.forget(again)
-        _warn_of(store, plan, state, len(again), warn)
+        retried = set_aside(store, retry, retryable(store, inputs, state)) if retry else []
+        state.forget(retried)
+        _warn_before_start(store, plan, state, len(retried), warn)
         driver = _Driver(
             store, plan, inputs, ClusterRequest.of(config, inputs), state, lease, stopping
         )
@@ -86,7 +87,10 @@ def run_search(
 def opened_state(
     store: SearchStore, plan: Plan, inputs: PlanInputs, stop_at_failed: float
 ) -> SearchState:
-    """The state that a search directory is in: candidates, drawn up to the number that is wanted, and their results."""
+    """Load the state of a search directory: the candidates and their results.
+
+    Missing candidates are drawn, up to the configured number of trials.
+    """
     search, epochs = inputs.search, inputs.recipe.epochs
     state = SearchState(
         trials=search.trials,
@@ -94,7 +98,7 @@ def opened_state(
         adaptive=plan.sampler.adaptive,
         stop_at_failed=stop_at_failed,
         candidates=grow(plan, store, search.trials, epochs),
-        before=frozenset(store.finished()),
+        finished_before=frozenset(store.finished()),
     )
     state.read(store.summaries(state.unread))
     return state
@@ -103,31 +107,32 @@ def opened_state(
 def retryable(
     store: SearchStore, inputs: PlanInputs, state: SearchState
 ) -> dict[RunName, ResultSummary]:
-    """Results of all that this search can train, final jobs that are written down and longer trainings among it."""
+    """Results of all runs that this search can train, including final and longer trainings."""
     finals = [row.run for row in store.final_rows()]
     runs = sorted(state.trainable(finals, inputs.search.frontier_epochs))
     state.read(store.summaries(run for run in runs if run not in state.results))
     return {run: state.results[run] for run in runs if run in state.results}
 
 
-def _warn_of(
+def _warn_before_start(
     store: SearchStore,
     plan: Plan,
     state: SearchState,
-    again: int,
+    retried: int,
     warn: Callable[[str], None],
 ) -> None:
-    """What is worth knowing before the search begins."""
-    if again:
+    if retried:
         warn(
-            f"failed trials that are trained again: {again}; their results so far are in {store.at(RETRIED)}"
+            f"failed trials to be trained again: {retried}; "
+            f"their previous results are in {store.url_of(RETRIED)}"
         )
-    shorter = 0 if plan.recipe.continues else state.trained_elsewhere(state.before)
+    shorter = 0 if plan.recipe.extendable else state.trained_elsewhere(state.finished_before)
     if shorter:
         warn(
-            f"trials that have a result for other epochs, and start anew for {state.epochs}: {shorter}, by the cosine schedule"
+            f"trials with a result for a different number of epochs: {shorter}; they start from "
+            f"scratch for {state.epochs} epochs because of the cosine schedule"
         )
-    if warning := too_large(
+    if warning := packing_warning(
         plan.data.largest_pixels, (c.network.resolution for c in state.candidates)
     ):
         warn(warning)
@@ -135,7 +140,7 @@ def _warn_of(
 
 @dataclass
 class _Driver:
-    """One call of ``run_search``: the parts of a search, and what happens in which order."""
+    """One call of ``run_search``: holds the parts of a search and runs its steps in order."""
 
     store: SearchStore
     plan: Plan
@@ -146,7 +151,7 @@ class _Driver:
     stopping: Stopping
 
     def run(self, uri: str, warn: Callable[[str], None]) -> SearchOutcome:
-        """Search with a publisher beside it, whatever becomes of either."""
+        """Run the search with an MLflow publisher; close the publisher even if the search fails."""
         from tinynet_search.mlflow_client.connection import address
         from tinynet_search.tracking.publisher import Publisher
 
@@ -159,16 +164,19 @@ class _Driver:
             outcome = self._search(publisher, address(uri), warn)
             status = "KILLED" if outcome.stopped or outcome.lost else "FINISHED"
         finally:
-            # An interrupted search does not wait for all that is to be sent: the next run, or tinynet sync, goes on with it.
-            if stopping.signal and not stopping.insisted:
+            # An interrupted search does not wait until all results are sent to MLflow. The next run
+            # or tinynet sync sends the rest.
+            if stopping.signal and not stopping.forced:
                 warn(
-                    f"checkpoints are committed; MLflow gets {LAST_SECONDS:.0f} s at most (again to stop at once)"
+                    f"checkpoints are committed; sending to MLflow for up to "
+                    f"{PUBLISH_TIMEOUT:.0f} s (interrupt again to stop immediately)"
                 )
-            timeout = LAST_SECONDS if stopping.signal else None
-            sent = publisher.close(timeout=0.0 if stopping.insisted else timeout, status=status)
+            timeout = PUBLISH_TIMEOUT if stopping.signal else None
+            sent = publisher.close(timeout=0.0 if stopping.forced else timeout, status=status)
         if not sent:
             outcome.notes.append(
-                f"MLflow at {address(uri)} has not everything yet: tinynet sync --search {self.store.name} catches up"
+                f"MLflow at {address(uri)} is not up to date: "
+                f"run tinynet sync --search {self.store.name} to send the rest"
             )
         outcome.link = publisher.link
         outcome.seconds["mlflow"] = publisher.busy_seconds
@@ -177,10 +185,10 @@ class _Driver:
     def _search(
         self, publisher: "Publisher", tracking: str, warn: Callable[[str], None]
     ) -> SearchOutcome:
-        """Trials, finals and what follows from them."""
+        """Train the trials and the final networks, and compute the outcome."""
         state, stopping, started = self.state, self.stopping, time.time()
         conclusion = Conclusion(self.store, self.plan, self.inputs.search, state, publisher)
-        on_tune = TuneRun(
+        tune_run = TuneRun(
             self.store,
             self.plan,
             self.request,
@@ -191,30 +199,32 @@ class _Driver:
             stopping,
             warn,
         )
-        self.lease.when_lost(lambda: stopping.ask("another driver has taken this search over"))
+        self.lease.when_lost(
+            lambda: stopping.request_stop("another driver has taken over this search")
+        )
         publisher.watch(state.candidates)
         trials_left = state.trials_left
         if trials_left:
-            on_tune.judge()
+            tune_run.stop_if_too_many_failed()
         else:
             conclusion.conclude()
-        if not stopping.why and (trials_left or state.pending_later):
-            on_tune.train()
+        if not stopping.reason and (trials_left or state.pending_later):
+            tune_run.train()
         if conclusion.formula is None:
             conclusion.conclude()
         else:
-            # A process may have written a result after Tune gave its trial up.
+            # A worker process may have written a result after Tune gave up on its trial.
             state.read(self.store.summaries(state.unread))
             if state.continued:
                 conclusion.write_frontier()
             conclusion.publish()
-        return self._outcome(conclusion, on_tune, tracking, started)
+        return self._outcome(conclusion, tune_run, tracking, started)
 
     def _outcome(
-        self, conclusion: Conclusion, on_tune: TuneRun, tracking: str, started: float
+        self, conclusion: Conclusion, tune_run: TuneRun, tracking: str, started: float
     ) -> SearchOutcome:
         assert conclusion.formula is not None
-        state, stopped = self.state, self.stopping.why
+        state, stopped = self.state, self.stopping.reason
         lost = [] if stopped else [*state.pending_trials, *state.pending_later]
         new = state.new
         return SearchOutcome(
@@ -223,25 +233,25 @@ class _Driver:
             candidates=state.candidates,
             finals=state.finals,
             results={
-                c.run: state.results[c.run] for c in state.everything if c.run in state.results
+                c.run: state.results[c.run] for c in state.all_candidates if c.run in state.results
             },
             frontier=conclusion.frontier,
             final_rows=conclusion.final_rows,
             formula=conclusion.formula,
             tracking=tracking,
-            at_once=on_tune.at_once,
+            at_once=tune_run.at_once,
             new=len(new),
             lost=list({c.run: c for c in lost}.values()),
-            lost_why=on_tune.lost_why,
+            lost_reasons=tune_run.lost_reasons,
             stopped=stopped,
             continued=state.continued,
             notes=conclusion.notes,
-            seconds=on_tune.seconds,
+            seconds=tune_run.seconds,
             trained=sum(self._trained(result, started) for result in new),
         )
 
     def _trained(self, summary: ResultSummary, started: float) -> float:
-        """Seconds that this driver's epochs of a trial took; the first ones may be an earlier driver's."""
+        """Seconds that this driver spent on a trial, without the epochs of earlier drivers."""
         since = 1000 * started
         if summary.first_ts is None or summary.first_ts >= since:
             return summary.seconds

@@ -1,4 +1,4 @@
-"""What a search came to: returned by ``run_search``, printed by the command line."""
+"""The outcome of a search, returned by ``run_search`` and printed by the command line."""
 
 from dataclasses import dataclass, field
 
@@ -11,18 +11,22 @@ from trainables.run_name import RunName
 
 @dataclass
 class SearchOutcome:
-    """What a search came to.
+    """The outcome of a search.
 
     Attributes:
-        results: of everything that has ended, by run name.
-        frontier: rows of ``frontier.json``, by rising c; final_rows: of ``finals.json``.
-        tracking: MLflow's address; link: the search's page there, None where MLflow was not reached.
-        at_once: trials side by side.
-        new: trials and finals that were trained by this call.
-        lost: trials that ended without a result, after their processes were lost too often; lost_why: of what, where it is known.
-        stopped: why the search ended before its work was done, None where it did not.
-        seconds: wall time by part: ``ray`` (start and stop), ``trials``, ``mlflow`` (in its own thread), ``total``.
-        trained: seconds of bare training by this call, summed over its trials.
+        results: Results of all runs that have ended, by run name.
+        frontier: Rows of ``frontier.json``, sorted by c.
+        final_rows: Rows of ``finals.json``.
+        tracking: Address of the MLflow server.
+        link: URL of the search in MLflow, None if MLflow was not reached.
+        at_once: Number of concurrent trials.
+        new: Number of trials and final networks trained by this call.
+        lost: Trials that ended without a result because their processes were lost too often.
+        lost_reasons: Reasons by run name, where they are known.
+        stopped: Why the search stopped early, None if it did not.
+        seconds: Wall time by part: ``ray`` (start and stop), ``trials``, ``mlflow`` (in its own
+            thread) and ``total``.
+        trained: Seconds of training in this call, summed over its trials, without overhead.
     """
 
     store: SearchStore
@@ -38,7 +42,7 @@ class SearchOutcome:
     at_once: int = 1
     new: int = 0
     lost: list[Candidate] = field(default_factory=list)
-    lost_why: dict[str, str] = field(default_factory=dict)
+    lost_reasons: dict[str, str] = field(default_factory=dict)
     stopped: str | None = None
     continued: list[Candidate] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

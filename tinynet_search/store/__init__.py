@@ -1,1 +1,1 @@
-"""Directories of searches and of training jobs: their files, checked when they are read, and their lease."""
+"""Directories of searches and training jobs: their files, validated on reading, and their lease."""

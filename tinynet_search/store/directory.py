@@ -1,12 +1,17 @@
-"""The search directory, the truth of a search: ``<storage>/<search>/`` on any storage that ``trainables.storage.folder`` opens.
+"""Reads and writes a search directory ``<storage>/<search>/``, the source of truth of a search.
 
-| file | written | holds |
+The storage can be any kind that ``trainables.storage.folder`` opens. Used by the driver of a
+search, by training jobs, and by all readers of their results.
+
+| file | written | contents |
 |-|-|-|
-| ``plan.json`` | once | space, band, sampler, recipe, data, seed, what ranks |
-| ``candidates/<batch>.json`` | once a batch | id, (r, d, w) and exact cost of each candidate |
-| ``trials/<id>-e<epochs>/`` | by the trial | checkpoints; at the end the weights and their ``config.json`` |
+| ``plan.json`` | once | space, band, sampler, recipe, data, seed, ranking metric |
+| ``candidates/<batch>.json`` | once per batch | id, (r, d, w) and exact cost of each candidate |
+| ``trials/<id>-e<epochs>/`` | by the trial | checkpoints; finally weights and ``config.json`` |
 | ``results/<id>-e<epochs>.json`` | once, by the trial | status, reason, metrics, every epoch |
-| ``frontier.json``, ``formula.json``, ``finals.json`` | by the driver | what follows from the results; made anew at will |
+| ``frontier.json``, ``formula.json``, ``finals.json`` | by the driver | derived from the results |
+
+Derived files can be rebuilt from the results at any time.
 """
 
 import json
@@ -21,40 +26,42 @@ from search_spaces import RequestError
 from tinynet_search.store.schema import (
     FINAL_ROWS,
     FRONTIER_ROWS,
-    MOST_TRIALS,
+    MAX_TRIALS,
     SCHEMA,
     Batch,
-    Drawn,
+    DrawnCandidate,
     FinalRow,
     FrontierRow,
     Plan,
     checked,
-    foreign_space,
+    untrusted_space_error,
 )
 from trainables.result import EpochRecord, NetworkFigures, ResultSummary, TrialResult
 from trainables.run_name import RunName
 from trainables.spec import TrialSpec
 from trainables.storage.documents import LARGE, SMALL, DocumentError, parsed
-from trainables.storage.folder import Folder, below, open_folder
+from trainables.storage.folder import Folder, child_url, open_folder
 from trainables.trial_folder import newest_progress, read_result, result_name
 
 PLAN, FRONTIER, FORMULA, FINALS = "plan.json", "frontier.json", "formula.json", "finals.json"
-# In the place of a plan: the directory is a training job's.
+# The directory of a training job has this file instead of a plan.
 JOB = "job.json"
 Row = TypeVar("Row", FrontierRow, FinalRow)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A planned trial: its description and the figures of its network.
+    """A planned trial: its specification and the figures of its network.
 
     Attributes:
-        named: its run name where that is known already, since working it out takes the network's shape.
+        spec: the specification.
+        network: the figures of the network.
+        known_run: the run name if it is already known; computing it requires the network's shape.
     """
 
     spec: TrialSpec
     network: NetworkFigures
-    named: RunName | None = field(default=None, compare=False, repr=False)
+    known_run: RunName | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, spec: TrialSpec) -> "Candidate":
@@ -62,8 +69,8 @@ class Candidate:
 
     @cached_property
     def run(self) -> RunName:
-        """Names the result and the trial folder."""
-        return self.named or self.spec.run
+        """Run name, which is the name of the result and of the trial folder."""
+        return self.known_run or self.spec.run
 
     @property
     def id(self) -> str:
@@ -75,7 +82,11 @@ class Candidate:
 
 
 class SearchStore:
-    """Reads and writes one search directory."""
+    """Reads and writes one search directory.
+
+    Args:
+        url: path or URL of the directory.
+    """
 
     def __init__(self, url: str) -> None:
         self.folder: Folder = open_folder(url)
@@ -85,12 +96,12 @@ class SearchStore:
     def name(self) -> str:
         return self.url.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
-    def at(self, name: str) -> str:
-        """Where a file lies, for people and for whoever opens it."""
-        return below(self.url, name)
+    def url_of(self, name: str) -> str:
+        """Return the path or URL of a file of the directory."""
+        return child_url(self.url, name)
 
     def read_json(self, name: str) -> Any:
-        """A file's content, or None where there is no file.
+        """Return the content of a JSON file, None if the file does not exist.
 
         Raises:
             RequestError: the file is damaged, too large, or cannot be read.
@@ -103,11 +114,18 @@ class SearchStore:
             raise _unusable(self.url, error) from error
         except ValueError as error:
             raise RequestError(
-                f"{self.at(name)} is damaged ({error}): restore it, or search under another name"
+                f"{self.url_of(name)} is damaged ({error}): restore it, or use a different name"
             ) from error
 
     def write_json(self, name: str, value: Any, *, once: bool = False) -> bool:
-        """Write a file; False where it is to be written ``once`` and was there."""
+        """Write a JSON file.
+
+        Returns:
+            False if ``once`` is true and the file already exists.
+
+        Raises:
+            RequestError: the storage cannot be written.
+        """
         data = json.dumps(value, indent=1).encode()
         try:
             if once:
@@ -118,21 +136,26 @@ class SearchStore:
             raise _unusable(self.url, error) from error
 
     def plan(self, space: str | None = None) -> Plan | None:
-        """The plan, or None before there is one.
+        """Return the plan, None if it is not written yet.
 
         Args:
-            space: repeats a user's own ``module:attribute``, since importing what a file names would run code.
+            space: the ``module:attribute`` of a user-defined space, given again by the user.
+                Importing a name that was read from a file would run code.
 
         Raises:
-            RequestError: the plan is damaged, or of a user's own space that ``space`` does not repeat.
+            RequestError: the plan is damaged, or uses a user-defined space other than ``space``.
         """
         plan = self.written_plan()
-        if plan is not None and (foreign := foreign_space(plan.space.name, space)):
-            raise RequestError(f"plan {self.at(PLAN)}: {foreign}")
+        if plan is not None and (refusal := untrusted_space_error(plan.space.name, space)):
+            raise RequestError(f"plan {self.url_of(PLAN)}: {refusal}")
         return plan
 
     def written_plan(self) -> Plan | None:
-        """The plan, of whatever space: to be compared, not to be followed. Raises RequestError where it is damaged."""
+        """Return the plan without checking its space; for comparison only.
+
+        Raises:
+            RequestError: the plan is damaged.
+        """
         values = self.read_json(PLAN)
         if values is None and not self.folder.exists(PLAN):
             return None
@@ -140,15 +163,24 @@ class SearchStore:
             return Plan.from_json(values)
         except DocumentError as error:
             raise RequestError(
-                f"plan {self.at(PLAN)} is damaged ({error}): restore it, or search under another name"
+                f"plan {self.url_of(PLAN)} is damaged ({error}): "
+                "restore it, or use a different name"
             ) from error
 
     def frontier_rows(self) -> list[FrontierRow] | None:
-        """Rows of ``frontier.json``, None before there are any. Raises RequestError where they are damaged."""
+        """Return the rows of ``frontier.json``, None if it does not exist.
+
+        Raises:
+            RequestError: the file is damaged.
+        """
         return self._rows(FRONTIER, FRONTIER_ROWS)
 
     def final_rows(self) -> list[FinalRow]:
-        """Rows of ``finals.json``. Raises RequestError where they are damaged."""
+        """Return the rows of ``finals.json``.
+
+        Raises:
+            RequestError: the file is damaged.
+        """
         return self._rows(FINALS, FINAL_ROWS) or []
 
     def write_rows(self, name: str, rows: Iterable[FrontierRow] | Iterable[FinalRow]) -> None:
@@ -162,32 +194,37 @@ class SearchStore:
             return checked(kind.validate_python, values)
         except DocumentError as error:
             raise RequestError(
-                f"{self.at(name)} is damaged ({error}): remove it, it is made anew"
+                f"{self.url_of(name)} is damaged ({error}): remove it: the next run writes it again"
             ) from error
 
-    def candidates(self) -> list[Drawn]:
-        """Every candidate in the order they were drawn, all batches.
+    def candidates(self) -> list[DrawnCandidate]:
+        """Return the candidates of all batches, in the order in which they were drawn.
 
         Raises:
             RequestError: a batch is damaged.
         """
-        drawn: list[Drawn] = []
+        drawn: list[DrawnCandidate] = []
         for name in self.folder.names("candidates"):
-            place = f"candidates/{name}"
+            path = f"candidates/{name}"
             try:
-                drawn += Batch.from_json(self.read_json(place)).candidates
+                drawn += Batch.from_json(self.read_json(path)).candidates
             except DocumentError as error:
                 raise RequestError(
-                    f"candidates {self.at(place)} are damaged ({error}): restore the file"
+                    f"candidates {self.url_of(path)} are damaged ({error}): restore the file"
                 ) from error
-            if len(drawn) > MOST_TRIALS:
+            if len(drawn) > MAX_TRIALS:
                 raise RequestError(
-                    f"candidates {self.at('candidates')} are damaged (more than {MOST_TRIALS}): restore them"
+                    f"candidates {self.url_of('candidates')} are damaged (more than {MAX_TRIALS}): "
+                    "restore them"
                 )
         return drawn
 
     def add_batch(self, start: int, candidates: Iterable[Candidate]) -> bool:
-        """Write the candidates that follow the first ``start`` ones; False where another driver has written others there."""
+        """Write the batch of candidates that follows the first ``start`` candidates.
+
+        Returns:
+            False if another driver has already written a batch at ``start``.
+        """
         rows = [
             {"id": c.id, "rdw": list(c.spec.rdw), "network": c.network.to_json()}
             for c in candidates
@@ -199,57 +236,73 @@ class SearchStore:
         )
 
     def result(self, run: str) -> TrialResult | None:
-        """A run's result, None before it has one. Raises RequestError where it is damaged or cannot be read."""
+        """Return the result of a run, None if it has none.
+
+        Raises:
+            RequestError: the result is damaged or cannot be read.
+        """
         try:
             return read_result(self.folder, run)
         except OSError as error:
             raise _unusable(self.url, error) from error
 
     def has_result(self, run: str) -> bool:
-        """Raises RequestError where the storage cannot be read."""
+        """Whether a run has a result.
+
+        Raises:
+            RequestError: the storage cannot be read.
+        """
         try:
             return self.folder.exists(result_name(run))
         except OSError as error:
             raise _unusable(self.url, error) from error
 
     def remove_result(self, run: str) -> None:
-        """Have a trial trained again; for its driver alone."""
+        """Remove the result of a trial, so that it is trained again. Only its driver may do so."""
         self.folder.remove(result_name(run))
 
     def finished(self) -> set[RunName]:
-        """Runs that have a result; files of other names in that folder are ignored."""
+        """Return the runs that have a result; files with other names in that folder are ignored.
+
+        Raises:
+            RequestError: the storage cannot be read.
+        """
         try:
             return RunName.parsed(self.folder.names("results"), ".json")
         except OSError as error:
             raise _unusable(self.url, error) from error
 
-    def begun(self) -> set[RunName]:
-        """Runs that have a result or a folder of checkpoints."""
+    def started(self) -> set[RunName]:
+        """Return the runs that have a result or a checkpoint folder."""
         return self.finished() | RunName.parsed(self.folder.names("trials"))
 
     def summary(self, run: str) -> ResultSummary | None:
-        """A result without its epochs, of which a long search could not hold all in memory."""
+        """Return a result without its epochs: those of a long search do not fit into memory."""
         result = self.result(run)
         return result.summary() if result else None
 
     def summaries(self, runs: Iterable[RunName]) -> dict[RunName, ResultSummary]:
-        """Summaries by run name, of those that have a result."""
-        there = self.finished()
-        read = ((run, self.summary(run)) for run in runs if run in there)
-        return {run: summary for run, summary in read if summary is not None}
+        """Return summaries by run name, for the runs that have a result."""
+        finished = self.finished()
+        summaries = {run: self.summary(run) for run in runs if run in finished}
+        return {run: summary for run, summary in summaries.items() if summary is not None}
 
     def results(self, runs: Iterable[RunName]) -> dict[RunName, TrialResult]:
-        """Results by run name, of those that have one."""
-        there = self.finished()
-        read = ((run, self.result(run)) for run in runs if run in there)
-        return {run: result for run, result in read if result is not None}
+        """Return results by run name, for the runs that have one."""
+        finished = self.finished()
+        results = {run: self.result(run) for run in runs if run in finished}
+        return {run: result for run, result in results.items() if result is not None}
 
     def progress(self, run: str) -> list[EpochRecord]:
-        """Every epoch of a trial that is committed to a checkpoint, oldest first; after the end, see its result."""
+        """Return the epochs of a trial that a checkpoint contains, oldest first.
+
+        For a trial that has ended, use the epochs of its result.
+        """
         return newest_progress(self.folder.sub(f"trials/{run}"))
 
 
 def _unusable(url: str, error: OSError) -> RequestError:
     return RequestError(
-        f"storage {url} cannot be used ({' '.join(str(error).split())}): give another by --storage, or mend it"
+        f"storage {url} cannot be used ({' '.join(str(error).split())}): "
+        "fix it, or pass a different --storage"
     )

@@ -1,11 +1,16 @@
-"""One driver at a time: a lease in the search directory, ``lease/<n>.json``; whoever wrote the highest n drives.
+"""Lease of a search or job directory: allows one driver at a time.
 
-The file is written once (on a folder of this machine or a mount by an exclusive create), then rewritten by its holder
-every few seconds with a new time. A dead holder is told at once on its own machine, by its process; elsewhere its time
-must be a minute old and stay as it is. Object stores give pyarrow no exclusive create: there two drivers that start in
-the same moment may both go on, which costs work and harms nothing, since results are written once and are the same.
+Held by the drivers of searches and jobs and by ``tinynet sync``; read by the preflight check. The
+lease is the file ``lease/<n>.json``, and the writer of the highest n is the holder.
 
-``lease/<n>.stop`` beside it asks the trials of that driver to commit a checkpoint and end.
+The file is created once (by an exclusive create on a local folder or a mount), and then rewritten
+by its holder every few seconds with the current time. On the holder's own machine a dead holder is
+detected at once, by its process. On other machines its time must be one minute old and unchanged.
+pyarrow has no exclusive create for object stores: two drivers that start at the same moment may
+both continue there. This wastes work but is otherwise harmless, since results are written once and
+are identical.
+
+While the file ``lease/<n>.stop`` exists, trials of that driver write a checkpoint and end.
 """
 
 import contextlib
@@ -26,28 +31,29 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 
 from search_spaces import RequestError
 from tinynet_search.errors import one_line
-from trainables.storage.documents import LAST_DATE, parsed, reason
-from trainables.storage.folder import Folder, below
+from trainables.storage.documents import MAX_TIMESTAMP, parsed, reason
+from trainables.storage.folder import Folder, child_url
 
-PLACE = "lease"
-# Seconds between signs of life, and after which a silent holder on another machine is taken to be gone.
-BEAT, STALE = 5.0, 60.0
-LARGEST = 4096
-# Takeovers of one directory; what is numbered higher was not written by a driver.
-MOST = 10**9
-_OURS = re.compile(r"([0-9]{6,18})\.(json|stop)")
+LEASE_FOLDER = "lease"
+# Seconds between two heartbeats, and seconds without a heartbeat after which a holder on another
+# machine is considered dead.
+HEARTBEAT_SECONDS, STALE_SECONDS = 5.0, 60.0
+MAX_LEASE_BYTES = 4096
+# Maximum number of takeovers of one directory; no driver writes a higher number.
+MAX_NUMBER = 10**9
+_LEASE_FILE = re.compile(r"([0-9]{6,18})\.(json|stop)")
 
 
 def _printable(text: str) -> str:
     if not text.isprintable():
-        raise ValueError("it has characters that cannot be printed")
+        raise ValueError("contains characters that cannot be printed")
     return text
 
 
-# Of a lease's file, which any driver and any editor may have written.
-_Number = Annotated[int, Field(strict=True, ge=0, lt=MOST)]
-_Whole = Annotated[int, Field(strict=True)]
-_Time = Annotated[float, Field(strict=True, ge=0, lt=LAST_DATE)]
+# Types of the fields of a lease file, which any program may have written.
+_Number = Annotated[int, Field(strict=True, ge=0, lt=MAX_NUMBER)]
+_Integer = Annotated[int, Field(strict=True)]
+_Time = Annotated[float, Field(strict=True, ge=0, lt=MAX_TIMESTAMP)]
 _Text = Annotated[str, Field(strict=True)]
 _Name = Annotated[str, Field(strict=True, max_length=299), AfterValidator(_printable)]
 _Flag = Annotated[bool, Field(strict=True)]
@@ -55,13 +61,21 @@ _Flag = Annotated[bool, Field(strict=True)]
 
 @dataclass(frozen=True)
 class Holder:
-    """Who drives a directory; the types are checked where a file is read.
+    """The holder of a lease; the types are validated when the file is read.
 
     Attributes:
-        number: of the lease; owner: a random name of this holding; work: the verb that holds it.
-        machine, process: tell whether ``pid`` is still the process that took it; empty where a machine cannot say.
-        since, seen: seconds since 1970, by the holder's clock.
-        released: it has ended in order.
+        number: number of the lease, n in its file name.
+        owner: random name of this holder.
+        work: the command that holds the lease.
+        user: user name of the holder.
+        host: host name of the holder.
+        machine: id of the machine and its boot; empty if it is not known.
+        pid: process id.
+        process: start time of the process, which shows whether ``pid`` still is the process that
+            took the lease; empty if it is not known.
+        since: when the lease was taken, in seconds since 1970 by the holder's clock.
+        seen: time of the last heartbeat, in seconds since 1970 by the holder's clock.
+        released: whether the holder has released the lease.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -72,7 +86,7 @@ class Holder:
     user: _Name
     host: _Name
     machine: _Text
-    pid: _Whole
+    pid: _Integer
     process: _Text
     since: _Time
     seen: _Time
@@ -80,7 +94,7 @@ class Holder:
 
     @property
     def name(self) -> str:
-        return f"{PLACE}/{self.number:06d}"
+        return f"{LEASE_FOLDER}/{self.number:06d}"
 
     @property
     def described(self) -> str:
@@ -95,59 +109,71 @@ _HOLDER = TypeAdapter(Holder)
 
 
 def read_lease(folder: Folder) -> Holder | None:
-    """The last holder of a directory, None where there was none.
+    """Return the last holder of a directory, None if there was none.
 
     Raises:
-        RequestError: its file is damaged.
+        RequestError: the lease file is damaged.
     """
-    numbers = [int(name.removesuffix(".json")) for name in folder.names(PLACE) if _is_lease(name)]
+    numbers = [
+        int(name.removesuffix(".json")) for name in folder.names(LEASE_FOLDER) if _is_lease(name)
+    ]
     for number in sorted(numbers, reverse=True):
-        name = f"{PLACE}/{number:06d}.json"
+        name = f"{LEASE_FOLDER}/{number:06d}.json"
         try:
-            return _holder(folder.read(name, LARGEST), number)
+            return _holder(folder.read(name, MAX_LEASE_BYTES), number)
         except FileNotFoundError:
-            continue  # swept by its successor
+            continue  # removed by the next holder
         except ValueError as error:
-            place = below(folder.url, name)
+            path = child_url(folder.url, name)
             raise RequestError(
-                f"lease {place} is damaged ({one_line(error, 200)}): remove it if nothing drives this directory"
+                f"lease {path} is damaged ({one_line(error, 200)}): "
+                "remove it if no process uses this directory"
             ) from error
     return None
 
 
 def live_holder(folder: Folder, wait: Callable[[float], Any] = time.sleep) -> Holder | None:
-    """Whoever drives a directory now.
+    """Return the current driver of a directory, None if there is none.
 
     Args:
-        wait: a silent holder on another machine is watched for some seconds, since clocks differ.
+        folder: the directory.
+        wait: sleeps for a number of seconds. Called for a holder on another machine whose last
+            heartbeat is old, to see whether its time still changes, since clocks differ.
+
+    Raises:
+        RequestError: the lease file is damaged.
     """
     holder = read_lease(folder)
-    return holder if holder is not None and _holds(holder, folder, wait) else None
+    return holder if holder is not None and _is_live(holder, folder, wait) else None
 
 
-def _holds(holder: Holder, folder: Folder, wait: Callable[[float], Any] = time.sleep) -> bool:
+def _is_live(holder: Holder, folder: Folder, wait: Callable[[float], Any] = time.sleep) -> bool:
     if holder.released:
         return False
-    if holder.machine and holder.machine == _machine():
-        now = _process(holder.pid)
-        if now or not _hidden(holder.pid):
-            return now == holder.process
-    # A sign out of the future is no better than an old one: clocks differ.
-    if abs(time.time() - holder.seen) < STALE:
+    if holder.machine and holder.machine == _machine_id():
+        start = _process_start(holder.pid)
+        if start or not _is_hidden_process(holder.pid):
+            return start == holder.process
+    # A heartbeat in the future counts as an old one: clocks differ.
+    if abs(time.time() - holder.seen) < STALE_SECONDS:
         return True
-    wait(2.5 * BEAT)
+    wait(2.5 * HEARTBEAT_SECONDS)
     return read_lease(folder) != holder
 
 
 class Lease:
-    """Held while inside; ``lost`` becomes true where another driver has taken over.
+    """A lease that is held within its context.
 
     Args:
-        what: the directory's kind and name, for the refusal.
-        work: the verb that drives it.
+        folder: the directory.
+        what: kind and name of the directory, for error messages.
+        work: the command that takes the lease.
+
+    Attributes:
+        lost: whether another driver has taken over.
 
     Raises:
-        RequestError: somebody else drives, or the storage cannot be written.
+        RequestError: on entry, if another driver holds the lease, or the storage cannot be written.
     """
 
     def __init__(self, folder: Folder, what: str, work: str) -> None:
@@ -160,7 +186,7 @@ class Lease:
 
     @property
     def stop_file(self) -> str:
-        """Below the directory; once it is there, trials of this driver end at their next step."""
+        """Path below the directory; trials of this driver end at their next step if it exists."""
         assert self._holder is not None
         return f"{self._holder.name}.stop"
 
@@ -170,9 +196,10 @@ class Lease:
         except OSError as error:
             reason = " ".join(str(error).split())
             raise RequestError(
-                f"storage {self._folder.url} cannot be used ({reason}): give another by --storage, or mend it"
+                f"storage {self._folder.url} cannot be used ({reason}): "
+                "fix it, or pass a different --storage"
             ) from error
-        self._thread = threading.Thread(target=self._beat, name="tinynet-lease", daemon=True)
+        self._thread = threading.Thread(target=self._heartbeat, name="tinynet-lease", daemon=True)
         self._thread.start()
         return self
 
@@ -187,17 +214,23 @@ class Lease:
         self._thread.join()
         with contextlib.suppress(OSError):
             if not self.lost:
-                self._say(released=True)
+                self._write(released=True)
             self._folder.remove(self.stop_file)
 
     def when_lost(self, call: Callable[[], None]) -> None:
-        """Have it called, from a thread, once another driver has taken over; at once where one has."""
+        """Set a function that is called, from a thread, when another driver takes over.
+
+        It is called immediately if another driver has already taken over.
+        """
         self._on_lost = call
         if self.lost:
             call()
 
     def held(self) -> bool:
-        """Whether no other driver has taken over, looked at now; a storage that cannot be read says nothing against it."""
+        """Read the lease again and return whether it is still held.
+
+        A storage that cannot be read counts as held.
+        """
         assert self._holder is not None
         with contextlib.suppress(OSError, RequestError):
             last = read_lease(self._folder)
@@ -206,76 +239,84 @@ class Lease:
                 self._on_lost()
         return not self.lost
 
-    def ask_to_stop(self) -> None:
-        """Have the trials end. Raises OSError where the storage cannot be written."""
+    def request_stop(self) -> None:
+        """Write the stop file, which ends the trials.
+
+        Raises:
+            OSError: the storage cannot be written.
+        """
         self._folder.write(self.stop_file, b"")
 
     def _take(self) -> None:
-        # What is judged is what is followed: whoever takes the next number in the meantime has it.
-        before = read_lease(self._folder)
-        if before is not None and _holds(before, self._folder):
-            raise self._refusal(read_lease(self._folder) or before)
+        # The next number is that of the lease that was checked plus one: a driver that takes this
+        # number in the meantime holds the lease.
+        previous = read_lease(self._folder)
+        if previous is not None and _is_live(previous, self._folder):
+            raise self._refusal(read_lease(self._folder) or previous)
         now = time.time()
         pid, owner = os.getpid(), uuid.uuid4().hex
-        number = before.number + 1 if before else 1
-        mine = Holder(
+        number = previous.number + 1 if previous else 1
+        own = Holder(
             number,
             owner,
             self._work,
             _user(),
             socket.gethostname(),
-            _machine(),
+            _machine_id(),
             pid,
-            _process(pid),
+            _process_start(pid),
             now,
             now,
         )
-        taken = self._folder.write_once(f"{mine.name}.json", mine.to_json())
+        created = self._folder.write_once(f"{own.name}.json", own.to_json())
         holder = read_lease(self._folder)
-        if not taken or holder is None or holder.owner != owner:
-            raise self._refusal(holder or mine)
-        self._holder = mine
-        for name in self._folder.names(PLACE):
-            if (found := _OURS.fullmatch(name)) and int(found[1]) < number:
-                self._folder.remove(f"{PLACE}/{name}")
+        if not created or holder is None or holder.owner != owner:
+            raise self._refusal(holder or own)
+        self._holder = own
+        for name in self._folder.names(LEASE_FOLDER):
+            match = _LEASE_FILE.fullmatch(name)
+            if match and int(match[1]) < number:
+                self._folder.remove(f"{LEASE_FOLDER}/{name}")
 
     def _refusal(self, holder: Holder) -> RequestError:
         ago = max(0.0, time.time() - holder.seen)
-        end = (
-            "wait for it, or stop it"
-            if holder.machine == _machine()
-            else f"wait for it, or stop it; {STALE:.0f} s after a last sign it counts as gone"
-        )
+        advice = "wait for it, or stop it"
+        if holder.machine != _machine_id():
+            advice += f"; it expires {STALE_SECONDS:.0f} s after its last heartbeat"
         return RequestError(
-            f"{self._what} is held by {holder.described} (last sign of life {ago:.0f} s ago): {end}"
+            f"{self._what} is held by {holder.described} (last heartbeat {ago:.0f} s ago): {advice}"
         )
 
-    def _beat(self) -> None:
-        while not self._ended.wait(BEAT):
+    def _heartbeat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_SECONDS):
             if not self.held():
                 return
             with contextlib.suppress(OSError):
-                self._say()
+                self._write()
 
-    def _say(self, *, released: bool = False) -> None:
+    def _write(self, *, released: bool = False) -> None:
         assert self._holder is not None
-        said = Holder(**{**asdict(self._holder), "seen": time.time(), "released": released})
-        self._folder.write(f"{said.name}.json", said.to_json())
+        holder = Holder(**{**asdict(self._holder), "seen": time.time(), "released": released})
+        self._folder.write(f"{holder.name}.json", holder.to_json())
 
 
 def _is_lease(name: str) -> bool:
-    found = _OURS.fullmatch(name)
-    return found is not None and found[2] == "json"
+    match = _LEASE_FILE.fullmatch(name)
+    return match is not None and match[2] == "json"
 
 
 def _holder(data: bytes, number: int) -> Holder:
-    """Raises ValueError, in one line, where it is not the lease of this number."""
+    """Parse a lease file.
+
+    Raises:
+        ValueError: in one line, if the data is not the lease with this number.
+    """
     try:
         holder = _HOLDER.validate_python(parsed(data))
     except ValidationError as error:
         raise ValueError(reason(error)) from error
     if holder.number != number:
-        raise ValueError(f"number: it is {holder.number} in the lease of number {number}")
+        raise ValueError(f"number: expected {number}, got {holder.number}")
     return holder
 
 
@@ -286,8 +327,8 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _machine() -> str:
-    """Names this boot of this machine, and the container where process numbers are counted; empty where nothing tells."""
+def _machine_id() -> str:
+    """Return an id of this boot of the machine and of its PID namespace; empty if not available."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -295,8 +336,11 @@ def _machine() -> str:
         return ""
 
 
-def _process(pid: int) -> str:
-    """When a process began, in the kernel's ticks; empty where there is none. A number is given again, a number and a time are not."""
+def _process_start(pid: int) -> str:
+    """Return the start time of a process in kernel ticks; empty if there is no such process.
+
+    Process ids are reused; the pair of process id and start time is unique.
+    """
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -305,8 +349,8 @@ def _process(pid: int) -> str:
     return "" if fields[0] in "ZX" else fields[19]
 
 
-def _hidden(pid: int) -> bool:
-    """Whether a process is there of which this user may know nothing, as where /proc is mounted with hidepid."""
+def _is_hidden_process(pid: int) -> bool:
+    """Whether a process exists but is hidden from this user, as by /proc mounted with hidepid."""
     try:
         os.kill(pid, 0)
     except PermissionError:

@@ -1,7 +1,7 @@
-"""The documents of a search or a job as typed values: read once, checked once, passed on.
+"""Typed documents of a search or a job, validated with pydantic when they are read.
 
-They come from shared storage, so a damaged one is refused in one line that names the field. Read and written by
-``store/directory.py`` and ``store/train_job.py``.
+They come from shared storage, so a damaged document is rejected with one line that names the
+field. Read and written by ``store/directory.py`` and ``store/train_job.py``.
 """
 
 import contextlib
@@ -21,22 +21,23 @@ from pydantic import (
 
 from search_spaces import RequestError, SearchSpace, get_space, is_own
 from search_spaces.samplers import ADAPTIVE, SAMPLERS
-from search_spaces.space import MOST_CLASSES, SANE
+from search_spaces.space import MAX_CLASSES, RDW_LIMITS
 from trainables.recipe import Recipe, recipe_from
 from trainables.result import NetworkFigures
 from trainables.run_name import RunName
 from trainables.spec import Setting, Settings, TrialSpec
-from trainables.storage.documents import LAST_DATE, DocumentError, reason
+from trainables.storage.documents import MAX_TIMESTAMP, DocumentError, reason
 
-Made = TypeVar("Made")
+Value = TypeVar("Value")
 SCHEMA = 1
-# As configurations have them; a name becomes part of paths, of MLflow's names and of messages.
-MOST_TRIALS = 100_000
+# The limits are those of the configuration.
+MAX_TRIALS = 100_000
+# A name becomes part of paths, MLflow names and messages.
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"
 
 
-def _listed(value: Any) -> Any:
-    """JSON has lists where documents have tuples."""
+def _as_tuple(value: Any) -> Any:
+    """Convert a JSON list to the tuple that the document has."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -51,42 +52,47 @@ def _recipe(value: Any) -> Any:
         raise ValueError("expected an object")
     try:
         return recipe_from(value)
-    except ValueError as error:  # the field's name is put before it
+    except ValueError as error:  # the name of the field is prepended later
         raise ValueError(str(error).removeprefix("recipe: ")) from error
 
 
-# A rule's or a network's name as people see it.
+# Display name of a rule or a network.
 Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Multiplier = Annotated[float, Field(ge=SANE[0], le=SANE[1])]
-Multipliers = Annotated[tuple[Multiplier, Multiplier, Multiplier], BeforeValidator(_listed)]
-Bound = Annotated[float, Field(gt=0, le=SANE[1])]
-Span = Annotated[tuple[Bound, Bound], BeforeValidator(_listed)]
+Multiplier = Annotated[float, Field(ge=RDW_LIMITS[0], le=RDW_LIMITS[1])]
+Multipliers = Annotated[tuple[Multiplier, Multiplier, Multiplier], BeforeValidator(_as_tuple)]
+Bound = Annotated[float, Field(gt=0, le=RDW_LIMITS[1])]
+Span = Annotated[tuple[Bound, Bound], BeforeValidator(_as_tuple)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
-Classes = Annotated[int, Field(ge=2, le=MOST_CLASSES)]
+Classes = Annotated[int, Field(ge=2, le=MAX_CLASSES)]
 Fingerprint = Annotated[str, Field(min_length=1, max_length=500)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Date = Annotated[int, Field(ge=0, lt=int(LAST_DATE))]
+Date = Annotated[int, Field(ge=0, lt=int(MAX_TIMESTAMP))]
 DataSettings = dict[str, Setting]
 Run = Annotated[RunName, BeforeValidator(_run_name)]
 WrittenRecipe = Annotated[Recipe, BeforeValidator(_recipe)]
 
 
 @contextlib.contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """While a document is made: a value that its reader would refuse is a request that cannot be.
+def validating(what: str) -> Iterator[None]:
+    """Convert validation errors into RequestError while a document is created.
+
+    A value that the reader of the document would reject comes from an invalid request.
+
+    Args:
+        what: the document, for the message.
 
     Raises:
-        RequestError: one line that names the field.
+        RequestError: in one line that names the field.
     """
     try:
         yield
     except ValidationError as error:
-        raise RequestError(f"{what} cannot be written down: {reason(error)}") from error
+        raise RequestError(f"{what} is not valid: {reason(error)}") from error
 
 
 class Document(BaseModel):
-    """A part of a document. Keys that it does not know are ignored."""
+    """A part of a document. Unknown keys are ignored."""
 
     model_config = ConfigDict(
         strict=True,
@@ -99,18 +105,30 @@ class Document(BaseModel):
 
     @classmethod
     def from_json(cls, values: Any) -> Self:
-        """Raises DocumentError, which names the field."""
+        """Validate a document.
+
+        Raises:
+            DocumentError: in one line that names the field.
+        """
         return checked(cls.model_validate, values)
 
 
-class Exact(Document):
-    """A part whose keys are all known."""
+class StrictDocument(Document):
+    """A part of a document that rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class PlannedSpace(Document):
-    """The space of a plan, as ``get_space`` takes its name, with the ranges and the band that were searched."""
+    """The search space of a plan.
+
+    Attributes:
+        name: the argument of ``get_space``.
+        version: version of the space.
+        num_classes: number of classes.
+        ranges: searched range of each of r, d and w.
+        band: searched range of c.
+    """
 
     name: Annotated[str, Field(max_length=200)]
     version: int = Field(ge=0, le=10**6)
@@ -120,41 +138,46 @@ class PlannedSpace(Document):
 
     @field_validator("ranges")
     @classmethod
-    def _whole(cls, ranges: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    def _all_axes(cls, ranges: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
         if set(ranges) != {"r", "d", "w"}:
-            raise ValueError("r, d and w are needed")
+            raise ValueError("expected the keys r, d and w")
         return ranges
 
     def narrowed(self) -> SearchSpace:
-        """The space with the plan's ranges and band."""
+        """Return the space with the ranges and the band of the plan."""
         ranges: dict[str, Sequence[float]] = {**self.ranges}
         return get_space(self.name).narrowed(ranges, self.band)
 
 
-class PlannedSampler(Exact):
-    """How candidates are drawn; ``c`` and ``tol`` are of the sampler ``near`` alone."""
+class PlannedSampler(StrictDocument):
+    """The sampler of a plan; only the sampler ``near`` has ``c`` and ``tol``."""
 
     name: Literal[(*SAMPLERS, *ADAPTIVE)]  # pyright: ignore[reportInvalidTypeForm]
-    c: float | None = Field(default=None, gt=0, le=SANE[1])
+    c: float | None = Field(default=None, gt=0, le=RDW_LIMITS[1])
     tol: float | None = Field(default=None, gt=0, le=1)
 
     @property
     def adaptive(self) -> bool:
-        """Whether candidates are drawn while the search runs, each from the results before it."""
+        """Whether candidates are drawn during the search, each based on the results before it."""
         return self.name in ADAPTIVE
 
     @property
     def options(self) -> dict[str, float]:
-        """What ``samplers.draw`` takes besides the name."""
-        named = {"c": self.c, "tol": self.tol}
-        return {key: value for key, value in named.items() if value is not None}
+        """Keyword arguments of ``samplers.draw``."""
+        options = {"c": self.c, "tol": self.tol}
+        return {key: value for key, value in options.items() if value is not None}
 
 
 class PlannedData(Document):
-    """The images of a plan: ``[data]`` settings, what they held, how many there are.
+    """The data of a plan.
 
     Attributes:
-        largest_pixels: of packed data, the resolution that they were made for.
+        settings: the ``[data]`` settings.
+        fingerprint: fingerprint of the data.
+        train: number of training images.
+        val: number of validation images.
+        largest_pixels: the resolution in pixels for which packed data were created, None for
+            other data.
     """
 
     settings: DataSettings
@@ -169,17 +192,17 @@ class PlannedData(Document):
 
 
 class FrontierRule(Document):
-    """Which share of the results is the frontier, and at least how many."""
+    """Size of the frontier: a fraction of the results, and a minimum number of models."""
 
     fraction: float = Field(gt=0, le=1)
     minimum: int = Field(ge=0, le=10**6)
 
 
 class Plan(Document):
-    """What a search trains, written once before its first trial.
+    """The plan of a search, written once before its first trial.
 
     Attributes:
-        ranks: which top-1 of the last epoch decides, of the averaged (``ema``) or of the raw weights.
+        ranks: the weights whose top-1 in the last epoch ranks trials: averaged (``ema``) or raw.
         created: seconds since 1970.
     """
 
@@ -209,18 +232,18 @@ class Plan(Document):
         }
 
     def with_data_at(self, settings: Settings) -> "Plan":
-        """The same plan with the data in another place."""
+        """Return the same plan with the data at another location."""
         return self.model_copy(
             update={"data": self.data.model_copy(update={"settings": dict(settings)})}
         )
 
     def recipe_for(self, epochs: int | None = None) -> Recipe:
-        """The plan's recipe, or the same with another number of epochs."""
+        """Return the recipe of the plan, optionally with another number of epochs."""
         return self.recipe if epochs is None else replace(self.recipe, epochs=epochs)
 
 
-class TrialDocument(Exact):
-    """A ``TrialSpec`` as it is written in job.json and finals.json."""
+class TrialDocument(StrictDocument):
+    """A ``TrialSpec`` as written to job.json and finals.json."""
 
     space: Annotated[str, Field(max_length=200)]
     space_version: int = Field(ge=0, le=10**6)
@@ -241,7 +264,7 @@ def _spec(value: Any) -> Any:
 
 
 class LongerTraining(Document):
-    """A frontier model trained for more epochs: its run, and how good it then was."""
+    """A longer training of a frontier model: its run, epochs and top-1 in percent."""
 
     run: Run
     epochs: int = Field(ge=1)
@@ -252,9 +275,15 @@ class FrontierRow(Document):
     """A model on the frontier.
 
     Attributes:
-        c: multiply-adds over the baseline's; resolution: pixels; top1: percent.
-        pareto_rank: the number of its front, 1 the nondominated one.
-        longer: the longest training of the same model beyond this one.
+        run: run name of the trial.
+        rdw: (r, d, w).
+        c: multiply-adds relative to the baseline.
+        macs: multiply-adds.
+        params: number of parameters.
+        resolution: input resolution in pixels.
+        top1: percent.
+        pareto_rank: number of the Pareto front; 1 is the nondominated front.
+        longer: the longest training of the same model with more epochs than this one.
     """
 
     run: Run
@@ -289,12 +318,15 @@ class FrontierRow(Document):
 
 
 class FinalRow(Document):
-    """A final job.
+    """A final network and its training.
 
     Attributes:
-        label: the rule that the network follows; c: the budget that was asked for.
-        note: how far the network is from the budget, where the rule says so.
-        extrapolated: whether the budget is outside the formula's data.
+        run: run name of the training.
+        label: the rule that the network follows.
+        c: the requested budget.
+        note: distance between the network and the budget, if the rule reports it.
+        extrapolated: whether the budget is outside the data of the formula.
+        spec: specification of the training.
     """
 
     run: Run
@@ -317,7 +349,10 @@ class FinalRow(Document):
 
 
 def _figures(value: Any) -> NetworkFigures | None:
-    """The figures beside a candidate are not relied on: without them they are counted again."""
+    """Return the stored figures of a candidate, None if they are not valid.
+
+    They are optional: missing figures are computed again.
+    """
     try:
         figures = replace(NetworkFigures.from_json(value), details={})
     except DocumentError:
@@ -326,8 +361,8 @@ def _figures(value: Any) -> NetworkFigures | None:
     return figures if counted > 0 else None
 
 
-class Drawn(Document):
-    """A candidate as it is written: (r, d, w), and beside them its id and its network's figures, which may be missing."""
+class DrawnCandidate(Document):
+    """A candidate as written to a batch: (r, d, w), and optionally its id and network figures."""
 
     rdw: Multipliers
     id: Annotated[str | None, BeforeValidator(lambda v: v if isinstance(v, str) else None)] = None
@@ -335,9 +370,9 @@ class Drawn(Document):
 
 
 class Batch(Document):
-    """The candidates of one file."""
+    """The candidates of one batch file."""
 
-    candidates: list[Drawn] = Field(max_length=MOST_TRIALS)
+    candidates: list[DrawnCandidate] = Field(max_length=MAX_TRIALS)
 
 
 class Images(Document):
@@ -350,7 +385,7 @@ class Macs(Document):
 
 
 class JobDocument(Document):
-    """job.json; ``TrainJob`` is what it means."""
+    """The content of job.json; ``TrainJob`` is the parsed form."""
 
     version: Literal[1] = Field(validation_alias="schema")
     job: str = Field(pattern=NAME)
@@ -364,20 +399,32 @@ class JobDocument(Document):
 FRONTIER_ROWS, FINAL_ROWS = TypeAdapter(list[FrontierRow]), TypeAdapter(list[FinalRow])
 
 
-def checked(validate: Callable[[Any], Made], values: Any) -> Made:
-    """What pydantic makes of the values. Raises DocumentError, in one line that names the field, where it refuses them."""
+def checked(validate: Callable[[Any], Value], values: Any) -> Value:
+    """Validate values with pydantic.
+
+    Raises:
+        DocumentError: in one line that names the field, if the values are not valid.
+    """
     try:
         return validate(values)
     except ValueError as error:
         text = reason(error)
-        raise DocumentError(text if ":" in text else f"the whole: {text}") from error
+        raise DocumentError(text if ":" in text else f"document: {text}") from error
 
 
-def foreign_space(name: str, named: str | None) -> str | None:
-    """Why a space that a file names is not to be loaded, None where it may be: it is built in, or the user names it too.
+def untrusted_space_error(name: str, trusted: str | None) -> str | None:
+    """Return why a space whose name was read from a file must not be loaded, None if it may be.
 
-    Importing ``module:attribute`` runs code, and whoever can write to the storage could choose it.
+    Importing ``module:attribute`` runs code, and anyone who can write to the storage could choose
+    the name. A space is loaded if it is built in, or if the user gives the same name.
+
+    Args:
+        name: name of the space in the file.
+        trusted: name of the space given by the user.
     """
-    if not is_own(name) or name == named:
+    if not is_own(name) or name == trusted:
         return None
-    return f"it is of the space {name!r}, which would be code to run: say --space {name} if it is yours"
+    return (
+        f"its space {name!r} is user-defined code, which is not loaded from a file: "
+        f"pass --space {name} if you trust it"
+    )

@@ -1,7 +1,11 @@
-"""A training job: ``<storage>/<name>/job.json``, written once, beside the ``trials/`` and ``results/`` of ``trainables.trial``.
+"""Reads and writes a training job: ``<storage>/<name>/job.json``, which is written once.
 
-The same command again must describe the same training. Another number of epochs is another training of the same job,
-with a result of its own: a recipe's curves depend on how many there are.
+The directory also contains the ``trials/`` and ``results/`` of ``trainables.trial``. Used by
+``tinynet train``, ``tinynet sync`` and the export.
+
+Repeating a command must describe the same training. A different number of epochs is a different
+training of the same job, with a separate result, since the schedules of a recipe depend on the
+number of epochs.
 """
 
 from dataclasses import dataclass, replace
@@ -10,21 +14,22 @@ from typing import Any
 
 from search_spaces import RequestError
 from tinynet_search.store.directory import JOB, PLAN, Candidate, SearchStore
-from tinynet_search.store.schema import SCHEMA, JobDocument, foreign_space
+from tinynet_search.store.schema import SCHEMA, JobDocument, untrusted_space_error
 from trainables.recipe import Recipe
 from trainables.spec import TrialSpec
-from trainables.storage.documents import MOST_EPOCHS
+from trainables.storage.documents import MAX_EPOCHS
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What is trained.
+    """A training job.
 
     Attributes:
-        name: of the job's directory.
-        network: the network's label, as people and the model registry know it (``tinynet_e``).
-        spec: the trial; its kind is ``final``.
-        train, val: images.
+        name: name of the job and its directory.
+        network: label of the network, also used in the model registry (``tinynet_e``).
+        spec: specification of the trial; its kind is ``final``.
+        train: number of training images.
+        val: number of validation images.
         created: seconds since 1970.
     """
 
@@ -59,108 +64,126 @@ class TrainJob:
 
     @classmethod
     def from_json(cls, values: Any, space: str | None = None) -> "TrainJob":
-        """Read a job.
+        """Parse a job.
 
         Args:
-            space: repeats a user's own ``module:attribute``, since importing what a file names would run code.
+            values: the content of job.json.
+            space: the ``module:attribute`` of a user-defined space, given again by the user.
+                Importing a name that was read from a file would run code.
 
         Raises:
-            ValueError: it is none, or is of a user's own space that ``space`` does not repeat.
+            ValueError: the values are not a valid job, or it uses a user-defined space other than
+                ``space``.
         """
         document = JobDocument.from_json(values)
         spec, images = document.trial.spec(), document.images
-        if foreign := foreign_space(spec.space, space):
-            raise ValueError(foreign)
+        if refusal := untrusted_space_error(spec.space, space):
+            raise ValueError(refusal)
         network = spec.network()
-        if (network.space.version, network.macs) != (spec.space_version, document.figures.macs):
+        if network.space.version != spec.space_version:
             raise ValueError(
-                f"its network is of version {spec.space_version} of {spec.space}, or not the one of its own r, d, w"
+                f"expected version {network.space.version} of the space {spec.space}, "
+                f"got version {spec.space_version}"
+            )
+        if network.macs != document.figures.macs:
+            raise ValueError(
+                f"expected {network.macs} multiply-adds for its r, d, w, "
+                f"got {document.figures.macs}"
             )
         created = document.created
         return cls(document.job, document.network, spec, images.train, images.val, created)
 
 
 def read_job(store: SearchStore, space: str | None = None) -> TrainJob | None:
-    """The job of a directory, None where there is none; ``space`` as ``TrainJob.from_json`` takes it.
+    """Return the job of a directory, None if it has none.
+
+    Args:
+        store: the directory.
+        space: as in ``TrainJob.from_json``.
 
     Raises:
-        RequestError: it is damaged, or of a user's own space that ``space`` does not repeat.
+        RequestError: the job is damaged, or uses a user-defined space other than ``space``.
     """
-    found = store.read_json(JOB)
-    if found is None and not store.folder.exists(JOB):
+    values = store.read_json(JOB)
+    if values is None and not store.folder.exists(JOB):
         return None
     try:
-        return TrainJob.from_json(found, space)
+        return TrainJob.from_json(values, space)
     except ValueError as error:
-        said = " ".join(str(error).split())[:400]
+        message = " ".join(str(error).split())[:400]
         raise RequestError(
-            f"job {store.at(JOB)} is damaged ({said}): restore it, or train under another --name"
+            f"job {store.url_of(JOB)} is damaged ({message}): "
+            "restore it, or pass a different --name"
         ) from error
 
 
-def agreed_job(store: SearchStore, asked: TrainJob) -> TrainJob:
-    """The job of the directory: written now if there is none, or one of which nothing was ever trained; else the one that is
-    there with the epochs and the data's place that were asked for.
+def load_or_create_job(store: SearchStore, requested: TrainJob) -> TrainJob:
+    """Return the job of the directory, with the requested epochs and data location.
+
+    job.json is written if it does not exist, or if the existing job has never trained anything.
 
     Raises:
-        RequestError: the name is a search's, or the job there is another.
+        RequestError: the directory is that of a search, or of a different job.
     """
-    there = found_job(store, asked)
-    if there is None:
-        store.write_json(JOB, asked.to_json(), once=not store.folder.exists(JOB))
-        there = found_job(store, asked) or asked
-    return there
+    job = matching_job(store, requested)
+    if job is None:
+        store.write_json(JOB, requested.to_json(), once=not store.folder.exists(JOB))
+        job = matching_job(store, requested) or requested
+    return job
 
 
-def found_job(store: SearchStore, asked: TrainJob) -> TrainJob | None:
-    """``agreed_job`` where nothing needs to be written, else None.
+def matching_job(store: SearchStore, requested: TrainJob) -> TrainJob | None:
+    """Return what ``load_or_create_job`` returns, or None if it would write job.json.
 
     Raises:
-        RequestError: the name is a search's, or the job there is another.
+        RequestError: the directory is that of a search, or of a different job.
     """
     if store.folder.exists(PLAN):
-        raise RequestError(f"{store.url} is a search: give the training job another --name")
-    there = read_job(store, asked.spec.space)
-    if there is None:
+        raise RequestError(f"{store.url} is a search: pass a different --name for the training job")
+    existing = read_job(store, requested.spec.space)
+    if existing is None:
         return None
-    old, new = _decisive(there), _decisive(asked)
+    old, new = _identity(existing), _identity(requested)
     changed = [key for key in new | old if old.get(key) != new.get(key)]
     if changed and not (store.folder.names("trials") or store.folder.names("results")):
         return None
     if changed:
-        label = (
-            {"recipe.lr": "recipe.lr (scaled to the batch)"}
-            if {there.recipe.lr_batch, asked.recipe.lr_batch} != {None}
-            else {}
-        )
+        labels: dict[str, str] = {}
+        if {existing.recipe.lr_batch, requested.recipe.lr_batch} != {None}:
+            labels["recipe.lr"] = "recipe.lr (scaled to the batch)"
         shown = "; ".join(
-            f"{label.get(key, key)} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed
+            f"{labels.get(key, key)} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed
         )
         raise RequestError(
-            f"job {store.url} is another training: {shown}; give another --name, or what it was started with"
+            f"job {store.url} is a different training: {shown}; "
+            "pass a different --name, or the original settings"
         )
-    return replace(there, spec=asked.spec)
+    return replace(existing, spec=requested.spec)
 
 
-def ended_or_begun(store: SearchStore, job: TrainJob) -> list[TrainJob]:
-    """The job at each number of epochs of which there is a result or a checkpoint."""
-    runs = store.begun()
-    budgets = sorted({run.epochs for run in runs if run.epochs <= MOST_EPOCHS})
+def started_jobs(store: SearchStore, job: TrainJob) -> list[TrainJob]:
+    """Return the job at each number of epochs that has a result or a checkpoint."""
+    runs = store.started()
+    budgets = sorted({run.epochs for run in runs if run.epochs <= MAX_EPOCHS})
     return [each for each in map(job.with_epochs, budgets) if each.spec.run in runs]
 
 
-def _decisive(job: TrainJob) -> dict[str, object]:
+def _identity(job: TrainJob) -> dict[str, object]:
     spec, network = job.spec, job.spec.network()
     recipe = {f"recipe.{key}": value for key, value in job.recipe.identity().items()}
     classes = {"network": job.network, "space": spec.space, "network's shape": network.key}
     return {**classes, "data": spec.data_fingerprint, "seed": spec.seed, **recipe}
 
 
-def job_around(trial: Path, space: str | None = None) -> TrainJob | None:
-    """The job whose trial's folder it is, None where there is none; ``space`` repeats a user's own.
+def job_of_trial(trial: Path, space: str | None = None) -> TrainJob | None:
+    """Return the job that contains a trial folder, None if there is none.
+
+    Args:
+        trial: the trial folder.
+        space: as in ``TrainJob.from_json``.
 
     Raises:
-        RequestError: its job.json is damaged, or of a user's own space that ``space`` does not repeat.
+        RequestError: job.json is damaged, or uses a user-defined space other than ``space``.
     """
     root = trial.resolve().parent.parent
     return read_job(SearchStore(str(root)), space) if (root / JOB).is_file() else None

@@ -1,1 +1,1 @@
-"""Searches and training jobs in MLflow: published from their directories, and queried."""
+"""Publishes searches and training jobs from their directories to MLflow, and queries them."""

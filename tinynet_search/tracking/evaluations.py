@@ -1,4 +1,7 @@
-"""An evaluation in MLflow: a run of its own, one for the same weights on the same images."""
+"""Logs an evaluation to MLflow as one run per pair of weights and data.
+
+Called by ``tinynet train --eval-only``.
+"""
 
 import hashlib
 import json
@@ -8,9 +11,9 @@ from typing import Any, Literal
 
 from search_spaces import Network
 from tinynet_search.export.document import Preprocessing
-from tinynet_search.mlflow_client.connection import reaching
+from tinynet_search.mlflow_client.connection import mlflow_access
 from tinynet_search.tracking.projection import KEY, KIND, Point, flat_params
-from tinynet_search.tracking.runs import TaggedRuns, Wanted
+from tinynet_search.tracking.runs import NewRun, TaggedRuns
 from tinynet_search.tracking.view import page_of
 from trainables.result import NetworkFigures
 from trainables.spec import Settings
@@ -18,15 +21,22 @@ from trainables.spec import Settings
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What was evaluated, and how it did.
+    """Subject and result of an evaluation.
 
     Attributes:
-        label: of the network; space: as ``get_space`` takes it.
-        weights: as they were named; weights_sha256: of their file.
-        checkpoint: whose weights they are, and which of its two sets; None where they are of no checkpoint.
-        data: the ``[data]`` settings; fingerprint: what they hold.
-        top1, top5: percent; loss: mean cross-entropy in nats; images: how many were seen.
-        warning: that the data were packed for fewer pixels than the network wants.
+        label: label of the network.
+        space: the argument of ``get_space``.
+        weights: the weights as the user gave them.
+        weights_sha256: digest of the weights file.
+        checkpoint: the checkpoint of the weights, None if they are not from a checkpoint.
+        weight_set: which of the two sets of weights of the checkpoint, None likewise.
+        data: the ``[data]`` settings.
+        fingerprint: fingerprint of the data.
+        top1: percent.
+        top5: percent.
+        loss: mean cross-entropy in nats.
+        images: number of evaluated images.
+        warning: set if the data were packed for fewer pixels than the network expects.
     """
 
     label: str
@@ -51,13 +61,13 @@ class EvaluationReport:
 
     @property
     def digest(self) -> str:
-        """Names the weights, the data and how an image was prepared."""
+        """Digest of the weights, the data, the preprocessing and the precision."""
         preprocessing = self.preprocessing.to_json()
-        decides = [self.weights_sha256, preprocessing, self.precision, self.fingerprint]
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+        identity = [self.weights_sha256, preprocessing, self.precision, self.fingerprint]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """The one document of ``--json``."""
+        """Return the document that ``--json`` prints."""
         return {
             "network": {
                 "name": self.label,
@@ -84,13 +94,13 @@ class EvaluationReport:
 
 
 def log_evaluation(uri: str, report: EvaluationReport) -> str:
-    """Write an evaluation; the same one again changes nothing.
+    """Log an evaluation. Logging the same evaluation again changes nothing.
 
     Returns:
-        Where to look.
+        The URL of the run.
 
     Raises:
-        TrackingError: MLflow does not answer, or refuses.
+        TrackingError: MLflow does not respond, or rejects a request.
     """
     now = int(time.time() * 1000)
     key = f"evaluation/{report.digest}"
@@ -109,11 +119,11 @@ def log_evaluation(uri: str, report: EvaluationReport) -> str:
         "images": report.images,
         "preprocessing": report.preprocessing.to_json(),
     }
-    with reaching(uri):
+    with mlflow_access(uri):
         runs = TaggedRuns(uri, report.space, f"evaluation of {report.label}", KEY, key)
         start = now - int(1000 * report.seconds)
         tags = {KEY: key, KIND: "evaluation", "mlflow.source.name": "tinynet train"}
-        run = runs.one(Wanted(f"evaluation · {report.label}", start, tags))
+        run = runs.get_or_create(NewRun(f"evaluation · {report.label}", start, tags))
         if not run.ended:
             points = [
                 Point(name, float(value), now, 0) for name, value in (figures | scores).items()

@@ -1,6 +1,8 @@
-"""A training job in MLflow: one run of its space's experiment for each number of epochs, and a model version of its weights.
+"""Publishes a training job to MLflow.
 
-The run is RUNNING while it trains, is taken up where the job is, and has its last status once everything was sent.
+A job has one run per number of epochs in the experiment of its space, and a model version of its
+weights. The run is RUNNING while the job trains, is reopened when the job resumes, and gets its
+final status after everything was sent. Used by ``tinynet train`` and ``tinynet sync``.
 """
 
 import hashlib
@@ -9,12 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from tinynet_search.mlflow_client.connection import reaching
+from tinynet_search.mlflow_client.connection import mlflow_access
 from tinynet_search.store.directory import SearchStore
 from tinynet_search.store.train_job import TrainJob
-from tinynet_search.text import counted
-from tinynet_search.tracking.background import Background
-from tinynet_search.tracking.feed import Feed, News, ProgressReader, Sheet
+from tinynet_search.text import epoch_count
+from tinynet_search.tracking.background import BackgroundPublisher
+from tinynet_search.tracking.feed import Feed, ProgressReader, RunContents, TrainingUpdate
 from tinynet_search.tracking.projection import (
     ID,
     KEY,
@@ -29,8 +31,8 @@ from tinynet_search.tracking.projection import (
     result_tags,
     trial_params,
 )
-from tinynet_search.tracking.registered_models import deliver
-from tinynet_search.tracking.runs import UNFINISHED, Child, TaggedRuns, Wanted
+from tinynet_search.tracking.registered_models import register_weights
+from tinynet_search.tracking.runs import UNFINISHED, Child, NewRun, TaggedRuns
 from tinynet_search.tracking.view import page_of
 from trainables.result import EpochRecord, TrialResult
 
@@ -43,26 +45,27 @@ JOB_TAG, JOB_KEY, NETWORK, DATA = (
 
 
 def job_key(job: TrainJob) -> str:
-    """Names a job for good, wherever its directory is reached or moved to; its epochs are not in it."""
-    decides = json.dumps([job.name, job.spec.id, job.created])
-    return f"job/{plain(job.name)}/{hashlib.sha256(decides.encode()).hexdigest()[:10]}"
+    """Return the permanent key of a job, independent of its directory and number of epochs."""
+    identity = json.dumps([job.name, job.spec.id, job.created])
+    return f"job/{plain(job.name)}/{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
 
 def seconds_left(epochs: Sequence[EpochRecord], total: int) -> float:
-    """The epochs that are left, at the mean of those that were."""
+    """Estimate the remaining seconds from the mean duration of the epochs so far."""
     return (total - len(epochs)) * sum(epoch.seconds for epoch in epochs) / max(len(epochs), 1)
 
 
 def result_params(result: TrialResult) -> dict[str, str]:
-    """What a training was computed on."""
+    """Return the params that describe on what a training was computed."""
     precision = {"precision": result.execution.precision} if result.execution else {}
     return flat_params({**precision, "workers": result.workers})
 
 
-def job_sheet(job: TrainJob, epochs: Sequence[EpochRecord]) -> Sheet:
+def job_contents(job: TrainJob, epochs: Sequence[EpochRecord]) -> RunContents:
+    """Return the content of the run of a job after some epochs."""
     candidate, spec = job.candidate, job.spec
     total = spec.recipe.epochs
-    left = [
+    remaining = [
         Point("eta_s", round(seconds_left(epochs[:n], total), 1), epochs[n - 1].ts, n)
         for n in range(1, len(epochs) + 1)
     ]
@@ -89,7 +92,7 @@ def job_sheet(job: TrainJob, epochs: Sequence[EpochRecord]) -> Sheet:
         "val": job.val,
         "classes": spec.num_classes,
     }
-    own = flat_params(
+    job_params = flat_params(
         {
             "network": job.network,
             "space": spec.space,
@@ -99,27 +102,27 @@ def job_sheet(job: TrainJob, epochs: Sequence[EpochRecord]) -> Sheet:
         }
     )
     figures = figure_points(candidate, 1000 * job.created)
-    return Sheet(
-        f"{job.name} · {counted(total)}",
+    return RunContents(
+        f"{job.name} · {epoch_count(total)}",
         tags,
-        trial_params(candidate) | own,
+        trial_params(candidate) | job_params,
         figures,
-        [*epoch_points(epochs), *left],
+        [*epoch_points(epochs), *remaining],
     )
 
 
-class JobPublisher(Background[TaggedRuns]):
-    """Publishes one job, at the numbers of epochs that are given; see ``Background``.
+class JobPublisher(BackgroundPublisher[TaggedRuns]):
+    """Publishes one job at given numbers of epochs; see ``BackgroundPublisher``.
 
     Attributes:
         at: the job at each number of epochs.
     """
 
     def __init__(
-        self, store: SearchStore, at: Sequence[TrainJob], uri: str, *, warn: Callable[[str], None]
+        self, store: SearchStore, jobs: Sequence[TrainJob], uri: str, *, warn: Callable[[str], None]
     ) -> None:
         super().__init__(uri, "training", warn)
-        self._store, self.at = store, at
+        self._store, self.jobs = store, jobs
         self._feed, self._reader = Feed(), ProgressReader(store)
         self._done: set[str] = set()
 
@@ -128,51 +131,49 @@ class JobPublisher(Background[TaggedRuns]):
         return self._feed.epochs
 
     def sync_once(self) -> None:
-        with reaching(self._uri):
+        with mlflow_access(self._uri):
             runs = self._connected()
             if runs.unsettled:
                 runs.settle()
         waiting = {
             job.candidate.run: job.candidate
-            for job in self.at
+            for job in self.jobs
             if job.candidate.run not in self._done
         }
         faults: list[Exception] = []
-        found = {news.candidate.run: news for news in self._reader.news(waiting, faults)}
+        updates = {update.candidate.run: update for update in self._reader.update(waiting, faults)}
         if faults:
             raise faults[0]
-        with reaching(self._uri):
-            for job in self.at:
-                news = found.get(job.candidate.run)
-                if news is None and self._live and job.candidate.run in waiting:
+        with mlflow_access(self._uri):
+            for job in self.jobs:
+                update = updates.get(job.candidate.run)
+                if update is None and self._training and job.candidate.run in waiting:
+                    # A job that trains has a running run, also before its first epoch.
                     child = runs.children.get(f"{job_key(job)}/{job.spec.run}")
-                    news = (
-                        News(job.candidate, [], None)
-                        if child is None or child.status not in UNFINISHED
-                        else None
-                    )
-                if news:
-                    self._publish(runs, job, news)
+                    if child is None or child.status not in UNFINISHED:
+                        update = TrainingUpdate(job.candidate, [], None)
+                if update:
+                    self._publish(runs, job, update)
 
     def _connect(self) -> TaggedRuns:
-        job = self.at[0]
+        job = self.jobs[0]
         return TaggedRuns(self._uri, job.spec.space, f"job {job.name}", JOB_KEY, job_key(job))
 
-    def _publish(self, runs: TaggedRuns, job: TrainJob, news: News) -> None:
-        sheet, result = job_sheet(job, news.epochs), news.result
-        child = runs.children.get(sheet.tags[KEY])
-        if child and self._feed.differs(runs, child, news):
+    def _publish(self, runs: TaggedRuns, job: TrainJob, update: TrainingUpdate) -> None:
+        contents, result = job_contents(job, update.epochs), update.result
+        child = runs.children.get(contents.tags[KEY])
+        if child and self._feed.differs(runs, child, update):
             self._feed.forget(child)
             runs.discard(child)
-        child = runs.one(Wanted(sheet.name, self._begun(news), sheet.tags))
+        child = runs.get_or_create(NewRun(contents.name, self._begun(update), contents.tags))
         self.link = page_of(self._uri, runs.experiment_id, child.run_id)
         if not child.ended:
-            if self._live and not result and child.status not in UNFINISHED:
+            if self._training and not result and child.status not in UNFINISHED:
                 runs.reopen(child)
-            self._feed.tell(runs, child, sheet, news, result_tags(result) if result else None)
+            self._feed.send(runs, child, contents, update, result_tags(result) if result else None)
             if result:
                 self._end(runs, child, job, result)
-        self._reader.told(news)
+        self._reader.mark_sent(update)
         if result:
             self._done.add(job.candidate.run)
 
@@ -188,25 +189,29 @@ class JobPublisher(Background[TaggedRuns]):
                 "top1": f"{result.top1:.4f}",
                 "epochs": str(job.spec.recipe.epochs),
             }
-            deliver(runs, child, self._store.folder.sub(job.spec.folder), plain(job.network), tags)
+            register_weights(
+                runs, child, self._store.folder.sub(job.spec.folder), plain(job.network), tags
+            )
         runs.log(child, params=result_params(result))
         self._feed.end(runs, child, result)
 
-    def _begun(self, news: News) -> int:
-        return (
-            begun_ms(news.epochs, news.result)
-            if news.epochs or news.result
-            else int(time.time() * 1000)
-        )
+    def _begun(self, update: TrainingUpdate) -> int:
+        if update.epochs or update.result:
+            return begun_ms(update.epochs, update.result)
+        return int(time.time() * 1000)
 
 
 def _note(job: TrainJob) -> str:
     spec, model = job.spec, plain(job.network)
     return (
-        f"**Job `{job.name}`**: `{job.network}` of `{spec.space}` by the recipe `{spec.recipe.name}`, {counted(spec.recipe.epochs)} "
-        f"on `{spec.data_fingerprint}` ({job.train} training and {job.val} validation images).\n\n"
-        "- `top1` and `top5` (percent) and `val_loss` are of the weights that rank; `_raw` and `_ema` of both.\n"
-        "- `final_top1` is the last epoch's; `eta_s` what was left at the mean of the epochs before.\n"
-        f"- The weights are the artifacts `model/`, and a version of the registered model `{model}`, whose alias `champion` is the "
-        "version of the highest `top1` on the images of the version registered last.\n"
+        f"**Job `{job.name}`**: `{job.network}` of `{spec.space}` with the recipe "
+        f"`{spec.recipe.name}`, {epoch_count(spec.recipe.epochs)} on `{spec.data_fingerprint}` "
+        f"({job.train} training and {job.val} validation images).\n\n"
+        "- `top1` and `top5` (percent) and `val_loss` are those of the weights that are ranked; "
+        "the suffixes `_raw` and `_ema` are those of both sets of weights.\n"
+        "- `final_top1` is that of the last epoch; `eta_s` is the remaining time in seconds, "
+        "estimated from the mean of the epochs before.\n"
+        "- The weights are the artifacts `model/` and a version of the registered model "
+        f"`{model}`. Its alias `champion` is the version with the highest `top1` on the data of "
+        "the version that was registered last.\n"
     )

@@ -1,6 +1,7 @@
-"""What a search and its trials look like in MLflow: names, tags, params and points in time, as plain values.
+"""Maps a search and its trials to MLflow names, tags, params and metric points, as plain values.
 
-Every point carries the trial's own time stamp (or the plan's), so sending it again changes nothing.
+Every point has the time stamp of the trial or the plan, so sending it again changes nothing. Used
+by the publishers and the queries.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ KEY, KIND, SEARCH, ID = "tinynet.key", "tinynet.kind", "tinynet.search", "tinyne
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 FRONTIER_TAG, RANK_TAG, LABEL_TAG = "frontier", "pareto_rank", "label"
 
-# An epoch record's fields by the metric they become.
+# Field of an epoch record by MLflow metric.
 EPOCH_METRICS = {
     **{
         f"{name}{which}": f"{name}{which}"
@@ -32,7 +33,7 @@ EPOCH_METRICS = {
     "epoch_seconds": "seconds",
 }
 STATUS = {"finished": "FINISHED", "failed": "FAILED"}
-LONGEST = 500
+MAX_TAG_LENGTH = 500
 
 
 class Point(NamedTuple):
@@ -45,13 +46,16 @@ class Point(NamedTuple):
 
 
 def experiment_name(space: str) -> str:
-    """One experiment a space; MLflow's pages show only what follows the last slash of a name."""
+    """Return the name of the experiment of a space.
+
+    It contains no slash: MLflow's pages show only the part of a name after the last slash.
+    """
     return f"tinynet-{plain(space)}"
 
 
 def search_key(plan: Plan) -> str:
-    """Names a search for good: what its plan was when it was written, wherever its directory is reached or moved to."""
-    decides = [
+    """Return the permanent key of a search: a digest of its plan, independent of its directory."""
+    identity = [
         plan.search,
         plan.space.name,
         plan.space.version,
@@ -59,7 +63,7 @@ def search_key(plan: Plan) -> str:
         plan.data.fingerprint,
         plan.created,
     ]
-    return f"{plain(plan.search)}/{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:10]}"
+    return f"{plain(plan.search)}/{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:10]}"
 
 
 def created_ms(plan: Plan) -> int:
@@ -78,21 +82,21 @@ def search_tags(plan: Plan) -> dict[str, str]:
 
 
 def search_params(plan: Plan) -> dict[str, str]:
-    """The plan, flattened: ``recipe.lr``, ``space.band``, ..."""
+    """Return the plan as params with dotted names: ``recipe.lr``, ``space.band``, ..."""
     return flat_params(
         {key: value for key, value in plan.to_json().items() if key not in ("schema", "search")}
     )
 
 
 def flat_params(values: Mapping[str, Json]) -> dict[str, str]:
-    """Nested values as params with dotted names."""
+    """Return nested values as params with dotted names."""
     return {
         key: value if isinstance(value, str) else json.dumps(value) for key, value in _flat(values)
     }
 
 
 def trial_name(candidate: Candidate) -> str:
-    """MLflow's table shows no other column at first, so the name says what the network is."""
+    """Return a name that describes the network: by default, MLflow's table shows only the name."""
     r, d, w = candidate.spec.rdw
     final = "final · " if candidate.spec.kind == "final" else ""
     return f"{final}r{r:.2f} d{d:.2f} w{w:.2f} · {candidate.network.resolution}px"
@@ -119,7 +123,14 @@ def trial_params(candidate: Candidate) -> dict[str, str]:
 
 
 def figure_points(candidate: Candidate, created: int) -> list[Point]:
-    """The network's figures as metrics too, ``created`` ms since 1970: params are strings, and cannot be compared as numbers."""
+    """Return the figures of the network as metrics.
+
+    They are params as well, but params are strings and cannot be compared as numbers.
+
+    Args:
+        candidate: the trial.
+        created: time stamp in ms since 1970.
+    """
     return [Point(key, float(value), created, 0) for key, value in _figures(candidate).items()]
 
 
@@ -128,7 +139,7 @@ def epoch_points(epochs: Iterable[EpochRecord]) -> list[Point]:
         Point(key, float(value), epoch.ts, epoch.epoch)
         for epoch in epochs
         for key, name in EPOCH_METRICS.items()
-        # MLflow would turn infinity into the largest float there is.
+        # MLflow would convert infinity to the largest float.
         if math.isfinite(value := getattr(epoch, name))
     ]
 
@@ -146,13 +157,17 @@ def result_points(result: TrialResult) -> list[Point]:
 
 
 def result_tags(result: TrialResult) -> dict[str, str]:
-    """Why a trial failed; nothing for one that did not."""
+    """Return the reason of a failure as tags; empty if the trial did not fail."""
     texts = {"reason": result.reason, "detail": result.detail}
-    return {key: text[:LONGEST] for key, text in texts.items() if text}
+    return {key: text[:MAX_TAG_LENGTH] for key, text in texts.items() if text}
 
 
 def begun_ms(epochs: Sequence[EpochRecord], result: TrialResult | None) -> int:
-    """When the trial began: a resumed trial's result knows its last attempt only."""
+    """Return when a trial started, in ms since 1970.
+
+    The first epoch counts, because the result of a resumed trial has the start of its last attempt
+    only.
+    """
     starts = [int(epochs[0].ts - 1000 * epochs[0].seconds)] if epochs else []
     starts += [int(result.started * 1000)] if result else []
     return min(starts)
@@ -169,7 +184,7 @@ def _figures(candidate: Candidate) -> dict[str, int | float]:
 
 
 def plain(name: str) -> str:
-    """A name as MLflow takes it anywhere."""
+    """Replace the characters that MLflow does not allow in all kinds of names."""
     return re.sub(r"[^\w.@=+-]", "-", name)
 
 
@@ -184,11 +199,16 @@ def _flat(values: Mapping[str, Json], prefix: str = "") -> Iterable[tuple[str, J
 def _note(plan: Plan) -> str:
     space, recipe = plan.space, plan.recipe
     return (
-        f"**Search `{plan.search}`** over resolution, depth and width (r, d, w) of `{space.name}`: each child run is one "
-        f"trained network, by the recipe `{recipe.name}`, {recipe.epochs} epochs.\n\n"
-        f"- Frontier: filter `tags.{FRONTIER_TAG} = 'true'`, or in Python `frontier_models({plan.search!r})`.\n"
-        "- `c` is FLOPs (multiply-adds) over the baseline's, `macs` the multiply-adds, `resolution` pixels.\n"
-        "- `activation_bytes` is the peak memory of feature maps in inference at batch 1, float32.\n"
-        "- `final_top1` (percent) is the last epoch's, which ranks.\n"
-        "- Artifacts: `frontier.json`, `frontier.csv`, `formula.json`; the formula is the registered model `tiny-formula`.\n"
+        f"**Search `{plan.search}`** over resolution, depth and width (r, d, w) of "
+        f"`{space.name}`: each child run is one trained network, with the recipe `{recipe.name}` "
+        f"and {recipe.epochs} epochs.\n\n"
+        f"- Frontier: filter `tags.{FRONTIER_TAG} = 'true'`, or in Python "
+        f"`frontier_models({plan.search!r})`.\n"
+        "- `c` is the FLOPs (multiply-adds) relative to the baseline, `macs` the multiply-adds, "
+        "`resolution` in pixels.\n"
+        "- `activation_bytes` is the peak memory of feature maps in inference at batch 1, "
+        "float32.\n"
+        "- `final_top1` (percent) is that of the last epoch, by which trials are ranked.\n"
+        "- Artifacts: `frontier.json`, `frontier.csv`, `formula.json`; the formula is the "
+        "registered model `tiny-formula`.\n"
     )

@@ -1,4 +1,7 @@
-"""Queries of the frontier and of trials in MLflow: ``frontier_models`` and what ``tinynet frontier`` prints."""
+"""Reads the frontier and the trials of a search from MLflow.
+
+Provides ``frontier_models`` and the rows that ``tinynet frontier`` prints.
+"""
 
 import re
 import sqlite3
@@ -10,8 +13,13 @@ from urllib.parse import quote
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import one_line
-from tinynet_search.mlflow_client.connection import address, database_file, reaching, resolve_uri
-from tinynet_search.mlflow_client.reading import Found, RunReader, read
+from tinynet_search.mlflow_client.connection import (
+    address,
+    database_file,
+    mlflow_access,
+    resolve_uri,
+)
+from tinynet_search.mlflow_client.reading import RunReader, RunRecord, read
 from tinynet_search.tracking.projection import (
     FRONTIER_TAG,
     ID,
@@ -26,18 +34,18 @@ from tinynet_search.tracking.projection import (
 if TYPE_CHECKING:
     import pandas
 
-# Metrics that are columns.
+# Metrics that become columns.
 INTS = ("resolution", "macs", "params", "activation_bytes")
 FLOATS = ("r", "d", "w", "c", "top1", "top1_raw", "top1_ema")
-# Of a figure: beyond it floats skip whole numbers.
-LARGEST = 2.0**53
+# Limit of a metric's absolute value: larger floats cannot represent every integer.
+MAX_EXACT_FLOAT = 2.0**53
 
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One trial's model as MLflow has it; the fields are the columns of ``frontier_models``.
+    """The model of one trial in MLflow; the fields are the columns of ``frontier_models``.
 
-    None is a figure or a tag that the run does not have.
+    A figure or tag that the run does not have is None.
     """
 
     search: str | None
@@ -68,22 +76,25 @@ def frontier_models(
     storage: str = "searches",
     all_trials: bool = False,
 ) -> "pandas.DataFrame":
-    """A search's frontier, read from MLflow: one row a model by rising c.
+    """Read the frontier of a search from MLflow: one row per model, sorted by c.
 
-    Columns: search, id, run_id, r, d, w, resolution (pixels), c (of the baseline's FLOPs), macs (multiply-adds),
-    params, activation_bytes (peak at batch 1, float32), top1, top1_raw, top1_ema (percent, of the last epoch there is),
-    frontier, pareto_rank (1 is the nondominated front), status and name (MLflow's).
+    Columns: search, id, run_id, r, d, w, resolution (pixels), c (FLOPs relative to the baseline),
+    macs (multiply-adds), params, activation_bytes (peak at batch 1, float32), top1, top1_raw,
+    top1_ema (percent, of the last epoch so far), frontier, pareto_rank (1 is the nondominated
+    front), status and name (MLflow's).
 
     Args:
-        search: its name; of several under one name the newest. None is the newest search there is.
-        space: look among the searches of this space only.
-        tracking_uri: where MLflow is; None is MLFLOW_TRACKING_URI, else the database in ``storage``.
-        storage: folder that holds searches.
-        all_trials: every trial that has started, not the frontier alone.
+        search: name of the search; the newest if several have this name. None selects the newest
+            of all searches.
+        space: consider only searches of this space.
+        tracking_uri: MLflow's tracking URI; None selects MLFLOW_TRACKING_URI, or else the database
+            in ``storage``.
+        storage: folder that contains searches.
+        all_trials: return every trial that has started, not only the frontier.
 
     Raises:
         RequestError: there is no such search.
-        TrackingError: MLflow does not answer.
+        TrackingError: MLflow does not respond.
     """
     import pandas as pd
 
@@ -91,7 +102,7 @@ def frontier_models(
         search, space=space, tracking_uri=tracking_uri, storage=storage, all_trials=all_trials
     )
     kinds = dict.fromkeys(INTS, "int64") | dict.fromkeys(FLOATS, "float64") | {"frontier": "bool"}
-    # Not every trial has a rank, nor every older one a memory.
+    # Trials off the frontier have no rank, and older trials have no activation_bytes.
     kinds |= dict.fromkeys(("pareto_rank", "activation_bytes"), "Int64")
     columns = [column.name for column in fields(ModelRow)]
     return pd.DataFrame([asdict(row) for row in rows], columns=columns).astype(kinds)
@@ -105,50 +116,53 @@ def trial_rows(
     storage: str = "searches",
     all_trials: bool = False,
 ) -> list[ModelRow]:
-    """The rows of ``frontier_models``."""
+    """Return the rows of ``frontier_models``."""
     uri = resolve_uri(tracking_uri, None, storage)
-    with reaching(uri):
+    with mlflow_access(uri):
         _require_database(uri)
-        runs = read(uri, partial(_trials, uri=uri, search=search, space=space, every=all_trials))
+        query = partial(_trials, uri=uri, search=search, space=space, all_trials=all_trials)
+        runs = read(uri, query)
     rows = [row for run in runs if (row := model_row(run))]
     return sorted(rows, key=lambda row: (row.c, str(row.id)))
 
 
 def _trials(
-    reader: RunReader, uri: str, search: str | None, space: str | None, every: bool
-) -> list[Found]:
+    reader: RunReader, uri: str, search: str | None, space: str | None, all_trials: bool
+) -> list[RunRecord]:
     parent = _find_search(reader, uri, search, space)
-    wanted = f"tags.`{PARENT}` = '{parent.run_id}' and tags.`{KIND}` = 'trial'"
-    return reader.runs(
-        [parent.experiment_id], wanted if every else f"{wanted} and tags.{FRONTIER_TAG} = 'true'"
-    )
+    query = f"tags.`{PARENT}` = '{parent.run_id}' and tags.`{KIND}` = 'trial'"
+    if not all_trials:
+        query += f" and tags.{FRONTIER_TAG} = 'true'"
+    return reader.runs([parent.experiment_id], query)
 
 
-def _find_search(reader: RunReader, uri: str, search: str | None, space: str | None) -> Found:
-    """A search's parent run: the newest of the name (or key), or the newest of all."""
+def _find_search(reader: RunReader, uri: str, search: str | None, space: str | None) -> RunRecord:
+    """Return the parent run of a search: the newest with this name or key, or the newest of all."""
     ids = [
         number
         for number, name in reader.experiments()
         if space is None or name == experiment_name(space)
     ]
     parents = reader.runs(ids, f"tags.`{KIND}` = 'search'") if ids else []
-    where = f"{address(uri)}{f' of space {space}' if space else ''}"
+    location = f"{address(uri)}{f' of space {space}' if space else ''}"
     if not parents:
-        raise RequestError(f"no searches at {where}: run tinynet search first")
+        raise RequestError(
+            f"no searches at {location}: run tinynet search first, or pass --storage or --tracking"
+        )
     for run in parents:
         if search in (None, run.tags.get(SEARCH), run.tags.get(KEY)):
             return run
     names = sorted({one_line(run.tags.get(SEARCH, ""), 64) for run in parents})
-    raise RequestError(f"no search {search!r} at {where}: there are {', '.join(names)}")
+    raise RequestError(f"no search {search!r} at {location}: expected one of {', '.join(names)}")
 
 
-def model_row(run: Found) -> ModelRow | None:
-    """A run as a row; None where the network's figures are missing.
+def model_row(run: RunRecord) -> ModelRow | None:
+    """Return a run as a row, None if the figures of the network are missing.
 
-    Then the run was created a moment ago and they are on their way, or it is not one of ours.
+    They are missing if the run has just been created, or if another program created it.
     """
     r, d, w, c = (_number(run, name) for name in ("r", "d", "w", "c"))
-    resolution, macs, params = (_whole(run, name) for name in ("resolution", "macs", "params"))
+    resolution, macs, params = (_integer(run, name) for name in ("resolution", "macs", "params"))
     if r is None or d is None or w is None or c is None:
         return None
     if resolution is None or macs is None or params is None:
@@ -165,7 +179,7 @@ def model_row(run: Found) -> ModelRow | None:
         c=c,
         macs=macs,
         params=params,
-        activation_bytes=_whole(run, "activation_bytes"),
+        activation_bytes=_integer(run, "activation_bytes"),
         top1=_number(run, "top1"),
         top1_raw=_number(run, "top1_raw"),
         top1_ema=_number(run, "top1_ema"),
@@ -176,24 +190,24 @@ def model_row(run: Found) -> ModelRow | None:
     )
 
 
-def _text(run: Found, tag: str) -> str | None:
+def _text(run: RunRecord, tag: str) -> str | None:
     value = run.tags.get(tag)
     return None if value is None else one_line(value)
 
 
-def _whole(run: Found, name: str) -> int | None:
+def _integer(run: RunRecord, name: str) -> int | None:
     value = _number(run, name)
     return None if value is None else int(value)
 
 
-def _number(run: Found, name: str) -> float | None:
-    """A metric that can be shown and counted; anybody with the server's address may have written another."""
+def _number(run: RunRecord, name: str) -> float | None:
+    """Return a finite metric below the limit; any client of the server may have written others."""
     value = run.metrics.get(name)
-    return value if value is not None and abs(value) < LARGEST else None
+    return value if value is not None and abs(value) < MAX_EXACT_FLOAT else None
 
 
 def _require_database(uri: str) -> None:
-    """Opening a database that is not there would make an empty one."""
+    """Raise RequestError if the database does not exist; opening it would create an empty one."""
     path = database_file(uri)
     if path is None:
         return
@@ -203,4 +217,6 @@ def _require_database(uri: str) -> None:
                 "select 1 from sqlite_master where name = 'experiments'"
             ).fetchone():
                 return
-    raise RequestError(f"no searches at {address(uri)}: run tinynet search first")
+    raise RequestError(
+        f"no searches at {address(uri)}: run tinynet search first, or pass --storage or --tracking"
+    )

@@ -1,8 +1,9 @@
-"""The runs of a search or a job in MLflow: found by tag, created where missing, never twice.
+"""Finds the MLflow runs of a search or a job by tag, and creates missing ones without duplicates.
 
-A server may commit a run whose answer is lost, and the client then asks again. So every creation is followed by
-another look at what is running, as a new run is, and of several runs under one key all but one are deleted. One
-publisher a search or job at a time.
+A server may create a run and lose its response; the client then repeats the request. So after each
+creation the running runs are queried (a new run is running), and of several runs with the same key
+all but one are deleted. There must be only one publisher per search or job at a time. Used by the
+publishers and by ``evaluations``.
 """
 
 from abc import ABC, abstractmethod
@@ -27,44 +28,47 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
 
-METRICS_A_BATCH, OTHERS_A_BATCH = 1000, 100
+METRICS_PER_BATCH, OTHERS_PER_BATCH = 1000, 100
 UNFINISHED, ENDED = ("RUNNING", "SCHEDULED"), tuple(STATUS.values())
-_REMEMBERED = (FRONTIER_TAG, RANK_TAG, LABEL_TAG)
+_KEPT_TAGS = (FRONTIER_TAG, RANK_TAG, LABEL_TAG)
 
 
 def experiment_of(client: "MlflowClient", uri: str, space: str) -> "Experiment":
-    """Every search and job of a space is in one experiment.
+    """Return the experiment of a space, created if it does not exist.
+
+    It contains every search and job of the space.
 
     Raises:
-        TrackingError: someone has deleted it.
+        TrackingError: the experiment is deleted.
     """
     from mlflow.exceptions import MlflowException
 
     name = experiment_name(space)
     path = database_file(uri)
-    place = None
+    location = None
     if path is not None:
-        # Without a server the artifacts' place is ours to choose: MLflow's default is the working directory.
+        # Without a server, the client chooses the artifact location; MLflow's default would be the
+        # working directory.
         path.parent.mkdir(parents=True, exist_ok=True)
-        place = (path.parent / ARTIFACTS / name).as_uri()
-    found = client.get_experiment_by_name(name)
-    if found is None:
+        location = (path.parent / ARTIFACTS / name).as_uri()
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
-            client.create_experiment(name, artifact_location=place)
+            client.create_experiment(name, artifact_location=location)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        found = client.get_experiment_by_name(name)
-    if found is None or found.lifecycle_stage != "active":
-        where = f"experiment {name} at {address(uri)}"
+        experiment = client.get_experiment_by_name(name)
+    if experiment is None or experiment.lifecycle_stage != "active":
         raise TrackingError(
-            f"{where} is deleted: restore it (mlflow experiments restore), or name another server"
+            f"experiment {name} at {address(uri)} is deleted: "
+            "restore it (mlflow experiments restore), or use another server"
         )
-    return found
+    return experiment
 
 
-class Wanted(NamedTuple):
-    """A run that there is to be; ``start`` in ms."""
+class NewRun(NamedTuple):
+    """A run to create if it does not exist; ``start`` in ms since 1970."""
 
     name: str
     start: int
@@ -73,12 +77,17 @@ class Wanted(NamedTuple):
 
 @dataclass(slots=True)
 class Child:
-    """What is remembered of a run: MLflow's own record takes tens of kilobytes, and a search has thousands.
+    """The state of a run that is kept in memory.
+
+    MLflow's own object takes tens of kilobytes, and a search has thousands of runs.
 
     Attributes:
-        end: in ms, None before there is one.
-        tags: those that may change.
-        params: names of the params that are there, of a run that has not ended.
+        run_id: id of the run.
+        key: its key tag.
+        status: its MLflow status.
+        end: end time in ms since 1970, None before the run has ended.
+        tags: the tags that may change.
+        params: names of the params that exist, for a run that has not ended.
     """
 
     run_id: str
@@ -91,23 +100,30 @@ class Child:
     @classmethod
     def of(cls, run: "Run") -> "Child":
         info, tags = run.info, run.data.tags
-        remembered = {key: tags[key] for key in _REMEMBERED if key in tags}
+        kept = {key: tags[key] for key in _KEPT_TAGS if key in tags}
         params = set() if info.status in ENDED else set(run.data.params)
         return cls(
-            info.run_id, tags.get(KEY, info.run_id), info.status, info.end_time, remembered, params
+            info.run_id, tags.get(KEY, info.run_id), info.status, info.end_time, kept, params
         )
 
     @property
     def ended(self) -> bool:
-        """Whether its last status was sent, and with it everything."""
+        """Whether the final status was sent, which is sent after everything else."""
         return self.status in ENDED
 
 
 class Runs(ABC):
-    """Runs of one space's experiment, by key. To be used within ``reaching``; ``what`` is a search or job, for messages.
+    """Runs of the experiment of one space, by key. Must be used within ``mlflow_access``.
+
+    Args:
+        uri: MLflow's tracking URI.
+        space: name of the space.
+        what: the search or job, for messages.
 
     Attributes:
-        unsettled: an answer to a creation may have been lost, so the next thing to do is ``settle``.
+        children: the runs by key.
+        unsettled: whether the response to a creation may have been lost; then ``settle`` must be
+            called next.
     """
 
     def __init__(self, uri: str, space: str, what: str) -> None:
@@ -116,7 +132,7 @@ class Runs(ABC):
         self.experiment = experiment_of(self.client, uri, space)
         self.children: dict[str, Child] = {}
         self.unsettled = False
-        self._doubtful: set[str] = set()
+        self._uncertain_keys: set[str] = set()
         self.refresh()
 
     @property
@@ -125,41 +141,44 @@ class Runs(ABC):
 
     @property
     @abstractmethod
-    def _mine(self) -> str:
-        """The filter that finds the children."""
+    def _filter(self) -> str:
+        """The MLflow filter that matches the children."""
 
     def refresh(self) -> None:
-        """Look at all children anew, and delete the losers of lost answers."""
+        """Query all children from scratch, and delete duplicates that lost responses have left."""
         self.children = {}
-        self._adopt(self._found(self._mine))
-        self.unsettled, self._doubtful = False, set()
+        self._merge(self._search(self._filter))
+        self.unsettled, self._uncertain_keys = False, set()
 
     def settle(self) -> None:
-        """Take up what lost answers left: the runs that run, and those whose deletion may have failed."""
-        self._adopt(self._found(f"{self._mine} and attributes.status = 'RUNNING'"))
-        for key in sorted(self._doubtful):
-            self._adopt(self._found(f"tags.`{KEY}` = '{key}'"))
-            self._doubtful.discard(key)
+        """Merge what lost responses have left, and delete duplicates.
+
+        These are running runs, and runs whose deletion may have failed.
+        """
+        self._merge(self._search(f"{self._filter} and attributes.status = 'RUNNING'"))
+        for key in sorted(self._uncertain_keys):
+            self._merge(self._search(f"tags.`{KEY}` = '{key}'"))
+            self._uncertain_keys.discard(key)
         self.unsettled = False
 
-    def ensure(self, wanted: Iterable[Wanted]) -> None:
-        """Create the runs that are missing, by ``tags[KEY]``, and look once for what lost answers doubled."""
-        missing = {run.tags[KEY]: run for run in wanted if run.tags[KEY] not in self.children}
+    def ensure(self, runs: Iterable[NewRun]) -> None:
+        """Create the runs whose ``tags[KEY]`` does not exist, and query once for duplicates."""
+        missing = {run.tags[KEY]: run for run in runs if run.tags[KEY] not in self.children}
         if not missing:
             return
         self.unsettled = True
-        made = {key: self._created(run) for key, run in missing.items()}
+        created = {key: self._create(run) for key, run in missing.items()}
         self.settle()
-        for run in made.values():  # a replica that lags does not show them yet
+        for run in created.values():  # a lagging replica of the server may not return them yet
             self.children.setdefault(run.data.tags[KEY], Child.of(run))
 
     def discard(self, child: Child) -> None:
-        """Delete a child whose history is no longer the storage's; another may be created under its key."""
+        """Delete a child whose history differs from storage; its key can be used again."""
         self.children.pop(child.key, None)
-        self._doubtful.add(child.key)
+        self._uncertain_keys.add(child.key)
         self.unsettled = True
         self.client.delete_run(child.run_id)
-        self._doubtful.discard(child.key)
+        self._uncertain_keys.discard(child.key)
 
     def log(
         self,
@@ -168,7 +187,7 @@ class Runs(ABC):
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Send points, params that are not there yet (they cannot be changed), then tags."""
+        """Send points, then params that do not exist yet (they cannot be changed), then tags."""
         self.log_run(
             child.run_id,
             points,
@@ -176,7 +195,7 @@ class Runs(ABC):
             tags,
         )
         child.params |= set(params or ())
-        child.tags |= {key: value for key, value in (tags or {}).items() if key in _REMEMBERED}
+        child.tags |= {key: value for key, value in (tags or {}).items() if key in _KEPT_TAGS}
 
     def log_run(
         self,
@@ -185,21 +204,25 @@ class Runs(ABC):
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Send to any run, in as few calls as MLflow takes."""
+        """Send to any run, with as few requests as MLflow's limits allow."""
         from mlflow.entities import Metric, Param, RunTag
 
-        new = _parts([Param(key, value) for key, value in (params or {}).items()], OTHERS_A_BATCH)
-        for part in new[1:]:
-            self.client.log_batch(run_id, params=part)
-        batches = _parts([Metric(*point) for point in points], METRICS_A_BATCH - 2 * OTHERS_A_BATCH)
+        new = _chunks(
+            [Param(key, value) for key, value in (params or {}).items()], OTHERS_PER_BATCH
+        )
+        for batch in new[1:]:
+            self.client.log_batch(run_id, params=batch)
+        batches = _chunks(
+            [Metric(*point) for point in points], METRICS_PER_BATCH - 2 * OTHERS_PER_BATCH
+        )
         for batch in batches[:-1]:
             self.client.log_batch(run_id, metrics=batch)
-        marks = [RunTag(key, value) for key, value in (tags or {}).items()]
-        if batches[-1] or new[0] or marks:
-            self.client.log_batch(run_id, metrics=batches[-1], params=new[0], tags=marks)
+        run_tags = [RunTag(key, value) for key, value in (tags or {}).items()]
+        if batches[-1] or new[0] or run_tags:
+            self.client.log_batch(run_id, metrics=batches[-1], params=new[0], tags=run_tags)
 
-    def unmark(self, child: Child, tag: str) -> None:
-        """Delete a tag; where the answer was lost it is gone already."""
+    def delete_tag(self, child: Child, tag: str) -> None:
+        """Delete a tag; if an earlier response was lost, it may be deleted already."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -210,73 +233,87 @@ class Runs(ABC):
         child.tags.pop(tag, None)
 
     def end(self, child: Child, status: str, end: int) -> None:
-        """The status is the last that is sent: a run that has it has everything; ``end`` in ms."""
+        """Set the final status of a run, after everything else was sent.
+
+        Args:
+            child: the run.
+            status: MLflow status.
+            end: end time in ms since 1970.
+        """
         self.client.set_terminated(child.run_id, status, end)
         child.status, child.end, child.params = status, end, set()
 
     def reopen(self, child: Child) -> None:
-        """A child that ended goes on."""
+        """Set a child that had ended to RUNNING again."""
         self.client.update_run(child.run_id, status="RUNNING")
         child.status = "RUNNING"
 
     def finish(self, status: str, end: int) -> None:
-        """Leave no training running, after a last look; ``end`` in ms, ``status`` that of what they belong to."""
+        """Set the trainings that are still running to KILLED, after a last query.
+
+        Args:
+            status: MLflow status of the search or job.
+            end: end time in ms since 1970.
+        """
         self.settle()
         for child in self.children.values():
             if child.status in UNFINISHED:
                 self.end(child, "KILLED", end)
 
-    def _created(self, run: Wanted) -> "Run":
+    def _create(self, run: NewRun) -> "Run":
         return self.client.create_run(
             self.experiment_id, start_time=run.start, tags=dict(run.tags), run_name=run.name
         )
 
-    def _found(self, wanted: str) -> "list[Run]":
-        return search_runs(self.client, [self.experiment_id], wanted)
+    def _search(self, query: str) -> "list[Run]":
+        return search_runs(self.client, [self.experiment_id], query)
 
-    def _adopt(self, found: "Iterable[Run]") -> None:
-        """Of the runs under one key keep the one that is known, else the best, and delete the others."""
+    def _merge(self, runs: "Iterable[Run]") -> None:
+        """Keep one run per key, the known one or else the best, and delete the others."""
         by_key: dict[str, list[Run]] = {}
-        for run in found:
+        for run in runs:
             by_key.setdefault(run.data.tags.get(KEY, run.info.run_id), []).append(run)
-        for key, runs in by_key.items():
+        for key, same_key in by_key.items():
             known = self.children.get(key)
             if known is None:
-                self.children[key] = Child.of(self._only(runs))
+                self.children[key] = Child.of(self._keep_one(same_key))
             else:
-                self._delete(run for run in runs if run.info.run_id != known.run_id)
+                self._delete(run for run in same_key if run.info.run_id != known.run_id)
 
-    def _only(self, runs: "list[Run]") -> "Run":
-        """The run to keep: one that has ended, else one that holds something, else the smallest id."""
-        kept, *losers = sorted(
+    def _keep_one(self, runs: "list[Run]") -> "Run":
+        """Return the best run, and delete the others.
+
+        It is one that has ended, else one that has params, else the one with the smallest id.
+        """
+        kept, *duplicates = sorted(
             runs,
             key=lambda run: (run.info.status not in ENDED, not run.data.params, run.info.run_id),
         )
-        self._delete(losers)
+        self._delete(duplicates)
         return kept
 
-    def _delete(self, losers: "Iterable[Run]") -> None:
-        for run in losers:
+    def _delete(self, runs: "Iterable[Run]") -> None:
+        for run in runs:
             self.client.delete_run(run.info.run_id)
 
 
 class TaggedRuns(Runs):
-    """The runs that carry a tag: of a training job, one for each number of epochs."""
+    """The runs with a given tag, such as those of a training job: one per number of epochs."""
 
     def __init__(self, uri: str, space: str, what: str, tag: str, value: str) -> None:
         self._tag, self._value = tag, value
         super().__init__(uri, space, what)
 
     @property
-    def _mine(self) -> str:
+    def _filter(self) -> str:
         return f"tags.`{self._tag}` = '{self._value}'"
 
-    def one(self, wanted: Wanted) -> Child:
-        """The run under a key, created if there is none."""
-        self.ensure([wanted])
-        return self.children[wanted.tags[KEY]]
+    def get_or_create(self, run: NewRun) -> Child:
+        """Return the run with a key, created if it does not exist."""
+        self.ensure([run])
+        return self.children[run.tags[KEY]]
 
 
-def _parts(values: Sequence[Any], size: int) -> list[list[Any]]:
-    """At least one part, which may be empty."""
+def _chunks(values: Sequence[Any], size: int) -> list[list[Any]]:
+    """Split values into chunks; the result has at least one chunk, which may be empty."""
     return [list(values[i : i + size]) for i in range(0, max(len(values), 1), size)]

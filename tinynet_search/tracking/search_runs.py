@@ -1,7 +1,7 @@
-"""A search's runs: the parent and its trials.
+"""The MLflow runs of a search: the parent run and one run per trial. Used by ``Publisher``.
 
-Ten thousand trials are pages of runs, so a parent whose search was published whole carries a digest of the results it
-was published from. Where they are still the same, a new process need not look at the trials to know them all.
+Ten thousand trials are many pages of runs. So the parent of a completely published search has a tag
+with the digest of the results. If the digest is unchanged, a new process does not query the trials.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,76 +18,84 @@ from tinynet_search.tracking.projection import (
     search_params,
     search_tags,
 )
-from tinynet_search.tracking.runs import Child, Runs, Wanted
+from tinynet_search.tracking.runs import Child, NewRun, Runs
 from trainables.run_name import RunName
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-SEAL, MARKED = "tinynet.whole", "tinynet.marked"
+COMPLETE_TAG, TAGS_DIGEST_TAG = "tinynet.whole", "tinynet.marked"
 
 
 class SearchRuns(Runs):
-    """The parent run of a search and its trials.
+    """The parent run of a search and the runs of its trials.
 
     Attributes:
-        sealed: the runs that the parent's seal covers: they are in MLflow whole, and need not be among ``children``.
-        listed: whether ``children`` are all; else they are those beside the sealed ones.
-        tags: the parent's.
+        complete_runs: the runs that the digest on the parent covers. They are complete in MLflow,
+            and may be missing in ``children``.
+        listed: whether ``children`` has all runs; if not, ``complete_runs`` are not in it.
+        tags: tags of the parent.
     """
 
     def __init__(
         self, uri: str, plan: Plan, results: Callable[[], tuple[set[RunName], str]]
     ) -> None:
-        """``results`` tells which there are in the search directory and their digest; asked where the parent is sealed."""
+        """Query the runs.
+
+        Args:
+            uri: MLflow's tracking URI.
+            plan: plan of the search.
+            results: returns the runs that have a result in the search directory, and the digest of
+                the results; called only if the parent has a digest.
+        """
         self.plan, self.key = plan, search_key(plan)
         self._results = results
-        self.listed, self.sealed = False, set[RunName]()
+        self.listed, self.complete_runs = False, set[RunName]()
         self.tags: dict[str, str] = {}
-        self._known: Run | None = None
+        self._parent: Run | None = None
         super().__init__(uri, plan.space.name, f"search {plan.search}")
 
     @property
     def parent(self) -> "Run":
-        assert self._known is not None
-        return self._known
+        assert self._parent is not None
+        return self._parent
 
     @property
     def parent_id(self) -> str:
         return self.parent.info.run_id
 
     @property
-    def _mine(self) -> str:
+    def _filter(self) -> str:
         return f"tags.`{PARENT}` = '{self.parent_id}'"
 
     def refresh(self) -> None:
         self._find_parent()
-        if seal := self.tags.get(SEAL, ""):
+        if published_digest := self.tags.get(COMPLETE_TAG, ""):
             names, digest = self._results()
-            if seal == digest:
-                self.sealed, self.listed, self.children = names, False, {}
+            if published_digest == digest:
+                self.complete_runs, self.listed, self.children = names, False, {}
                 self.settle()
                 if not any(run_of(key) in names for key in self.children):
-                    return  # else a run that is sealed has a double
+                    return  # otherwise a complete run has a duplicate
         self.list_all()
 
     def list_all(self) -> None:
-        """Look at every trial."""
+        """Query every trial."""
         super().refresh()
-        self.listed, self.sealed = True, set[RunName]()
+        self.listed, self.complete_runs = True, set[RunName]()
 
-    def ensure(self, wanted: Iterable[Wanted]) -> None:
-        missing = [run for run in wanted if run.tags[KEY] not in self.children]
+    def ensure(self, runs: Iterable[NewRun]) -> None:
+        missing = [run for run in runs if run.tags[KEY] not in self.children]
         if missing:
-            self.unseal()
+            self.clear_complete()
         super().ensure(missing)
 
     def discard(self, child: Child) -> None:
-        self.unseal()
+        self.clear_complete()
         super().discard(child)
 
-    def tell(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the parent."""
+    def set_parent_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the parent run."""
         self.log_run(self.parent_id, tags=tags)
         self.tags |= tags
 
@@ -97,22 +105,23 @@ class SearchRuns(Runs):
         if self.parent.info.status != status:
             self.client.set_terminated(self.parent_id, status, end)
 
-    def unseal(self) -> None:
-        """Before trials change: whoever comes after a crash has to look at all of them.
+    def clear_complete(self) -> None:
+        """Remove the digest from the parent before trials change.
 
-        Sent whatever is known of the parent: another publisher may have sealed it since.
+        A process that starts after a crash then queries all trials. The request is sent even if
+        the digest is not known to be set, since another publisher may have set it.
         """
-        self.tell({SEAL: "", MARKED: ""})
+        self.set_parent_tags({COMPLETE_TAG: "", TAGS_DIGEST_TAG: ""})
 
     def _find_parent(self) -> None:
         tags = search_tags(self.plan)
-        found = self._found(f"tags.`{KEY}` = '{self.key}'")
-        if not found:
-            self._created(Wanted(self.plan.search, created_ms(self.plan), tags))
-            found = self._found(f"tags.`{KEY}` = '{self.key}'")
-        if not found:
+        runs = self._search(f"tags.`{KEY}` = '{self.key}'")
+        if not runs:
+            self._create(NewRun(self.plan.search, created_ms(self.plan), tags))
+            runs = self._search(f"tags.`{KEY}` = '{self.key}'")
+        if not runs:
             raise TrackingError(f"MLflow at {address(self.uri)} lost a run of {self.what}")
-        self._known = self._only(found)
+        self._parent = self._keep_one(runs)
         self.tags = dict(self.parent.data.tags)
         new = {
             key: value
@@ -126,5 +135,5 @@ class SearchRuns(Runs):
 
 
 def run_of(key: str) -> str:
-    """The run name in a trial's key; of a run that somebody else wrote it may be any text."""
+    """Return the run name in the key of a trial; any text if another program created the run."""
     return key.rpartition("/")[2]

@@ -1,7 +1,8 @@
-"""A ready-made page of MLflow for one search: figures as columns, accuracy over FLOPs, learning curves.
+"""Adds a preconfigured MLflow page for a search, and builds the links to MLflow's pages.
 
-MLflow's pages keep shared views in tags of the experiment, in a format that no document promises: whatever goes
-wrong here costs the view alone.
+The page has the figures as columns, accuracy over FLOPs, and learning curves. MLflow stores shared
+views in tags of the experiment, in an undocumented format; a failure here affects only the view.
+Used by the publishers.
 """
 
 import base64
@@ -15,9 +16,9 @@ from tinynet_search.mlflow_client.connection import address
 from tinynet_search.tracking.projection import KIND, PARENT
 from tinynet_search.tracking.search_runs import SearchRuns
 
-SHARED = "mlflow.sharedViewState."
-LONGEST_TAG = 5000
-LOCAL = "http://127.0.0.1:5000"
+SHARED_VIEW_TAG = "mlflow.sharedViewState."
+MAX_TAG_LENGTH = 5000
+LOCAL_SERVER = "http://127.0.0.1:5000"
 COLUMNS = (
     *(
         f"metrics.`{name}`"
@@ -38,25 +39,32 @@ COLUMNS = (
 
 
 def add_view(runs: SearchRuns) -> str | None:
-    """The key of the search's view, written if it is not there; None where that failed."""
+    """Write the view of a search unless it exists.
+
+    Returns:
+        The key of the view, None if it could not be written.
+    """
     from mlflow.exceptions import MlflowException
 
     text = json.dumps(_state(runs.parent_id), sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:32]
     value = "deflate;" + base64.b64encode(zlib.compress(text.encode())).decode()
-    if SHARED + key in runs.experiment.tags:
+    if SHARED_VIEW_TAG + key in runs.experiment.tags:
         return key
-    if len(value) > LONGEST_TAG:
+    if len(value) > MAX_TAG_LENGTH:
         return None
     try:
-        runs.client.set_experiment_tag(runs.experiment_id, SHARED + key, value)
+        runs.client.set_experiment_tag(runs.experiment_id, SHARED_VIEW_TAG + key, value)
     except MlflowException:
         return None
     return key
 
 
 def link_of(uri: str, experiment_id: str, view: str | None) -> str:
-    """The search's page on a server; for a database, on a server that is started on it with its usual port."""
+    """Return the URL of a search's page.
+
+    For a database it is the URL on a local server started on it with the default port.
+    """
     shared = f"&viewStateShareKey={quote(view)}" if view else ""
     return (
         f"{_server(uri)}/#/experiments/{experiment_id}/runs?workflowType=machine_learning{shared}"
@@ -64,12 +72,12 @@ def link_of(uri: str, experiment_id: str, view: str | None) -> str:
 
 
 def page_of(uri: str, experiment_id: str, run_id: str) -> str:
-    """A run's page, on a server as ``link_of``."""
+    """Return the URL of a run's page, on the same server as ``link_of``."""
     return f"{_server(uri)}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def _server(uri: str) -> str:
-    return address(uri) if uri.startswith(("http:", "https:")) else LOCAL
+    return address(uri) if uri.startswith(("http:", "https:")) else LOCAL_SERVER
 
 
 def _state(parent_id: str) -> dict[str, Any]:

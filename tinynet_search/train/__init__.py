@@ -1,1 +1,4 @@
-"""Final jobs: one network trained to its end, or a checkpoint evaluated."""
+"""Training jobs: trains a single network to its end, or evaluates weights.
+
+Called by ``tinynet train``.
+"""

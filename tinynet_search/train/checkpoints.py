@@ -1,4 +1,7 @@
-"""Weights out of a checkpoint: the folder that a trial leaves while it trains."""
+"""Reads the weights of a training checkpoint, the folder that a trial writes while it trains.
+
+Called by ``--eval-only``.
+"""
 
 import contextlib
 import tempfile
@@ -12,28 +15,31 @@ from tinynet_search.errors import one_line
 from tinynet_search.export.document import TrainedBy
 from tinynet_search.export.subject import WEIGHTS, Subject, file_digest
 from tinynet_search.store.directory import JOB, SearchStore
-from tinynet_search.store.train_job import ended_or_begun, job_around, read_job
+from tinynet_search.store.train_job import job_of_trial, read_job, started_jobs
 from trainables.run_name import RunName
-from trainables.storage.documents import LARGE, MOST_EPOCHS
+from trainables.storage.documents import LARGE, MAX_EPOCHS
 from trainables.storage.folder import open_folder, read_file
 from trainables.trial_folder import PROGRESS, checkpoints
 
 
-def of_job(folder: Path, space: str | None = None) -> Path:
-    """The trial's folder in a job's: of the finished one with the most epochs, else of the one with the newest checkpoint.
+def job_trial_folder(folder: Path, space: str | None = None) -> Path:
+    """The folder of a job's trial.
+
+    This is the finished trial with the most epochs, or the trial with the newest checkpoint if none
+    has finished.
 
     Raises:
-        RequestError: the job has neither, or its job.json is damaged.
+        RequestError: The job has neither, or its job.json is damaged.
     """
     store = SearchStore(str(folder))
     job = read_job(store, space)
-    at = {each.spec.run: each for each in ended_or_begun(store, job)} if job else {}
-    finished = [run for run, result in store.results(at).items() if result.finished]
+    jobs = {each.spec.run: each for each in started_jobs(store, job)} if job else {}
+    finished = [run for run, result in store.results(jobs).items() if result.finished]
     if finished:
-        return folder / at[max(finished, key=lambda run: at[run].recipe.epochs)].spec.folder
+        return folder / jobs[max(finished, key=lambda run: jobs[run].recipe.epochs)].spec.folder
     written = [
         (file.stat().st_mtime_ns, file.parent.parent)
-        for run in at
+        for run in jobs
         for file in (folder / "trials" / run).glob(f"*/{PROGRESS}")
     ]
     if not written:
@@ -42,38 +48,42 @@ def of_job(folder: Path, space: str | None = None) -> Path:
 
 
 def checkpoint_subject(folder: Path, space: str | None = None) -> Subject:
-    """The network of a job's checkpoint ``epoch-<k>``, or of the newest whole one in a trial's folder.
+    """The network of a checkpoint ``epoch-<k>``, or of the newest complete one in a trial's folder.
 
     Raises:
-        RequestError: there is none, it is damaged, or no job around it says which network it is of.
+        RequestError: No checkpoint exists, it is damaged, or no surrounding job identifies its
+            network.
     """
     from trainables.checkpoint import Progress, checkpoint_name, newest_checkpoint
 
     if not (folder / PROGRESS).is_file():
-        place = open_folder(folder)
-        newest = newest_checkpoint(place, folder.resolve().name) if checkpoints(place) else (0, 0)
+        trial = open_folder(folder)
+        newest = newest_checkpoint(trial, folder.resolve().name) if checkpoints(trial) else (0, 0)
         if not any(newest):
             raise RequestError(
-                f"{str(folder)!r} holds no weights: give the folder of a job, a trial, an export or a checkpoint"
+                f"{str(folder)!r} contains no weights: "
+                "pass the folder of a job, a trial, an export or a checkpoint"
             )
         folder = folder / checkpoint_name(*newest)
-    job = job_around(folder.parent, space)
+    job = job_of_trial(folder.parent, space)
     try:
         progress = Progress.from_json(read_file(folder / PROGRESS, LARGE))
         epochs = RunName.parse(progress.trial).epochs
         if file_digest(folder / WEIGHTS) != progress.files[WEIGHTS]:
-            raise ValueError(f"{WEIGHTS} is not what was written")
+            raise ValueError(f"the checksum of {WEIGHTS} does not match")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
-            f"checkpoint {str(folder)!r} is damaged ({one_line(error, 100)}): give another"
+            f"checkpoint {str(folder)!r} is damaged ({one_line(error, 100)}): "
+            "pass a different checkpoint"
         ) from error
     if job is None:
         raise RequestError(
-            f"no {JOB} around {str(folder)!r} says which network it is of: give a checkpoint in its job's folder"
+            f"no {JOB} above {str(folder)!r} identifies its network: "
+            "pass a checkpoint inside its job's folder"
         )
-    if epochs > MOST_EPOCHS:
+    if epochs > MAX_EPOCHS:
         raise RequestError(
-            f"checkpoint {str(folder)!r} is damaged (of {epochs} epochs): give another"
+            f"checkpoint {str(folder)!r} is damaged ({epochs} epochs): pass a different checkpoint"
         )
     job = job.with_epochs(epochs)
     spec = job.spec
@@ -94,17 +104,20 @@ def checkpoint_subject(folder: Path, space: str | None = None) -> Subject:
 
 
 def checkpoint_of(source: Source) -> str | None:
-    """The name of the checkpoint that weights lie in, None where they lie in none."""
+    """The name of the checkpoint that contains the weights, None if there is none."""
     folder = source.path.parent
     return folder.name if source.path.name == WEIGHTS and (folder / PROGRESS).is_file() else None
 
 
 @contextlib.contextmanager
 def plain_weights(source: Source, ranks: str) -> Iterator[Source]:
-    """The same weights in a file that ``load_weights`` takes: of a checkpoint's two sets those that rank.
+    """The weights as a file that ``load_weights`` accepts.
+
+    A checkpoint contains two sets of weights, ``raw`` and ``ema``; one of them is extracted to a
+    temporary file. Other weights are returned unchanged.
 
     Args:
-        ranks: ``raw`` or ``ema``.
+        ranks: The set to extract, ``raw`` or ``ema``.
     """
     if checkpoint_of(source) is None:
         yield source
@@ -116,7 +129,7 @@ def plain_weights(source: Source, ranks: str) -> Iterator[Source]:
         for name, value in read_weights(source).items()
         if name.startswith(f"{ranks}.")
     }
-    with tempfile.TemporaryDirectory() as place:
-        file = Path(place) / WEIGHTS
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / WEIGHTS
         save_file(chosen, file)
         yield replace(source, path=file)

@@ -1,4 +1,7 @@
-"""``--eval-only``: weights from anywhere on the validation images of any data; nothing is trained or written."""
+"""Evaluates weights on the validation images of a data set, without training or writing files.
+
+Called by ``tinynet train --eval-only``.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -16,16 +19,21 @@ from tinynet_search.errors import require
 from tinynet_search.export.subject import CONFIG, Subject, file_digest, read_subject
 from tinynet_search.store.directory import JOB
 from tinynet_search.store.schema import Settings
-from tinynet_search.store.train_job import job_around
+from tinynet_search.store.train_job import job_of_trial
 from tinynet_search.tracking.evaluations import EvaluationReport
 from tinynet_search.train.checkpoints import (
     checkpoint_of,
     checkpoint_subject,
-    of_job,
+    job_trial_folder,
     plain_weights,
 )
-from tinynet_search.train.local import take_machine
-from tinynet_search.train.request import Chooser, TrainRequest, read_request, settled
+from tinynet_search.train.local import configure_process
+from tinynet_search.train.request import (
+    RequestedNetwork,
+    TrainRequest,
+    complete_config,
+    read_request,
+)
 from tinynet_search.train.run import pixels_warning
 from trainables.data import ImageData, Reading, open_data
 from trainables.recipe import Recipe
@@ -33,64 +41,68 @@ from trainables.recipe import Recipe
 if TYPE_CHECKING:
     from torch import nn
 
-# timm's names of named networks that are called otherwise here.
-TIMM = {"ghostnet_050": "ghostnet_0.5x", "ghostnet_100": "ghostnet_1.0x"}
-# Of a checkpoint's two sets, the one that ranks.
+# Names of networks by their name in timm, where the two differ.
+TIMM_NAMES = {"ghostnet_050": "ghostnet_0.5x", "ghostnet_100": "ghostnet_1.0x"}
+# Labels of the two weight sets of a checkpoint.
 WEIGHT_SETS: Mapping[Literal["ema", "raw"], Literal["EMA", "raw"]] = {"ema": "EMA", "raw": "raw"}
 
 
 def evaluate_weights(
-    request: TrainRequest, weights: str, say: Callable[[str], None]
+    request: TrainRequest, weights: str, log: Callable[[str], None]
 ) -> EvaluationReport:
-    """Top-1, top-5 and loss of weights on the data's validation images.
+    """Compute top-1, top-5 and loss of weights on the validation images.
 
     Args:
-        weights: a file, timm's name of published ones, or the folder of a trial, an export or a checkpoint.
+        weights: A file, the timm name of published weights, or the folder of a job, a trial, an
+            export or a checkpoint.
+        log: Called with one line per message.
 
     Raises:
-        RequestError: the weights, the data and the network do not go together, or one of them is not there.
+        RequestError: The weights, the data and the network are incompatible, or one of them does
+            not exist.
     """
     require("torch", "timm", "safetensors")
     if not weights.strip():
-        raise RequestError(
-            f"--weights {weights!r} names nothing: give a file, timm's name, or a folder"
-        )
+        raise RequestError(f"--weights {weights!r} is empty: pass a file, a timm name or a folder")
     folder = Path(weights).expanduser()
     if (folder / JOB).is_file():
-        folder = of_job(folder, request.space)
+        folder = job_trial_folder(folder, request.space)
         weights = str(folder)
-    subject = _of_folder(folder, request) if folder.is_dir() else None
-    if subject is None and not _names_one(request):
+    subject = _read_folder(folder, request) if folder.is_dir() else None
+    if subject is None and not _has_network(request):
         request = replace(request, network=_network_of(weights))
-    chooser = Chooser(request) if subject is None or _names_one(request) else None
+    requested = RequestedNetwork(request) if subject is None or _has_network(request) else None
     values = read_request(request)
     if not values.get("data"):
-        values["data"] = _own_data(subject)
-    config = settled(
-        values, chooser.space if chooser else subject.space if subject else "", request
-    )
+        values["data"] = _training_data(subject)
+    space = ""
+    if requested:
+        space = requested.space
+    elif subject:
+        space = subject.space
+    config = complete_config(values, space, request)
     data = open_data(config.data_settings())
     classes = len(data.class_names)
-    chosen = (
-        chooser.network(subject.network.num_classes if subject else classes) if chooser else None
-    )
+    chosen = None
+    if requested:
+        chosen = requested.network(subject.network.num_classes if subject else classes)
     if subject is None:
         assert chosen is not None
         subject = Subject(chosen.label, chosen.space, chosen.network)
     elif chosen is not None and chosen.network != subject.network:
         raise RequestError(
-            f"weights {weights!r} are of {subject.name}, not of {chosen.label}: leave the network out"
+            f"weights {weights!r} belong to {subject.name}, not to {chosen.label}: omit the network"
         )
     if subject.network.num_classes != classes:
-        raise _other_classes(weights, subject.network.num_classes, classes)
+        raise _class_mismatch(weights, subject.network.num_classes, classes)
     source = Source(subject.weights, weights) if subject.weights else locate(weights)
     if source.published is not None and source.published.num_classes != classes:
-        raise _other_classes(weights, source.published.num_classes, classes)
-    return _evaluated(subject, source, config, data, say)
+        raise _class_mismatch(weights, source.published.num_classes, classes)
+    return _evaluate(subject, source, config, data, log)
 
 
-def _evaluated(
-    subject: Subject, source: Source, config: Config, data: ImageData, say: Callable[[str], None]
+def _evaluate(
+    subject: Subject, source: Source, config: Config, data: ImageData, log: Callable[[str], None]
 ) -> EvaluationReport:
     import torch
 
@@ -98,42 +110,43 @@ def _evaluated(
     from trainables.evaluation import evaluate
     from trainables.execution import Execution
     from trainables.modules import pick_device
-    from trainables.trainer import evaluated_at_once
+    from trainables.trainer import evaluation_batch_size
 
     recipe = _recipe(subject, config)
     preprocessing = preprocessing_of(subject, source, recipe, config.data_settings())
-    at_once = evaluated_at_once(recipe)
-    loaders = take_machine(config.scaling, subject.network.macs * at_once)
+    batch_size = evaluation_batch_size(recipe)
+    loaders = configure_process(config.scaling, subject.network.macs * batch_size)
     device = pick_device()
-    chosen = Execution(**config.execution.model_dump()).on(device)
+    execution = Execution(**config.execution.model_dump()).resolve(device)
     module = subject.network.build().eval()
     with plain_weights(source, recipe.ranks) as plain:
         digest = file_digest(plain.path)
         _load(module, plain)
     if source.published is None and subject.weights is None:
-        say(
-            f"weights {source.label!r} say nothing of how their images were prepared: taken as the recipe {recipe.name} does"
+        log(
+            f"weights {source.label!r} do not record their preprocessing: "
+            f"using that of recipe {recipe.name}"
         )
     warning = pixels_warning(data, subject.network)
     if warning:
-        say(f"warning: {warning}")
+        log(f"warning: {warning}")
     checkpoint = checkpoint_of(source)
-    module = module.to(device, memory_format=chosen.layout)  # type: ignore[call-overload]
-    reading = Reading(loaders, chosen.pinned)
-    every = np.arange(data.val_size)
+    module = module.to(device, memory_format=execution.layout)  # type: ignore[call-overload]
+    reading = Reading(loaders, execution.pinned)
+    indices = np.arange(data.val_size)
     started = time.perf_counter()
     with torch.inference_mode():
         batches = validation_batches(
             data,
-            every,
+            indices,
             subject.network,
             recipe,
             preprocessing,
             device,
             reading=reading,
-            at_once=at_once,
+            batch_size=batch_size,
         )
-        (scores,) = evaluate(module, batches, device, bf16=chosen.bf16)
+        (scores,) = evaluate(module, batches, device, bf16=execution.bf16)
     seconds = time.perf_counter() - started
     return EvaluationReport(
         label=subject.name,
@@ -153,54 +166,56 @@ def _evaluated(
         seconds=round(seconds, 3),
         images_per_s=round(scores.images / seconds, 1),
         device=device.type,
-        precision="bf16" if chosen.bf16 else "float32",
+        precision="bf16" if execution.bf16 else "float32",
         warning=warning,
     )
 
 
 def _network_of(weights: str) -> str:
-    """The named network that published weights are of.
+    """The name of the network of published weights.
 
     Raises:
-        RequestError: they are a file, or of a network that has no name here.
+        RequestError: The weights are a file, or their network is not a named one.
     """
     from search_spaces.published import find_published
 
     path = Path(weights).expanduser()
     if path.is_file():
         raise RequestError(
-            f"which network are these weights of? give its name, --rdw or --c beside {weights!r}"
+            f"the network of {weights!r} is unknown: pass its name, --rdw or --c with --weights"
         )
     if path.suffix in SUFFIXES or "/" in weights.removeprefix("timm/"):
-        locate(weights)  # there is no such file, and it says so
-    found = find_published(weights).architecture
-    name = TIMM.get(found, found)
+        locate(weights)  # raises, because the file does not exist
+    architecture = find_published(weights).architecture
+    name = TIMM_NAMES.get(architecture, architecture)
     if name not in NETWORKS:
         raise RequestError(
-            f"weights {weights!r} are of timm's {found}, which is none of tinynet networks: give weights of one that is"
+            f"weights {weights!r} belong to timm's {architecture}, which tinynet networks does not "
+            "list: pass weights of a listed network"
         )
     return name
 
 
-def _of_folder(folder: Path, request: TrainRequest) -> Subject:
+def _read_folder(folder: Path, request: TrainRequest) -> Subject:
     if (folder / CONFIG).is_file():
         subject = read_subject(folder, request.space)
         if subject.weights is None:
             raise RequestError(
-                f"{str(folder)!r} has a {CONFIG} and no weights: give the folder of a finished trial, or a weights file"
+                f"{str(folder)!r} contains {CONFIG} but no weights: "
+                "pass the folder of a finished trial, or a weights file"
             )
-        job = job_around(folder, request.space)
+        job = job_of_trial(folder, request.space)
         return replace(subject, name=job.network) if job else subject
     return checkpoint_subject(folder, request.space)
 
 
-def _own_data(subject: Subject | None) -> Settings:
-    """What the weights were trained on, if it is known where that lies."""
+def _training_data(subject: Subject | None) -> Settings:
+    """The data that the weights were trained on, if its location is known."""
     settings = dict(subject.trained.data) if subject and subject.trained else {}
-    settings.pop("cache", None)  # a folder to write to is no file's to name
+    settings.pop("cache", None)  # a file must not choose a folder to write to
     if not settings or (settings.get("name") != "petals" and "path" not in settings):
         raise RequestError(
-            "nothing to evaluate on: give --data petals, or --data with a folder of images"
+            "no data to evaluate on: pass --data petals, or --data with a folder of images"
         )
     return settings
 
@@ -211,8 +226,11 @@ def _recipe(subject: Subject, config: Config) -> Recipe:
     return evaluation_recipe(subject, None) if subject.trained else config.resolve().recipe
 
 
-def _names_one(request: TrainRequest) -> bool:
-    """A folder says itself which network it holds; who names one too must mean the same."""
+def _has_network(request: TrainRequest) -> bool:
+    """Whether the request names a network.
+
+    A folder identifies its own network; a network in the request must match it.
+    """
     return any(each is not None for each in (request.network, request.rdw, request.c))
 
 
@@ -220,13 +238,18 @@ def _load(module: "nn.Module", source: Source) -> None:
     try:
         load_weights(module, source)
     except RequestError as error:
-        said, mark, _ = str(error).partition(
-            ": ask for "
-        )  # advice for whoever chooses the classes, which here the data does
-        raise RequestError(f"{said}: give data of as many classes") if mark else error from None
+        message = str(error)
+        if "num_classes=" not in message:
+            raise
+        # The message suggests another num_classes, but here the data sets the number of classes.
+        problem = message.rpartition(": ")[0]
+        raise RequestError(
+            f"{problem}: pass data with the same number of classes as the weights"
+        ) from None
 
 
-def _other_classes(weights: str, theirs: int, ours: int) -> RequestError:
+def _class_mismatch(weights: str, expected: int, actual: int) -> RequestError:
     return RequestError(
-        f"weights {weights!r} are for {theirs} classes, and the data has {ours}: give data of as many classes"
+        f"weights {weights!r} are for {expected} classes, but the data has {actual}: "
+        f"pass data with {expected} classes"
     )

@@ -1,4 +1,4 @@
-"""A training in this process, without Ray, on what this machine has.
+"""Trains a job in this process, without Ray, on the resources of this machine.
 
 Called by ``run_job``.
 """
@@ -10,19 +10,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from search_spaces import RequestError
-from tinynet_search.config import Config, ScalingSection
+from tinynet_search.config import Config
+from tinynet_search.config.sections import ScalingSection
 from tinynet_search.signals import Stopping
 from tinynet_search.store.directory import Candidate
 from tinynet_search.store.lease import Lease
 from tinynet_search.train.progress import EpochLines
 
-# Multiply-adds of a forward pass from which several threads are worth it on a CPU.
-THREADED_FROM = 1e9
+# Multiply-adds of a forward pass above which several CPU threads are faster than one.
+MIN_THREADED_MACS = 1e9
 
 
 @dataclass(frozen=True)
-class Drive:
-    """One run of a job: what is trained below ``root``, and what may end it early."""
+class JobRun:
+    """One run of a job: the candidate to train, its directory, its lease and its stop signal."""
 
     config: Config
     root: str
@@ -31,57 +32,70 @@ class Drive:
     stopping: Stopping
 
 
-def train_here(drive: Drive, lines: EpochLines, *, loaders: int) -> None:
-    """The whole training in this process, which needs no Ray; ``loaders`` as ``take_machine`` gives them."""
+def train_here(job_run: JobRun, lines: EpochLines, *, loaders: int) -> None:
+    """Run the complete training in this process, without Ray.
+
+    Args:
+        loaders: Number of loader processes, as returned by ``configure_process``.
+    """
     from trainables.stopping import Stopped
     from trainables.trial import run_trial
 
-    execution = replace(drive.config.computed, loader_workers=loaders)
-    stopping = drive.stopping
-    with _failure_unsaid(), stopping.gently(lambda: None), contextlib.suppress(Stopped):
+    execution = replace(job_run.config.training_execution, loader_workers=loaders)
+    stopping = job_run.stopping
+    with _trial_warnings_hidden(), stopping.graceful(lambda: None), contextlib.suppress(Stopped):
         run_trial(
-            drive.candidate.spec, drive.root, lines, execution, lambda: stopping.why is not None
+            job_run.candidate.spec,
+            job_run.root,
+            lines,
+            execution,
+            lambda: stopping.reason is not None,
         )
 
 
-def take_machine(scaling: ScalingSection, macs: float) -> int:
-    """Keep to what ``[scaling]`` names; what it does not name is the machine's own: its GPU, its CPUs where they help.
+def configure_process(scaling: ScalingSection, macs: float) -> int:
+    """Limit this process to the resources set in ``[scaling]``.
+
+    Resources that are not set default to the machine's: its GPU, and all CPUs if the network is
+    large enough to use them.
 
     Args:
-        macs: multiply-adds of one forward pass: threads that share a small one wait for each other longer than they work.
+        macs: Multiply-adds of one forward pass. Threads that share a small pass spend more time
+            waiting for each other than computing.
 
     Returns:
-        Processes that read images: as named, else one a CPU but one where a GPU waits for them.
+        Number of loader processes: as configured, else all CPUs but one on a machine with a GPU.
 
     Raises:
-        RequestError: a GPU is named, and there is none.
+        RequestError: A GPU is configured, but torch finds none.
     """
-    named = scaling.model_fields_set
-    if "gpus" in named and not scaling.gpus:
+    configured = scaling.model_fields_set
+    if "gpus" in configured and not scaling.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
     if scaling.gpus and not torch.cuda.is_available():
         raise RequestError(
-            f"scaling.gpus = {scaling.gpus:g}, and torch finds no GPU here: leave it out, or train on a machine with one"
+            f"scaling.gpus = {scaling.gpus:g}, but torch finds no GPU: "
+            "omit it, or train on a machine with a GPU"
         )
-    if "cpus" in named or macs < THREADED_FROM:
+    if "cpus" in configured or macs < MIN_THREADED_MACS:
         torch.set_num_threads(max(1, int(scaling.cpus)))
-    if "loader_workers" in named or not torch.cuda.is_available():
+    if "loader_workers" in configured or not torch.cuda.is_available():
         return scaling.loader_workers
     return max(0, len(os.sched_getaffinity(0)) - 1)
 
 
 @contextlib.contextmanager
-def _failure_unsaid() -> Iterator[None]:
-    """The trial's failure is in its result, and is said from there."""
-    log = logging.getLogger("tinynet")
+def _trial_warnings_hidden() -> Iterator[None]:
+    """Suppress the log line of a failed trial; the command prints the failure from the result."""
+    logger = logging.getLogger("tinynet")
 
-    def quiet(record: logging.LogRecord) -> bool:
+    def keep(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("trial ") or record.levelno != logging.WARNING
 
-    log.addFilter(quiet)
+    logger.addFilter(keep)
     try:
         yield
     finally:
-        log.removeFilter(quiet)
+        logger.removeFilter(keep)

@@ -1,4 +1,7 @@
-"""A job on a Ray cluster: the one trial of a Tune run, so that lost processes are retried as a search's are."""
+"""Trains a job on a Ray cluster, as the only trial of a Tune run.
+
+Tune retries lost processes as in a search. Called by ``run_job``.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -10,23 +13,23 @@ from tinynet_search.callbacks.placement_groups import PlacementGroupCleaner
 from tinynet_search.callbacks.watchdog import Watchdog
 from tinynet_search.cluster.connect import cluster
 from tinynet_search.cluster.placement import ClusterRequest, wait_for_placement
-from tinynet_search.cluster.tune import Fixed, Guarded, run_source
+from tinynet_search.cluster.tune import FixedSource, StoppableSource, run_source
 from tinynet_search.train.progress import EpochLines
 from trainables.result import EpochRecord
 from trainables.storage.documents import typed
 
 if TYPE_CHECKING:
-    from tinynet_search.train.local import Drive
+    from tinynet_search.train.local import JobRun
 
 
-class _Watch(Callback):
-    """Tune's callback: every epoch's record goes to the lines."""
+class _EpochReporter(Callback):
+    """Tune callback that passes the record of each epoch to the lines."""
 
     def __init__(self, lines: EpochLines) -> None:
         self._lines = lines
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune saves its callbacks; there is nothing here to save."""
+        """Return an empty state: Tune saves its callbacks, and this one has no state to save."""
         return {}
 
     def on_trial_result(
@@ -37,33 +40,44 @@ class _Watch(Callback):
 
 
 @contextlib.contextmanager
-def joined(
-    request: ClusterRequest, macs: float, say: Callable[[str], None]
+def connected_cluster(
+    request: ClusterRequest, macs: float, log: Callable[[str], None]
 ) -> Iterator[ClusterRequest]:
-    """The cluster, with room for the trial of so many multiply-adds; gives the request with its scaling decided.
+    """Connect to the cluster and wait until it has room for the trial.
+
+    Args:
+        macs: Multiply-adds of the training.
+
+    Yields:
+        The request with its final scaling.
 
     Raises:
-        RequestError: the cluster does not answer, or has no room for the trial.
+        RequestError: The cluster does not respond, or has no room for the trial.
     """
     with cluster(request.run):
-        yield wait_for_placement(request, [macs], say).request
+        yield wait_for_placement(request, [macs], log).request
 
 
-def train_on_ray(drive: "Drive", lines: EpochLines, *, request: ClusterRequest) -> None:
-    """Run the trial to its result, or until its processes were lost too often; within ``joined``."""
-    watching = [
-        _Watch(lines),
-        Watchdog(drive.root, drive.config.run.trial_timeout),
+def train_on_ray(job_run: "JobRun", lines: EpochLines, *, request: ClusterRequest) -> None:
+    """Run the trial to its result, or until its processes were lost too often.
+
+    Must be called inside ``connected_cluster``.
+    """
+    callbacks = [
+        _EpochReporter(lines),
+        Watchdog(job_run.root, job_run.config.run.trial_timeout),
         PlacementGroupCleaner(),
     ]
-    source = Guarded(Fixed([drive.candidate]), drive.stopping, lambda candidate: None)
-    with drive.stopping.gently(drive.lease.ask_to_stop):
+    source = StoppableSource(
+        FixedSource([job_run.candidate]), job_run.stopping, lambda candidate: None
+    )
+    with job_run.stopping.graceful(job_run.lease.request_stop):
         run_source(
             request,
-            drive.root,
+            job_run.root,
             source,
-            most=1,
+            max_trials=1,
             at_once=1,
-            callbacks=watching,
-            stop=drive.lease.stop_file,
+            callbacks=callbacks,
+            stop=job_run.lease.stop_file,
         )

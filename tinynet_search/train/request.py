@@ -1,4 +1,7 @@
-"""What ``tinynet train`` is asked for, made into a configuration, opened data and a network."""
+"""Converts the arguments of ``tinynet train`` into a configuration and a training job.
+
+Called by the ``train`` command, by evaluations and by the submission of training jobs.
+"""
 
 import re
 import time
@@ -14,30 +17,32 @@ from tinynet_search.config import (
     PlanInputs,
     Values,
     merged,
-    overriding,
     read_values,
     validate,
+    values_from_options,
     with_settings,
 )
 from tinynet_search.errors import one_line
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.plan.plan import check_batch
 from tinynet_search.store.train_job import TrainJob
-from trainables.data import ImageData, opened_data
+from trainables.data import ImageData, open_data_cached
 from trainables.spec import Settings, TrialSpec
 
-# Section 4.1: the paper's final networks on ImageNet's thousand classes.
+# Section 4.1: the paper's final networks on the thousand classes of ImageNet.
 IMAGENET_CLASSES, IMAGENET_EPOCHS = 1000, 450
-LONGEST_NAME = 64
+MAX_NAME_LENGTH = 64
 
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """The command's arguments; exactly one of ``network``, ``rdw`` and ``c`` names the network.
+    """The arguments of the command; exactly one of ``network``, ``rdw`` and ``c`` is given.
 
     Attributes:
-        rdw: ``R,D,W``, a twist of ``space``; c: a budget for ``formula``, in ``space`` or the formula's own.
-        data: ``petals`` or a folder; settings: ``section.key=value`` texts, which come last.
+        rdw: ``R,D,W``, the multipliers of a network in ``space``.
+        c: A budget for ``formula``, in ``space`` or in the formula's own space.
+        data: ``petals`` or a folder.
+        settings: ``section.key=value`` texts, which override the other values.
     """
 
     network: str | None = None
@@ -60,19 +65,19 @@ class TrainRequest:
         for option, value in (("data", self.data), ("name", self.name)):
             if value is not None and not value.strip():
                 raise RequestError(
-                    f"--{option} {value!r} names nothing: leave it out, or give it a value"
+                    f"--{option} {value!r} is empty: omit the option, or pass a value"
                 )
         if self.name is not None and not re.fullmatch(
-            rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}", self.name
+            rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{MAX_NAME_LENGTH - 1}}}", self.name
         ):
-            plain = f"at most {LONGEST_NAME} letters, digits and . _ -, the first a letter, a digit or _"
             raise RequestError(
-                f"--name {one_line(self.name, 80)!r} is no name for a job: give {plain}"
+                f"--name {one_line(self.name, 80)!r} is not a valid job name: use at most "
+                f"{MAX_NAME_LENGTH} letters, digits and . _ -, starting with a letter, a digit or _"
             )
 
 
-class Chosen(NamedTuple):
-    """A network with its label, and its space as ``get_space`` takes it."""
+class SelectedNetwork(NamedTuple):
+    """A network with its label and the name of its space, as accepted by ``get_space``."""
 
     label: str
     space: str
@@ -80,22 +85,26 @@ class Chosen(NamedTuple):
 
 
 def make_job(request: TrainRequest) -> tuple[Config, TrainJob]:
-    """The configuration and the job that are asked for; opens the data for its fingerprint and classes.
+    """Create the requested configuration and job.
+
+    Opens the data to read its fingerprint and its number of classes.
 
     Raises:
-        RequestError: the request contradicts itself, or names what is not there.
+        RequestError: The request contradicts itself, or something it names does not exist.
     """
-    chooser = Chooser(request)
+    requested = RequestedNetwork(request)
     values = read_request(request)
     if not values.get("data"):
         raise RequestError(
-            "nothing to train on: give --data petals, --data with a folder of images, or [data] in a configuration"
+            "no data to train on: pass --data petals, --data with a folder of images, "
+            "or set [data] in a configuration"
         )
-    settings = settled(values, chooser.space, request).data_settings()
-    data = opened_data(settings)
-    chosen = chooser.network(len(data.class_names))
+    settings = complete_config(values, requested.space, request).data_settings()
+    data = open_data_cached(settings)
+    classes = len(data.class_names)
+    chosen = requested.network(classes)
     name = request.name or _job_name(chosen.label, settings)
-    config = settled(values, chooser.space, request, name=name, classes=len(data.class_names))
+    config = complete_config(values, requested.space, request, name=name, classes=classes)
     inputs = config.resolve()
     check_batch(data, inputs.recipe)
     return config, TrainJob(
@@ -108,7 +117,7 @@ def make_job(request: TrainRequest) -> tuple[Config, TrainJob]:
     )
 
 
-def _spec(inputs: PlanInputs, chosen: Chosen, data: ImageData) -> TrialSpec:
+def _spec(inputs: PlanInputs, chosen: SelectedNetwork, data: ImageData) -> TrialSpec:
     network = chosen.network
     return TrialSpec(
         space=chosen.space,
@@ -123,66 +132,80 @@ def _spec(inputs: PlanInputs, chosen: Chosen, data: ImageData) -> TrialSpec:
     )
 
 
-class Chooser:
-    """The network of a request, which waits for the number of classes."""
+class RequestedNetwork:
+    """The network of a request; it is built once the number of classes is known.
+
+    Raises:
+        RequestError: The options that select the network are missing or contradict each other.
+    """
 
     def __init__(self, request: TrainRequest) -> None:
         given = [each for each in (request.network, request.rdw, request.c) if each is not None]
         if len(given) != 1:
-            found = "no network to train" if not given else "more than one network to train"
+            problem = "no network to train" if not given else "more than one network to train"
             raise RequestError(
-                f"{found}: give a name of tinynet networks, --rdw R,D,W with --space, or --c C, and only one of them"
+                f"{problem}: pass exactly one of a name listed by tinynet networks, "
+                "--rdw R,D,W with --space, or --c C"
             )
         if request.network is not None and request.space is not None:
-            raise RequestError(f"--space goes with --rdw and --c: {request.network!r} has its own")
+            raise RequestError(
+                f"--space requires --rdw or --c: {request.network!r} has its own space"
+            )
         if request.rdw is not None and request.space is None:
             raise RequestError(
-                f"--rdw {request.rdw} is a twist of what? give --space, for example --space efficientnet_b0"
+                f"--rdw {request.rdw} requires a space: "
+                "pass --space, for example --space efficientnet_b0"
             )
         if request.c is None and (request.formula is not None or request.extrapolate):
-            raise RequestError("--formula and --extrapolate go with --c")
+            raise RequestError("--formula and --extrapolate require --c")
         self._request = request
-        self._formula = (
-            TinyFormula.load(request.formula or "published", tracking_uri=request.tracking)
-            if request.c is not None
-            else None
-        )
-        self._space = request.space or (
-            self._formula.get_space(None).name
-            if self._formula
-            else get_named(request.network or "").space
-        )
+        self._formula: TinyFormula | None = None
+        if request.c is not None:
+            self._formula = TinyFormula.load(
+                request.formula or "published", tracking_uri=request.tracking
+            )
+        if request.space:
+            self._space = request.space
+        elif self._formula:
+            self._space = self._formula.get_space(None).name
+        else:
+            self._space = get_named(request.network or "").space
 
     @property
     def space(self) -> str:
         return self._space
 
-    def network(self, classes: int) -> Chosen:
-        """The network with a classifier for as many classes."""
+    def network(self, classes: int) -> SelectedNetwork:
+        """The network with a classifier for this number of classes."""
         request, space = self._request, get_space(self._space)
         if self._formula is not None:
             assert request.c is not None
-            found = self._formula.suggest(
+            suggestion = self._formula.suggest(
                 request.c, space=request.space, num_classes=classes, extrapolate=request.extrapolate
             )
-            return Chosen(_plain(f"{self._space}-c{request.c:g}"), self._space, found.network)
+            return SelectedNetwork(
+                _plain(f"{self._space}-c{request.c:g}"), self._space, suggestion.network
+            )
         if request.rdw is not None:
             r, d, w = rdw = _multipliers(request.rdw)
-            return Chosen(
+            return SelectedNetwork(
                 _plain(f"{self._space}-r{r:g}-d{d:g}-w{w:g}"),
                 self._space,
                 space.network(rdw, classes),
             )
         row = get_named(request.network or "")
-        return Chosen(row.name, self._space, space.network(row.network().rdw, classes))
+        return SelectedNetwork(row.name, self._space, space.network(row.network().rdw, classes))
 
 
 def read_request(request: TrainRequest) -> dict[str, Any]:
-    """Configuration file, flags, then ``--set``: plain values, not checked yet."""
+    """Merge the configuration file, the options and ``--set``, without validation.
+
+    Later sources override earlier ones.
+    """
     values = read_values(request.config)
     if request.data is not None:
         values["data"] = data_settings(request.data)
-    options = overriding(
+    options = values_from_options(
         {
             "recipe.name": request.recipe,
             "recipe.epochs": request.epochs,
@@ -201,12 +224,12 @@ def data_settings(data: str) -> Settings:
     """The ``[data]`` settings of ``petals`` or a folder."""
     if data == "petals":
         return {"name": "petals"}
-    from trainables.data.detect import detected
+    from trainables.data.detect import detect_data
 
-    return dict(detected(data))
+    return dict(detect_data(data))
 
 
-def settled(
+def complete_config(
     values: Values,
     space: str,
     request: TrainRequest,
@@ -214,17 +237,17 @@ def settled(
     name: str = "job",
     classes: int | None = None,
 ) -> Config:
-    """The checked configuration, with what follows from the space and the data where nobody said otherwise.
+    """The validated configuration, with defaults that depend on the space and the data.
 
-    ``[space]`` gives way to the network, and of ``[search]`` the seed alone counts.
+    The network replaces ``[space]``, and only the seed of ``[search]`` is used.
     """
-    whole = {
+    complete = {
         key: dict(section) if isinstance(section, Mapping) else section
         for key, section in values.items()
     }
-    data = whole.setdefault("data", {})
-    whole["space"] = {"name": space}
-    search, recipe = whole.setdefault("search", {}), whole.setdefault("recipe", {})
+    data = complete.setdefault("data", {})
+    complete["space"] = {"name": space}
+    search, recipe = complete.setdefault("search", {}), complete.setdefault("recipe", {})
     if isinstance(search, dict):
         search["name"] = name
     if isinstance(data, dict):
@@ -234,11 +257,11 @@ def settled(
         recipe.setdefault("name", default_recipe(get_space(space), petals=petals))
         if classes == IMAGENET_CLASSES and str(recipe["name"]).startswith("efficientnet"):
             recipe.setdefault("epochs", IMAGENET_EPOCHS)
-    return validate(whole, str(request.config or "the request"))
+    return validate(complete, str(request.config or "the request"))
 
 
 def default_recipe(space: SearchSpace, *, petals: bool) -> str:
-    """``short`` on the built-in images, else section 4.1's for the family."""
+    """``short`` on the built-in images, else the recipe of section 4.1 for the network family."""
     if petals:
         return "short"
     return "resnet" if space.name.startswith("resnet") else "efficientnet"
@@ -249,16 +272,16 @@ def _multipliers(text: str) -> tuple[float, float, float]:
         r, d, w = (float(part) for part in text.split(","))
     except ValueError as error:
         raise RequestError(
-            f"--rdw {text!r} is no r,d,w: give three numbers such as 0.86,1.2,1.0"
+            f"--rdw {text!r} is not a valid r,d,w: pass three numbers such as 0.86,1.2,1.0"
         ) from error
     return r, d, w
 
 
 def _job_name(label: str, settings: Settings) -> str:
-    """The network's name and the data's: of a folder its own."""
+    """The network's label, followed by the name of the data or of its folder."""
     path = settings.get("path")
     data = Path(str(path)).name if path else str(settings["name"])
-    return _plain(f"{label}-{data}".lstrip(".-"))[:LONGEST_NAME]
+    return _plain(f"{label}-{data}".lstrip(".-"))[:MAX_NAME_LENGTH]
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,7 @@
-"""A job from its directory to its result: in this process, or on a Ray cluster; idempotent either way."""
+"""Runs a training job to its result, in this process or on a Ray cluster.
+
+Called by ``tinynet train``. Running the same job again resumes it, or returns its result.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,41 +10,42 @@ from functools import partial
 from typing import Any
 
 from search_spaces import Network
-from tinynet_search.config import Config, refuse_sync_bn
+from tinynet_search.config import Config, check_sync_bn
 from tinynet_search.errors import require
 from tinynet_search.mlflow_client.connection import address, resolve_uri
 from tinynet_search.plan.candidates import training_macs
-from tinynet_search.plan.plan import too_large
+from tinynet_search.plan.plan import packing_warning
 from tinynet_search.signals import stoppable
 from tinynet_search.store.directory import Candidate, SearchStore
 from tinynet_search.store.lease import Lease
-from tinynet_search.store.train_job import TrainJob, agreed_job, ended_or_begun, found_job
-from tinynet_search.text import counted, millions
-from tinynet_search.train.local import Drive, take_machine, train_here
+from tinynet_search.store.train_job import TrainJob, load_or_create_job, matching_job, started_jobs
+from tinynet_search.text import epoch_count, millions
+from tinynet_search.train.local import JobRun, configure_process, train_here
 from tinynet_search.train.progress import EpochLines
-from trainables.data import ImageData, opened_data
+from trainables.data import ImageData, open_data_cached
 from trainables.result import TrialResult
 from trainables.trial_folder import PROGRESS, checkpoints, position, result_name, shorter_budgets
 
-# Seconds: how long a training waits for MLflow's first answer.
-PATIENCE = 20.0
-# A publisher that has weights to send gets this long at the end, and an interrupted one that.
-DELIVERY, FAREWELL = 120.0, 15.0
+# Seconds that a training waits for the first response of MLflow.
+FIRST_RESPONSE_TIMEOUT = 20.0
+# Seconds that closing the publisher may take, and the same for an interrupted training. The
+# publisher may have weights to send.
+CLOSE_TIMEOUT, INTERRUPTED_CLOSE_TIMEOUT = 120.0, 15.0
 
 
-Train = Callable[[Drive, EpochLines], None]
+Train = Callable[[JobRun, EpochLines], None]
 
 
 @dataclass
 class TrainOutcome:
-    """What a job came to.
+    """The outcome of a job.
 
     Attributes:
-        result: of the trial; None where its processes were lost too often.
-        trained: whether this call trained any of it.
-        stopped: why it ended before its work was done.
-        warning: that the data were packed for fewer pixels than the network wants.
-        link: of the job's page in MLflow, where that was reached.
+        result: Result of the trial, None if its processes were lost too often.
+        trained: Whether this call trained any part of it.
+        link: URL of the job in MLflow, None if MLflow was not reached.
+        warning: Warning that the data were packed for fewer pixels than the network uses.
+        stopped: Why the job stopped early.
     """
 
     job: TrainJob
@@ -55,16 +59,17 @@ class TrainOutcome:
 
 
 def run_job(
-    config: Config, asked: TrainJob, *, tracking: str | None, say: Callable[[str], None]
+    config: Config, requested: TrainJob, *, tracking: str | None, log: Callable[[str], None]
 ) -> TrainOutcome:
-    """Train a job to its end, or take it up where it was left; MLflow follows where it can.
+    """Train a job to its end, or resume it, and report it to MLflow if MLflow is reachable.
 
     Args:
-        tracking: MLflow's URI, before MLFLOW_TRACKING_URI and the configuration's.
-        say: called with one line for each thing worth knowing.
+        tracking: MLflow URI; overrides MLFLOW_TRACKING_URI and the configuration.
+        log: Called with one line per message.
 
     Raises:
-        RequestError: the directory holds something else, or the job cannot run here; nothing was lost.
+        RequestError: The directory contains a different job or search, or the job cannot run here.
+            Existing files are kept.
     """
     on_ray = config.run.executor == "ray_train" or config.run.address is not None
     require("torch", "timm", "safetensors", *(["ray"] if on_ray else []))
@@ -72,51 +77,55 @@ def run_job(
 
     store = SearchStore(config.url)
     uri = resolve_uri(tracking, config.tracking.uri, config.storage.path)
-    found = found_job(store, asked)
-    candidate = asked.candidate
-    new = found is None or store.result(candidate.run) is None
+    existing = matching_job(store, requested)
+    candidate = requested.candidate
+    new = existing is None or store.result(candidate.run) is None
     warning = pixels_warning(
-        opened_data(asked.spec.data, asked.spec.data_fingerprint), asked.spec.network()
+        open_data_cached(requested.spec.data, requested.spec.data_fingerprint),
+        requested.spec.network(),
     )
-    # What is refused leaves nothing behind: the machine comes before the job is written.
+    # Resources are checked before the job is written, so a rejected request leaves no files.
     with (
-        stoppable(say) as stopping,
-        contextlib.ExitStack() as driving,
-        contextlib.ExitStack() as held,
+        stoppable(log) as stopping,
+        contextlib.ExitStack() as leases,
+        contextlib.ExitStack() as resources,
     ):
         lease = None
         if new:
-            begin = held.enter_context(
-                _cluster(config, asked, say) if on_ray else _machine(config, candidate)
+            train_job = resources.enter_context(
+                _cluster(config, requested, log) if on_ray else _machine(config, candidate)
             )
-            lease = driving.enter_context(Lease(store.folder, f"job {store.url}", "train"))
-            lease.when_lost(lambda: stopping.ask("another process has taken this job over"))
-            train, job = (
-                partial(begin, Drive(config, store.url, candidate, lease, stopping)),
-                agreed_job(store, asked),
-            )
+            lease = leases.enter_context(Lease(store.folder, f"job {store.url}", "train"))
+            lease.when_lost(lambda: stopping.request_stop("another driver has taken over this job"))
+            train = partial(train_job, JobRun(config, store.url, candidate, lease, stopping))
+            job = load_or_create_job(store, requested)
         else:
-            train, job = None, found or asked
-        publisher = JobPublisher(store, [job], uri, warn=say if new else lambda line: None)
+            train, job = None, existing or requested
+        publisher = JobPublisher(store, [job], uri, warn=log if new else lambda line: None)
         if lease is not None:
             publisher.only_while(lease.held)
         killed = True
         try:
             if train is not None:
                 publisher.start()
-                publisher.settle(PATIENCE)
+                publisher.wait_for_first_attempt(FIRST_RESPONSE_TIMEOUT)
                 if warning:
-                    say(f"warning: {warning}")
-                train(_lines(store, job, say))
-                stopping.deliver()
+                    log(f"warning: {warning}")
+                train(_log_start(store, job, log))
+                stopping.reraise()
             killed = False
         finally:
-            held.close()
-            sent = publisher.close((0.0 if stopping.insisted else FAREWELL) if killed else DELIVERY)
+            resources.close()
+            sent = publisher.close(
+                (0.0 if stopping.forced else INTERRUPTED_CLOSE_TIMEOUT) if killed else CLOSE_TIMEOUT
+            )
     if not sent:
-        fault = None if new else publisher.fault
-        missing = fault or f"MLflow at {address(uri)} has not everything yet"
-        say(f"{missing}: the same command, or tinynet sync --search {job.name}, catches up")
+        fault = None if new else publisher.last_error
+        problem = fault or f"MLflow at {address(uri)} is not up to date"
+        log(
+            f"{problem}: run the same command again, or tinynet sync --search {job.name}, "
+            "to send the rest"
+        )
     return TrainOutcome(
         job,
         store,
@@ -125,90 +134,93 @@ def run_job(
         address(uri),
         publisher.link,
         warning,
-        stopping.why,
+        stopping.reason,
     )
 
 
 def pixels_warning(data: ImageData, network: Network) -> str | None:
-    """One line where packed data were made for fewer pixels than the network wants."""
-    return too_large(data.largest_pixels, [network.resolution])
+    """A one-line warning if the data were packed for fewer pixels than the network uses."""
+    return packing_warning(data.largest_pixels, [network.resolution])
 
 
-def _lines(store: SearchStore, job: TrainJob, say: Callable[[str], None]) -> EpochLines:
-    """Say what is going to be trained, and where it goes on."""
+def _log_start(store: SearchStore, job: TrainJob, log: Callable[[str], None]) -> EpochLines:
+    """Log the network, the recipe, the data and the epoch from which the training resumes."""
     network, recipe = job.spec.network(), job.recipe
-    size = f"{network.resolution} px, {millions(network.macs)} FLOPs, {millions(network.params, 2)} params"
+    size = (
+        f"{network.resolution} px, {millions(network.macs)} FLOPs, "
+        f"{millions(network.params, 2)} params"
+    )
     images = (
         f"{job.train} training and {job.val} validation images of {network.num_classes} classes"
     )
-    say(f"{job.network}: {size}; recipe {recipe.name}, {counted(recipe.epochs)}; {images}")
-    done, at = store.progress(job.spec.run), _left_at(store, job)
-    say(f"{store.url}" + (f": goes on after {at}" if at else ""))
-    others = [] if at else _finished(store, job)
-    if others:
-        own = (
-            "epochs are a training of their own"
-            if recipe.epochs > 1
-            else "epoch is a training of its own"
+    log(f"{job.network}: {size}; recipe {recipe.name}, {epoch_count(recipe.epochs)}; {images}")
+    done, checkpoint = store.progress(job.spec.run), _resume_position(store, job)
+    log(f"{store.url}" + (f": resuming after {checkpoint}" if checkpoint else ""))
+    finished = [] if checkpoint else _finished(store, job)
+    if finished:
+        kept = ", ".join(map(str, finished))
+        log(
+            f"training for {epoch_count(recipe.epochs)} starts from scratch; "
+            f"existing results are kept (epochs: {kept})"
         )
-        stays = (
-            f"the result for {others[0]} stays"
-            if len(others) == 1
-            else f"the results for {', '.join(map(str, others))} stay"
-        )
-        say(f"{recipe.epochs} {own}, from the start; {stays}")
-    return EpochLines(done, recipe.epochs, say)
+    return EpochLines(done, recipe.epochs, log)
 
 
-def _left_at(store: SearchStore, job: TrainJob) -> str | None:
-    """Where the newest checkpoint is that the training goes on from, its own or a shorter one's; None before the first."""
+def _resume_position(store: SearchStore, job: TrainJob) -> str | None:
+    """The position of the newest checkpoint from which the training resumes, None without one.
+
+    With a recipe that can be continued, this may be a checkpoint of a training with fewer epochs.
+    """
     spec = job.spec
-    for run in [spec.run, *(shorter_budgets(store.folder, spec) if job.recipe.continues else [])]:
+    for run in [spec.run, *(shorter_budgets(store.folder, spec) if job.recipe.extendable else [])]:
         folder = store.folder.sub(f"trials/{run}")
         for name in reversed(checkpoints(folder)):
             if folder.exists(f"{name}/{PROGRESS}"):
                 epoch, step = position(name)
-                at = f"epoch {epoch}, step {step}" if step else f"epoch {epoch}"
-                return at if run == spec.run else f"{at} of the training for {run.epochs}"
+                place = f"epoch {epoch}, step {step}" if step else f"epoch {epoch}"
+                own = run == spec.run
+                return place if own else f"{place} of the training for {epoch_count(run.epochs)}"
     return None
 
 
 def _finished(store: SearchStore, job: TrainJob) -> list[int]:
-    """The numbers of epochs of which there is a finished result."""
-    at = {each.spec.run: each.recipe.epochs for each in ended_or_begun(store, job)}
-    return sorted(at[run] for run, result in store.results(at).items() if result.finished)
+    """The numbers of epochs for which the job has a finished result."""
+    epochs = {each.spec.run: each.recipe.epochs for each in started_jobs(store, job)}
+    return sorted(epochs[run] for run, result in store.results(epochs).items() if result.finished)
 
 
 @contextlib.contextmanager
-def _cluster(config: Config, job: TrainJob, say: Callable[[str], None]) -> Iterator[Train]:
+def _cluster(config: Config, job: TrainJob, log: Callable[[str], None]) -> Iterator[Train]:
     from tinynet_search.train import on_ray
 
     macs = training_macs(job.candidate, job.train, job.val)
     request = on_ray.ClusterRequest.of(config, config.resolve())
-    with on_ray.joined(request, macs, say) as placed:
+    with on_ray.connected_cluster(request, macs, log) as placed:
         yield partial(on_ray.train_on_ray, request=placed)
 
 
 @contextlib.contextmanager
 def _machine(config: Config, candidate: Candidate) -> Iterator[Train]:
     if config.scaling.auto:
-        refuse_sync_bn(candidate.spec.recipe, config.scaling)
-    loaders = take_machine(
+        check_sync_bn(candidate.spec.recipe, config.scaling)
+    loaders = configure_process(
         config.scaling, candidate.network.macs * candidate.spec.recipe.micro_batch
     )
     yield partial(train_here, loaders=loaders)
 
 
 def advice(job: TrainJob, store: SearchStore, result: TrialResult) -> str:
-    """What to do after a failure, by its reason."""
-    again = f"remove {store.at(result_name(job.spec.run))} to try again"
+    """Advice for a failed job, by its failure reason."""
+    retry = f"remove {store.url_of(result_name(job.spec.run))} to try again"
     known = {
-        "unreadable data": "mend it, or leave it out with tinynet data pack --on-error skip, and train under another --name",
+        "unreadable data": "fix the file, or skip it with tinynet data pack --on-error skip, "
+        "and train under another --name",
         "diverged": "try a lower recipe.lr under another --name",
-        "data changed": "train what the data is now under another --name, or bring back what it was",
-        "out of memory": f"set the micro-batch it names under another --name, or {again}",
+        "data changed": "train on the changed data under another --name, "
+        "or restore the original data",
+        "out of memory": f"set the suggested micro-batch under another --name, or {retry}",
     }
-    return known.get(result.reason or "", again)
+    return known.get(result.reason or "", retry)
 
 
 def job_summary(outcome: TrainOutcome) -> dict[str, Any]:
@@ -244,7 +256,7 @@ def job_summary(outcome: TrainOutcome) -> dict[str, Any]:
         "epochs": len(epochs),
         "training_seconds": round(sum(epoch.seconds for epoch in epochs), 1),
         "trained_now": outcome.trained,
-        "weights": outcome.store.at(job.spec.folder) if result and result.finished else None,
+        "weights": outcome.store.url_of(job.spec.folder) if result and result.finished else None,
         "warning": outcome.warning,
         "tracking": outcome.tracking,
         "link": outcome.link,

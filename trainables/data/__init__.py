@@ -1,4 +1,7 @@
-"""Image data by name: the built-in set and everybody's own, behind one seam."""
+"""The interface of image data sets, and functions that open a data set by its name.
+
+Called by trials, trainings, evaluation, export and the command line.
+"""
 
 import importlib
 import inspect
@@ -17,12 +20,12 @@ if TYPE_CHECKING:
 
     from trainables.recipe import Recipe
 
-# timm's and the paper's normalisation, of RGB in [0, 1].
+# timm's and the paper's normalisation of RGB values in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-# Data by name: module and what to call there, loaded when it is asked for.
-MAKERS = {
+# Module and class or function of each data set, imported on first use.
+DATA_SETS = {
     "petals": ("petals.arrays", "petals"),
     "imagefolder": ("sources.imagefolder", "ImageFolderData"),
     "imagenet": ("sources.imagenet", "ImageNetData"),
@@ -32,7 +35,10 @@ MAKERS = {
 
 
 class MicroBatch(NamedTuple):
-    """Which images, and the seed of their augmentation (and of the network's dropout): the same wherever it runs."""
+    """Image indices and the seed of their augmentation and of the network's dropout.
+
+    The same micro-batch gives the same input on every machine.
+    """
 
     indices: np.ndarray
     seed: int
@@ -42,7 +48,12 @@ Batch = tuple["torch.Tensor", "torch.Tensor"]
 
 
 class Reading(NamedTuple):
-    """How a loader gets at images: worker processes (or threads), and page-locked batches for a GPU."""
+    """How a loader reads images.
+
+    Attributes:
+        workers: number of worker processes or threads; 0 reads in the calling process.
+        pinned: whether batches are page-locked for a GPU.
+    """
 
     workers: int = 0
     pinned: bool = False
@@ -52,23 +63,28 @@ IN_PROCESS = Reading()
 
 
 class Loader(Protocol):
-    """Images of one resolution, as a network of that resolution takes them."""
+    """Batches of images at one resolution, ready for a network of that resolution."""
 
     def train(self, batches: Sequence[MicroBatch]) -> Iterator[Batch]:
-        """Augmented float32 images (n, 3, pixels, pixels), normalised, and int64 labels (n,), for each micro-batch."""
+        """Yield one batch per micro-batch.
+
+        Images are augmented, normalised float32 (n, 3, pixels, pixels); labels are int64 (n,).
+        """
         ...
 
     def val(self, batches: Sequence[np.ndarray]) -> Iterator[Batch]:
-        """Validation images of the given indices, without augmentation."""
+        """Yield the validation images of each index array, without augmentation."""
         ...
 
 
 class ImageData(Protocol):
-    """A labelled set with a training and a validation part.
+    """A labelled data set with a training and a validation split.
 
     Attributes:
-        fingerprint: names the content: relative names and sizes, or generator, version and seed; never a path.
-        largest_pixels: the resolution above which evaluation enlarges what was shrunk before; None where nothing was.
+        fingerprint: identifies the content by relative names and sizes, or by generator, version
+            and seed. It never contains a path.
+        largest_pixels: the resolution above which evaluation enlarges images that were shrunk
+            before; None if no image was shrunk.
     """
 
     class_names: Sequence[str]
@@ -85,56 +101,69 @@ class ImageData(Protocol):
         reading: Reading = IN_PROCESS,
     ) -> Loader: ...
 
-    def swapped(self) -> "ImageData":
-        """The same set with its training images in the place of the others: for whoever wants them as evaluation sees them."""
+    def swap_splits(self) -> "ImageData":
+        """The same set with the two splits swapped.
+
+        Its ``val`` loader reads the training images without augmentation.
+        """
         ...
 
 
-# The last data that were opened: trial processes are reused, and a listing of ImageNet takes a while.
-_open: dict[str, ImageData] = {}
+# The data set opened last. Trial processes are reused, and listing ImageNet takes a while.
+_cache: dict[str, ImageData] = {}
 
 
-def absolute(settings: Settings) -> dict[str, Setting]:
-    """The settings with their folders absolute: trials run elsewhere than where the search was asked for."""
-    made = dict(settings)
+def absolute_folders(settings: Settings) -> dict[str, Setting]:
+    """Return the settings with absolute folders.
+
+    Trials run in another working directory than the command that started the search.
+    """
+    resolved = dict(settings)
     for key in ("path", "cache"):
-        folder = made.get(key)
+        folder = resolved.get(key)
         if isinstance(folder, str):
-            made[key] = str(Path(folder).expanduser().absolute())
-    return made
+            resolved[key] = str(Path(folder).expanduser().absolute())
+    return resolved
 
 
 def open_data(settings: Settings) -> ImageData:
-    """The data that ``[data]`` names.
+    """Open the data set that ``[data]`` configures.
 
-    ``petals`` (built in), ``imagefolder`` (a tree with ``train`` and ``val``), ``imagenet`` (its original files, or
-    Kaggle's), ``parquet`` (the Hugging Face hub's shards) or ``packed`` (what ``tinynet data pack`` makes of any of them).
+    The name is one of ``petals`` (built in), ``imagefolder`` (a tree with ``train`` and ``val``),
+    ``imagenet`` (its original files, or Kaggle's), ``parquet`` (shards of the Hugging Face hub) and
+    ``packed`` (the output of ``tinynet data pack``).
 
     Raises:
-        RequestError: unknown name or setting, a missing folder, fewer than two classes, classes that differ.
+        RequestError: The name or a setting is unknown, a folder is missing, there are fewer than
+            two classes, or the classes of the two splits differ.
     """
     options = dict(settings)
     name = str(options.pop("name", "petals"))
-    if name not in MAKERS:
-        raise unknown("data", name, MAKERS)
-    module, maker = MAKERS[name]
-    make = getattr(importlib.import_module(f"trainables.data.{module}"), maker)
-    known = inspect.signature(make).parameters
+    if name not in DATA_SETS:
+        raise unknown("data", name, DATA_SETS)
+    module, attribute = DATA_SETS[name]
+    create = getattr(importlib.import_module(f"trainables.data.{module}"), attribute)
+    known = inspect.signature(create).parameters
     for key in options:
         if key not in known:
             raise unknown(f"setting of data {name!r}", key, known)
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in options:
-            raise RequestError(f"data.{key} of {name!r} is missing: it says where the images are")
+            raise RequestError(
+                f"data.{key} of {name!r} is missing: set it to the folder of the images"
+            )
         if parameter.annotation in (str, str | None) and not isinstance(options.get(key, ""), str):
-            raise RequestError(f"data.{key} of {name!r} must be text (it is {options[key]!r})")
-    return make(**options)
+            raise RequestError(f"data.{key} of {name!r} must be text, got {options[key]!r}")
+    return create(**options)
 
 
-def opened_data(settings: Settings, fingerprint: str | None = None) -> ImageData:
-    """The data of settings, opened once a process; anew where they had another fingerprint then."""
+def open_data_cached(settings: Settings, fingerprint: str | None = None) -> ImageData:
+    """Return the data set of ``settings``, opened once per process.
+
+    It is opened again if the one in memory has a different fingerprint than ``fingerprint``.
+    """
     key = json.dumps(settings, sort_keys=True)
-    if key not in _open or fingerprint not in (None, _open[key].fingerprint):
-        _open.clear()
-        _open[key] = open_data(settings)
-    return _open[key]
+    if key not in _cache or fingerprint not in (None, _cache[key].fingerprint):
+        _cache.clear()
+        _cache[key] = open_data(settings)
+    return _cache[key]

@@ -1,6 +1,7 @@
-"""Augmentation of whole micro-batches: everything is drawn on the host from one seed, and applied on any device.
+"""Augmentation of complete micro-batches: drawn on the host from one seed, applied on any device.
 
-The distributions are those of torchvision's ``RandomResizedCrop``, ``RandomHorizontalFlip`` and ``ColorJitter``.
+The distributions are those of torchvision's ``RandomResizedCrop``, ``RandomHorizontalFlip`` and
+``ColorJitter``. Called by the loaders of packed data and of the built-in set.
 """
 
 import math
@@ -14,24 +15,30 @@ from trainables.data import MEAN, STD
 from trainables.recipe import Recipe
 
 SCALE, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
-# Rec. 601, as Pillow and torchvision weigh red, green and blue.
+# Rec. 601 weights of red, green and blue, as in Pillow and torchvision.
 GREY = (0.299, 0.587, 0.114)
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
 
 
 class Jitter(NamedTuple):
-    """Three steps for each image: which of the three changes comes when, and how strong; both (n, 3), by step."""
+    """The colour jitter of n images.
+
+    Attributes:
+        order: int (n, 3), the change applied at each step: brightness, contrast or saturation.
+        factors: float64 (n, 3), the strength of the change at each step.
+    """
 
     order: np.ndarray
     factors: np.ndarray
 
 
 class Draws(NamedTuple):
-    """What chance decides of one micro-batch.
+    """The random decisions of one micro-batch.
 
     Attributes:
-        boxes: int64 (n, 4), the crops' top, left, height and width in pixels.
-        flip: bool (n,). jitter: None where the recipe has none.
+        boxes: int64 (n, 4), top, left, height and width of the crops in pixels.
+        flip: bool (n,), whether an image is flipped horizontally.
+        jitter: None if the recipe has no colour jitter.
     """
 
     boxes: np.ndarray
@@ -40,7 +47,10 @@ class Draws(NamedTuple):
 
 
 def draw(recipe: Recipe, sizes: np.ndarray, seed: int) -> Draws:
-    """The paper's augmentation of images of ``sizes``, int64 (n, 2) heights and widths: the same for the same seed."""
+    """Draw the paper's augmentation for images of ``sizes``, int64 (n, 2) heights and widths.
+
+    The same seed gives the same result.
+    """
     rng = np.random.default_rng(seed)
     boxes = crop_boxes(sizes, rng)
     flip = rng.random(len(sizes)) < recipe.hflip
@@ -50,17 +60,21 @@ def draw(recipe: Recipe, sizes: np.ndarray, seed: int) -> Draws:
 
 
 def crop_boxes(sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Random-resized crops, int64 (n, 4): of ten tries the first that fits, else the largest central one of a fair ratio."""
+    """Draw random-resized crops, int64 (n, 4).
+
+    Each image takes the first of ten candidate boxes that fits inside it. If none fits, it takes
+    the largest central box whose aspect ratio is within ``RATIO``.
+    """
     n, height, width = len(sizes), sizes[:, :1], sizes[:, 1:]
-    dice = rng.random((4, n, TRIES))
-    area = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * dice[0])
+    uniform = rng.random((4, n, TRIES))
+    area = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * uniform[0])
     low, high = map(math.log, RATIO)
-    aspect = np.exp(low + (high - low) * dice[1])
+    aspect = np.exp(low + (high - low) * uniform[1])
     heights, widths = np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
     fits = (heights > 0) & (widths > 0) & (heights <= height) & (widths <= width)
     tops, lefts = (
-        np.floor(dice[2] * (height - heights + 1)),
-        np.floor(dice[3] * (width - widths + 1)),
+        np.floor(uniform[2] * (height - heights + 1)),
+        np.floor(uniform[3] * (width - widths + 1)),
     )
     tried = np.stack((tops, lefts, heights, widths), -1)[np.arange(n), fits.argmax(1)]
     return np.where(fits.any(1)[:, None], tried, _central(sizes)).astype(np.int64)
@@ -75,43 +89,53 @@ def _central(sizes: np.ndarray) -> np.ndarray:
 
 
 def draw_jitter(n: int, strength: float, rng: np.random.Generator) -> Jitter:
-    """Every image's own order of the three changes, and factors from max(0, 1 - strength) to 1 + strength."""
+    """Draw an order of the three changes and their factors for each of n images.
+
+    Factors are uniform between max(0, 1 - strength) and 1 + strength.
+    """
     order = rng.permuted(np.tile(np.arange(3), (n, 1)), axis=1)
     low = max(0.0, 1 - strength)
     return Jitter(order, low + (1 + strength - low) * rng.random((n, 3)))
 
 
 def jitter_(images: Tensor, jitter: Jitter) -> Tensor:
-    """Change float32 planar images (n, 3, h, w) of 0..255 in place.
+    """Apply colour jitter in place to float32 planar images (n, 3, h, w) with values 0..255.
 
-    Each change moves a pixel away from, or towards, another value: brightness black, contrast the image's mean grey,
-    saturation the pixel's own grey. So one blend serves all images whatever each one's order is.
+    Each change blends a pixel with another value: brightness with black, contrast with the mean
+    grey of the image, saturation with the grey of the pixel. One blend per step therefore serves
+    all images, in any order of the changes.
     """
     if not len(images):
         return images
     device, flat = images.device, images.flatten(2)
     order = torch.from_numpy(jitter.order).to(device)
-    away = 1 - torch.from_numpy(jitter.factors).to(device, torch.float32)
-    own, mean = (order == SATURATION).float(), (order == CONTRAST).float()
+    weight = 1 - torch.from_numpy(jitter.factors).to(device, torch.float32)
+    saturation, contrast = (order == SATURATION).float(), (order == CONTRAST).float()
     for step in range(3):
         grey = (
             (flat[:, 0] * GREY[0]).add_(flat[:, 1], alpha=GREY[1]).add_(flat[:, 2], alpha=GREY[2])
         )
-        other = mean[:, step] * grey.mean(1)
-        grey.mul_(own[:, step, None]).add_(other[:, None])
-        flat.lerp_(grey[:, None], away[:, step, None, None]).clamp_(0, 255)
+        mean_grey = contrast[:, step] * grey.mean(1)
+        grey.mul_(saturation[:, step, None]).add_(mean_grey[:, None])
+        flat.lerp_(grey[:, None], weight[:, step, None, None]).clamp_(0, 255)
     return images
 
 
 def normalise_into(out: Tensor, images: Tensor) -> None:
-    """Write planar images (n, 3, h, w) of 0..255, which are overwritten, normalised into a channels_last batch."""
+    """Normalise planar images (n, 3, h, w) with values 0..255 into the channels_last batch ``out``.
+
+    ``images`` is overwritten.
+    """
     for k, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
-        # The change of layout is the dear part, so nothing else is done to the strided side.
+        # The change of layout is the expensive part, so the strided tensor is written only once.
         out[:, k].copy_(images[:, k].sub_(mean * 255).mul_(1 / (std * 255)))
 
 
-def augmented(images: Tensor, recipe: Recipe, seed: int) -> Tensor:
-    """Whole batch at once: shift with the edge repeated, horizontal flip, brightness and contrast (0..255 floats)."""
+def augment_shift(images: Tensor, recipe: Recipe, seed: int) -> Tensor:
+    """Augment a batch of float images with values 0..255 for the recipe that shifts.
+
+    The steps are a shift that repeats the edge pixels, a horizontal flip, brightness and contrast.
+    """
     generator = torch.Generator().manual_seed(seed)
     n, _, height, width = images.shape
     reach = round(recipe.shift * height)

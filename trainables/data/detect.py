@@ -1,35 +1,44 @@
-"""Which kind of image set lies at a path."""
+"""Detection of the kind of image set in a folder.
+
+Called by the commands that take a data folder instead of a configuration.
+"""
 
 import os
 from pathlib import Path
 
 from search_spaces.errors import RequestError
-from trainables.data.packed.shards import AGAIN, SETTINGS, WHOLE
+from trainables.data.packed.shards import RECORD_FILE, RERUN_HINT, SETTINGS_FILE
 from trainables.data.sources.devkit import DEVKIT
 from trainables.data.sources.imagenet import KAGGLE_TREE, TRAIN_TAR, VAL_TAR
 from trainables.data.sources.parquet import shards
 
-LOOKED_FOR = f"{WHOLE}, train-*.parquet, train/ and val/ with a folder a class in each, {TRAIN_TAR} with {VAL_TAR} and {DEVKIT}, or {KAGGLE_TREE}/"
+SUPPORTED_LAYOUTS = (
+    f"{RECORD_FILE}, train-*.parquet, train/ and val/ with one folder per class in each, "
+    f"{TRAIN_TAR} with {VAL_TAR} and {DEVKIT}, or {KAGGLE_TREE}/"
+)
 
 
-def detected(path: str) -> dict[str, str]:
-    """The ``[data]`` settings of what lies at a path: ``name`` and ``path``. No image and no long list is read.
+def detect_data(path: str) -> dict[str, str]:
+    """Return the ``[data]`` settings ``name`` and ``path`` of the image set in a folder.
+
+    It reads no image and no long list.
 
     Raises:
-        RequestError: there is no such folder, nothing known in it, or a packing that is not finished.
+        RequestError: The folder does not exist, has no supported layout, or holds an unfinished
+            packed set.
     """
     root = Path(path).expanduser()
     if root.is_file():
-        raise RequestError(f"data {str(root)!r} is a file: give a folder with {LOOKED_FOR}")
+        raise RequestError(f"data {str(root)!r} is a file: pass a folder with {SUPPORTED_LAYOUTS}")
     if not root.is_dir():
         raise RequestError(
-            f"data folder {str(root)!r} does not exist: give a folder with {LOOKED_FOR}"
+            f"data folder {str(root)!r} does not exist: pass a folder with {SUPPORTED_LAYOUTS}"
         )
     return {"name": _kind(root), "path": path}
 
 
 def _kind(root: Path) -> str:
-    if (root / WHOLE).is_file():
+    if (root / RECORD_FILE).is_file():
         return "packed"
     if shards(root, "train"):
         return "parquet"
@@ -37,9 +46,9 @@ def _kind(root: Path) -> str:
         return "imagenet"
     if (root / "train").is_dir() and (root / "val").is_dir():
         return "imagefolder" if _has_folders(root / "val") else "imagenet"
-    if (root / SETTINGS).is_file() and any(root.glob("*.u8*")):
-        raise RequestError(f"{str(root)!r} is a packing that is not finished: {AGAIN}")
-    raise RequestError(f"no image set in {str(root)!r}: looked for {LOOKED_FOR}")
+    if (root / SETTINGS_FILE).is_file() and any(root.glob("*.u8*")):
+        raise RequestError(f"the packed set {str(root)!r} is not finished: {RERUN_HINT}")
+    raise RequestError(f"no image set in {str(root)!r}: expected {SUPPORTED_LAYOUTS}")
 
 
 def _has_folders(folder: Path) -> bool:

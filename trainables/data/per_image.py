@@ -1,4 +1,8 @@
-"""One image at a time, as the paper's script does: decode, augment, collate, in worker processes where asked."""
+"""Per-image loading: decode, augment and collate one image at a time.
+
+This is the method of the paper's script, optionally in worker processes. Used by all data sets of
+encoded images, and by the others for recipes that need PIL images.
+"""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +29,10 @@ class Split(NamedTuple):
 
 
 def train_transform(recipe: Recipe, resolution: int) -> v2.Compose:
-    """The recipe's augmentation of one PIL image to a normalised float tensor (3, resolution, resolution)."""
+    """Return the recipe's augmentation of one PIL image.
+
+    Its output is a normalised float tensor (3, resolution, resolution).
+    """
     if recipe.augment == "paper":
         steps: list[Any] = [
             v2.RandomResizedCrop(
@@ -61,7 +68,10 @@ def train_transform(recipe: Recipe, resolution: int) -> v2.Compose:
 
 
 def val_transform(recipe: Recipe, resolution: int) -> v2.Compose:
-    """Short side to pixels / eval_ratio, bicubic, then the centre (section 4.1's evaluation)."""
+    """Return the evaluation transform of section 4.1.
+
+    It resizes the short side to resolution / eval_ratio (bicubic) and crops the centre.
+    """
     short = int(resolution / recipe.eval_ratio)
     return v2.Compose(
         [
@@ -77,7 +87,11 @@ def _to_tensor() -> list[Any]:
 
 
 class _Images(Dataset[tuple[Tensor, int]]):
-    """Items are (index, batch seed): all of an image's randomness comes from these two, so workers change nothing."""
+    """A data set whose items are (index, batch seed).
+
+    The random state of an image depends on these two alone, so the number of workers does not
+    change the result.
+    """
 
     def __init__(self, split: Split, transform: v2.Compose) -> None:
         self._split, self._transform = split, transform
@@ -92,7 +106,7 @@ class _Images(Dataset[tuple[Tensor, int]]):
 
 
 class PerImageLoader:
-    """The general loader: any image source, the paper's transforms."""
+    """Loader for any image source, with the paper's transforms."""
 
     def __init__(
         self,
@@ -116,14 +130,14 @@ class PerImageLoader:
 
     def train(self, batches: Sequence[MicroBatch]) -> Iterator[Batch]:
         items = [[(int(i), b.seed) for i in b.indices] for b in batches]
-        yield from self._moved(self._train_loader(batch_sampler=items))
+        yield from self._to_device(self._train_loader(batch_sampler=items))
 
     def val(self, batches: Sequence[np.ndarray]) -> Iterator[Batch]:
-        yield from self._moved(
+        yield from self._to_device(
             self._val_loader(batch_sampler=[[(int(i), int(i)) for i in b] for b in batches])
         )
 
-    def _moved(self, loader: Any) -> Iterator[Batch]:
+    def _to_device(self, loader: Any) -> Iterator[Batch]:
         for images, labels in loader:
             images = images.to(self._device, non_blocking=True).contiguous(
                 memory_format=torch.channels_last

@@ -1,1 +1,1 @@
-"""Optimizers over flat buffers of parameters, the average of weights, and their state in checkpoints."""
+"""Optimizers on flat parameter buffers, the moving average of weights, and optimizer state."""

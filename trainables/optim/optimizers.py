@@ -1,4 +1,7 @@
-"""Optimizers by name, the moving average of weights, and batch norm's statistics of a step."""
+"""Optimizers by name, the moving average of weights, and the batch-norm statistics of a step.
+
+Called by the training loop and by checkpoints.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainables.optim.flat import Flat
+from trainables.optim.flat import FlatBuffers
 from trainables.optim.rmsprop import RMSpropTF
 from trainables.recipe import Recipe
 
@@ -28,7 +31,8 @@ def _adamw(groups: Any, lr: float, fused: bool) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=lr, fused=fused, foreach=False)
 
 
-# Never torch's foreach loops: a piece of the flat buffers stays in the cache from an optimizer's first operation to its last.
+# torch's foreach loops are disabled, so that a piece of the flat buffers stays in the cache for all
+# operations of an optimizer step.
 OPTIMIZERS: dict[str, Callable[[Any, float, bool], torch.optim.Optimizer]] = {
     "rmsprop_tf": _rmsprop_tf,
     "rmsprop": _rmsprop,
@@ -38,12 +42,12 @@ OPTIMIZERS: dict[str, Callable[[Any, float, bool], torch.optim.Optimizer]] = {
 
 
 def make_optimizer(
-    recipe: Recipe, model: nn.Module, flat: Flat | None = None
+    recipe: Recipe, model: nn.Module, flat: FlatBuffers | None = None
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer; weight decay on weights only, none on biases and batch-norm parameters.
+    """Create the recipe's optimizer, without weight decay on biases and batch-norm parameters.
 
     Args:
-        flat: the model's buffers; without them the optimizer visits parameter by parameter.
+        flat: the model's flat buffers; without them, each parameter is updated separately.
     """
     if flat is not None:
         decayed, plain = flat.pieces()
@@ -60,12 +64,13 @@ def make_optimizer(
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def float_state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and floating-point buffers by name, the model's own storage."""
+    """Floating-point parameters and buffers by name, sharing the model's storage."""
     return {
         name: tensor.detach()
         for name, tensor in model.state_dict().items()
@@ -74,9 +79,12 @@ def float_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 class Average:
-    """Exponential moving average over parameters and batch-norm statistics, one call a buffer and step."""
+    """Exponential moving average of parameters and batch-norm statistics.
 
-    def __init__(self, model: nn.Module, flat: Flat) -> None:
+    Each update is one operation per flat buffer.
+    """
+
+    def __init__(self, model: nn.Module, flat: FlatBuffers) -> None:
         self._model, self._live = model, [flat.parameters, flat.others]
         self._kept = [tensor.clone() for tensor in self._live]
 
@@ -85,24 +93,25 @@ class Average:
             kept.lerp_(live, 1.0 - decay)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The model has the averaged values inside, and its own again after."""
+    def applied(self) -> Iterator[None]:
+        """Context in which the model holds the averaged values; its own are restored on exit."""
         own = [tensor.clone() for tensor in self._live]
         _copy_all(self._live, self._kept)
         try:
             yield
-            _copy_all(self._kept, self._live)  # whatever was loaded into the model meanwhile
+            # ``load`` writes new averaged values into the model inside this context.
+            _copy_all(self._kept, self._live)
         finally:
             _copy_all(self._live, own)
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of the averaged values by the model's own names."""
-        with self.in_place():
+        """Copies of the averaged values by name."""
+        with self.applied():
             return {name: tensor.clone() for name, tensor in float_state(self._model).items()}
 
     def load(self, values: dict[str, Tensor]) -> None:
-        """Take over averaged values by the model's own names."""
-        with self.in_place():
+        """Replace the averaged values by the given ones, by name."""
+        with self.applied():
             for name, tensor in float_state(self._model).items():
                 tensor.copy_(values[name])
 
@@ -113,10 +122,11 @@ def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
 
 
 class StepSums:
-    """What a step sums over its micro-batches on all ranks: the loss, and batch norm's running statistics.
+    """Sums the loss and batch norm's running statistics over a step's micro-batches and ranks.
 
-    Torch would move the statistics once per micro-batch, on each rank by itself, so that they depended on how a step is
-    split. Each micro-batch here starts from the step's statistics; the mean of what they come to is what the step leaves.
+    torch updates the statistics once per micro-batch and separately on each rank, so they would
+    depend on how a step is divided. Here every micro-batch starts from the statistics at the start
+    of the step, and the step's result is the mean of the updated statistics.
     """
 
     def __init__(self, statistics: Tensor, micro_batches: int) -> None:
@@ -125,18 +135,26 @@ class StepSums:
         self._sums = statistics.new_zeros(len(statistics) + 1)
 
     def begin(self) -> None:
+        """Save the statistics at the start of a step."""
         self._start.copy_(self._live)
         self._sums.zero_()
 
     def collect(self, loss: Tensor) -> None:
-        """After one micro-batch."""
+        """Add the results of one micro-batch."""
         self._sums[-1].add_(loss)
         if self._count > 1:
             self._sums[:-1].add_(self._live)
             self._live.copy_(self._start)
 
     def finish(self, all_sum: Callable[[Tensor], Tensor]) -> Tensor:
-        """After the step's last micro-batch; ``all_sum`` adds a tensor over the ranks. Returns the mean loss, a scalar."""
+        """Store the mean statistics, after the step's last micro-batch.
+
+        Args:
+            all_sum: sums a tensor over the ranks.
+
+        Returns:
+            The mean loss, a scalar.
+        """
         means = all_sum(self._sums) / self._count
         if self._count > 1:
             self._live.copy_(means[:-1])

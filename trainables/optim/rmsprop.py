@@ -1,4 +1,7 @@
-"""RMSProp the TensorFlow way, in as few passes over memory as it takes."""
+"""RMSProp with TensorFlow's update rule, in few passes over memory.
+
+Created by ``trainables.optim.optimizers.make_optimizer``.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +10,12 @@ import torch
 
 
 class RMSpropTF(torch.optim.Optimizer):
-    """Section 4.1's optimizer: mean square from one, eps inside the root, learning rate inside the momentum.
+    """Section 4.1's optimizer.
 
-    The same steps as timm's ``RMSpropTF`` (a test holds them) in seven passes instead of eleven, without allocating:
-    on flat buffers the passes are what a step costs.
+    The mean square is initialised to one, eps is inside the square root, and the learning rate is
+    inside the momentum. The steps are the same as those of timm's ``RMSpropTF`` (a test compares
+    them), in seven passes over memory instead of eleven and without allocations: on flat buffers
+    the passes determine the cost of a step.
     """
 
     def __init__(
@@ -49,7 +54,7 @@ class RMSpropTF(torch.optim.Optimizer):
                 torch.zeros_like(parameter),
             )
         square, buffer = state["square_avg"], state["momentum_buffer"]
-        decayed, scratch = self._room(parameter)
+        decayed, scratch = self._scratch_pair(parameter)
         if group["weight_decay"]:
             grad = torch.add(grad, parameter, alpha=group["weight_decay"], out=decayed)
         square.lerp_(torch.mul(grad, grad, out=scratch), 1 - group["alpha"])
@@ -57,8 +62,11 @@ class RMSpropTF(torch.optim.Optimizer):
         buffer.mul_(group["momentum"]).addcmul_(grad, inverse, value=group["lr"])
         parameter.sub_(buffer)
 
-    def _room(self, parameter: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Two tensors like the parameter, shared by all that are like it: pieces come one after another."""
+    def _scratch_pair(self, parameter: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two temporary tensors, shared by all parameters of this shape, stride and device.
+
+        Sharing is safe because parameters are updated one after another.
+        """
         like = (parameter.shape, parameter.stride(), parameter.device)
         if like not in self._scratch:
             self._scratch[like] = torch.empty_like(parameter), torch.empty_like(parameter)

@@ -1,19 +1,26 @@
-"""An optimizer's state by the parameters' names: the same whether it worked on flat buffers or on the parameters."""
+"""Saves and restores an optimizer's state by parameter name.
+
+Called by ``trainables.checkpoint``. The state is the same whether the optimizer works on flat
+buffers or on the parameters.
+"""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainables.optim.flat import Flat
+from trainables.optim.flat import FlatBuffers
 
 
 def optimizer_state(
-    optimizer: torch.optim.Optimizer, flat: Flat | None, model: nn.Module
+    optimizer: torch.optim.Optimizer, flat: FlatBuffers | None, model: nn.Module
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Tensors by ``<parameter>.<key>``, and single numbers, the same for all parameters, by key.
+    """State of an optimizer that has taken a step.
 
-    Settings of the groups are left out: they come from the recipe.
+    The settings of parameter groups are not included, because they come from the recipe.
+
+    Returns:
+        Tensors by ``<parameter>.<key>``, and scalars by key, which are the same for all parameters.
     """
     states = [optimizer.state[p] for group in optimizer.param_groups for p in group["params"]]
     first = states[0]
@@ -36,12 +43,12 @@ def optimizer_state(
 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer,
-    flat: Flat | None,
+    flat: FlatBuffers | None,
     model: nn.Module,
     tensors: dict[str, Tensor],
     scalars: dict[str, float],
 ) -> None:
-    """Put a state from ``optimizer_state`` back."""
+    """Load a state that ``optimizer_state`` returned."""
     pieces = [p for group in optimizer.param_groups for p in group["params"]]
     states: list[dict[str, Tensor]] = [
         {key: torch.tensor(value) for key, value in scalars.items()} for _ in pieces
@@ -56,11 +63,12 @@ def restore_optimizer(
 
 def _values(
     optimizer: torch.optim.Optimizer,
-    flat: Flat | None,
+    flat: FlatBuffers | None,
     model: nn.Module,
     tensors: dict[str, Tensor],
     key: str,
 ) -> list[Tensor] | tuple[Tensor, ...]:
+    """Values of one state key for each of the optimizer's parameters."""
     if flat is None:
         return [tensors[f"{name}.{key}"] for name in _names(optimizer, model)]
     whole = torch.zeros_like(flat.parameters)
@@ -70,7 +78,7 @@ def _values(
 
 
 def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
-    """Names of the optimizer's parameters, in its order."""
+    """Names of the optimizer's parameters in the optimizer's order."""
     known = {id(parameter): name for name, parameter in model.named_parameters()}
     return [known[id(p)] for group in optimizer.param_groups for p in group["params"]]
 

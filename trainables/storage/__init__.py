@@ -1,1 +1,1 @@
-"""Files on any storage, whole or not at all, and JSON documents within bounds."""
+"""Folders on any storage with atomic writes, and JSON documents with size limits."""

@@ -1,7 +1,8 @@
-"""JSON from shared storage as bounded plain data: a file there may be damaged, or written by somebody else.
+"""Parses and validates JSON documents from shared storage, which may be damaged or untrusted.
 
-What passes has no NaN or infinity, no number beyond 64 bits, no deep nesting and no key that is a page long, so that
-whoever reads it may compare, convert and print its values.
+Called by every module that reads a document. A parsed document has no NaN or infinity, no integer
+beyond 64 bits, no deep nesting and no very long key, so its values can be safely compared,
+converted and printed.
 """
 
 import json
@@ -14,92 +15,107 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypeAlias, TypeVar, get_type
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-# Bytes: of a document that describes one thing, and of one that lists every epoch or every trial.
+# Size limits in bytes: of a document that describes one object, and of one that lists all epochs or
+# all trials.
 SMALL, LARGE = 4_000_000, 128_000_000
-DEPTH = 24
-# Of a whole number, either way; and of a key.
-WHOLE, LONGEST_KEY = 2**63, 200
-MOST_EPOCHS = 100_000
-# Of a result's text, since a driver keeps ten thousand results.
-LONGEST_TEXT = 10_000
-# Seconds since 1970: far enough ahead, and MLflow takes the milliseconds.
-LAST_DATE = 1e11
+MAX_DEPTH = 24
+# Integers must be in [-MAX_INTEGER, MAX_INTEGER).
+MAX_INTEGER = 2**63
+MAX_KEY_LENGTH = 200
+MAX_EPOCHS = 100_000
+# Limit of a result's reason and detail, because a driver keeps ten thousand results in memory.
+MAX_TEXT_LENGTH = 10_000
+# In seconds since 1970: far in the future, and still valid for MLflow in milliseconds.
+MAX_TIMESTAMP = 1e11
 
 
 Kind = TypeVar("Kind")
-# What a JSON document holds; unlike pydantic's JsonValue it takes a list of numbers where it is passed.
+# A JSON value; unlike pydantic's JsonValue, the type also accepts a list of numbers as an argument.
 Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | float | bool | None"
 
 
 class DocumentError(ValueError):
-    """What is wrong with a document, in one short line without the name of its file."""
+    """A document is not valid; the message is one short line without the file name."""
 
 
 def parsed(data: bytes | str) -> Any:
-    """The content of a JSON document.
+    """Parse a JSON document.
 
     Raises:
-        DocumentError: it is damaged, or holds what no document of ours does.
+        DocumentError: the document is damaged or exceeds the limits of this module.
     """
     try:
-        value = json.loads(data, parse_constant=_refused)
+        value = json.loads(data, parse_constant=_reject_constant)
     except DocumentError:
         raise
     except (ValueError, RecursionError) as error:
-        raise DocumentError(f"no JSON: {' '.join(str(error).split())[:80]}") from error
+        raise DocumentError(f"invalid JSON: {' '.join(str(error).split())[:80]}") from error
     _check(value)
     return value
 
 
-def _refused(name: str) -> Any:
-    raise DocumentError(f"{name} is no number")
+def _reject_constant(name: str) -> Any:
+    raise DocumentError(f"{name} is not a valid number")
 
 
-def _check(whole: Any) -> None:
-    """Level by level, so that depth costs no stack; in few passes over each, since a search reads thousands of results."""
-    level = [whole]
-    for _ in range(DEPTH):
+def _check(document: Any) -> None:
+    """Check a document's values against the limits.
+
+    The document is traversed level by level, so that deep nesting does not overflow the stack. Each
+    level takes few passes, because a search reads thousands of results.
+    """
+    level = [document]
+    for _ in range(MAX_DEPTH):
         floats = [value for value in level if type(value) is float]
         if floats and not all(map(math.isfinite, floats)):
             raise DocumentError("a number is too large")
-        wholes = [value for value in level if type(value) is int]
-        if wholes and not -WHOLE <= min(wholes) <= max(wholes) < WHOLE:
-            raise DocumentError("a whole number is too large")
-        below: list[Any] = []
+        integers = [value for value in level if type(value) is int]
+        if integers and not -MAX_INTEGER <= min(integers) <= max(integers) < MAX_INTEGER:
+            raise DocumentError("an integer is too large")
+        next_level: list[Any] = []
         for value in level:
             if type(value) is dict:
                 longest = max(map(len, value), default=0)
-                if longest > LONGEST_KEY:
-                    raise DocumentError(f"a key has {longest} letters")
-                below += value.values()
+                if longest > MAX_KEY_LENGTH:
+                    raise DocumentError(
+                        f"a key has {longest} characters, the limit is {MAX_KEY_LENGTH}"
+                    )
+                next_level += value.values()
             elif type(value) is list:
-                below += value
-        if not below:
+                next_level += value
+        if not next_level:
             return
-        level = below
-    raise DocumentError(f"it is nested deeper than {DEPTH} levels")
+        level = next_level
+    raise DocumentError(f"it is nested deeper than {MAX_DEPTH} levels")
 
 
 def fields_of(document: object) -> dict[str, Any]:
-    """The members of a JSON object. Raises DocumentError where it is something else."""
+    """The members of a JSON object.
+
+    Raises:
+        DocumentError: the document is not an object.
+    """
     if not isinstance(document, dict):
         raise DocumentError("it is not an object")
     return document
 
 
 def typed(kind: type[Kind], values: Any, what: str = "it") -> Kind:
-    """A dataclass from a JSON object: its types are checked by pydantic, strictly, and its ranges by ``__post_init__``.
+    """Build a dataclass from a JSON object.
 
-    Keys that the dataclass does not know are ignored. pydantic is loaded here, since only documents need it. A machine
-    without it (the GPU checks run from a bare source tree) reads no documents but those it wrote a moment before: there the
-    types are taken on trust.
+    pydantic checks the types strictly, and ``__post_init__`` checks the ranges. Unknown keys are
+    ignored. pydantic is imported here, because only documents need it. Types are not checked on a
+    machine without pydantic (the GPU checks run from a bare source tree), which only reads
+    documents that it has just written.
 
     Args:
-        kind: a dataclass whose fields are plain values or objects that were made already.
-        what: names the object in errors, as in ``epoch 3``.
+        kind: a dataclass whose fields are plain values or already converted objects.
+        values: the JSON object.
+        what: describes the object in error messages, for example ``epoch 3``.
 
     Raises:
-        DocumentError: it is not an object, a field is missing, or a value is not of its field's type or range.
+        DocumentError: ``values`` is not an object, a field is missing, or a value has the wrong
+            type or is out of range.
     """
     if not isinstance(values, dict):
         raise DocumentError(f"{what} is not an object")
@@ -116,20 +132,23 @@ def typed(kind: type[Kind], values: Any, what: str = "it") -> Kind:
 
 
 def reason(error: Exception) -> str:
-    """The first thing that is wrong, in one short line that names the field; of pydantic's errors and of others."""
+    """The first problem of a validation error in one short line, with the field's name.
+
+    Accepts pydantic's errors and other exceptions.
+    """
     errors = getattr(error, "errors", None)
     if errors is None:
         return " ".join(str(error).split())[:200]
     first = errors()[0]
-    place = ".".join(str(part) for part in first["loc"])[:100]
+    location = ".".join(str(part) for part in first["loc"])[:100]
     text = first["msg"].removeprefix("Value error, ")
-    line = f"{place}: {text}" if place else text
+    line = f"{location}: {text}" if location else text
     return " ".join("".join(ch if ch.isprintable() else " " for ch in line).split())[:300]
 
 
 @cache
 def _adapter(kind: type) -> "TypeAdapter[Any] | None":
-    """pydantic's check of a dataclass's fields, None where it is not installed."""
+    """pydantic's validator for the fields of a dataclass, or None if pydantic is not installed."""
     try:
         import typing_extensions
         from pydantic import ConfigDict, TypeAdapter
@@ -141,9 +160,9 @@ def _adapter(kind: type) -> "TypeAdapter[Any] | None":
         for field in fields(kind)
         if field.default is not MISSING or field.default_factory is not MISSING
     }
-    # Made while the program runs, which a type checker cannot follow.
-    make: Any = typing_extensions.TypedDict
-    shape = make(
+    # Created at run time, so a type checker cannot check it.
+    typed_dict: Any = typing_extensions.TypedDict
+    schema = typed_dict(
         kind.__name__,
         {
             field.name: NotRequired[hints[field.name]]
@@ -152,7 +171,7 @@ def _adapter(kind: type) -> "TypeAdapter[Any] | None":
             for field in fields(kind)
         },
     )
-    shape.__pydantic_config__ = ConfigDict(
+    schema.__pydantic_config__ = ConfigDict(
         strict=True, arbitrary_types_allowed=True, allow_inf_nan=False
     )
-    return TypeAdapter(shape)
+    return TypeAdapter(schema)

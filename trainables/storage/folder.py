@@ -1,8 +1,9 @@
-"""Folders on any storage: a local or shared path, or whatever pyarrow's filesystems reach (``s3://bucket/key``, ...).
+"""Folders on any storage: a local or shared path, or a pyarrow filesystem (``s3://bucket/key``).
 
-The search directory is the truth, so its few rules live here: a file is seen whole or not at all, a file that is
-written once is never written again, names and links cannot lead out of the folder, what is too large is not read, and
-every error names the file and what was being done.
+Called by every module that reads or writes a search directory, the single source of truth of a
+search. Its guarantees are implemented here: a file is visible completely or not at all, a
+write-once file is never overwritten, names and links cannot lead out of the folder, files over a
+size limit are not read, and every error contains the file name and the operation.
 """
 
 import contextlib
@@ -20,20 +21,23 @@ from urllib.parse import parse_qsl, urlsplit
 from search_spaces.errors import RequestError
 
 _NAME = re.compile(r"[A-Za-z0-9_@=+-][A-Za-z0-9._@=+-]*")
-# What a killed writer leaves: hidden, and never read.
-_LEFT = re.compile(r"\..+\.[0-9a-f]{8}")
+# Hidden temporary files, which remain if a writer is killed and are never read.
+_STAGED = re.compile(r"\..+\.[0-9a-f]{8}")
 _SECRET = re.compile(r"key|secret|token|password|credential|signature", re.IGNORECASE)
-# A mount without hard links, and a system or mount that cannot rename without replacing.
+# Errors of a mount without hard links, and of a system or mount without exclusive renames.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 _NO_RENAME = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-# Folders that cannot be synced, by their mount or their permissions, keep names as well as they can.
+# Errors of folders that cannot be synced because of their mount or permissions. They are ignored:
+# there, the durability of names depends on the mount.
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES)
 
 
 class StorageError(OSError):
-    """Storage failed: ``str`` is one line with the file and what could not be done; ``errno`` is the system's, EIO where it gave none.
+    """A storage operation failed.
 
-    The cluster's failure and no trial's: what was being done is worth another try once the storage is mended.
+    ``str`` is one line with the file and the operation; ``errno`` is the system's, or EIO if the
+    system reported no number. It is a failure of the cluster, not of a trial: the operation can be
+    retried once the storage works again.
     """
 
     def __str__(self) -> str:
@@ -41,145 +45,175 @@ class StorageError(OSError):
 
 
 class TooLargeError(ValueError):
-    """A file is larger than what is asked for can be: it was not read."""
+    """A file is larger than the given limit and was not read."""
 
 
 class Folder(Protocol):
-    """A place for files; ``name`` may hold ``/`` for files in folders below. Every method raises StorageError where storage fails."""
+    """A folder on any storage.
+
+    ``name`` may contain ``/`` for files in subfolders. Every method raises StorageError if the
+    storage fails.
+    """
 
     url: str
 
-    def read(self, name: str, most: int | None = None) -> bytes:
-        """The whole file. Raises FileNotFoundError where there is none, TooLargeError where it has more than ``most`` bytes."""
+    def read(self, name: str, max_bytes: int | None = None) -> bytes:
+        """Read a complete file.
+
+        Raises:
+            FileNotFoundError: the file does not exist.
+            TooLargeError: the file has more than ``max_bytes`` bytes.
+        """
         ...
 
     def write(self, name: str, data: bytes) -> None:
-        """Write or replace; readers see the old bytes or the new, never a part, whatever stops the writer."""
+        """Write or replace a file.
+
+        Readers see the complete old or new content, even if the writer is killed.
+        """
         ...
 
     def write_once(self, name: str, data: bytes) -> bool:
-        """Write unless the file exists; False (and nothing changed) where it does."""
+        """Write a file unless it exists; returns False, without changes, if it does."""
         ...
 
     def exists(self, name: str) -> bool: ...
 
     def names(self, below: str = "") -> list[str]:
-        """Names of the files and folders directly in ``below``, sorted; empty where it does not exist."""
+        """Sorted names of the entries directly in ``below``; empty if it does not exist."""
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a file or a folder with all it holds, a folder in one step for whoever looks; nothing where there is none."""
+        """Remove a file, or a folder with its content, if it exists.
+
+        For readers a folder disappears in one step.
+        """
         ...
 
     def sweep(self) -> None:
-        """Remove what killed writers left directly in this folder. Not while somebody may be writing to it."""
+        """Remove temporary files of killed writers directly in this folder.
+
+        Must not be called while another process may write to the folder.
+        """
         ...
 
     def sub(self, name: str) -> "Folder": ...
 
 
 def open_folder(url: str | os.PathLike[str]) -> Folder:
-    """The folder at a path or URL; it need not exist yet.
+    """Open the folder at a path or URL; it does not have to exist yet.
 
     Raises:
-        RequestError: the URL's scheme is none that pyarrow knows, pyarrow is not installed, or the URL holds credentials.
+        RequestError: pyarrow does not support the URL's scheme or is not installed, or the URL
+            contains credentials.
     """
     text = os.fspath(url)
     if "://" not in text:
         return LocalFolder(Path(text).expanduser().absolute())
-    refuse_credentials(text)
+    check_no_credentials(text)
     try:
         from pyarrow import fs
     except ImportError as error:
         raise RequestError(
-            f"storage {text!r} needs pyarrow: pip install 'tinynet-search[search]'"
+            f"storage {text!r} needs pyarrow: "
+            "install the extra 'search' (in a checkout: pip install '.[search]')"
         ) from error
     try:
         filesystem, path = fs.FileSystem.from_uri(text)
     except (ValueError, OSError) as error:
-        raise RequestError(f"storage {text!r} cannot be opened: {_said(error)}") from error
+        raise RequestError(f"storage {text!r} cannot be opened: {_describe(error)}") from error
     return ArrowFolder(filesystem, path, text.rstrip("/"))
 
 
-def below(url: str, name: str) -> str:
-    """The URL of what lies in a folder; a storage URL keeps its options (``s3://bucket/searches?region=...``) behind it."""
-    place, query, options = url.partition("?") if "://" in url else (url, "", "")
-    return f"{place.rstrip('/')}/{name}{query}{options}"
+def child_url(url: str, name: str) -> str:
+    """The URL of a file or folder in a folder.
+
+    The options of a storage URL (``s3://bucket/searches?region=...``) stay at its end.
+    """
+    base, query, options = url.partition("?") if "://" in url else (url, "", "")
+    return f"{base.rstrip('/')}/{name}{query}{options}"
 
 
-def refuse_credentials(url: str) -> None:
-    """Make sure that a storage URL can be printed, planned and recorded.
+def check_no_credentials(url: str) -> None:
+    """Check that a storage URL can be printed and recorded in plans.
 
     Raises:
-        RequestError: it holds a password, an access key or a token; the line does not repeat it.
+        RequestError: the URL contains a password, an access key or a token, or cannot be parsed.
+            The message does not repeat the credentials.
     """
     try:
         parts = urlsplit(url)
     except ValueError as error:
         raise RequestError(
-            "the storage URL cannot be read: write scheme://bucket/folder"
+            "the storage URL is not valid: expected scheme://bucket/folder"
         ) from error
     user, at, _ = parts.netloc.rpartition("@")
     options = [
         key for key, _ in parse_qsl(parts.query, keep_blank_values=True) if _SECRET.search(key)
     ]
     if ":" in user or (at and parts.scheme == "s3") or options:
-        mend = "take them out and give them in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...), a profile or a role"
         raise RequestError(
-            f"the {parts.scheme}:// storage URL holds credentials, which plans and messages would repeat: {mend}"
+            f"the {parts.scheme}:// storage URL contains credentials, which would appear in plans "
+            "and messages: pass them in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+            "...), a profile or a role"
         )
 
 
-def checked(name: str) -> str:
-    """The name itself, if every part of it is plain.
+def checked_name(name: str) -> str:
+    """Check a file name and return it unchanged.
 
     Raises:
-        RequestError: it is absolute, climbs out of the folder, or holds odd characters.
+        RequestError: the name is absolute, leads out of the folder or contains characters that are
+            not allowed.
     """
     if not all(_NAME.fullmatch(part) for part in name.split("/")):
         raise RequestError(
-            f"{name[:200]!r} is no file name here: letters, digits and . _ @ = + - only"
+            f"{name[:200]!r} is not a valid file name: use only letters, digits and . _ @ = + -"
         )
     return name
 
 
 @contextlib.contextmanager
-def _storage(doing: str, place: str | os.PathLike[str]) -> Iterator[None]:
-    """Name the file in every error of storage; what is missing stays FileNotFoundError where something is read."""
+def _storage(operation: str, path: str | os.PathLike[str]) -> Iterator[None]:
+    """Convert storage errors to StorageError, with the file name and the operation.
+
+    A missing file raises FileNotFoundError if the operation is ``read``.
+    """
     try:
         yield
     except StorageError:
         raise
     except FileNotFoundError as error:
-        if doing == "read":
-            raise FileNotFoundError(errno.ENOENT, "does not exist", str(place)) from error
+        if operation == "read":
+            raise FileNotFoundError(errno.ENOENT, "does not exist", str(path)) from error
         raise StorageError(
-            errno.ENOENT, f"cannot be {doing} ({_said(error)})", str(place)
+            errno.ENOENT, f"cannot be {operation} ({_describe(error)})", str(path)
         ) from error
     except OSError as error:
         raise StorageError(
-            error.errno or errno.EIO, f"cannot be {doing} ({_said(error)})", str(place)
+            error.errno or errno.EIO, f"cannot be {operation} ({_describe(error)})", str(path)
         ) from error
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
+    """The message of an error in one line."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(reason.split())[:300]
 
 
-def read_file(path: Path, most: int | None = None) -> bytes:
-    """A file of this machine or of a mount, as ``Folder.read``."""
+def read_file(path: Path, max_bytes: int | None = None) -> bytes:
+    """Read a file of this machine or of a mount; see ``Folder.read`` for errors."""
     with _storage("read", path):
-        # A pipe in the place of a file would be waited for.
+        # Without O_NONBLOCK, opening a named pipe would block.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise OSError(errno.EISDIR, "it is no file")
-            if most is not None and found.st_size > most:
-                raise TooLargeError(f"it has {found.st_size} bytes, more than {most}")
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EISDIR, "not a regular file")
+            if max_bytes is not None and status.st_size > max_bytes:
+                raise TooLargeError(f"it has {status.st_size} bytes, the limit is {max_bytes}")
             with open(descriptor, "rb", closefd=False) as file:
-                return file.read() if most is None else file.read(most)
+                return file.read() if max_bytes is None else file.read(max_bytes)
         finally:
             os.close(descriptor)
 
@@ -187,19 +221,21 @@ def read_file(path: Path, most: int | None = None) -> bytes:
 class LocalFolder:
     """A folder of this machine or of a shared mount (NFS, a cluster volume).
 
-    What is written has reached the disk, its name included. ``write_once`` is exclusive through a hard link, else through a
-    rename that does not replace; on a mount that has neither it looks and then renames, as on object stores.
+    When a write returns, the file and its name are on disk. ``write_once`` is exclusive through a
+    hard link or, without hard links, through a rename that does not replace. On a mount that
+    supports neither it checks for the file and then renames, which is not exclusive.
 
     Args:
-        root: the folder that no link may lead a write out of; without one the folder itself.
+        path: the folder.
+        root: writes through links that lead out of this folder are rejected; by default ``path``.
     """
 
     def __init__(self, path: Path, root: Path | None = None) -> None:
         self.path, self._root = path, root or path
         self.url = str(path)
 
-    def read(self, name: str, most: int | None = None) -> bytes:
-        return read_file(self.path / checked(name), most)
+    def read(self, name: str, max_bytes: int | None = None) -> bytes:
+        return read_file(self.path / checked_name(name), max_bytes)
 
     def write(self, name: str, data: bytes) -> None:
         target = self._target(name)
@@ -213,23 +249,23 @@ class LocalFolder:
             if os.path.lexists(target):
                 return False
             with _staged(target, data) as staged:
-                won = _put_once(staged, target)
+                created = _put_once(staged, target)
                 _sync(target.parent)
-            return won
+            return created
 
     def exists(self, name: str) -> bool:
-        path = self.path / checked(name)
-        with _storage("looked at", path):
+        path = self.path / checked_name(name)
+        with _storage("checked", path):
             return path.exists()
 
     def names(self, below: str = "") -> list[str]:
-        place = self.path / checked(below) if below else self.path
-        with _storage("listed", place):
+        folder = self.path / checked_name(below) if below else self.path
+        with _storage("listed", folder):
             try:
-                found = os.listdir(place)
+                names = os.listdir(folder)
             except FileNotFoundError:
                 return []
-        return sorted(name for name in found if not name.startswith("."))
+        return sorted(name for name in names if not name.startswith("."))
 
     def remove(self, name: str) -> None:
         target = self._target(name)
@@ -242,35 +278,45 @@ class LocalFolder:
                     target.rename(aside)
                     shutil.rmtree(aside)
             except FileNotFoundError:
-                return  # by somebody else, in the meantime
+                return  # removed by another process in the meantime
 
     def sweep(self) -> None:
-        with _storage("swept", self.path):
-            for each in os.scandir(self.path) if self.path.is_dir() else ():
-                if not _LEFT.fullmatch(each.name):
+        with _storage("cleaned", self.path):
+            for entry in os.scandir(self.path) if self.path.is_dir() else ():
+                if not _STAGED.fullmatch(entry.name):
                     continue
-                if each.is_dir(follow_symlinks=False):
-                    shutil.rmtree(each.path)
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
                 else:
-                    Path(each.path).unlink(missing_ok=True)
+                    Path(entry.path).unlink(missing_ok=True)
 
     def sub(self, name: str) -> "LocalFolder":
-        return LocalFolder(self.path / checked(name), self._root)
+        return LocalFolder(self.path / checked_name(name), self._root)
 
     def _target(self, name: str) -> Path:
-        """Where a name is written; whoever may write here may have put a link to anywhere."""
-        target = self.path / checked(name)
+        """The path to write a name to.
+
+        Links are resolved first, because other users of the folder may have created links to
+        anywhere.
+
+        Raises:
+            StorageError: a link leads out of the root folder.
+        """
+        target = self.path / checked_name(name)
         with _storage("written", target):
             root, parent = os.path.realpath(self._root), os.path.realpath(target.parent)
             if os.path.commonpath([root, parent]) != root:
-                raise OSError(errno.ELOOP, f"a link leads out of {self._root}")
+                raise OSError(errno.ELOOP, f"a symbolic link leads out of {self._root}")
         return target
 
 
 @contextlib.contextmanager
 def _staged(target: Path, data: bytes) -> Iterator[Path]:
-    """The bytes on disk under a hidden name beside the target: a rename or link then makes them appear at once."""
-    _make(target.parent)
+    """Write data to a hidden file in the target's folder.
+
+    A rename or link then makes the complete content visible in one step.
+    """
+    _make_folder(target.parent)
     staged = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         with staged.open("xb") as file:
@@ -279,23 +325,23 @@ def _staged(target: Path, data: bytes) -> Iterator[Path]:
             os.fsync(file.fileno())
         yield staged
     finally:
-        # Not there any more where it was renamed; a disk that fails here has said so before.
+        # The file is already gone if it was renamed. A disk that fails here has already raised.
         with contextlib.suppress(OSError):
             staged.unlink()
 
 
-def _make(folder: Path) -> None:
-    """The folder and those above it, each with its name on disk."""
+def _make_folder(folder: Path) -> None:
+    """Create a folder and its parents, and sync the name of each to disk."""
     missing = [folder]
     while not missing[-1].is_dir():
         missing.append(missing[-1].parent)
-    for each in reversed(missing[:-1]):
-        each.mkdir(exist_ok=True)
-        _sync(each.parent)
+    for path in reversed(missing[:-1]):
+        path.mkdir(exist_ok=True)
+        _sync(path.parent)
 
 
 def _sync(folder: Path) -> None:
-    """Names in a folder survive a power cut once the folder itself is on disk."""
+    """Sync a folder, so that the names in it survive a power failure."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
@@ -312,12 +358,16 @@ def _sync(folder: Path) -> None:
 
 
 def _put_once(staged: Path, target: Path) -> bool:
-    """Give staged bytes their name unless somebody else has it."""
+    """Give a staged file its final name unless that name exists; returns whether it did.
+
+    It tries a hard link first, then an exclusive rename, and last a check followed by a rename.
+    """
     try:
         os.link(staged, target)
         return True
     except FileExistsError:
-        # NFS answers so, too, where its first answer was lost: ours then has both names.
+        # If the reply to the first request is lost, NFS repeats it and reports this error too. The
+        # staged file then has both names.
         return staged.stat().st_nlink > 1
     except OSError as error:
         if error.errno not in _NO_LINKS:
@@ -337,14 +387,18 @@ def _put_once(staged: Path, target: Path) -> bool:
 
 
 def _rename_new(source: Path, target: Path) -> None:
-    """Rename, failing where the target exists: Linux's renameat2. Raises OSError with ENOSYS where the system has none."""
+    """Rename a file with Linux's renameat2, failing if the target exists.
+
+    Raises:
+        OSError: the rename failed; with ENOSYS if the system has no renameat2.
+    """
     import ctypes
 
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
-        raise OSError(errno.ENOSYS, "no renameat2")
-    here, no_replace = -100, 1
-    if call(here, os.fsencode(source), here, os.fsencode(target), no_replace):
+        raise OSError(errno.ENOSYS, "renameat2 is not available")
+    at_fdcwd, rename_noreplace = -100, 1
+    if call(at_fdcwd, os.fsencode(source), at_fdcwd, os.fsencode(target), rename_noreplace):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
@@ -352,20 +406,23 @@ def _rename_new(source: Path, target: Path) -> None:
 class ArrowFolder:
     """A folder on a pyarrow filesystem.
 
-    A file is written under a hidden name and then moved: pyarrow ends an upload that is broken off as if it were whole,
-    and local filesystems and HDFS show a file while it grows. Object stores give pyarrow no exclusive create, so
-    ``write_once`` looks and then writes: of two writers at once both may believe they were first, and the last one's bytes
-    stay, whole. For results that is harmless: both trained the same trial to the same numbers, and only times differ.
+    A file is written under a hidden name and then moved: pyarrow finishes an aborted upload as if
+    it were complete, and local filesystems and HDFS show a file while it is being written.
+
+    pyarrow has no exclusive create on object stores, so ``write_once`` checks for the file and then
+    writes it. Of two concurrent writers both may get True, and the complete file of the last one
+    remains. For results this is harmless: both writers trained the same trial to the same numbers,
+    and only times differ.
     """
 
     def __init__(self, filesystem: Any, path: str, url: str) -> None:
         self._fs, self._path, self.url = filesystem, path.rstrip("/"), url
 
-    def read(self, name: str, most: int | None = None) -> bytes:
+    def read(self, name: str, max_bytes: int | None = None) -> bytes:
         full = self._full(name)
         with self._storage("read", name), self._fs.open_input_file(full) as file:
-            if most is not None and (size := file.size()) > most:
-                raise TooLargeError(f"it has {size} bytes, more than {most}")
+            if max_bytes is not None and (size := file.size()) > max_bytes:
+                raise TooLargeError(f"it has {size} bytes, the limit is {max_bytes}")
             return file.read()
 
     def write(self, name: str, data: bytes) -> None:
@@ -391,7 +448,7 @@ class ArrowFolder:
     def exists(self, name: str) -> bool:
         from pyarrow import fs
 
-        with self._storage("looked at", name):
+        with self._storage("checked", name):
             return self._fs.get_file_info(self._full(name)).type != fs.FileType.NotFound
 
     def names(self, below: str = "") -> list[str]:
@@ -405,35 +462,34 @@ class ArrowFolder:
             kind = self._fs.get_file_info(full).type
             if kind != fs.FileType.NotFound:
                 with contextlib.suppress(FileNotFoundError):
-                    (
-                        self._fs.delete_dir
-                        if kind == fs.FileType.Directory
-                        else self._fs.delete_file
-                    )(full)
+                    if kind == fs.FileType.Directory:
+                        self._fs.delete_dir(full)
+                    else:
+                        self._fs.delete_file(full)
 
     def sweep(self) -> None:
-        left = [full for name, full in self._listed("") if _LEFT.fullmatch(name)]
-        with self._storage("swept", ""):
-            for full in left:
+        staged = [full for name, full in self._listed("") if _STAGED.fullmatch(name)]
+        with self._storage("cleaned", ""):
+            for full in staged:
                 self._fs.delete_file(full)
 
     def sub(self, name: str) -> "ArrowFolder":
-        return ArrowFolder(self._fs, self._full(name), self._shown(name))
+        return ArrowFolder(self._fs, self._full(name), self._url(name))
 
     def _listed(self, below: str) -> list[tuple[str, str]]:
-        """(name, whole path) of what lies directly in a folder."""
+        """(name, full path) of the files and folders directly in a folder."""
         from pyarrow import fs
 
-        place = self._full(below) if below else self._path
+        folder = self._full(below) if below else self._path
         with self._storage("listed", below):
-            found = self._fs.get_file_info(fs.FileSelector(place, allow_not_found=True))
-        return [(info.path.rstrip("/").rsplit("/", 1)[-1], info.path) for info in found]
+            infos = self._fs.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+        return [(info.path.rstrip("/").rsplit("/", 1)[-1], info.path) for info in infos]
 
     def _full(self, name: str) -> str:
-        return f"{self._path}/{checked(name)}"
+        return f"{self._path}/{checked_name(name)}"
 
-    def _shown(self, name: str) -> str:
-        return below(self.url, name) if name else self.url
+    def _url(self, name: str) -> str:
+        return child_url(self.url, name) if name else self.url
 
-    def _storage(self, doing: str, name: str) -> contextlib.AbstractContextManager[None]:
-        return _storage(doing, self._shown(name))
+    def _storage(self, operation: str, name: str) -> contextlib.AbstractContextManager[None]:
+        return _storage(operation, self._url(name))

@@ -1,10 +1,13 @@
-"""Kills at named points: every one of them is a file operation of ``trainables.storage.folder.LocalFolder``.
+"""Kills processes at named points, which are file operations of ``LocalFolder``.
 
-The folder that TINYNET_CHAOS names holds ``armed.json``, what is to be killed at which operation; the first process
-that reaches it takes it away, so it kills once. ``kills.jsonl`` and ``steps`` are what happened, for the suite to read.
+Imported by every process of a chaos test. The folder in TINYNET_CHAOS contains ``armed.json``:
+which process to kill at which operation. The first process that reaches the operation removes the
+file, so that it kills once, and records the kill in ``kills.jsonl``; ``steps`` has one byte per
+optimizer step.
 
-``armed.json``: ``file`` (a pattern of paths), ``moment`` (before, half, staged or after a write; read), ``by`` (driver
-or trial: whose operation), ``victim`` (``VICTIMS``), ``raylets`` and ``services`` (process ids of the cluster).
+``armed.json``: ``file`` (a pattern of paths), ``moment`` (before, half, staged or after a write;
+read), ``by`` (the operation of a driver or of a trial), ``victim`` (one of ``VICTIMS``),
+``raylets`` and ``services`` (process ids of the cluster).
 """
 
 import contextlib
@@ -26,29 +29,29 @@ ACTORS = {
     "Train worker": "ray::RayTrainWorker",
     "Train controller": "ray::TrainController",
 }
-# As it is before any of it is watched.
+# The original, before it is patched.
 _rename = os.rename
 VICTIMS = (*ACTORS, "driver", "node", "cluster", "cluster and driver")
 
 
-def home() -> Path:
-    """What the suite and the processes it kills share; beside the search directory, never in it."""
+def shared_folder() -> Path:
+    """The folder that the suite and the killed processes share, outside the search directory."""
     return Path(os.environ["TINYNET_CHAOS"])
 
 
-def victims(victim: str, order: dict[str, Any], me: int) -> list[int]:
-    """Process ids of what is to die at once, ``me`` among them where it belongs to them: the process that reached the point."""
-    driver = int((home() / "driver.pid").read_text())
+def victims(victim: str, order: dict[str, Any], own_pid: int) -> list[int]:
+    """Process ids to kill; ``own_pid`` is the process that reached the point."""
+    driver = int((shared_folder() / "driver.pid").read_text())
     if victim == "driver":
         return [driver]
     if victim == "node":
-        raylet = parent(me)
+        raylet = parent(own_pid)
         return [raylet, *children([raylet])]
     if victim.startswith("cluster"):
-        all_of_it = [*order["services"], *children(order["raylets"])]
-        return [*all_of_it, driver] if victim == "cluster and driver" else all_of_it
+        pids = [*order["services"], *children(order["raylets"])]
+        return [*pids, driver] if victim == "cluster and driver" else pids
     actors = [pid for pid in children(order["raylets"]) if titled(pid, ACTORS[victim])]
-    return [me] if me in actors else actors[:1]
+    return [own_pid] if own_pid in actors else actors[:1]
 
 
 def children(parents: list[int]) -> list[int]:
@@ -58,7 +61,7 @@ def children(parents: list[int]) -> list[int]:
 
 
 def parent(pid: int) -> int:
-    """A process's parent; 0 where there is no such process."""
+    """The parent's process id; 0 if the process does not exist."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except (OSError, ValueError):
@@ -73,9 +76,9 @@ def titled(pid: int, title: str) -> bool:
 
 
 def kill(name: str, where: str, pids: list[int]) -> None:
-    """SIGKILL, this process last, written down before."""
+    """Record the kill, then send SIGKILL, to this process last."""
     line = {"name": name, "at": time.time(), "where": where, "pids": pids}
-    with (home() / "kills.jsonl").open("a") as log:
+    with (shared_folder() / "kills.jsonl").open("a") as log:
         log.write(json.dumps(line) + "\n")
     for pid in sorted(pids, key=lambda pid: pid == os.getpid()):
         try:
@@ -88,9 +91,9 @@ def _role() -> str:
     return "driver" if Path(sys.argv[0]).name == "tinynet" else "trial"
 
 
-def _taken(path: Path, *moments: str) -> dict[str, Any] | None:
-    """The order that this operation fulfils, taken away so that it is carried out once."""
-    armed, mine = home() / "armed.json", home() / f"taken-{os.getpid()}.json"
+def _take_order(path: Path, *moments: str) -> dict[str, Any] | None:
+    """The order for this operation, removed so that it is carried out once."""
+    armed, taken = shared_folder() / "armed.json", shared_folder() / f"taken-{os.getpid()}.json"
     try:
         order = json.loads(armed.read_text())
     except (FileNotFoundError, ValueError):
@@ -102,83 +105,83 @@ def _taken(path: Path, *moments: str) -> dict[str, Any] | None:
     ):
         return None
     try:
-        _rename(armed, mine)
+        _rename(armed, taken)
     except FileNotFoundError:
         return None
     return order
 
 
-def _obey(order: dict[str, Any] | None, path: Path) -> None:
+def _carry_out(order: dict[str, Any] | None, path: Path) -> None:
     if order is None:
         return
-    if found := victims(order["victim"], order, os.getpid()):
-        kill(order["name"], str(path), found)
-    else:  # it has not started yet: the next time, then
+    if pids := victims(order["victim"], order, os.getpid()):
+        kill(order["name"], str(path), pids)
+    else:  # the victim has not started: wait for the next such operation
         _put_back()
 
 
 def _put_back() -> None:
-    _rename(home() / f"taken-{os.getpid()}.json", home() / "armed.json")
+    _rename(shared_folder() / f"taken-{os.getpid()}.json", shared_folder() / "armed.json")
 
 
 class _NotRenamed(BaseException):
-    """The file was staged, and what was to be killed then was not this process."""
+    """Raised in place of a rename: the file was staged, and a different process was killed."""
 
 
 @contextlib.contextmanager
 def _at_rename(act: Callable[[], None]) -> Iterator[None]:
-    """This thread's next rename or link does ``act`` and nothing else."""
-    mine = threading.get_ident()
+    """Call ``act`` in place of this thread's next rename or link."""
+    thread = threading.get_ident()
 
-    def instead(real: Callable[..., Any]) -> Callable[..., Any]:
+    def replaced(original: Callable[..., Any]) -> Callable[..., Any]:
         def renaming(*arguments: Any, **options: Any) -> Any:
-            if threading.get_ident() != mine:
-                return real(*arguments, **options)
+            if threading.get_ident() != thread:
+                return original(*arguments, **options)
             act()
             raise _NotRenamed
 
         return renaming
 
-    real = {name: getattr(os, name) for name in ("replace", "rename", "link")}
+    originals = {name: getattr(os, name) for name in ("replace", "rename", "link")}
     try:
-        for name, function in real.items():
-            setattr(os, name, instead(function))
+        for name, function in originals.items():
+            setattr(os, name, replaced(function))
         yield
     except _NotRenamed:
         pass
     finally:
-        for name, function in real.items():
+        for name, function in originals.items():
             setattr(os, name, function)
 
 
 def _patch_folder(module: ModuleType) -> None:
-    """Writes and reads of local folders, with the moments around and inside them."""
+    """Patch writes and reads of local folders to check for orders."""
     local: Any = module.LocalFolder  # type: ignore[attr-defined]
     if _role() == "driver":
-        (home() / "driver.pid").write_text(str(os.getpid()))
+        (shared_folder() / "driver.pid").write_text(str(os.getpid()))
     read = local.read
 
     def watched(write: Any) -> Any:
         @wraps(write)
         def writing(self: Any, name: str, data: bytes) -> Any:
             path = self.path / name
-            order = _taken(path, "before", "half", "staged")
+            order = _take_order(path, "before", "half", "staged")
             if order is not None and order["moment"] == "before":
-                _obey(order, path)
+                _carry_out(order, path)
             elif order is not None:
                 part = data if order["moment"] == "staged" else data[: len(data) // 2]
-                with _at_rename(lambda: _obey(order, path)):
+                with _at_rename(lambda: _carry_out(order, path)):
                     write(self, name, part)
-                    _put_back()  # somebody else has written it: nothing was staged
-            done = write(self, name, data)
-            _obey(_taken(path, "after"), path)
-            return done
+                    _put_back()  # a different process has written the file: nothing was staged
+            result = write(self, name, data)
+            _carry_out(_take_order(path, "after"), path)
+            return result
 
         return writing
 
     @wraps(read)
     def reading(self: Any, name: str, *arguments: Any, **options: Any) -> bytes:
-        _obey(_taken(self.path / name, "read"), self.path / name)
+        _carry_out(_take_order(self.path / name, "read"), self.path / name)
         return read(self, name, *arguments, **options)
 
     local.write, local.write_once, local.read = (
@@ -189,17 +192,17 @@ def _patch_folder(module: ModuleType) -> None:
 
 
 def _patch_training(module: ModuleType) -> None:
-    """One byte for every optimizer step that the first rank takes: what was trained in all, lost steps included."""
+    """Append one byte per optimizer step of the first rank, repeated steps included."""
     trainer: Any = module.Trainer  # type: ignore[attr-defined]
     step = trainer._step
-    counted = os.open(home() / "steps", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    steps_file = os.open(shared_folder() / "steps", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     @wraps(step)
     def stepping(self: Any, *arguments: Any) -> Any:
-        done = step(self, *arguments)
+        loss = step(self, *arguments)
         if self.reporter.rank == 0:
-            os.write(counted, b".")
-        return done
+            os.write(steps_file, b".")
+        return loss
 
     trainer._step = stepping
 

@@ -1,4 +1,4 @@
-"""Found through PYTHONPATH by every process of a chaos test: arms ``killer`` once the product's modules are imported."""
+"""Imported through PYTHONPATH by every process of a chaos test: patches modules with ``killer``."""
 
 import importlib.abc
 import importlib.machinery
@@ -11,7 +11,7 @@ HOME = os.environ.get("TINYNET_CHAOS")
 
 
 class _Patched(importlib.abc.Loader):
-    """A loader that lets the killer at a module as soon as it has run."""
+    """A loader that patches a module after it was executed."""
 
     def __init__(self, loader: importlib.abc.Loader, patch: Callable[[ModuleType], None]) -> None:
         self._loader, self._patch = loader, patch

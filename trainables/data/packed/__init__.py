@@ -1,1 +1,1 @@
-"""The packed store: written by worker processes, memory-mapped, read and augmented in batches."""
+"""The packed store: worker processes write it, and loaders memory-map it and augment in batches."""

@@ -1,10 +1,14 @@
-"""The packed store: images decoded once, as memory-mapped uint8 that all trials on a node read without a copy.
+"""The packed store: images decoded once to memory-mapped uint8, shared by all trials on a node.
 
-settings.json      what is packed, written first
-train-00000.u8     the pixels of some images, (height, width, 3) each, one after the other
-train-00000.npy    int32 (n, 4): number in the set, label, height and width of each; height 0 is an image that was skipped
-unreadable.txt     only where a packing ended because of images that cannot be read: those, a line each
-packed.json        classes, counts, digests, skipped images; written last, so with it the store is whole
+Opened by ``open_data`` for the data name ``packed``. A store consists of these files:
+
+settings.json      the source and the packing settings; written first
+train-00000.u8     the pixels of the images of one shard, (height, width, 3) each, concatenated
+train-00000.npy    int32 (n, 4): number in the set, label, height and width of each image;
+                   height 0 marks a skipped image
+unreadable.txt     the images that cannot be read, one per line; exists only if they ended a packing
+packed.json        classes, counts, digests and skipped images; written last, so that a store that
+                   has it is complete
 """
 
 import copy
@@ -18,14 +22,14 @@ from search_spaces.errors import RequestError
 from trainables.data import IN_PROCESS, ImageData, Loader, Reading
 from trainables.data.packed.record import OtherVersionError, PackedRecord
 from trainables.data.packed.shards import (
-    AGAIN,
     EVAL_RATIO,
     HEIGHT,
     LABEL,
     NUMBER,
     PARTS,
-    SETTINGS,
-    WHOLE,
+    RECORD_FILE,
+    RERUN_HINT,
+    SETTINGS_FILE,
     WIDTH,
     DamagedShardError,
     PackedPart,
@@ -41,11 +45,11 @@ if TYPE_CHECKING:
 
 
 class PackedData(ImageData):
-    """A store that ``tinynet data pack`` made.
+    """A packed store, as written by ``tinynet data pack``.
 
     Attributes:
-        largest_pixels: the resolution above which evaluation enlarges what was shrunk in packing.
-        skipped: names of the images that could not be read when the set was packed.
+        largest_pixels: the resolution above which evaluation enlarges images that packing shrank.
+        skipped: names of the images that could not be read during packing.
     """
 
     def __init__(self, path: str) -> None:
@@ -58,7 +62,9 @@ class PackedData(ImageData):
         self.train, self.val = (_part(root, part, record.shards[part]) for part in PARTS)
         self.train_size, self.val_size = len(self.train.labels), len(self.val.labels)
         if [self.train_size, self.val_size] != [record.counts[part] for part in PARTS]:
-            raise RequestError(f"packed data {str(root)!r}: {WHOLE} was changed: {AGAIN}")
+            raise RequestError(
+                f"packed data {str(root)!r}: {RECORD_FILE} was changed: {RERUN_HINT}"
+            )
 
     def loader(
         self,
@@ -73,7 +79,7 @@ class PackedData(ImageData):
             return per_image(self.train, self.val, resolution, recipe, device, reading)
         return PackedLoader(self.train, self.val, resolution, recipe, device, reading)
 
-    def swapped(self) -> "PackedData":
+    def swap_splits(self) -> "PackedData":
         other = copy.copy(self)
         other.train, other.val = self.val, self.train
         other.train_size, other.val_size = self.val_size, self.train_size
@@ -83,41 +89,50 @@ class PackedData(ImageData):
 def _record(root: Path) -> PackedRecord:
     if not root.is_dir():
         raise RequestError(
-            f"packed data {str(root)!r} does not exist: make it with tinynet data pack --data DIR --out {root}"
+            f"packed data {str(root)!r} does not exist: "
+            f"create it with tinynet data pack --data DIR --out {root}"
         )
     try:
-        return PackedRecord.from_json(parsed((root / WHOLE).read_text()))
+        return PackedRecord.from_json(parsed((root / RECORD_FILE).read_text()))
     except FileNotFoundError:
-        if (root / SETTINGS).exists():
-            raise RequestError(f"packed data {str(root)!r} is not finished: {AGAIN}") from None
+        if (root / SETTINGS_FILE).exists():
+            raise RequestError(f"packed data {str(root)!r} is not finished: {RERUN_HINT}") from None
         raise RequestError(
-            f"{str(root)!r} is no packed set: make one with tinynet data pack --data DIR --out ANOTHER"
+            f"{str(root)!r} is not a packed set: "
+            "create one with tinynet data pack --data DIR --out NEW_DIR"
         ) from None
     except OtherVersionError:
         raise RequestError(
-            f"packed data {str(root)!r} was packed by another version of this program: pack it again, into a new folder"
+            f"packed data {str(root)!r} was packed by another version of this program: "
+            "pack it again into a new folder"
         ) from None
     except ValueError:
-        raise RequestError(f"packed data {str(root)!r}: {WHOLE} is damaged: {AGAIN}") from None
+        raise RequestError(
+            f"packed data {str(root)!r}: {RECORD_FILE} is damaged: {RERUN_HINT}"
+        ) from None
 
 
 def _part(root: Path, part: str, digests: Sequence[str]) -> PackedPart:
-    found, files, shards, starts = [], [], [], []
+    indexes, files, shards, starts = [], [], [], []
     for number, digest in enumerate(digests):
         shard = Shard.at(root, part, number)
         try:
             index = shard.read(digest)
         except DamagedShardError as error:
-            raise RequestError(f"packed data {str(root)!r}: {error}: {AGAIN}") from error
+            raise RequestError(f"packed data {str(root)!r}: {error}: {RERUN_HINT}") from error
         index = index[index[:, HEIGHT] > 0]
         if not len(index):
             continue
         sizes = bytes_of(index)
-        found.append(index)
+        indexes.append(index)
         shards.append(np.full(len(index), len(files)))
         starts.append(np.cumsum(sizes) - sizes)
         files.append(shard.pixels)
-    index = np.concatenate([np.zeros((0, 4), np.int32), *found]).astype(np.int64)
+    index = np.concatenate([np.zeros((0, 4), np.int32), *indexes]).astype(np.int64)
     order = np.argsort(index[:, NUMBER])
-    lies, begins = (np.concatenate([np.zeros(0, np.int64), *a])[order] for a in (shards, starts))
-    return PackedPart(index[order, LABEL], index[order][:, [HEIGHT, WIDTH]], lies, begins, files)
+    shard_of, start_of = (
+        np.concatenate([np.zeros(0, np.int64), *arrays])[order] for arrays in (shards, starts)
+    )
+    return PackedPart(
+        index[order, LABEL], index[order][:, [HEIGHT, WIDTH]], shard_of, start_of, files
+    )

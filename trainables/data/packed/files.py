@@ -1,4 +1,7 @@
-"""Files that are never seen half written, in a folder where one packing works at a time."""
+"""Atomic file writes and the lock of a packed set's folder.
+
+Called by packing and by the worker processes that write shards.
+"""
 
 import contextlib
 import fcntl
@@ -12,36 +15,39 @@ from search_spaces.errors import RequestError
 
 
 @contextlib.contextmanager
-def alone(root: Path) -> Iterator[None]:
-    """Hold the folder, without what an earlier packing left half written.
+def folder_lock(root: Path) -> Iterator[None]:
+    """Lock the folder and delete the partial files of an earlier packing.
 
     Raises:
-        RequestError: another packing holds it.
+        RequestError: Another packing holds the lock.
     """
     with (root / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RequestError(
-                f"another packing is at work in {str(root)!r}: wait for its end"
+                f"another packing is running in {str(root)!r}: wait until it ends"
             ) from None
-        for left in root.glob("*.partial"):
-            left.unlink()
+        for partial in root.glob("*.partial"):
+            partial.unlink()
         yield
 
 
 @contextlib.contextmanager
 def committed(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name only when all of it is on the disk."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    """Open a temporary file for writing.
+
+    On success it is synced to disk and renamed to ``path``; otherwise it is deleted.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        with aside.open("wb") as file:
+        with partial.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        partial.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def write_file(path: Path, data: bytes) -> None:

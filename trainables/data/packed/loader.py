@@ -1,4 +1,7 @@
-"""Batches from the packed store: nothing is decoded, and all of a micro-batch's randomness comes from its seed."""
+"""Batches from the packed store, without decoding.
+
+The random numbers of a micro-batch depend on its seed alone. Created by ``PackedData.loader``.
+"""
 
 import warnings
 from collections import deque
@@ -11,13 +14,22 @@ import torch
 from torch import Tensor
 
 from trainables.data import IN_PROCESS, Batch, Loader, MicroBatch, Reading
-from trainables.data.augment import Jitter, augmented, draw, jitter_, normalise_into
-from trainables.data.packed.resample import Mode, Windows, batched, centres, crops, native
+from trainables.data.augment import Jitter, augment_shift, draw, jitter_, normalise_into
+from trainables.data.packed.resample import (
+    Mode,
+    Windows,
+    centre_windows,
+    crop_windows,
+    resize_batched,
+    resize_native,
+)
 from trainables.data.packed.shards import PackedPart
 from trainables.recipe import Recipe
 
-# Images that are augmented together: as many as stay in a core's cache, or use little of a GPU's memory.
-CACHED_PIXELS, CANVAS_BYTES = 200_000, 64 * 2**20
+# Pixels that are augmented together on a CPU, so that they stay in a core's cache.
+CACHED_PIXELS = 200_000
+# Bytes of one padded batch, so that it uses little GPU memory.
+CANVAS_BYTES = 64 * 2**20
 
 Resample = Literal["auto", "native", "matmul"]
 T = TypeVar("T")
@@ -25,7 +37,10 @@ R = TypeVar("R")
 
 
 class Plan(NamedTuple):
-    """One micro-batch before any pixel is touched; ``shift`` is the seed of the recipe that shifts."""
+    """How one micro-batch is read and augmented.
+
+    ``shift`` is the seed of the recipe that shifts; None for other recipes.
+    """
 
     indices: np.ndarray
     windows: Windows
@@ -36,11 +51,12 @@ class Plan(NamedTuple):
 
 
 class PackedLoader:
-    """Crops, flips and colour jitter of whole micro-batches; ``reading.workers`` are threads.
+    """Crops, flips and colour jitter of complete micro-batches; ``reading.workers`` are threads.
 
     Args:
-        resample: ``native`` resizes in the reading threads and ``matmul`` on the device; ``auto`` is native on a CPU.
-            The two differ by rounding. ``matmul`` was tried on a CPU only.
+        resample: ``native`` resizes in the reading threads, ``matmul`` on the device. ``auto`` is
+            ``native`` on a CPU and ``matmul`` elsewhere. The two differ by rounding. ``matmul``
+            was tested on a CPU only.
     """
 
     def __init__(
@@ -77,24 +93,28 @@ class PackedLoader:
             )
         draws = draw(self._recipe, regions.part.sizes[batch.indices], batch.seed)
         return Plan(
-            batch.indices, crops(draws.boxes, self._pixels), draws.flip, jitter=draws.jitter
+            batch.indices, crop_windows(draws.boxes, self._pixels), draws.flip, jitter=draws.jitter
         )
 
     def _centred(self, regions: "Regions", indices: np.ndarray, short: int) -> Plan:
-        windows = centres(regions.part.sizes[indices], short, self._pixels)
+        windows = centre_windows(regions.part.sizes[indices], short, self._pixels)
         return Plan(indices, windows, np.zeros(len(indices), bool))
 
     def _run(
         self, regions: "Regions", batches: Sequence[T], plan: Callable[[T], Plan]
     ) -> Iterator[Batch]:
-        """On a CPU all work is the threads'; for a GPU they gather regions, and the rest is done where the batch is wanted."""
+        """Yield the batches.
+
+        On a CPU the reading threads do all the work. For a GPU they gather the regions, and the
+        consumer of the batch runs the rest on the device.
+        """
         if not self._matmul:
-            yield from prefetched(
+            yield from prefetch(
                 lambda batch: self._in_host(regions, plan(batch)), batches, self._reading.workers
             )
             return
         pinned = self._reading.pinned and self._device.type == "cuda"
-        for planned, canvases in prefetched(
+        for planned, canvases in prefetch(
             lambda batch: _gathered(regions, plan(batch), pinned), batches, self._reading.workers
         ):
             with torch.autocast(self._device.type, enabled=False):
@@ -111,7 +131,7 @@ class PackedLoader:
             images = scratch[: stop - start]
             for k in range(start, stop):
                 region = regions.view(plan.indices[k], plan.windows.regions[k])
-                small = native(
+                small = resize_native(
                     region, plan.windows.scaled[k], plan.windows.offsets[k], pixels, plan.mode
                 )
                 images[k - start].copy_(small.flip(-1) if plan.flip[k] else small)
@@ -125,7 +145,7 @@ class PackedLoader:
         for canvas in canvases:
             part = slice(start, start + len(canvas))
             windows = Windows(*(a[part] for a in plan.windows))
-            images = batched(
+            images = resize_batched(
                 canvas.to(self._device, non_blocking=True),
                 windows,
                 plan.flip[part],
@@ -145,7 +165,7 @@ class PackedLoader:
         if plan.jitter is not None:
             jitter_(images, Jitter(*(a[part] for a in plan.jitter)))
         if plan.shift is not None:
-            images = augmented(images, self._recipe, plan.shift)
+            images = augment_shift(images, self._recipe, plan.shift)
         normalise_into(out, images)
 
     def _labelled(self, images: Tensor, regions: "Regions", plan: Plan) -> Batch:
@@ -155,17 +175,21 @@ class PackedLoader:
 
 
 class Regions:
-    """Views of a part's memory-mapped pixels."""
+    """Views of the memory-mapped pixels of one split."""
 
     def __init__(self, part: PackedPart) -> None:
         self.part, self.maps = part, part.maps()
         with warnings.catch_warnings():
-            # torch warns that it would write into what may only be read; nothing here writes.
+            # torch warns that a read-only array could be written to; nothing here writes.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             self._flat = [torch.from_numpy(pixels) for pixels in self.maps]
 
     def view(self, index: int, region: np.ndarray) -> Tensor:
-        """uint8 (3, height, width) of a region's top, left, height and width: no pixel is copied."""
+        """Return a region as a uint8 view (3, height, width), without a copy.
+
+        Args:
+            region: int (4,), top, left, height and width.
+        """
         top, left, height, width = region.tolist()
         line = 3 * int(self.part.sizes[index, 1])
         start = int(self.part.starts[index]) + top * line + 3 * left
@@ -175,7 +199,12 @@ class Regions:
 
 
 def _gathered(regions: Regions, plan: Plan, pinned: bool) -> tuple[Plan, list[Tensor]]:
-    """The plan, and its regions in padded batches, uint8 (m, height, width, 3) of the largest region."""
+    """Copy the regions of a plan into padded batches.
+
+    Returns:
+        The plan, and uint8 batches (m, height, width, 3) with the height and width of the largest
+        region.
+    """
     height, width = (int(side) for side in plan.windows.regions[:, 2:].max(0))
     n, step = len(plan.indices), max(1, CANVAS_BYTES // (height * width * 3))
     canvases = []
@@ -190,8 +219,12 @@ def _gathered(regions: Regions, plan: Plan, pinned: bool) -> tuple[Plan, list[Te
     return plan, canvases
 
 
-def prefetched(make: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    """What ``make`` gives for each item, in order, at most ``workers`` + 1 ahead; without workers when it is asked for."""
+def prefetch(make: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
+    """Yield ``make(item)`` for each item in order.
+
+    Threads compute at most ``workers`` + 1 items ahead. Without workers each item is computed when
+    the consumer requests it.
+    """
     if not workers:
         yield from map(make, items)
         return
@@ -215,7 +248,7 @@ def per_image(
     device: torch.device,
     reading: Reading,
 ) -> Loader:
-    """The general loader over the store, for augmentations that work on PIL images."""
+    """Return the per-image loader over the store, for augmentations that need PIL images."""
     from PIL import Image
 
     from trainables.data.per_image import PerImageLoader, Split
@@ -224,8 +257,8 @@ def per_image(
         regions = Regions(part)
 
         def image(index: int) -> Image.Image:
-            whole = np.array([0, 0, *part.sizes[index]])
-            return Image.fromarray(regions.view(index, whole).permute(1, 2, 0).numpy())
+            region = np.array([0, 0, *part.sizes[index]])
+            return Image.fromarray(regions.view(index, region).permute(1, 2, 0).numpy())
 
         return Split(image, part.labels)
 

@@ -1,6 +1,8 @@
-"""Packing: decode a set once, shrink it, keep it as raw pixels; ``dataset.py`` says in which files.
+"""Packing of a data set: images are decoded and shrunk once and stored as raw pixels.
 
-Every shard is written aside and renamed, its index last, so a packing that was stopped goes on where it was.
+Called by ``tinynet data pack``. ``dataset.py`` documents the files. Each shard is written to
+temporary files that are renamed, its index last. An interrupted packing resumes with the missing
+shards.
 """
 
 import hashlib
@@ -15,15 +17,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from search_spaces.errors import RequestError
-from trainables.data.packed.files import alone, write_file
+from trainables.data.packed.files import folder_lock, write_file
 from trainables.data.packed.record import PackedRecord, PackingSettings, PackingState
 from trainables.data.packed.shards import (
     HEIGHT,
     NUMBER,
     PARTS,
-    SETTINGS,
+    RECORD_FILE,
+    SETTINGS_FILE,
     VERSION,
-    WHOLE,
     DamagedShardError,
     Shard,
     bytes_of,
@@ -31,28 +33,38 @@ from trainables.data.packed.shards import (
     kept_size,
 )
 from trainables.data.packed.workers import (
-    Done,
     PackingError,
     PackingJob,
+    ShardResult,
     Task,
     UnreadableImagesError,
-    written,
+    write_shards,
 )
 from trainables.data.sources.encoded import EncodedData, Part
 from trainables.data.sources.imagefolder import fingerprint
 from trainables.storage.documents import parsed
 
-# Small shards divide the work evenly and lose little when it stops; few files, since a reader keeps each one open.
-LEAST_SHARD, MOST_SHARDS = 512, 400
-# Headers that are read of each part to know what it will take.
-SAMPLE = 1000
+# Small shards balance the work, and an interruption repeats little of it. The number of files is
+# limited because a reader keeps each one open.
+MIN_SHARD_IMAGES, MAX_SHARDS = 512, 400
+# Image headers that are read per split to estimate the size.
+SAMPLE_SIZE = 1000
 UNREADABLE = "unreadable.txt"
 OnError = Literal["fail", "skip"]
 
 
 @dataclass
 class Packing:
-    """One packing of a set into a folder; without ``shard_images`` the set's size decides how many lie in one file."""
+    """The packing of a set into a folder.
+
+    Attributes:
+        data: the source set.
+        root: the folder of the packed set.
+        short_side: the short side, in pixels, to which larger images are shrunk.
+        shard_images: number of images per shard; None derives it from the size of the set.
+        parts: the source's images by split.
+        settings: the settings that are written to ``settings.json``.
+    """
 
     data: EncodedData
     root: Path
@@ -64,79 +76,90 @@ class Packing:
     def __post_init__(self) -> None:
         self.parts = {"train": self.data.train, "val": self.data.val}
         sizes = (self.data.train_size, self.data.val_size)
-        shard_images = self.shard_images or max(LEAST_SHARD, -(-max(sizes) // MOST_SHARDS))
+        shard_images = self.shard_images or max(MIN_SHARD_IMAGES, -(-max(sizes) // MAX_SHARDS))
         self.settings = PackingSettings(
             self.data.fingerprint, self.short_side, *sizes, shard_images
         )
 
-    def todo(self, on_error: OnError) -> list[Task]:
-        """The shards that are missing, damaged, or (unless they are to be skipped) lack an image.
+    def missing_shards(self, on_error: OnError) -> list[Task]:
+        """Return the shards that are missing or damaged.
+
+        A shard that lacks images counts as missing unless unreadable images are to be skipped.
 
         Raises:
-            RequestError: the folder holds something else, or a packing of another set or with other settings.
+            RequestError: The folder holds other files, or a packing of another set or with other
+                settings.
         """
-        mended = self._check_settings()
-        whole = self.packed()
-        if on_error == "fail" and whole and whole.skipped:
-            skipped = whole.skipped
-            said = (
-                f"was packed without {len(skipped)} images that cannot be read ({skipped[0]}, ...)"
-            )
+        repaired = self._check_settings()
+        record = self.packed()
+        if on_error == "fail" and record and record.skipped:
+            skipped = record.skipped
             raise RequestError(
-                f"{str(self.root)!r} {said}: give --on-error skip to keep it so, or pack into a new folder"
+                f"{str(self.root)!r} was packed without {len(skipped)} images that cannot be read "
+                f"({skipped[0]}, ...): pass --on-error skip to keep it, or pack into a new folder"
             )
-        known = whole.shards if whole else {}
+        digests = record.shards if record else {}
+        allow_gaps = on_error == "skip" and not repaired
         return [
             task
             for task in self.settings.tasks()
-            if not self._kept(task, known, on_error == "skip" and not mended)
+            if not self._is_complete(task, digests, allow_gaps)
         ]
 
     def pack(
-        self, workers: int, on_error: OnError, report: Callable[[Done], None] = lambda done: None
+        self,
+        workers: int,
+        on_error: OnError,
+        report: Callable[[ShardResult], None] = lambda done: None,
     ) -> PackedRecord:
-        """Write what is missing, then ``packed.json``, and return its record.
+        """Write the missing shards, then ``packed.json``, and return its record.
 
         Raises:
-            RequestError: as ``todo``; or another packing is at work in the folder.
-            PackingError: images cannot be read, storage failed, or a worker process was lost.
+            RequestError: As for ``missing_shards``, or another packing is running in the folder.
+            PackingError: Images cannot be read, the storage failed, or a worker process was killed.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RequestError(
-                f"folder {str(self.root)!r} cannot be made ({error.strerror}): give another --out"
+                f"folder {str(self.root)!r} cannot be created ({error.strerror}): "
+                "pass another --out"
             ) from error
-        with alone(self.root):
-            todo = self.todo(on_error)
-            if todo:
-                (self.root / WHOLE).unlink(missing_ok=True)
-            if self._check_settings() or not (self.root / SETTINGS).exists():
+        with folder_lock(self.root):
+            missing = self.missing_shards(on_error)
+            if missing:
+                (self.root / RECORD_FILE).unlink(missing_ok=True)
+            if self._check_settings() or not (self.root / SETTINGS_FILE).exists():
                 self._write_settings({})
             unreadable: dict[str, str] = {}
-            for done in written(PackingJob(self.parts, self.root, self.short_side), todo, workers):
+            for done in write_shards(
+                PackingJob(self.parts, self.root, self.short_side), missing, workers
+            ):
                 unreadable |= done.unreadable
                 report(done)
             if unreadable and on_error == "fail":
-                raise self._refusal(unreadable)
+                raise self._unreadable_error(unreadable)
             record = self._finish()
             self._write_settings({})
             (self.root / UNREADABLE).unlink(missing_ok=True)
             return record
 
     def packed(self) -> PackedRecord | None:
-        """The record in ``packed.json``; None where it is missing or damaged, since it can be made again."""
+        """Return the record in ``packed.json``; None if it is missing or damaged.
+
+        Packing writes the file again in both cases.
+        """
         try:
-            return PackedRecord.from_json(parsed((self.root / WHOLE).read_text()))
+            return PackedRecord.from_json(parsed((self.root / RECORD_FILE).read_text()))
         except (OSError, ValueError):
             return None
 
-    def _refusal(self, unreadable: dict[str, str]) -> UnreadableImagesError:
-        """Note what cannot be read, for people and for the packing that goes on, and say it."""
-        file, lines = (
-            self.root / UNREADABLE,
-            [" ".join(f"{name} ({why})".split()) for name, why in sorted(unreadable.items())],
-        )
+    def _unreadable_error(self, unreadable: dict[str, str]) -> UnreadableImagesError:
+        """Record the unreadable images for the user and for the next run, and return the error."""
+        file = self.root / UNREADABLE
+        lines = [
+            " ".join(f"{name} ({reason})".split()) for name, reason in sorted(unreadable.items())
+        ]
         write_file(file, "".join(f"{line}\n" for line in lines).encode())
         sizes = (
             (f"{split}/{name}", size)
@@ -144,35 +167,41 @@ class Packing:
             for name, size in zip(part.names, part.sizes, strict=True)
         )
         self._write_settings({name: int(size) for name, size in sizes if name in unreadable})
-        few = ", ".join(lines[:3]) + (
+        examples = ", ".join(lines[:3]) + (
             f", ... (all in {file})" if len(lines) > 3 else f" (also in {file})"
         )
-        what = f"{len(lines)} images cannot be read" if len(lines) > 1 else "1 image cannot be read"
-        said = f"{what}: {few}: give --on-error skip to pack without, or mend them and run the same command again (the rest is packed already)"
-        return UnreadableImagesError(said, lines, file)
+        count = f"{len(lines)} images" if len(lines) > 1 else "1 image"
+        message = (
+            f"{count} cannot be read: {examples}: pass --on-error skip to pack without them, or "
+            "fix them and run the same command again (the other images are packed)"
+        )
+        return UnreadableImagesError(message, lines, file)
 
     def _write_settings(self, unreadable: dict[str, int]) -> None:
-        """Beside the settings the bytes of each image that could not be read, where there are such."""
+        """Write ``settings.json``, with the size in bytes of each image that could not be read."""
         state = PackingState(self.settings, unreadable)
-        write_file(self.root / SETTINGS, json.dumps(state.to_json(), indent=1).encode())
+        write_file(self.root / SETTINGS_FILE, json.dumps(state.to_json(), indent=1).encode())
 
-    def _mended(self, state: PackingState) -> bool:
-        """Whether nothing changed in the source but images that could not be read: with their old sizes it is the one there."""
+    def _only_unreadable_changed(self, state: PackingState) -> bool:
+        """Whether the source differs from the packed one only in images that were unreadable.
 
-        def source(old: Mapping[str, int]) -> str:
+        The fingerprint covers names and sizes. With the old sizes of the unreadable images it must
+        equal the fingerprint that was packed.
+        """
+
+        def source(old_sizes: Mapping[str, int]) -> str:
             content: list[list[tuple[PurePosixPath, int]]] = []
             for split, part in self.parts.items():
                 sizes: list[int] = part.sizes.tolist()
-                named = zip(part.names, sizes, strict=True)
                 content.append(
                     [
-                        (PurePosixPath(name), old.get(f"{split}/{name}", size))
-                        for name, size in named
+                        (PurePosixPath(name), old_sizes.get(f"{split}/{name}", size))
+                        for name, size in zip(part.names, sizes, strict=True)
                     ]
                 )
             return fingerprint(self.settings.source.rpartition("-")[0], content)
 
-        # Sets whose fingerprint is made otherwise (Parquet) tell nothing.
+        # The first comparison fails for sets with another kind of fingerprint (Parquet).
         return (
             bool(state.unreadable)
             and source({}) == self.settings.source
@@ -180,84 +209,97 @@ class Packing:
         )
 
     def _check_settings(self) -> bool:
-        """Whether the packing there is one of these images before some of them were mended."""
+        """Check ``settings.json`` against these settings.
+
+        Returns:
+            Whether the folder holds a packing of the same images before some were repaired.
+
+        Raises:
+            RequestError: As for ``missing_shards``.
+        """
         try:
-            state = PackingState.from_json(json.loads((self.root / SETTINGS).read_text()))
+            state = PackingState.from_json(json.loads((self.root / SETTINGS_FILE).read_text()))
         except NotADirectoryError:
-            raise RequestError(f"{str(self.root)!r} is a file: give --out a folder") from None
+            raise RequestError(f"{str(self.root)!r} is a file: pass a folder as --out") from None
         except FileNotFoundError:
             if self.root.is_dir() and any(
                 not entry.name.startswith(".") for entry in self.root.iterdir()
             ):
                 raise RequestError(
-                    f"folder {str(self.root)!r} holds other files: give --out a new or an empty folder"
+                    f"folder {str(self.root)!r} holds other files: "
+                    "pass a new or empty folder as --out"
                 ) from None
             return False
         except ValueError:
             state = None
-        mended = (
+        repaired = (
             state is not None
             and state.settings.source != self.settings.source
-            and self._mended(state)
+            and self._only_unreadable_changed(state)
         )
         for key, value in asdict(self.settings).items():
-            was = getattr(state.settings, key) if state else None
-            if was != value and not (key == "source" and mended):
-                what = {
-                    "source": "the images are others (names or sizes)",
-                    "short_side": "the short side is another",
-                }.get(key, f"{key} differs")
-                said = f"{what}: {was} there, {value} now"
+            packed = getattr(state.settings, key) if state else None
+            if packed != value and not (key == "source" and repaired):
+                difference = {
+                    "source": "of different images (names or sizes)",
+                    "short_side": "with a different short side",
+                }.get(key, f"with a different {key}")
                 raise RequestError(
-                    f"{str(self.root)!r} holds a packing in which {said}: pack into a new folder, or delete this one"
+                    f"{str(self.root)!r} holds a packing {difference}: expected {value}, "
+                    f"got {packed}: pack into a new folder, or delete this one"
                 )
-        return mended
+        return repaired
 
-    def _kept(self, task: Task, known: Mapping[str, Sequence[str]], gaps: bool) -> bool:
-        digests = known.get(task.part, ())
+    def _is_complete(
+        self, task: Task, digests: Mapping[str, Sequence[str]], allow_gaps: bool
+    ) -> bool:
+        """Whether the shard of a task is on disk; ``allow_gaps`` accepts skipped images."""
+        known = digests.get(task.part, ())
         try:
             index = Shard.at(self.root, task.part, task.number).read(
-                digests[task.number] if task.number < len(digests) else None
+                known[task.number] if task.number < len(known) else None
             )
         except DamagedShardError:
             return False
-        return len(index) == task.stop - task.first and (gaps or bool(index[:, HEIGHT].all()))
+        return len(index) == task.stop - task.first and (allow_gaps or bool(index[:, HEIGHT].all()))
 
     def _finish(self) -> PackedRecord:
-        indexes = {
-            part: [
-                Shard.at(self.root, part, t.number).read()
-                for t in self.settings.tasks()
-                if t.part == part
-            ]
-            for part in PARTS
-        }
+        indexes: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
+        for task in self.settings.tasks():
+            indexes[task.part].append(Shard.at(self.root, task.part, task.number).read())
         skipped, counts = [], {}
-        for part, found in indexes.items():
-            rows = np.concatenate(found)
+        for part, shards in indexes.items():
+            rows = np.concatenate(shards)
             missing = sorted(rows[rows[:, HEIGHT] == 0, NUMBER].tolist())
             counts[part] = len(rows) - len(missing)
             skipped += [f"{part}/{self.parts[part].names[i]}" for i in missing]
             if not counts[part]:
-                raise PackingError(f"no image of {part}/ can be read: nothing is left to pack")
-        named = json.dumps([VERSION, self.settings.source, self.short_side, skipped])
+                raise PackingError(f"no image of {part}/ can be read: there is nothing to pack")
+        identity = json.dumps([VERSION, self.settings.source, self.short_side, skipped])
         record = PackedRecord(
             self.settings,
-            fingerprint=f"packed-{hashlib.sha256(named.encode()).hexdigest()[:16]}",
+            fingerprint=f"packed-{hashlib.sha256(identity.encode()).hexdigest()[:16]}",
             class_names=list(self.data.class_names),
             counts=counts,
-            bytes=int(sum(bytes_of(rows).sum() for found in indexes.values() for rows in found)),
+            bytes=int(sum(bytes_of(rows).sum() for shards in indexes.values() for rows in shards)),
             skipped=skipped,
             shards={
-                part: [index_digest(rows) for rows in found] for part, found in indexes.items()
+                part: [index_digest(rows) for rows in shards] for part, shards in indexes.items()
             },
         )
-        write_file(self.root / WHOLE, json.dumps(record.to_json(), indent=1).encode())
+        write_file(self.root / RECORD_FILE, json.dumps(record.to_json(), indent=1).encode())
         return record
 
 
-class Cost(NamedTuple):
-    """Disk space in bytes: of the whole store, of what is still to be written, and what is free; ``exact`` or from a sample."""
+class DiskCost(NamedTuple):
+    """Disk space of a packing in bytes.
+
+    Attributes:
+        whole: size of the complete store; a key of ``--json``.
+        missing: size of the shards that are still to be written.
+        free: free space on the disk.
+        exact: whether the sizes are exact; otherwise they are estimated from a sample.
+    """
 
     whole: int
     missing: int
@@ -265,38 +307,47 @@ class Cost(NamedTuple):
     exact: bool
 
 
-def cost(packing: Packing, missing: Sequence[Task]) -> Cost:
-    """What a packing takes, from the header of every image, or of ``SAMPLE`` of each part."""
-    whole = left = 0.0
+def disk_cost(packing: Packing, missing: Sequence[Task]) -> DiskCost:
+    """Return the disk space of a packing.
+
+    It reads the header of each image, or of ``SAMPLE_SIZE`` images per split.
+    """
+    total = remaining = 0.0
     exact = True
     for name, part in packing.parts.items():
         count = len(part.labels)
-        chosen = np.unique(np.linspace(0, count - 1, min(count, SAMPLE)).astype(int))
-        each = np.mean([_bytes(part, i, packing.short_side) for i in chosen.tolist()])
-        exact = exact and len(chosen) == count
-        whole += each * count
-        left += each * sum(task.stop - task.first for task in missing if task.part == name)
+        sample = np.unique(np.linspace(0, count - 1, min(count, SAMPLE_SIZE)).astype(int))
+        mean = np.mean([_packed_bytes(part, i, packing.short_side) for i in sample.tolist()])
+        exact = exact and len(sample) == count
+        total += mean * count
+        remaining += mean * sum(task.stop - task.first for task in missing if task.part == name)
     folder = packing.root.absolute()
     existing = next(place for place in (folder, *folder.parents) if place.exists())
-    return Cost(round(whole), round(left), shutil.disk_usage(existing).free, exact)
+    return DiskCost(round(total), round(remaining), shutil.disk_usage(existing).free, exact)
 
 
-def check_room(costs: Cost, place: str) -> None:
-    """Make sure that the missing part fits, with a twentieth to spare for a sample's error.
+def check_disk_space(costs: DiskCost, place: str) -> None:
+    """Check that the missing shards fit on the disk.
+
+    An estimate from a sample gets a margin of 5 %.
 
     Raises:
-        RequestError: it does not.
+        RequestError: The disk has too little free space.
     """
     needed = costs.missing * (1 if costs.exact else 1.05)
     if needed > costs.free:
-        gigabytes = f"needs {needed / 1e9:.3g} GB and {costs.free / 1e9:.3g} GB are free"
         raise RequestError(
-            f"no room: packing into {place!r} {gigabytes}: free some, give another --out, or a smaller --largest-r"
+            f"not enough disk space: packing into {place!r} needs {needed / 1e9:.3g} GB and "
+            f"{costs.free / 1e9:.3g} GB are free: "
+            "free some, pass another --out, or pass a smaller --largest-r"
         )
 
 
-def _bytes(part: Part, index: int, short: int) -> int:
-    """Bytes of one image when packed; none of one that cannot be read, which the packing itself will name."""
+def _packed_bytes(part: Part, index: int, short: int) -> int:
+    """Return the size of one packed image in bytes.
+
+    It is 0 for an image that cannot be read; packing reports these images.
+    """
     from PIL import Image
 
     try:

@@ -1,6 +1,6 @@
-"""The documents of a packed store as values with types: ``settings.json`` and ``packed.json``.
+"""The documents of a packed store as typed objects: ``settings.json`` and ``packed.json``.
 
-Packing writes and reads both, the data set reads ``packed.json``. Each is checked once, in its ``from_json``.
+Packing writes and reads both, and the data set reads ``packed.json``. ``from_json`` validates them.
 """
 
 from collections.abc import Iterator
@@ -13,18 +13,19 @@ from trainables.storage.documents import fields_of, typed
 
 
 class OtherVersionError(ValueError):
-    """A store that another version of this program packed."""
+    """A store that was packed by another version of this program."""
 
 
 @dataclass(frozen=True)
 class PackingSettings:
-    """What decides the pixels of a store, and how they are divided.
+    """The settings that determine the pixels of a store and their division into shards.
 
     Attributes:
-        source: fingerprint of the set that is packed.
-        short_side: pixels to which larger images are shrunk.
-        train, val: images of each part.
-        shard_images: images of one file.
+        source: fingerprint of the source set.
+        short_side: the short side, in pixels, to which larger images are shrunk.
+        train, val: number of images of each split.
+        shard_images: number of images per shard.
+        version: format version of the store.
     """
 
     source: str
@@ -35,6 +36,7 @@ class PackingSettings:
     version: int = VERSION
 
     def tasks(self) -> Iterator[Task]:
+        """Yield one task per shard."""
         for part in PARTS:
             count = getattr(self, part)
             for number, first in enumerate(range(0, count, self.shard_images)):
@@ -42,20 +44,21 @@ class PackingSettings:
 
     @classmethod
     def from_json(cls, document: object) -> "PackingSettings":
-        """The settings among a document's fields.
+        """Read the settings from the fields of a document.
 
         Raises:
-            DocumentError: one is missing or of another type.
+            DocumentError: A field is missing or has the wrong type.
         """
         return typed(cls, {"version": None, **fields_of(document)})
 
 
 @dataclass(frozen=True)
 class PackingState:
-    """What ``settings.json`` holds.
+    """The content of ``settings.json``.
 
     Attributes:
-        unreadable: bytes of each image that could not be read when packing ended, by ``part/class/file``.
+        unreadable: size in bytes of each image that could not be read when packing ended, by
+            ``split/class/file``.
     """
 
     settings: PackingSettings
@@ -67,9 +70,10 @@ class PackingState:
 
     @classmethod
     def from_json(cls, document: object) -> "PackingState":
-        """
+        """Validate a decoded document.
+
         Raises:
-            DocumentError: a field is missing or of another type.
+            DocumentError: A field is missing or has the wrong type.
         """
         settings = PackingSettings.from_json(document)
         return typed(cls, {"unreadable": {}, **fields_of(document), "settings": settings})
@@ -77,14 +81,14 @@ class PackingState:
 
 @dataclass(frozen=True)
 class PackedRecord:
-    """What ``packed.json`` holds.
+    """The content of ``packed.json``.
 
     Attributes:
-        fingerprint: names the content of the store.
-        counts: images that were packed, by part.
-        bytes: of all pixels.
-        skipped: ``part/class/file`` of each image that could not be read.
-        shards: the digest of each shard's index in order, by part.
+        fingerprint: identifies the content of the store.
+        counts: number of packed images, by split.
+        bytes: size of all pixels.
+        skipped: ``split/class/file`` of each image that could not be read.
+        shards: digests of the shard indexes in order, by split.
     """
 
     settings: PackingSettings
@@ -107,10 +111,11 @@ class PackedRecord:
 
     @classmethod
     def from_json(cls, document: object) -> "PackedRecord":
-        """
+        """Validate a decoded document.
+
         Raises:
-            OtherVersionError: the document has another version, or none.
-            DocumentError: a field is missing or of another type.
+            OtherVersionError: The document has another version or no version.
+            DocumentError: A field is missing or has the wrong type.
         """
         if isinstance(document, dict) and document.get("version") != VERSION:
             raise OtherVersionError("it was packed by another version of this program")

@@ -1,8 +1,10 @@
-"""Antialiased resizing of regions of many images, each of its own size, to squares of the same pixels.
+"""Antialiased resizing of image regions of different sizes to squares of one resolution.
 
-Two ways to the same picture. On a CPU torch's own kernel for uint8 takes one region after the other. On a GPU the
-regions lie in one padded batch and two batched matrix products resize them all; that way is tested on a CPU, and was
-not run on a GPU.
+There are two implementations of the same resampling. On a CPU torch's uint8 kernel resizes one
+region at a time. On a GPU the regions are in one padded batch and two batched matrix products
+resize them all; this one is tested on a CPU and was not run on a GPU.
+
+Called by the loader of the packed store.
 """
 
 from typing import Literal, NamedTuple
@@ -13,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 Mode = Literal["bicubic", "bilinear"]
-# Half the width of a filter, in pixels of the coarser of the two grids.
+# Half the width of the filter, in pixels of the coarser of the two grids.
 SUPPORT: dict[Mode, int] = {"bicubic": 2, "bilinear": 1}
 
 
 class Windows(NamedTuple):
-    """Regions of images, what they are scaled to, and where the wanted square lies in that.
+    """Image regions, their scaled sizes, and the square to cut out of each scaled region.
 
     Attributes:
         regions: int64 (n, 4), top, left, height and width in the image.
@@ -31,14 +33,18 @@ class Windows(NamedTuple):
     offsets: np.ndarray
 
 
-def crops(boxes: np.ndarray, pixels: int) -> Windows:
-    """Each box, int64 (n, 4), as a whole square."""
+def crop_windows(boxes: np.ndarray, pixels: int) -> Windows:
+    """Return the windows that scale each box, int64 (n, 4), to a full square."""
     return Windows(boxes, np.full((len(boxes), 2), pixels), np.zeros((len(boxes), 2), np.int64))
 
 
-def centres(sizes: np.ndarray, short: int, pixels: int) -> Windows:
-    """The central square of images of ``sizes``, int64 (n, 2), whose short side is scaled to ``short`` >= ``pixels``."""
-    # torchvision's rounding: Resize cuts the long side, CenterCrop rounds the corner to even.
+def centre_windows(sizes: np.ndarray, short: int, pixels: int) -> Windows:
+    """Return the windows of the central squares of images of ``sizes``, int64 (n, 2).
+
+    The short side of each image is scaled to ``short`` >= ``pixels`` first.
+    """
+    # torchvision's rounding: Resize truncates the long side, and CenterCrop rounds its offset half
+    # to even.
     scaled = np.where(
         sizes == sizes.min(1, keepdims=True),
         short,
@@ -50,23 +56,36 @@ def centres(sizes: np.ndarray, short: int, pixels: int) -> Windows:
     )
 
 
-def native(
+def resize_native(
     region: Tensor, scaled: np.ndarray, offset: np.ndarray, pixels: int, mode: Mode
 ) -> Tensor:
-    """uint8 (3, pixels, pixels) of one uint8 region (3, h, w), which is fastest as a view of interleaved colours."""
+    """Resize one uint8 region (3, h, w) to uint8 (3, pixels, pixels).
+
+    It is fastest if the region is a view of interleaved (h, w, 3) pixels.
+    """
     height, width = int(scaled[0]), int(scaled[1])
-    whole = functional.interpolate(region[None], (height, width), mode=mode, antialias=True)[0]
+    resized = functional.interpolate(region[None], (height, width), mode=mode, antialias=True)[0]
     if height == width == pixels:
-        return whole
+        return resized
     top, left = int(offset[0]), int(offset[1])
-    return whole[:, top : top + pixels, left : left + pixels]
+    return resized[:, top : top + pixels, left : left + pixels]
 
 
-def batched(canvas: Tensor, windows: Windows, flip: np.ndarray, pixels: int, mode: Mode) -> Tensor:
-    """Whole grey levels as float32 (n, 3, pixels, pixels), flipped where asked, of regions in a padded batch.
+def resize_batched(
+    canvas: Tensor, windows: Windows, flip: np.ndarray, pixels: int, mode: Mode
+) -> Tensor:
+    """Resize the regions of a padded batch with two matrix products.
+
+    Along each axis resizing is linear, so a weight matrix per region maps source to target pixels.
+    A flip reverses the rows of the horizontal matrix.
 
     Args:
-        canvas: uint8 (n, h, w, 3); each region lies at its image's top left, what is beside it does not matter.
+        canvas: uint8 (n, h, w, 3); each region is at the top left of its image. The padding does
+            not affect the result.
+        flip: bool (n,), whether to flip a region horizontally.
+
+    Returns:
+        float32 (n, 3, pixels, pixels), rounded to integers from 0 to 255.
     """
     n, height, width, _ = canvas.shape
     device = canvas.device
@@ -87,23 +106,28 @@ def batched(canvas: Tensor, windows: Windows, flip: np.ndarray, pixels: int, mod
 def weights(
     size: Tensor, scaled: Tensor, offset: Tensor, pixels: int, extent: int, mode: Mode
 ) -> Tensor:
-    """The share of each source pixel in each target pixel, float32 (n, pixels, extent); rows sum to 1.
+    """Return the weight of each source pixel in each target pixel, float32 (n, pixels, extent).
 
-    Pillow's and torch's antialiased filter: it widens with the scale, and what lies outside the region has no share.
+    This is the antialiased filter of Pillow and torch: its width grows with the scale, and pixels
+    outside the region have weight 0. Rows sum to 1.
 
     Args:
-        size, scaled, offset: (n,) source pixels of the region, pixels it is scaled to, and the first of these that is wanted.
+        size, scaled, offset: (n,) size of the region in source pixels, size after scaling, and
+            first scaled pixel of the square.
+        pixels: number of target pixels.
+        extent: number of source pixels of the padded batch.
     """
     scale = (size / scaled)[:, None, None]
     target = torch.arange(pixels, device=size.device)[None, :, None] + offset[:, None, None] + 0.5
     source = torch.arange(extent, device=size.device)[None, None, :] + 0.5
-    away = (source - target * scale).abs_() / scale.clamp(min=1)
-    share = _cubic(away) if mode == "bicubic" else (1 - away).clamp_(min=0)
-    share = share.masked_fill_(source > size[:, None, None], 0)
-    return share / share.sum(-1, keepdim=True)
+    distance = (source - target * scale).abs_() / scale.clamp(min=1)
+    weight = _cubic(distance) if mode == "bicubic" else (1 - distance).clamp_(min=0)
+    weight = weight.masked_fill_(source > size[:, None, None], 0)
+    return weight / weight.sum(-1, keepdim=True)
 
 
 def _cubic(x: Tensor, a: float = -0.5) -> Tensor:
+    """Return the cubic convolution kernel with parameter ``a`` at distances ``x`` >= 0."""
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a
     return torch.where(x < 1, near, torch.where(x < SUPPORT["bicubic"], far, 0))

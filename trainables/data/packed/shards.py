@@ -1,4 +1,4 @@
-"""Shards of a packed store: their files, checked when they are read, and the images of one part in them.
+"""Shards of a packed store: file names, validated reads, and the images of one split.
 
 Called by packing, by the data set and by its loader.
 """
@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 
 VERSION = 1
-SETTINGS, WHOLE = "settings.json", "packed.json"
+SETTINGS_FILE, RECORD_FILE = "settings.json", "packed.json"
 PARTS = ("train", "val")
 # Section 4.1's evaluation resizes the short side to pixels / EVAL_RATIO.
 EVAL_RATIO = 0.875
 NUMBER, LABEL, HEIGHT, WIDTH = range(4)
-AGAIN = "run the same tinynet data pack command again"
+RERUN_HINT = "run the same tinynet data pack command again"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The two files of some images of a part."""
+    """The two files of a shard: the pixels and the index of consecutive images of a split."""
 
     pixels: Path
     index: Path
@@ -31,10 +31,11 @@ class Shard:
         return cls(*(root / f"{part}-{number:05d}.{end}" for end in ("u8", "npy")))
 
     def read(self, digest: str | None = None) -> np.ndarray:
-        """The index, int32 (n, 4).
+        """Read the index, int32 (n, 4).
 
         Raises:
-            DamagedShardError: a file is missing, or not as long as it must be, or the index is not the one of ``digest``.
+            DamagedShardError: A file is missing or has the wrong size, or the index does not match
+                ``digest``.
         """
         try:
             data = np.load(self.index)
@@ -42,7 +43,9 @@ class Shard:
         except (OSError, ValueError, EOFError) as error:
             missing = isinstance(error, FileNotFoundError)
             name = Path(str(error.filename)).name if missing else self.index.name
-            raise DamagedShardError(f"{name} is {'missing' if missing else 'no index'}") from error
+            raise DamagedShardError(
+                f"{name} is {'missing' if missing else 'not an index'}"
+            ) from error
         if (
             data.ndim != 2
             or data.shape[1] != 4
@@ -53,45 +56,50 @@ class Shard:
         needed = int(bytes_of(data).sum())
         if size != needed:
             raise DamagedShardError(
-                f"{self.pixels.name} has {size} bytes where its index says {needed}"
+                f"{self.pixels.name} has {size} bytes, expected {needed} by its index"
             )
         return data
 
 
 class DamagedShardError(RuntimeError):
-    """A shard that is not as it was written; the message names the file."""
+    """A shard is missing or was changed; the message names the file."""
 
 
 def index_digest(index: np.ndarray) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of an index."""
     return hashlib.sha256(index.tobytes()).hexdigest()[:16]
 
 
 def bytes_of(index: np.ndarray) -> np.ndarray:
+    """Return the size of each image's pixels in bytes, int64 (n,)."""
     return index[:, HEIGHT].astype(np.int64) * index[:, WIDTH] * 3
 
 
 def short_side(pixels: int) -> int:
-    """The least short side that evaluation at ``pixels`` does not enlarge."""
+    """Return the smallest short side that evaluation at ``pixels`` does not enlarge."""
     return -int(-pixels // EVAL_RATIO)
 
 
 def kept_size(width: int, height: int, short: int) -> tuple[int, int]:
-    """Width and height with a short side of ``short``; a smaller image keeps its own."""
-    now = min(width, height)
-    return (
-        (width, height)
-        if now <= short
-        else (max(1, round(width * short / now)), max(1, round(height * short / now)))
-    )
+    """Return width and height scaled to a short side of ``short``.
+
+    Smaller images keep their size.
+    """
+    current = min(width, height)
+    if current <= short:
+        return width, height
+    return max(1, round(width * short / current)), max(1, round(height * short / current))
 
 
 @dataclass(frozen=True)
 class PackedPart:
-    """Where the images of one split lie.
+    """The location of the images of one split in the shards.
 
     Attributes:
-        labels: int64 (n,). sizes: int64 (n, 2), heights and widths.
-        shards, starts: int64 (n,), an image's file and its first byte in it.
+        labels: int64 (n,).
+        sizes: int64 (n, 2), heights and widths.
+        shards: int64 (n,), index into ``files`` of each image.
+        starts: int64 (n,), offset of the first byte of each image in its file.
         files: the files with pixels.
     """
 
@@ -102,5 +110,8 @@ class PackedPart:
     files: Sequence[Path]
 
     def maps(self) -> list[np.memmap]:
-        """The pixels of every file, uint8, memory-mapped read-only: one copy in memory for all who read it."""
+        """Memory-map the uint8 pixels of every file read-only.
+
+        All processes on a node share one copy in memory.
+        """
         return [np.memmap(file, np.uint8, "r") for file in self.files]

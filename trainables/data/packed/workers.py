@@ -1,6 +1,7 @@
-"""Shards written one by one: decoded, shrunk and committed, in this process or in several.
+"""Writing of shards in this process or in worker processes: decode, shrink, commit.
 
-JPEGs are decoded whole: draft mode (a smaller inverse transform) is faster but gives other pixels.
+Called by packing. JPEGs are decoded at full size: draft mode (a smaller inverse transform) is
+faster but gives different pixels.
 """
 
 import multiprocessing
@@ -21,11 +22,16 @@ from trainables.data.sources.encoded import Part, UnreadableImageError
 
 
 class PackingError(RuntimeError):
-    """The packing ended without a whole store; the message is one line."""
+    """The packing ended without a complete store; the message is one line."""
 
 
 class UnreadableImagesError(PackingError):
-    """Images cannot be read; each of ``images`` is ``part/class/file (why)``, and ``file`` lists them all."""
+    """Some images cannot be read.
+
+    Attributes:
+        images: ``split/class/file (reason)`` of each image.
+        file: the file that lists them.
+    """
 
     def __init__(self, message: str, images: Sequence[str], file: Path) -> None:
         super().__init__(message)
@@ -33,13 +39,13 @@ class UnreadableImagesError(PackingError):
 
 
 class Stop(Protocol):
-    """An event of threads or of processes."""
+    """The part of ``threading.Event`` and ``multiprocessing.Event`` that is needed here."""
 
     def is_set(self) -> bool: ...
 
 
 class PackingJob(NamedTuple):
-    """What all shards have in common; it is sent to other processes."""
+    """The inputs that all shards share; sent to worker processes."""
 
     parts: Mapping[str, Part]
     root: Path
@@ -47,7 +53,10 @@ class PackingJob(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A shard to write: the images ``first`` to ``stop`` of a part, in the order in which they lie."""
+    """A shard to write.
+
+    It holds the images ``first`` to ``stop`` (exclusive) of a split, in storage order.
+    """
 
     part: str
     number: int
@@ -55,40 +64,49 @@ class Task(NamedTuple):
     stop: int
 
 
-class Done(NamedTuple):
-    """A written shard, how many images it is of, and why those that cannot be read cannot, by ``part/class/file``."""
+class ShardResult(NamedTuple):
+    """The result of writing a shard.
+
+    Attributes:
+        images: number of images processed, including those that cannot be read.
+        unreadable: the reason of each image that cannot be read, by ``split/class/file``.
+    """
 
     task: Task
     images: int
     unreadable: dict[str, str]
 
 
-def written(job: PackingJob, tasks: Sequence[Task], workers: int) -> Iterator[Done]:
-    """Each shard when it is written: in this process, or in processes that are started afresh where ``workers`` > 1.
+def write_shards(job: PackingJob, tasks: Sequence[Task], workers: int) -> Iterator[ShardResult]:
+    """Write the shards and yield the result of each, in completion order.
+
+    It writes in this process, or in spawned processes if ``workers`` > 1.
 
     Raises:
-        PackingError: storage failed, or a worker process was lost.
+        PackingError: The storage failed, or a worker process was killed.
     """
     try:
         if workers == 1 or len(tasks) < 2:
-            never = threading.Event()
+            no_stop = threading.Event()
             for task in tasks:
-                yield write(job, task, never)
+                yield write_shard(job, task, no_stop)
         else:
             yield from _in_processes(job, tasks, min(workers, len(tasks)))
     except BrokenProcessPool as error:
         raise PackingError(
-            "a worker process was killed (out of memory?): the same command goes on from here, with fewer --workers"
+            "a worker process was killed (out of memory?): "
+            "run the same command again with fewer --workers to resume"
         ) from error
     except OSError as error:
-        raise PackingError(f"{error}: the same command goes on from here") from error
+        raise PackingError(f"{error}: run the same command again to resume") from error
 
 
-def write(job: PackingJob, task: Task, stop: Stop) -> Done:
+def write_shard(job: PackingJob, task: Task, stop: Stop) -> ShardResult:
     """Decode, shrink and commit one shard.
 
     Raises:
-        OSError: storage failed. KeyboardInterrupt: ``stop`` was set.
+        OSError: The storage failed.
+        KeyboardInterrupt: ``stop`` was set.
     """
     part, shard = job.parts[task.part], Shard.at(job.root, task.part, task.number)
     numbers = getattr(part, "order", np.arange(len(part.labels)))[task.first : task.stop]
@@ -99,7 +117,7 @@ def write(job: PackingJob, task: Task, stop: Stop) -> Done:
             if stop.is_set():
                 raise KeyboardInterrupt
             try:
-                pixels = np.asarray(shrunk(part.image(i), job.short_side))
+                pixels = np.asarray(shrink(part.image(i), job.short_side))
             except UnreadableImageError as error:
                 unreadable[f"{task.part}/{part.names[i]}"] = str(error).rpartition(": ")[2]
                 continue
@@ -107,18 +125,21 @@ def write(job: PackingJob, task: Task, stop: Stop) -> Done:
             file.write(pixels.data)
     with committed(shard.index) as file:
         np.save(file, rows)
-    return Done(task, len(rows), unreadable)
+    return ShardResult(task, len(rows), unreadable)
 
 
-def shrunk(image: Any, short: int) -> Any:
-    """The PIL image with a short side of ``short`` pixels, antialiased; a smaller one as it is."""
+def shrink(image: Any, short: int) -> Any:
+    """Shrink a PIL image to a short side of ``short`` pixels, antialiased.
+
+    Smaller images are returned unchanged.
+    """
     from PIL import Image
 
     size = kept_size(image.width, image.height, short)
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _in_processes(job: PackingJob, tasks: Sequence[Task], workers: int) -> Iterator[Done]:
+def _in_processes(job: PackingJob, tasks: Sequence[Task], workers: int) -> Iterator[ShardResult]:
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     pool = ProcessPoolExecutor(workers, context, _start, (job, stop))
@@ -136,17 +157,17 @@ _shared: tuple[PackingJob, Stop]
 def _start(job: PackingJob, stop: Stop) -> None:
     global _shared
     _shared = job, stop
-    # An interrupt is the parent's to handle; a parent that is killed must not leave workers behind.
+    # The parent process handles interrupts. If it is killed, its workers must exit too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     if parent := multiprocessing.parent_process():
         parent.join()
     os._exit(1)
 
 
-def _write(task: Task) -> Done:
+def _write(task: Task) -> ShardResult:
     job, stop = _shared
-    return write(job, task, stop)
+    return write_shard(job, task, stop)

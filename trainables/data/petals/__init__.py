@@ -1,1 +1,1 @@
-"""The built-in data set: its images, held as arrays, and their loader."""
+"""The built-in data set: its images as arrays, and their loader."""

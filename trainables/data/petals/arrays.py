@@ -1,4 +1,7 @@
-"""Image sets that fit in memory, the built-in one among them. Opening one loads no torch."""
+"""Image sets that fit in memory, including the built-in one.
+
+Opened by ``open_data`` for the data name ``petals``, without importing torch.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,8 +17,8 @@ if TYPE_CHECKING:
     from trainables.recipe import Recipe
 
 
-# Of the built-in set: 12 GB of pixels.
-MOST = 1_000_000
+# Maximum size of the built-in set: 12 GB of pixels.
+MAX_IMAGES = 1_000_000
 
 
 class ArrayData(ImageData):
@@ -54,24 +57,29 @@ class ArrayData(ImageData):
 
         return ArrayLoader(self._train, self._val, resolution, recipe, device)
 
-    def swapped(self) -> "ArrayData":
+    def swap_splits(self) -> "ArrayData":
         return ArrayData(self._val, self._train, self.class_names, self.fingerprint)
 
 
 def petals(seed: int = 0, train: int = 2880, val: int = 960, cache: str | None = None) -> ArrayData:
-    """The built-in set, memory-mapped from its cache."""
-    from trainables.data.petals import images as made
+    """Return the built-in set, memory-mapped from its cache."""
+    from trainables.data.petals import images
 
-    least = {"seed": (seed, 0), "train": (train, made.NUM_CLASSES), "val": (val, made.NUM_CLASSES)}
-    for key, (value, lowest) in least.items():
-        if not isinstance(value, int) or not lowest <= value <= MOST:
+    options = {
+        "seed": (seed, 0),
+        "train": (train, images.NUM_CLASSES),
+        "val": (val, images.NUM_CLASSES),
+    }
+    for key, (value, minimum) in options.items():
+        if not isinstance(value, int) or not minimum <= value <= MAX_IMAGES:
             raise RequestError(
-                f"data.{key} = {value!r} of 'petals' must be a whole number from {lowest} to {MOST}"
+                f"data.{key} of 'petals': expected an integer from {minimum} to {MAX_IMAGES}, "
+                f"got {value!r}"
             )
-    arrays = made.load(cache, seed=seed, train=train, val=val)
+    arrays = images.load(cache, seed=seed, train=train, val=val)
     return ArrayData(
         (arrays.train_images, arrays.train_labels),
         (arrays.val_images, arrays.val_labels),
-        made.CLASS_NAMES,
-        made.fingerprint(seed, train, val),
+        images.CLASS_NAMES,
+        images.fingerprint(seed, train, val),
     )

@@ -1,4 +1,7 @@
-"""Images held in one uint8 array: resized once to a trial's pixels, augmented in batches on the device."""
+"""Loader of images in memory, which augments batches on the device.
+
+The images are resized once to the resolution of a trial. Created by ``ArrayData.loader``.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,14 +11,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainables.data import MEAN, STD, Batch, MicroBatch
-from trainables.data.augment import augmented
+from trainables.data.augment import augment_shift
 from trainables.recipe import Recipe
 
 RESIZE_CHUNK = 256
 
 
 class ArrayLoader:
-    """Batches gathered from one tensor: several times faster on a CPU than one image at a time."""
+    """Gathers batches from one tensor.
+
+    This is several times faster on a CPU than loading one image at a time.
+    """
 
     def __init__(
         self,
@@ -26,8 +32,8 @@ class ArrayLoader:
         device: torch.device,
     ) -> None:
         self._recipe, self._device = recipe, device
-        self._train = resized(train[0], resolution).to(device)
-        self._val = resized(val[0], resolution).to(device)
+        self._train = resize(train[0], resolution).to(device)
+        self._val = resize(val[0], resolution).to(device)
         self._labels = [
             torch.from_numpy(np.array(part[1], dtype=np.int64)).to(device) for part in (train, val)
         ]
@@ -38,7 +44,7 @@ class ArrayLoader:
     def train(self, batches: Sequence[MicroBatch]) -> Iterator[Batch]:
         for batch in batches:
             index = torch.from_numpy(batch.indices).to(self._device)
-            images = augmented(self._train[index].float(), self._recipe, batch.seed)
+            images = augment_shift(self._train[index].float(), self._recipe, batch.seed)
             yield self._normal(images), self._labels[0][index]
 
     def val(self, batches: Sequence[np.ndarray]) -> Iterator[Batch]:
@@ -50,8 +56,8 @@ class ArrayLoader:
         return ((images - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
 
 
-def resized(images: np.ndarray, resolution: int) -> Tensor:
-    """uint8 (n, 3, resolution, resolution), antialiased, from uint8 (n, side, side, 3)."""
+def resize(images: np.ndarray, resolution: int) -> Tensor:
+    """Resize uint8 (n, side, side, 3), antialiased, to uint8 (n, 3, resolution, resolution)."""
     chunks = []
     for start in range(0, len(images), RESIZE_CHUNK):
         pixels = torch.from_numpy(np.array(images[start : start + RESIZE_CHUNK])).permute(

@@ -1,1 +1,1 @@
-"""Encoded images where users have them: folders, ImageNet's tar files, Parquet shards."""
+"""Sources of encoded images: folders, ImageNet's tar files and Parquet shards."""

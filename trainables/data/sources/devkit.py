@@ -1,4 +1,7 @@
-"""The classes of ImageNet's validation images: the development kit's ground truth, or Kaggle's table."""
+"""The classes of ImageNet's validation images, from the development kit or Kaggle's table.
+
+Called by ``ImageNetData``.
+"""
 
 import csv
 import io
@@ -14,29 +17,34 @@ DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 META = "meta.mat"
 KAGGLE = "LOC_val_solution.csv"
-# Where the unpacked kit's two files may lie.
-UNPACKED = ("ILSVRC2012_devkit_t12/data", "data", "")
+# Folders that may hold the two files of the unpacked kit.
+UNPACKED_FOLDERS = ("ILSVRC2012_devkit_t12/data", "data", "")
 WNID = re.compile(r"n\d{8}")
 
 
 class Truth(NamedTuple):
-    """Class (wnid) of each validation image, by the image's name without its ending."""
+    """The class (wnid) of each validation image.
+
+    Attributes:
+        wnids: by the name of the image without its suffix.
+        place: the file that they were read from.
+    """
 
     wnids: Mapping[str, str]
     place: Path
 
 
 def validation_truth(root: Path) -> Truth | None:
-    """What is known of the validation images in a folder; None where it holds neither kit nor table.
+    """Read the classes of the validation images; None if the folder has neither kit nor table.
 
     Raises:
-        RequestError: what is there cannot be read.
+        RequestError: The kit or the table cannot be read.
     """
     sources: list[tuple[Path, Callable[[Path], dict[str, str]]]] = [
         (root / KAGGLE, _kaggle),
         (root / DEVKIT, _packed_kit),
     ]
-    sources += [(root / folder / TRUTH, _unpacked_kit) for folder in UNPACKED]
+    sources += [(root / folder / TRUTH, _unpacked_kit) for folder in UNPACKED_FOLDERS]
     for place, read in sources:
         if place.is_file():
             try:
@@ -52,7 +60,7 @@ def validation_truth(root: Path) -> Truth | None:
                 if isinstance(error, RequestError):
                     raise
                 raise RequestError(
-                    f"{str(place)!r} cannot be read ({error}): fetch it again"
+                    f"{str(place)!r} cannot be read ({error}): download it again"
                 ) from error
     return None
 
@@ -67,13 +75,13 @@ def _kaggle(table: Path) -> dict[str, str]:
 
 def _packed_kit(kit: Path) -> dict[str, str]:
     with tarfile.open(kit) as tar:
-        found = {
+        files = {
             Path(member.name).name: member
             for member in tar
             if Path(member.name).name in (TRUTH, META) and member.isfile()
         }
-        truth, meta = (tar.extractfile(found[name]) for name in (TRUTH, META))
-        assert truth is not None and meta is not None  # both are plain files
+        truth, meta = (tar.extractfile(files[name]) for name in (TRUTH, META))
+        assert truth is not None and meta is not None  # both are regular files
         return _truth(truth.read().decode(), meta.read())
 
 
@@ -82,7 +90,11 @@ def _unpacked_kit(truth: Path) -> dict[str, str]:
 
 
 def _truth(text: str, meta: bytes) -> dict[str, str]:
-    """Line n of the text is the ILSVRC2012_ID of validation image n; meta.mat has the wnid of each."""
+    """Join the ground truth with meta.mat.
+
+    Line n of ``text`` is the ILSVRC2012_ID of the class of validation image n, and ``meta`` maps
+    the ids to wnids.
+    """
     wnids = _wnids(meta)
     return {f"ILSVRC2012_val_{i:08d}": wnids[int(line)] for i, line in enumerate(text.split(), 1)}
 

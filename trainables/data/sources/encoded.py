@@ -1,4 +1,7 @@
-"""Sets of encoded images (JPEG, PNG, ...), wherever their bytes lie: files, tar files, Parquet shards."""
+"""Sets of encoded images (JPEG, PNG, ...), independent of where the bytes are stored.
+
+Base of the data sets ``imagefolder``, ``imagenet`` and ``parquet``, and the input of packing.
+"""
 
 import errno
 import io
@@ -16,11 +19,11 @@ if TYPE_CHECKING:
     from trainables.recipe import Recipe
 
 
-# Pillow's modes of more than 8 bits a colour, which it would cut off to white.
-DEEP = {
-    "I;16": "16 bits a pixel",
-    "I;16B": "16 bits a pixel",
-    "I": "32 bits a pixel",
+# Pillow's modes with more than 8 bits per colour, whose conversion to RGB clips them to white.
+UNSUPPORTED_MODES = {
+    "I;16": "16 bits per pixel",
+    "I;16B": "16 bits per pixel",
+    "I": "32 bits per pixel",
     "F": "floating-point pixels",
 }
 
@@ -34,10 +37,12 @@ class Part:
     """The encoded images of one split.
 
     Attributes:
-        names: ``class/.../file`` of each, sorted; the same whatever the images are kept in.
-        labels: int64 (n,). sizes: bytes of each, int64 (n,).
-        read: an image's bytes by its index; picklable, for loader processes. Raises OSError.
-        place: where an image lies, for messages.
+        names: ``class/.../file`` of each image, sorted; independent of the storage format.
+        labels: int64 (n,).
+        sizes: int64 (n,), size of each image in bytes.
+        read: returns the bytes of the image with an index; picklable for loader processes. Raises
+            OSError.
+        place: returns the location of the image with an index, for messages.
     """
 
     names: Sequence[str]
@@ -47,11 +52,11 @@ class Part:
     place: Callable[[int], str]
 
     def image(self, index: int) -> Any:
-        """The decoded RGB PIL image.
+        """Return the decoded RGB PIL image.
 
         Raises:
-            UnreadableImageError: the image's own fault.
-            OSError: the storage's fault (stale handle, too many files, ...).
+            UnreadableImageError: The image is damaged or missing.
+            OSError: The storage failed (stale handle, too many open files, ...).
         """
         try:
             data = self.read(index)
@@ -59,31 +64,32 @@ class Part:
             raise UnreadableImageError(
                 f"image {self.place(index)!r} cannot be read: {error}"
             ) from error
-        return decoded(data, self.place(index))
+        return decode_image(data, self.place(index))
 
 
-def decoded(data: bytes, place: str) -> Any:
-    """RGB PIL image of encoded bytes.
+def decode_image(data: bytes, place: str) -> Any:
+    """Decode bytes to an RGB PIL image.
 
     Raises:
-        UnreadableImageError: they are no image, or a damaged one.
+        UnreadableImageError: The bytes are not an image, or a damaged one.
     """
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.mode in DEEP:
-                raise ValueError(f"it has {DEEP[image.mode]}, and 8 bits a colour are expected")
+            if image.mode in UNSUPPORTED_MODES:
+                raise ValueError(f"expected 8 bits per colour, got {UNSUPPORTED_MODES[image.mode]}")
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             raise
-        said = str(error).partition(" <_io")[0]  # Pillow names the buffer by its address
-        raise UnreadableImageError(f"image {place!r} cannot be read: {said}") from error
+        # Pillow appends the repr of the buffer, which contains its address.
+        reason = str(error).partition(" <_io")[0]
+        raise UnreadableImageError(f"image {place!r} cannot be read: {reason}") from error
 
 
 class EncodedData(ImageData):
-    """Images that are decoded one at a time, when they are wanted."""
+    """A data set that decodes one image at a time, on access."""
 
     def __init__(
         self, class_names: Sequence[str], train: Part, val: Part, fingerprint: str
@@ -104,5 +110,5 @@ class EncodedData(ImageData):
         train, val = (Split(part.image, part.labels) for part in (self.train, self.val))
         return PerImageLoader(train, val, resolution, recipe, device, reading)
 
-    def swapped(self) -> "EncodedData":
+    def swap_splits(self) -> "EncodedData":
         return EncodedData(self.class_names, self.val, self.train, self.fingerprint)

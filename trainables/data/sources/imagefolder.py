@@ -1,4 +1,7 @@
-"""Any ImageFolder tree: ``<path>/train/<class>/<image>`` and ``<path>/val/<class>/<image>``."""
+"""ImageFolder trees: ``<path>/train/<class>/<image>`` and ``<path>/val/<class>/<image>``.
+
+Opened by ``open_data`` for the data name ``imagefolder``; the other sources use its helpers.
+"""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -13,19 +16,28 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif"
 
 
 class ImageFolderData(EncodedData):
-    """Classes are the folders of ``train`` in sorted order; ``val`` must hold the same classes."""
+    """An ImageFolder tree.
+
+    The classes are the folders of ``train`` in sorted order; ``val`` must have the same classes.
+
+    Raises:
+        RequestError: A folder is missing or has no images, there are fewer than two classes, or the
+            classes of the two splits differ.
+    """
 
     def __init__(self, path: str, train: str = "train", val: str = "val") -> None:
         root = Path(path).expanduser()
         if not root.is_dir():
             raise RequestError(
-                f"data folder {str(root)!r} does not exist: give the folder that holds {train}/ and {val}/"
+                f"data folder {str(root)!r} does not exist: "
+                f"pass the folder that holds {train}/ and {val}/"
             )
         parts = [scan(root, part) for part in (train, val)]
         classes = sorted({file.parts[0] for file, _ in parts[0]})
         if len(classes) < 2:
             raise RequestError(
-                f"data folder {str(root / train)!r} has {len(classes)} class: an ImageFolder tree needs two class folders or more"
+                f"data folder {str(root / train)!r} has {len(classes)} class: "
+                "an ImageFolder tree needs two or more class folders"
             )
         check_classes(
             classes,
@@ -33,61 +45,69 @@ class ImageFolderData(EncodedData):
             f"{train}/ and {val}/ of {str(root)!r}",
         )
         number = {name: i for i, name in enumerate(classes)}
-        files = [
-            _part(root / part, found, number)
-            for part, found in zip((train, val), parts, strict=True)
-        ]
-        super().__init__(classes, files[0], files[1], fingerprint("imagefolder", parts))
+        train_part, val_part = (
+            _part(root / split, files, number)
+            for split, files in zip((train, val), parts, strict=True)
+        )
+        super().__init__(classes, train_part, val_part, fingerprint("imagefolder", parts))
 
 
 def check_classes(train: Iterable[str], val: Iterable[str], where: str) -> None:
-    """Both splits must hold the same classes.
+    """Check that both splits have the same classes.
 
     Raises:
-        RequestError: they do not; it names the first that is in only one.
+        RequestError: They differ; the message names the first class that is in one split only.
     """
-    strange = sorted(set(train) ^ set(val))
-    if strange:
+    unmatched = sorted(set(train) ^ set(val))
+    if unmatched:
         raise RequestError(
-            f"class {strange[0]!r} is in only one of {where}: both must hold the same classes"
+            f"class {unmatched[0]!r} is in only one of {where}: both must have the same classes"
         )
 
 
-def _part(base: Path, found: list[tuple[Path, int]], number: dict[str, int]) -> Part:
-    names = [file.as_posix() for file, _ in found]
-    labels = np.array([number[file.parts[0]] for file, _ in found], dtype=np.int64)
+def _part(base: Path, images: list[tuple[Path, int]], number: dict[str, int]) -> Part:
+    names = [file.as_posix() for file, _ in images]
+    labels = np.array([number[file.parts[0]] for file, _ in images], dtype=np.int64)
     files = Files(base, names)
     return Part(
         names,
         labels,
-        np.array([size for _, size in found], dtype=np.int64),
+        np.array([size for _, size in images], dtype=np.int64),
         files.read,
         files.place,
     )
 
 
 def scan(root: Path, part: str) -> list[tuple[Path, int]]:
-    """(class/.../file, bytes) of every image, sorted."""
+    """Return (class/.../file, size in bytes) of each image of a split, sorted.
+
+    Raises:
+        RequestError: The folder of the split is missing or has no images.
+    """
     base = root / part
     if not base.is_dir():
         raise RequestError(
-            f"data folder {str(root)!r} has no {part}/: it must hold train/ and val/, one folder a class in each"
+            f"data folder {str(root)!r} has no {part}/: "
+            "it must hold train/ and val/ with one folder per class in each"
         )
-    found = (
+    files = sorted(
         (file.relative_to(base), file.stat().st_size)
         for file in base.glob("*/**/*")
         if file.suffix.lower() in EXTENSIONS
     )
-    files = sorted(found)
     if not files:
         raise RequestError(
-            f"data folder {str(base)!r} holds no images ({', '.join(sorted(EXTENSIONS))}) in class folders"
+            f"data folder {str(base)!r} has no images ({', '.join(sorted(EXTENSIONS))}) "
+            "in class folders"
         )
     return files
 
 
 def fingerprint(kind: str, parts: Sequence[Sequence[tuple[PurePath, int]]]) -> str:
-    """Of every part's (class/.../file, bytes), in their order."""
+    """Return the fingerprint of (class/.../file, size in bytes) of each image of each split.
+
+    It depends on the order.
+    """
     digest = hashlib.sha256()
     for files in parts:
         for file, size in files:
@@ -97,7 +117,7 @@ def fingerprint(kind: str, parts: Sequence[Sequence[tuple[PurePath, int]]]) -> s
 
 
 class Files:
-    """Files by number; picklable, so that loader processes can have it."""
+    """Reads files by index; picklable for loader processes."""
 
     def __init__(self, base: Path, names: list[str]) -> None:
         self._base, self._names = base, names

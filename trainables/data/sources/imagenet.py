@@ -1,6 +1,7 @@
-"""ImageNet as it is handed out: the original tar files, Kaggle's folders, or a tree whose ``val`` is flat.
+"""ImageNet in its published forms: the original tar files, Kaggle's folders, or a flat ``val``.
 
-Whatever the form, an image is named ``<wnid>/<original file name>``, so the same images have the same names.
+Opened by ``open_data`` for the data name ``imagenet``. The name of an image is
+``<wnid>/<original file name>`` in all forms.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,62 +21,72 @@ VAL_TAR = "ILSVRC2012_img_val.tar"
 KAGGLE_TREE = "ILSVRC/Data/CLS-LOC"
 
 
-class Listed(NamedTuple):
-    """Images of a split: (``wnid/file``, where it lies, bytes) each, and how those are read by number."""
+class SplitListing(NamedTuple):
+    """The images of a split.
+
+    Attributes:
+        images: (``wnid/file``, location, size in bytes) of each image.
+        reader: creates the reader of the images from their names, locations and sizes.
+    """
 
     images: list[tuple[str, Any, int]]
     reader: Callable[[Sequence[str], Sequence[Any], np.ndarray], Any]
 
 
 class ImageNetData(EncodedData):
-    """The original files in one folder, read where they lie.
+    """The original files in one folder, read in place.
 
-    ``ILSVRC2012_img_train.tar`` or ``train/<wnid>/``; ``ILSVRC2012_img_val.tar`` or a flat ``val/``; and for the
-    classes of the validation images the development kit (``ILSVRC2012_devkit_t12.tar.gz``, or its two files) or Kaggle's
-    ``LOC_val_solution.csv`` beside ``ILSVRC/Data/CLS-LOC/``. Class names are the sorted wnids, timm's and torchvision's
-    order.
+    The folder holds ``ILSVRC2012_img_train.tar`` or ``train/<wnid>/``, and
+    ``ILSVRC2012_img_val.tar`` or a flat ``val/``. The classes of the validation images come from
+    the development kit (``ILSVRC2012_devkit_t12.tar.gz``, or its two files) or from Kaggle's
+    ``LOC_val_solution.csv`` next to ``ILSVRC/Data/CLS-LOC/``. Class names are the sorted wnids, the
+    order of timm and torchvision.
 
-    Opening reads every tar header, 1.3 million of them on ImageNet, in every process: pack a set that is read often.
+    Opening reads all tar headers, 1.3 million for ImageNet, in every process. Pack a set that is
+    read often.
 
     Raises:
-        RequestError: a file is missing or damaged, an image has no known class, the splits' classes differ.
+        RequestError: A file is missing or damaged, an image has no known class, or the classes of
+            the two splits differ.
     """
 
     def __init__(self, path: str) -> None:
         root = Path(path).expanduser()
         if not root.is_dir():
             raise RequestError(
-                f"data folder {str(root)!r} does not exist: give the folder that holds ImageNet's files"
+                f"data folder {str(root)!r} does not exist: "
+                "pass the folder that holds ImageNet's files"
             )
         truth = validation_truth(root)
         if truth is None:
-            known = f"{DEVKIT}, {TRUTH} with {META}, or {KAGGLE}"
             raise RequestError(
-                f"the classes of ImageNet's validation images are not in {str(root)!r}: put {known} there"
+                f"the classes of ImageNet's validation images are not in {str(root)!r}: "
+                f"put {DEVKIT}, {TRUTH} with {META}, or {KAGGLE} there"
             )
         tree = root / KAGGLE_TREE if (root / KAGGLE_TREE).is_dir() else root
-        listed = [_train(root, tree), _val(root, tree, truth)]
-        for split in listed:
+        splits = [_train(root, tree), _val(root, tree, truth)]
+        for split in splits:
             split.images.sort(key=lambda image: image[0].split("/"))
         classes = [
-            sorted({name.partition("/")[0] for name, _, _ in split.images}) for split in listed
+            sorted({name.partition("/")[0] for name, _, _ in split.images}) for split in splits
         ]
         if len(classes[0]) < 2:
             raise RequestError(
-                f"the training images in {str(root)!r} are of {len(classes[0])} class: two classes or more are needed"
+                f"the training images in {str(root)!r} have {len(classes[0])} class: "
+                "expected two or more"
             )
         check_classes(
             classes[0], classes[1], f"the training and validation images of {str(root)!r}"
         )
         number = {name: i for i, name in enumerate(classes[0])}
-        parts = [_part(split, number) for split in listed]
+        parts = [_part(split, number) for split in splits]
         content = [
-            [(PurePosixPath(name), size) for name, _, size in split.images] for split in listed
+            [(PurePosixPath(name), size) for name, _, size in split.images] for split in splits
         ]
         super().__init__(classes[0], parts[0], parts[1], fingerprint("imagenet", content))
 
 
-def _part(split: Listed, number: dict[str, int]) -> Part:
+def _part(split: SplitListing, number: dict[str, int]) -> Part:
     names = [name for name, _, _ in split.images]
     labels = np.array([number[name.partition("/")[0]] for name in names], dtype=np.int64)
     sizes = np.array([size for _, _, size in split.images], dtype=np.int64)
@@ -83,12 +94,13 @@ def _part(split: Listed, number: dict[str, int]) -> Part:
     return Part(names, labels, sizes, reader.read, reader.place)
 
 
-def _train(root: Path, tree: Path) -> Listed:
+def _train(root: Path, tree: Path) -> SplitListing:
     tar = root / TRAIN_TAR
     if not tar.is_file():
         if not (tree / "train").is_dir():
             raise RequestError(
-                f"no training images in {str(root)!r}: put {TRAIN_TAR} or train/ with a folder a class there"
+                f"no training images in {str(root)!r}: "
+                f"put {TRAIN_TAR} or train/ with one folder per class there"
             )
         files = [(file.as_posix(), size) for file, size in scan(tree, "train")]
         return _in_folder(tree / "train", [(name, name, size) for name, size in files])
@@ -105,12 +117,14 @@ def _train(root: Path, tree: Path) -> Listed:
     return _in_tar(tar, images)
 
 
-def _val(root: Path, tree: Path, truth: Truth) -> Listed:
-    def named(file: str) -> str:
+def _val(root: Path, tree: Path, truth: Truth) -> SplitListing:
+    def full_name(file: str) -> str:
+        """Return ``wnid/file`` of a validation image."""
         wnid = truth.wnids.get(PurePosixPath(file).stem)
         if wnid is None:
             raise RequestError(
-                f"the class of validation image {file!r} is not in {str(truth.place)!r}: they do not belong together"
+                f"the class of validation image {file!r} is not in {str(truth.place)!r}: "
+                "use the files of one release"
             )
         return f"{wnid}/{PurePosixPath(file).name}"
 
@@ -119,7 +133,7 @@ def _val(root: Path, tree: Path, truth: Truth) -> Listed:
         return _in_tar(
             tar,
             [
-                (named(member.name), member.offset, member.size)
+                (full_name(member.name), member.offset, member.size)
                 for member in members(tar)
                 if _is_image(member.name)
             ],
@@ -129,13 +143,14 @@ def _val(root: Path, tree: Path, truth: Truth) -> Listed:
     flat = [(file.name, file.stat().st_size) for file in folder.iterdir() if _is_image(file.name)]
     if not flat:
         raise RequestError(
-            f"validation folder {str(folder)!r} holds no images; where it has a folder a class, data.name is imagefolder"
+            f"validation folder {str(folder)!r} holds no images: "
+            "set data.name to imagefolder if it has one folder per class"
         )
-    return _in_folder(folder, [(named(name), name, size) for name, size in flat])
+    return _in_folder(folder, [(full_name(name), name, size) for name, size in flat])
 
 
-def _in_tar(tar: Path, images: list[tuple[str, Any, int]]) -> Listed:
-    return Listed(
+def _in_tar(tar: Path, images: list[tuple[str, Any, int]]) -> SplitListing:
+    return SplitListing(
         images,
         lambda names, offsets, sizes: TarRanges(
             tar, names, np.array(offsets, dtype=np.int64), sizes
@@ -143,8 +158,8 @@ def _in_tar(tar: Path, images: list[tuple[str, Any, int]]) -> Listed:
     )
 
 
-def _in_folder(folder: Path, images: list[tuple[str, Any, int]]) -> Listed:
-    return Listed(images, lambda names, files, sizes: Files(folder, list(files)))
+def _in_folder(folder: Path, images: list[tuple[str, Any, int]]) -> SplitListing:
+    return SplitListing(images, lambda names, files, sizes: Files(folder, list(files)))
 
 
 def _is_image(name: str) -> bool:

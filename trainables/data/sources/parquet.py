@@ -1,4 +1,7 @@
-"""Parquet shards of encoded images, as the Hugging Face hub lays image sets out (ImageNet among them)."""
+"""Parquet shards of encoded images, in the layout of the Hugging Face hub (ImageNet for example).
+
+Opened by ``open_data`` for the data name ``parquet``.
+"""
 
 import re
 from collections.abc import Sequence
@@ -10,42 +13,45 @@ import numpy as np
 from search_spaces.errors import RequestError
 from trainables.data.sources.encoded import EncodedData, Part
 from trainables.data.sources.imagefolder import check_classes
-from trainables.data.sources.row_groups import RowGroups, Shards, listed
+from trainables.data.sources.row_groups import RowGroups, Shards, scan_shards
 
 WNID = r"n\d{8}"
-# The hub appends the wnid to every ImageNet name; training images begin with it in the original.
-APPENDED = re.compile(rf"(.+)_({WNID})")
-LEADING = re.compile(rf"({WNID})_.+")
-NUMBERED = re.compile(r"-(\d+)-of-(\d+)\b")
+# The hub appends the wnid to each ImageNet name; names of original training images begin with it.
+WNID_SUFFIX = re.compile(rf"(.+)_({WNID})")
+WNID_PREFIX = re.compile(rf"({WNID})_.+")
+SHARD_NUMBER = re.compile(r"-(\d+)-of-(\d+)\b")
 
 
 @dataclass(frozen=True)
 class ParquetPart(Part):
-    """A split whose images lie in row groups.
+    """A split whose images are stored in row groups.
 
     Attributes:
-        order: image indices, int64 (n,), in the order in which they lie: whoever reads many reads each row group once.
+        order: int64 (n,), image indices in storage order. Reading in this order reads each row
+            group once.
     """
 
     order: np.ndarray
 
 
 class ParquetData(EncodedData):
-    """Shards ``train-*.parquet`` and ``validation-*.parquet`` (or ``val-*``), in the folder or in its ``data/``.
+    """Shards ``train-*.parquet`` and ``validation-*.parquet`` (or ``val-*``) in a folder.
 
-    ``image`` is a struct of ``bytes`` and ``path``, or binary; ``label`` is a class number, or text. Classes are the
-    wnids in the images' paths where every label has one of its own (in sorted order), else the label names of the hub's
-    metadata (in theirs), else the sorted distinct labels. Images are named ``class/file name``; where rows have no file
-    names, or the same twice, by their number.
+    The shards are in the folder or in its ``data/``. Column ``image`` is a struct of ``bytes`` and
+    ``path``, or binary; column ``label`` is a class number or text. The classes are the wnids in
+    the paths of the images, sorted, if each label has exactly one and no two labels share one; else
+    the label names of the hub's metadata, in their order; else the sorted distinct labels. Images
+    are named ``class/file name``, or by row number if file names are missing or not unique.
 
-    Opening reads labels and paths, never an image. An image costs the read of its row group (100 images on the hub's
-    ImageNet; the last two are kept), so pack such a set before training on it. Parquet does not say how long an
-    image is: ``sizes`` are its row group's share (a little too much), and the fingerprint is made of names, labels and
-    the row groups' compressed sizes.
+    Opening reads labels and paths, but no image. Reading an image reads its row group (100 images
+    for the hub's ImageNet; the last two row groups are cached), so pack such a set before training
+    on it. Parquet does not store the size of an image: ``sizes`` are the mean size of the row group
+    (slightly too large), and the fingerprint covers names, labels and the compressed sizes of the
+    row groups.
 
     Raises:
-        RequestError: no shards, some missing or damaged, columns of other types, labels that name no class, fewer than
-            two classes, classes that differ.
+        RequestError: Shards are missing or damaged, a column has the wrong type, a label has no
+            class, there are fewer than two classes, or the classes of the two splits differ.
     """
 
     def __init__(
@@ -59,84 +65,96 @@ class ParquetData(EncodedData):
         root = Path(path).expanduser()
         if not root.is_dir():
             raise RequestError(
-                f"data folder {str(root)!r} does not exist: give the folder that holds {train}-*.parquet"
+                f"data folder {str(root)!r} does not exist: "
+                f"pass the folder that holds {train}-*.parquet"
             )
-        splits = [listed(_complete(root, split), image, label) for split in (train, val)]
+        splits = [scan_shards(_complete(root, split), image, label) for split in (train, val)]
         stems = [[_stem(path) for path in split.paths] for split in splits]
         names, numbers = _classes(root, splits, stems)
         used = [{names[i] for i in np.unique(labels)} for labels in numbers]
         if len(names) < 2:
             raise RequestError(
-                f"the shards in {str(root)!r} have {len(names)} class: two classes or more are needed"
+                f"the shards in {str(root)!r} have {len(names)} class: expected two or more"
             )
         check_classes(used[0], used[1], f"{train} and {val} of {str(root)!r}")
         parts = [
-            _part(split, found, names, labels)
-            for split, found, labels in zip(splits, stems, numbers, strict=True)
+            _part(split, split_stems, names, labels)
+            for split, split_stems, labels in zip(splits, stems, numbers, strict=True)
         ]
         super().__init__(names, parts[0], parts[1], _fingerprint(parts, splits))
 
 
 def shards(root: Path, split: str) -> list[Path]:
-    """A split's files, sorted; none where there are none."""
-    others = {"val": ["val", "validation"]}.get(split, [split])
-    patterns = [
-        pattern
-        for name in others
-        for pattern in (f"{name}-*.parquet", f"{name}.parquet", f"{name}/*.parquet")
-    ]
-    found = ((folder, pattern) for folder in (root, root / "data") for pattern in patterns)
-    return next((files for folder, pattern in found if (files := sorted(folder.glob(pattern)))), [])
+    """Return the files of a split, sorted, from the first pattern that matches; may be empty."""
+    names = ["val", "validation"] if split == "val" else [split]
+    for folder in (root, root / "data"):
+        for name in names:
+            for pattern in (f"{name}-*.parquet", f"{name}.parquet", f"{name}/*.parquet"):
+                if files := sorted(folder.glob(pattern)):
+                    return files
+    return []
 
 
 def _complete(root: Path, split: str) -> list[Path]:
-    """A split's shards, if all that their names speak of are there."""
+    """Return the shards of a split.
+
+    Raises:
+        RequestError: There are none, or fewer than the number in their names.
+    """
     files = shards(root, split)
     if not files:
         raise RequestError(
-            f"no {split}-*.parquet in {str(root)!r} or its data/: give the folder that holds the shards"
+            f"no {split}-*.parquet in {str(root)!r} or its data/: "
+            "pass the folder that holds the shards"
         )
-    numbered = [match for file in files if (match := NUMBERED.search(file.name))]
+    numbered = [match for file in files if (match := SHARD_NUMBER.search(file.name))]
     for total in {int(match[2]) for match in numbered}:
-        there = {int(match[1]) for match in numbered if int(match[2]) == total}
-        missing = sorted(set(range(total)) - there)
+        present = {int(match[1]) for match in numbered if int(match[2]) == total}
+        missing = sorted(set(range(total)) - present)
         if missing:
             raise RequestError(
-                f"{len(missing)} of {total} {split} shards are not in {str(files[0].parent)!r} (number {missing[0]} first)"
+                f"{len(missing)} of {total} {split} shards are missing in "
+                f"{str(files[0].parent)!r} (the first is number {missing[0]}): download them"
             )
     return files
 
 
 def _stem(path: str | None) -> tuple[str, str | None]:
-    """A row's original file name and wnid, as far as it has them."""
+    """Return the original file name and the wnid of a row; the wnid is None if it has none."""
     name = PurePosixPath(path or "")
-    if match := APPENDED.fullmatch(name.stem):
+    if match := WNID_SUFFIX.fullmatch(name.stem):
         return match[1] + name.suffix, match[2]
-    match = LEADING.fullmatch(name.stem)
+    match = WNID_PREFIX.fullmatch(name.stem)
     return name.name, match and match[1]
 
 
 def _classes(
     root: Path, splits: Sequence[Shards], stems: list[list[tuple[str, str | None]]]
 ) -> tuple[list[str], list[np.ndarray]]:
-    """Class names, and the class of every image of each split, int64 (n,)."""
+    """Return the class names, and the class of each image of each split, int64 (n,).
+
+    Raises:
+        RequestError: The splits have labels of different types, or a label has no class.
+    """
     if len({type(split.labels[0]) for split in splits}) > 1:
         raise RequestError(
-            f"labels of the shards in {str(root)!r} are numbers in one split and text in the other: make them alike"
+            f"labels of the shards in {str(root)!r} are numbers in one split and text in the "
+            "other: use one type"
         )
     rows = [np.array(split.labels) for split in splits]
     distinct = sorted({label for labels in rows for label in np.unique(labels).tolist()})
     wnids = _wnids(rows, stems)
-    given = splits[0].label_names
+    label_names = splits[0].label_names
     if set(wnids) == set(distinct):
         names = sorted(wnids.values())
         number = {label: names.index(wnid) for label, wnid in wnids.items()}
-    elif given and isinstance(distinct[0], int):
-        names, number = given, {label: label for label in distinct}
-        if not 0 <= distinct[0] <= distinct[-1] < len(given):
+    elif label_names and isinstance(distinct[0], int):
+        names, number = label_names, {label: label for label in distinct}
+        if not 0 <= distinct[0] <= distinct[-1] < len(label_names):
             wrong = distinct[0] if distinct[0] < 0 else distinct[-1]
             raise RequestError(
-                f"label {wrong} in {str(root)!r} is none of its {len(given)} classes: are these labelled images?"
+                f"label {wrong} in {str(root)!r} is not one of its {len(label_names)} classes: "
+                "pass a set whose images all have labels"
             )
     else:
         names, number = (
@@ -151,15 +169,18 @@ def _classes(
 def _wnids(
     rows: list[np.ndarray], stems: list[list[tuple[str, str | None]]]
 ) -> dict[int | str, str]:
-    """The wnid of each label that has one; none where a label has several, or two labels the same."""
-    pairs = {
-        pair
-        for labels, found in zip(rows, stems, strict=True)
-        for pair in zip(labels.tolist(), (w for _, w in found), strict=True)
-    }
-    known = [(label, wnid) for label, wnid in pairs if wnid]
-    alone = len({label for label, _ in known}) == len({wnid for _, wnid in known}) == len(known)
-    return dict(known) if alone else {}
+    """Return the wnid of each label that has one.
+
+    The result is empty if a label has several wnids or several labels share one.
+    """
+    pairs: set[tuple[int | str, str]] = set()
+    for labels, split_stems in zip(rows, stems, strict=True):
+        for label, (_, wnid) in zip(labels.tolist(), split_stems, strict=True):
+            if wnid:
+                pairs.add((label, wnid))
+    labels_with_wnid, wnids = {label for label, _ in pairs}, {wnid for _, wnid in pairs}
+    unique = len(labels_with_wnid) == len(wnids) == len(pairs)
+    return dict(pairs) if unique else {}
 
 
 def _part(

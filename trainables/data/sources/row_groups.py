@@ -1,4 +1,7 @@
-"""Rows of Parquet shards: what is known of them without reading an image, and images by row."""
+"""Rows of Parquet shards: labels, paths and sizes without reading an image, and images by row.
+
+Called by ``ParquetData``.
+"""
 
 import errno
 import json
@@ -14,8 +17,8 @@ import numpy as np
 
 from search_spaces.errors import RequestError
 
-# Row groups in memory at a time, in each process.
-KEPT = 2
+# Row groups in the cache of each process.
+MAX_CACHED_GROUPS = 2
 SUFFIXES = (
     (b"\xff\xd8", ".jpg"),
     (b"\x89PNG", ".png"),
@@ -28,15 +31,18 @@ SUFFIXES = (
 
 @dataclass(frozen=True)
 class Shards:
-    """A split's shards.
+    """The shards of a split.
 
     Attributes:
-        files: the shards; groups: (shard, row group in it) of each row group, all shards' in a row.
-        starts: the first row of each row group, and last the number of rows, int64 (groups + 1,).
-        column: where the encoded bytes are.
-        mean_bytes, compressed: bytes an image, and bytes in the file, of each row group, int64 (groups,).
-        paths, labels: of every row; a path may be missing.
-        label_names: the hub's names of the class numbers, if it has any.
+        files: the shards.
+        groups: (shard, row group in the shard) of each row group, over all shards.
+        starts: int64 (groups + 1,), the first row of each row group, then the number of rows.
+        column: the column of the encoded bytes.
+        mean_bytes: int64 (groups,), mean size of an image of each row group.
+        compressed: int64 (groups,), size of each row group in the file.
+        paths: the path of each row, or None.
+        labels: the label of each row.
+        label_names: the hub's names of the class numbers, or None.
     """
 
     files: Sequence[Path]
@@ -51,30 +57,22 @@ class Shards:
 
     @property
     def suffix(self) -> str:
-        """A file ending for images without names: the first one's."""
+        """The file suffix for images without names, detected from the first image."""
         first = RowGroups(self, np.zeros(1, dtype=np.int64)).read(0)
         return next((suffix for magic, suffix in SUFFIXES if first.startswith(magic)), ".jpg")
 
 
-def listed(files: Sequence[Path], image: str, label: str) -> Shards:
-    """Labels, paths and sizes of all rows; no image is read.
+def scan_shards(files: Sequence[Path], image: str, label: str) -> Shards:
+    """Read labels, paths and sizes of all rows, but no image.
 
     Raises:
-        RequestError: a shard is damaged, or its columns are no images and labels.
+        RequestError: A shard is damaged, or its columns are not images and labels.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
-    groups, rows, sizes, compressed, paths, labels, column, names = (
-        [],
-        [],
-        [],
-        [],
-        [],
-        [],
-        image,
-        None,
-    )
+    groups, rows, sizes, compressed, paths, labels = [], [], [], [], [], []
+    column, names = image, None
     for number, file in enumerate(files):
         try:
             with parquet.ParquetFile(file) as shard:
@@ -82,20 +80,21 @@ def listed(files: Sequence[Path], image: str, label: str) -> Shards:
                 names = names or _label_names(shard.schema_arrow.metadata, label)
                 table = shard.read(columns=[label, *path], use_threads=False)
                 for group in range(shard.num_row_groups):
-                    about = shard.metadata.row_group(group)
-                    chunks = (about.column(i) for i in range(about.num_columns))
+                    metadata = shard.metadata.row_group(group)
+                    chunks = (metadata.column(i) for i in range(metadata.num_columns))
                     chunk = next(chunk for chunk in chunks if chunk.path_in_schema == column)
                     groups.append((number, group))
-                    rows.append(about.num_rows)
-                    sizes.append(chunk.total_uncompressed_size // max(about.num_rows, 1))
+                    rows.append(metadata.num_rows)
+                    sizes.append(chunk.total_uncompressed_size // max(metadata.num_rows, 1))
                     compressed.append(chunk.total_compressed_size)
         except (pa.ArrowException, OSError) as error:
             raise RequestError(
-                f"{str(file)!r} is no Parquet file, or a damaged one: fetch it again ({error})"
+                f"{str(file)!r} is not a Parquet file, or is damaged ({error}): download it again"
             ) from error
         if table[label].null_count:
             raise RequestError(
-                f"{table[label].null_count} rows of {str(file)!r} have no {label}: every image needs one"
+                f"{table[label].null_count} rows of {str(file)!r} have no {label}: "
+                "every image needs one"
             )
         labels += table[label].to_pylist()
         paths += (
@@ -104,7 +103,7 @@ def listed(files: Sequence[Path], image: str, label: str) -> Shards:
             else [None] * len(table)
         )
     if not labels:
-        raise RequestError(f"{str(files[0])!r} and the shards beside it hold no images")
+        raise RequestError(f"{str(files[0])!r} and the other shards of its split hold no images")
     starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
     return Shards(
         files, groups, starts, column, _int64(sizes), _int64(compressed), paths, labels, names
@@ -116,20 +115,26 @@ def _int64(values: Sequence[int]) -> np.ndarray:
 
 
 def _columns(file: Path, schema: Any, image: str, label: str) -> tuple[str, list[str]]:
-    """Where the bytes are, and where the path is, if there is one."""
+    """Return the column of the bytes, and the columns of the path (one or none).
+
+    Raises:
+        RequestError: A column is missing or has the wrong type.
+    """
     import pyarrow as pa
 
     for setting, name in (("image", image), ("label", label)):
         if name not in schema.names:
             raise RequestError(
-                f"{str(file)!r} has no column {name!r}: set data.{setting} to one of {', '.join(schema.names)}"
+                f"{str(file)!r} has no column {name!r}: "
+                f"set data.{setting} to one of {', '.join(schema.names)}"
             )
     kind = schema.field(label).type
     if not (
         pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
     ):
         raise RequestError(
-            f"column {label!r} of {str(file)!r} is {kind}, no class number or name: set data.label to another"
+            f"column {label!r} of {str(file)!r}: expected class numbers or names, got {kind}: "
+            "set data.label to another column"
         )
     kind = schema.field(image).type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
@@ -137,7 +142,8 @@ def _columns(file: Path, schema: Any, image: str, label: str) -> tuple[str, list
     fields = [field.name for field in kind] if pa.types.is_struct(kind) else []
     if "bytes" not in fields:
         raise RequestError(
-            f"column {image!r} of {str(file)!r} is {kind}, no encoded images: set data.image to another"
+            f"column {image!r} of {str(file)!r}: expected encoded images, got {kind}: "
+            "set data.image to another column"
         )
     return f"{image}.bytes", [f"{image}.path"] if "path" in fields else []
 
@@ -150,7 +156,10 @@ def _label_names(metadata: dict[bytes, bytes] | None, label: str) -> list[str] |
 
 
 class RowGroups:
-    """Encoded images by number; picklable, with the last row groups of each process in memory."""
+    """Reads encoded images by index; picklable.
+
+    Each process caches the last row groups that it read.
+    """
 
     def __init__(self, shards: Shards, rows: np.ndarray) -> None:
         self._files, self._groups, self._starts, self._column = (
@@ -160,10 +169,11 @@ class RowGroups:
             shards.column,
         )
         self._rows = rows
-        self._mine: tuple[int, threading.Lock, OrderedDict[int, Any]] | None = None
+        # Process id, lock, and the row groups by number.
+        self._cache: tuple[int, threading.Lock, OrderedDict[int, Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_mine": None}
+        return {**vars(self), "_cache": None}
 
     def read(self, index: int) -> bytes:
         group, row = self._find(index)
@@ -184,17 +194,18 @@ class RowGroups:
         return group, int(row - self._starts[group])
 
     def _group(self, group: int) -> Any:
-        # A forked process takes a lock of its own: a thread that held the other is not there to let it go.
-        if self._mine is None or self._mine[0] != os.getpid():
-            self._mine = (os.getpid(), threading.Lock(), OrderedDict())
-        _, lock, kept = self._mine
+        # A forked process creates its own lock: a thread of the parent may have held the inherited
+        # one, and that thread does not exist in the child.
+        if self._cache is None or self._cache[0] != os.getpid():
+            self._cache = (os.getpid(), threading.Lock(), OrderedDict())
+        _, lock, cached = self._cache
         with lock:
-            if group not in kept:
-                kept[group] = self._load(group)
-            kept.move_to_end(group)
-            while len(kept) > KEPT:
-                kept.popitem(last=False)
-            return kept[group]
+            if group not in cached:
+                cached[group] = self._load(group)
+            cached.move_to_end(group)
+            while len(cached) > MAX_CACHED_GROUPS:
+                cached.popitem(last=False)
+            return cached[group]
 
     def _load(self, group: int) -> Any:
         import pyarrow as pa

@@ -1,1 +1,1 @@
-"""The paper's subset of ImageNet: drawn or listed, and copied from any source."""
+"""The paper's subset of ImageNet: drawn from a seed or given by a list, copied from any source."""

@@ -1,7 +1,8 @@
-"""Copies a selection of images into an ImageFolder tree with a list of its files; a stopped copy goes on.
+"""Copies a selection of images into an ImageFolder tree with a list of its files.
 
-While it is under way ``.building`` holds what was asked for, the rows of the files that are whole, and files that are
-not yet; ``train`` and ``val`` hold whole files only. ``imagenet100.json`` comes last.
+Called by ``tinynet data imagenet100``. An interrupted copy resumes: until it is complete,
+``.building`` holds the request, the rows of the copied files, and partly written files. ``train``
+and ``val`` hold complete files only. ``imagenet100.json`` is written last.
 """
 
 import contextlib
@@ -22,28 +23,42 @@ import numpy as np
 from search_spaces.errors import RequestError
 from trainables.data.sources.encoded import EncodedData, Part
 from trainables.data.sources.parquet import ParquetPart
-from trainables.data.subset.file_list import SPLITS, Row, from_csv, row_of, to_csv, whole_rows
+from trainables.data.subset.file_list import SPLITS, Row, complete_rows, from_csv, row_of, to_csv
 from trainables.data.subset.record import SubsetRecord, SubsetRequest
 from trainables.data.subset.selection import DRAWING, Selection
 from trainables.storage.documents import parsed
 
 RECORD, FILES, CLASSES, BUILDING = "imagenet100.json", "files.csv", "classes.txt", ".building"
-# Of the disk's room: a file takes whole blocks.
+# Block size of the disk, added to the size of each file.
 BLOCK = 4096
 
 
 class Progress(Protocol):
-    """Told what is about to be copied, and of each image that was."""
+    """Receives the progress of a copy."""
 
     def begin(self, images: int, size: int, kept: int) -> None:
-        """So many images of together so many bytes will be written; others are there already."""
+        """Called before the copy starts.
+
+        Args:
+            images: number of images to write.
+            size: their size in bytes.
+            kept: number of images that exist already.
+        """
         ...
 
-    def copied(self, size: int) -> None: ...
+    def copied(self, size: int) -> None:
+        """Called after each copied image, with its size in bytes."""
+        ...
 
 
-class Built(NamedTuple):
-    """The subset's record, and how many images were written and found there."""
+class BuildResult(NamedTuple):
+    """The result of ``build``.
+
+    Attributes:
+        subset: the record of the subset.
+        written: number of images that were written.
+        kept: number of images that existed already.
+    """
 
     subset: SubsetRecord
     written: int
@@ -69,22 +84,28 @@ def build(
     about: Mapping[str, str],
     workers: int,
     progress: Progress,
-) -> Built:
-    """Make ``out`` the selection: ``train/<class>/<file>``, ``val/<class>/<file>``, bytes unchanged, and the three lists.
+) -> BuildResult:
+    """Copy the selection to ``out``.
 
-    ``about`` is what else the record holds: ``source`` (the kind of set) and ``version`` (of this program). Nothing is
-    written where nothing is missing.
+    It writes ``train/<class>/<file>`` and ``val/<class>/<file>`` with unchanged bytes, and the
+    files ``classes.txt``, ``files.csv`` and ``imagenet100.json``. It writes nothing if the subset
+    is complete.
+
+    Args:
+        about: further fields of the record: ``source`` (the kind of set) and ``version`` (of this
+            program).
 
     Raises:
-        RequestError: ``out`` holds something else or another run is at it, the disk has too little room, a listed file
-            has other content, a name is no path below a class.
-        OSError: an image cannot be read, or a file not written.
+        RequestError: ``out`` holds other files or another run is writing it, the disk has too
+            little free space, a listed file has other content, or a name is not a path below a
+            class.
+        OSError: An image cannot be read, or a file cannot be written.
     """
     images = {image.path: image for image in _images(data, selection)}
     request = _request(selection, list(images))
     expected = {row.path: row for row in selection.expected.values()}
-    finished = _check(out, request, images)
-    known = from_csv(out / FILES) if finished else whole_rows(_text(out / BUILDING / FILES))
+    finished = _check_folder(out, request, images)
+    known = from_csv(out / FILES) if finished else complete_rows(_text(out / BUILDING / FILES))
     if finished:
         expected = {row.path: row for row in known} | expected
     kept = {
@@ -92,26 +113,25 @@ def build(
     }
     todo = [image for path, image in images.items() if path not in kept]
     if finished and not todo:
-        shutil.rmtree(
-            out / BUILDING, ignore_errors=True
-        )  # of a run that was stopped at its last step
-        return Built(finished, 0, len(kept))
+        # A run that was interrupted at its last step leaves the folder behind.
+        shutil.rmtree(out / BUILDING, ignore_errors=True)
+        return BuildResult(finished, 0, len(kept))
     size = sum(int(image.part.sizes[image.index]) for image in todo)
-    _check_room(out, size, len(todo))
+    _check_disk_space(out, size, len(todo))
     progress.begin(len(todo), size, len(kept))
-    with _underway(out, request) as building:
+    with _building_folder(out, request) as building:
         rows = list(kept.values())
         _write(building / FILES, to_csv(rows, head=False))
-        with contextlib.closing(_copies(todo, out, building, expected, workers)) as copies:
+        with contextlib.closing(_copy_images(todo, out, building, expected, workers)) as copies:
             for row in copies:
                 rows.append(row)
                 progress.copied(row.bytes)
         record = _finish(out, selection, request, about, rows)
-    return Built(record, len(todo), len(kept))
+    return BuildResult(record, len(todo), len(kept))
 
 
 def _images(data: EncodedData, selection: Selection) -> Iterator[_Image]:
-    """The images in the order in which they lie, so that what holds many is read once."""
+    """Yield the images in storage order, so that each row group of a shard is read once."""
     for split, part in zip(SPLITS, (data.train, data.val), strict=True):
         chosen = selection.chosen[split]
         if isinstance(part, ParquetPart):
@@ -121,7 +141,8 @@ def _images(data: EncodedData, selection: Selection) -> Iterator[_Image]:
             steps = name.split("/")
             if len(steps) < 2 or {"", ".", ".."} & set(steps) or not name.isprintable():
                 raise RequestError(
-                    f"image {name!r} of the source has no name that can be a file below its class: rename it"
+                    f"image {name!r} of the source: "
+                    "expected the path of a file below its class, rename it"
                 )
             yield _Image(split, name, part, index)
 
@@ -138,8 +159,14 @@ def _request(selection: Selection, paths: list[str]) -> SubsetRequest:
     )
 
 
-def _check(out: Path, request: SubsetRequest, images: dict[str, _Image]) -> SubsetRecord | None:
-    """The record of a finished set; refuses a folder that holds anything else than a part of what was asked for."""
+def _check_folder(
+    out: Path, request: SubsetRequest, images: dict[str, _Image]
+) -> SubsetRecord | None:
+    """Return the record of a complete subset, or None if ``out`` is new or incomplete.
+
+    Raises:
+        RequestError: ``out`` holds anything other than a part of the requested subset.
+    """
     if not out.exists() or (
         out.is_dir()
         and not set(os.listdir(out)) - {BUILDING}
@@ -147,43 +174,47 @@ def _check(out: Path, request: SubsetRequest, images: dict[str, _Image]) -> Subs
     ):
         return None
     try:
-        finished, there = _read_record(out)
+        finished, written = _read_record(out)
     except (OSError, ValueError) as error:
         raise RequestError(
-            f"{str(out)!r} holds other files: give --out an empty folder or a new one"
+            f"{str(out)!r} holds other files: pass an empty or new folder as --out"
         ) from error
-    for key, wanted in asdict(request).items():
-        was = getattr(there, key)
-        if was != wanted:
-            differ = (
-                "images of other names" if key == "names_sha256" else f"{key} {was}, not {wanted}"
+    for key, expected in asdict(request).items():
+        actual = getattr(written, key)
+        if actual != expected:
+            difference = (
+                "different image names"
+                if key == "names_sha256"
+                else f"expected {key} {expected}, got {actual}"
             )
             raise RequestError(
-                f"{str(out)!r} holds another set ({differ}): give another --out, or what it was made with"
+                f"{str(out)!r} holds a different set ({difference}): "
+                "pass another --out, or the options that it was created with"
             )
-    found = (
-        (Path(folder) / file).relative_to(out)
-        for split in SPLITS
-        for folder, _, files in os.walk(out / split)
-        for file in files
-    )
-    strange = sorted(path.as_posix() for path in found if path.as_posix() not in images)
-    if strange:
+    unexpected: list[str] = []
+    for split in SPLITS:
+        for folder, _, files in os.walk(out / split):
+            paths = ((Path(folder) / file).relative_to(out).as_posix() for file in files)
+            unexpected += [path for path in paths if path not in images]
+    if unexpected:
         raise RequestError(
-            f"{len(strange)} of the files in {str(out)!r} are not of the set ({strange[0]!r} first): remove them"
+            f"{len(unexpected)} of the files in {str(out)!r} are not part of the set "
+            f"(for example {min(unexpected)!r}): remove them"
         )
     if finished and hashlib.sha256((out / FILES).read_bytes()).hexdigest() != finished.files_sha256:
         raise RequestError(
-            f"{str(out / FILES)!r} was changed since it was written: put it back, or give another --out"
+            f"{str(out / FILES)!r} was changed after it was written: "
+            "restore it, or pass another --out"
         )
     return finished
 
 
 def _read_record(out: Path) -> tuple[SubsetRecord | None, SubsetRequest]:
-    """The record of a finished set, None where one is under way; and what was asked for.
+    """Return the record of a complete subset, or None if it is incomplete, and the request.
 
     Raises:
-        OSError: there is neither. DocumentError: it is damaged.
+        OSError: Neither document exists.
+        DocumentError: The document is damaged.
     """
     if (out / RECORD).is_file():
         record = SubsetRecord.from_json(parsed((out / RECORD).read_bytes()))
@@ -191,42 +222,50 @@ def _read_record(out: Path) -> tuple[SubsetRecord | None, SubsetRequest]:
     return None, SubsetRequest.from_json(parsed((out / BUILDING / RECORD).read_bytes()))
 
 
-def _check_room(out: Path, size: int, count: int) -> None:
-    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
-    need, free = size + count * BLOCK, shutil.disk_usage(there).free
-    if need > free:
-        wanted = f"{count} images need about {need / 1e9:.2f} GB"
+def _check_disk_space(out: Path, size: int, count: int) -> None:
+    folder = out.absolute()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    needed, free = size + count * BLOCK, shutil.disk_usage(existing).free
+    if needed > free:
         raise RequestError(
-            f"{wanted} and the disk of {str(out)!r} has {free / 1e9:.2f} GB free: make room or give another --out"
+            f"not enough disk space: {count} images need about {needed / 1e9:.2f} GB and the disk "
+            f"of {str(out)!r} has {free / 1e9:.2f} GB free: free some, or pass another --out"
         )
 
 
 @contextlib.contextmanager
-def _underway(out: Path, request: SubsetRequest) -> Iterator[Path]:
-    """The folder of what is not yet done, held by this process alone; gone after a good end."""
+def _building_folder(out: Path, request: SubsetRequest) -> Iterator[Path]:
+    """Create and lock ``.building``, and remove it after success.
+
+    Raises:
+        RequestError: The folder cannot be created, or another run holds the lock.
+    """
     building = out / BUILDING
     try:
         building.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise RequestError(
-            f"{str(out)!r} cannot be made ({error.strerror}): give another --out"
+            f"{str(out)!r} cannot be created ({error.strerror}): pass another --out"
         ) from error
     with (building / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RequestError(
-                f"another run is writing {str(out)!r}: wait for it, or stop it"
+                f"another run is writing {str(out)!r}: wait until it ends, or stop it"
             ) from error
         _write(building / RECORD, json.dumps(request.to_json()))
         yield building
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _copies(
+def _copy_images(
     todo: list[_Image], out: Path, building: Path, expected: dict[str, Row], workers: int
 ) -> Generator[Row]:
-    """Copy with threads (it is reading, hashing and writing, none of which holds the interpreter), in order."""
+    """Copy the images with threads and yield their rows in order.
+
+    Reading, hashing and writing all release the interpreter lock.
+    """
     lock = threading.Lock()
 
     def copy(image: _Image) -> Row:
@@ -234,12 +273,13 @@ def _copies(
         row = row_of(image.split, image.name, data)
         if expected.get(image.path, row) != row:
             raise RequestError(
-                f"{image.part.place(image.index)!r} is not the listed {image.path!r} (its SHA-256 differs): another ImageNet?"
+                f"{image.part.place(image.index)!r} is not the listed {image.path!r} "
+                "(its SHA-256 differs): pass the set that the list was made from"
             )
-        target, half = out / image.path, building / f"{image.split}-{image.index}"
-        half.write_bytes(data)
+        target, partial = out / image.path, building / f"{image.split}-{image.index}"
+        partial.write_bytes(data)
         target.parent.mkdir(parents=True, exist_ok=True)
-        half.replace(target)
+        partial.replace(target)
         with lock:
             journal.write(to_csv([row], head=False))
             journal.flush()
@@ -279,9 +319,9 @@ def _finish(
 
 
 def _write(file: Path, text: str) -> None:
-    half = file.with_name(f".{file.name}.half")
-    half.write_text(text, encoding="utf-8")
-    half.replace(file)
+    partial = file.with_name(f".{file.name}.half")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
 
 
 def _text(file: Path) -> str:

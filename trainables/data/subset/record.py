@@ -1,6 +1,6 @@
-"""The document of a subset as a value with types: ``imagenet100.json``.
+"""The document ``imagenet100.json`` of a subset as a typed object.
 
-The copy writes it, and reads what an earlier run wrote. It is checked once, in ``from_json``.
+``build`` writes it and reads the one of an earlier run. ``from_json`` validates it.
 """
 
 from dataclasses import asdict, dataclass
@@ -12,11 +12,11 @@ from trainables.storage.documents import fields_of, typed
 
 @dataclass(frozen=True)
 class SubsetRequest(Drawn):
-    """Which images a subset has: the document in ``.building`` until all of them are copied.
+    """The images of a subset; the document in ``.building`` until all of them are copied.
 
     Attributes:
-        classes, train, val: how many there are.
-        names_sha256: digest of the images' sorted paths.
+        classes, train, val: number of classes, training images and validation images.
+        names_sha256: digest of the sorted paths of the images.
     """
 
     classes: int
@@ -29,9 +29,10 @@ class SubsetRequest(Drawn):
 
     @classmethod
     def from_json(cls, document: object) -> "SubsetRequest":
-        """
+        """Validate a decoded document.
+
         Raises:
-            DocumentError: a field is missing or of another type.
+            DocumentError: A field is missing or has the wrong type.
         """
         optional = {"seed": None, "images_per_class": None}
         return typed(cls, optional | fields_of(document))
@@ -39,12 +40,14 @@ class SubsetRequest(Drawn):
 
 @dataclass(frozen=True)
 class SubsetRecord:
-    """What ``imagenet100.json`` of a whole subset holds.
+    """The content of ``imagenet100.json`` of a complete subset.
 
     Attributes:
-        source: the kind of set that it was copied from; version: of the program that copied it.
-        drawing: how a seed decides the images; None for a list.
-        bytes: of all images.
+        request: the images of the subset.
+        source: the kind of set that the images were copied from.
+        version: version of the program that copied them.
+        drawing: how a seed determines the images; None for a list.
+        bytes: size of all images.
         files_sha256: digest of ``files.csv``.
     """
 
@@ -68,9 +71,10 @@ class SubsetRecord:
 
     @classmethod
     def from_json(cls, document: object) -> "SubsetRecord":
-        """
+        """Validate a decoded document.
+
         Raises:
-            DocumentError: a field is missing or of another type.
+            DocumentError: A field is missing or has the wrong type.
         """
         request = SubsetRequest.from_json(document)
         return typed(cls, {"drawing": None, **fields_of(document), "request": request})

@@ -1,4 +1,7 @@
-"""Which images of a set make a subset: drawn as the paper drew ImageNet-100 (section 4.1), or listed."""
+"""Selection of the images of a subset: drawn as ImageNet-100 in the paper (section 4.1), or listed.
+
+Called by ``tinynet data imagenet100``.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -12,11 +15,12 @@ from search_spaces.errors import RequestError
 from trainables.data.sources.encoded import EncodedData, Part
 from trainables.data.subset.file_list import SPLITS, Row, from_csv
 
-VERSION = 1  # bump whenever the same seed draws other images
+VERSION = 1  # bump whenever the same seed draws different images
 DRAWING = (
-    "Of n things in sorted order, those with the smallest of n numbers of numpy's Generator(PCG64(key)).random(n) are kept: "
-    "classes with the key [1, seed, 0], the training images of a class with the key [1, seed, 1, the first 8 bytes of the "
-    "SHA-256 of its name as a big-endian number]; all validation images of the classes."
+    "Of n items in sorted order, those with the smallest of n numbers of numpy's "
+    "Generator(PCG64(key)).random(n) are kept: classes with the key [1, seed, 0], the training "
+    "images of a class with the key [1, seed, 1, the first 8 bytes of the SHA-256 of its name as a "
+    "big-endian number]; all validation images of the classes."
 )
 DrawnFrom = Literal["seed", "classes", "list"]
 DRAWN_FROM: tuple[DrawnFrom, ...] = get_args(DrawnFrom)
@@ -24,7 +28,7 @@ DRAWN_FROM: tuple[DrawnFrom, ...] = get_args(DrawnFrom)
 
 @dataclass(frozen=True)
 class Drawn:
-    """How a subset was chosen: ``seed`` and ``images_per_class`` are None for a list."""
+    """How a subset was selected; ``seed`` and ``images_per_class`` are None for a list."""
 
     drawn_from: DrawnFrom
     seed: int | None
@@ -36,10 +40,10 @@ class Selection:
     """A subset of a set.
 
     Attributes:
-        drawn: how it was chosen.
-        classes: their names, sorted.
-        chosen: indices into the set's ``train`` and ``val``, int64, sorted.
-        expected: what a listed file, by split and name, must turn out to be.
+        drawn: how it was selected.
+        classes: the names of the classes, sorted.
+        chosen: indices into ``train`` and ``val`` of the set, int64, sorted.
+        expected: the row of each listed file by split and name; its content must match.
     """
 
     drawn: Drawn
@@ -51,32 +55,36 @@ class Selection:
 def draw(
     data: EncodedData, seed: int, images_per_class: int, classes: int | Sequence[str]
 ) -> Selection:
-    """So many random classes, or those given, so many random training images of each, and all their validation images.
+    """Draw a number of random classes and training images per class.
 
-    It depends on the seed and the sorted names alone. The images of a class do not depend on the other classes.
+    The subset has all validation images of the classes. It depends on the seed and the sorted names
+    alone, and the images of a class do not depend on the other classes.
+
+    Args:
+        classes: the number of classes to draw, or the names of the classes.
 
     Raises:
-        RequestError: too few classes, or too few training images of a class.
+        RequestError: There are too few classes, or too few training images of a class.
     """
-    there = sorted(data.class_names)
+    available = sorted(data.class_names)
     if isinstance(classes, int):
-        if classes > len(there):
+        if classes > len(available):
             raise RequestError(
-                f"there are {len(there)} classes and {classes} are wanted: pass --num-classes {len(there)} or fewer"
+                f"expected {classes} or more classes, got {len(available)}: "
+                f"pass --num-classes {len(available)} or fewer"
             )
-        names = [there[i] for i in _lowest([VERSION, seed, 0], len(there), classes)]
+        names = [available[i] for i in _lowest([VERSION, seed, 0], len(available), classes)]
     else:
         names = sorted(classes)
     number = {name: i for i, name in enumerate(data.class_names)}
     members = _by_class(data.train, len(number))
     counts = {name: len(members[number[name]]) for name in names}
-    least = min(names, key=lambda name: counts[name])
-    if counts[least] < images_per_class:
-        few = (
-            f"class {least!r} has {counts[least]} training images and {images_per_class} are wanted"
-        )
+    smallest = min(names, key=lambda name: counts[name])
+    if counts[smallest] < images_per_class:
         raise RequestError(
-            f"{few}: pass --images-per-class {counts[least]} or fewer, or --classes with others"
+            f"class {smallest!r}: expected {images_per_class} or more training images, "
+            f"got {counts[smallest]}: pass --images-per-class {counts[smallest]} or fewer, "
+            "or --classes with other classes"
         )
     train = [
         members[number[name]][_lowest(_key(seed, name), counts[name], images_per_class)]
@@ -88,11 +96,13 @@ def draw(
 
 
 def _key(seed: int, name: str) -> list[int]:
+    """Return the key of the random numbers of a class."""
     return [VERSION, seed, 1, int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")]
 
 
 def _lowest(key: list[int], n: int, count: int) -> np.ndarray:
-    # PCG64 by name: numpy may one day give default_rng another generator, and never changes this one's numbers.
+    """Return the sorted indices of the ``count`` smallest of ``n`` random numbers."""
+    # PCG64 is explicit: numpy may change the generator of default_rng, but not the stream of PCG64.
     return np.sort(
         np.argsort(np.random.Generator(np.random.PCG64(key)).random(n), kind="stable")[:count]
     )
@@ -105,10 +115,16 @@ def _by_class(part: Part, classes: int) -> list[np.ndarray]:
 
 
 def class_list(file: Path, known: Sequence[str]) -> list[str]:
-    """The classes that a published list names: the first column of each line; blank lines and ``#`` comments are skipped.
+    """Read a published list of classes.
+
+    A class is the first column of a line. Blank lines and ``#`` comments are skipped.
+
+    Args:
+        known: the classes of the set.
 
     Raises:
-        RequestError: the file cannot be read, names no class, or classes that are not there.
+        RequestError: The file cannot be read, has fewer than two classes, or has classes that are
+            not in the set.
     """
     try:
         lines = [
@@ -117,44 +133,46 @@ def class_list(file: Path, known: Sequence[str]) -> list[str]:
         ]
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"class list {str(file)!r} cannot be read: {error}") from error
-    among = set(known)
-    names = list(
-        dict.fromkeys(
-            line if line in among else line.replace(",", " ").split()[0]
-            for line in lines
-            if line.strip(", ")
-        )
-    )
+    valid = set(known)
+    # The name of a class may itself contain spaces or commas.
+    columns = [
+        line if line in valid else line.replace(",", " ").split()[0]
+        for line in lines
+        if line.strip(", ")
+    ]
+    names = list(dict.fromkeys(columns))
     if len(names) < 2:
         raise RequestError(
-            f"class list {str(file)!r} names {len(names)} class: give two or more, one a line"
+            f"class list {str(file)!r} has {len(names)} class: expected two or more, one per line"
         )
-    strange = [name for name in names if name not in among]
-    if strange:
-        some = ", ".join(map(repr, strange[:5])) + (", ..." if len(strange) > 5 else "")
+    unknown = [name for name in names if name not in valid]
+    if unknown:
+        examples = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         raise RequestError(
-            f"{len(strange)} of {len(names)} classes of {str(file)!r} are not in the images: {some}"
+            f"{len(unknown)} of {len(names)} classes of {str(file)!r} are not in the images: "
+            f"{examples}"
         )
     return names
 
 
-def listed(data: EncodedData, file: Path) -> Selection:
-    """Exactly the files of a ``files.csv``.
+def select_listed(data: EncodedData, file: Path) -> Selection:
+    """Select exactly the files of a ``files.csv``.
 
     Raises:
-        RequestError: it is no such list, or names files that are not there.
+        RequestError: The file is not such a list, or has files that are not in the set.
     """
     rows = from_csv(file)
     chosen = {}
     for split, part in zip(SPLITS, (data.train, data.val), strict=True):
         index = {name: i for i, name in enumerate(part.names)}
-        wanted = [row.name for row in rows if row.split == split]
-        missing = [name for name in wanted if name not in index]
+        names = [row.name for row in rows if row.split == split]
+        missing = [name for name in names if name not in index]
         if missing:
             raise RequestError(
-                f"{len(missing)} {split} images of {str(file)!r} are not there ({missing[0]!r} first): another ImageNet?"
+                f"{len(missing)} {split} images of {str(file)!r} are not in the set "
+                f"(for example {missing[0]!r}): pass the set that the list was made from"
             )
-        chosen[split] = np.sort(np.array([index[name] for name in wanted], dtype=np.int64))
+        chosen[split] = np.sort(np.array([index[name] for name in names], dtype=np.int64))
     return Selection(
         Drawn("list", None, None),
         sorted({row.folder for row in rows}),

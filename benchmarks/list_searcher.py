@@ -1,4 +1,7 @@
-"""A Tune searcher over configurations that are there: the least that gives Tune its trials one by one."""
+"""A minimal Tune searcher that yields given configurations one by one.
+
+``benchmarks.scale_run`` uses it for the bare Tuner.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,13 +9,15 @@ from typing import Any
 from ray.tune.search import Searcher
 
 
-class Listed(Searcher):
+class ListSearcher(Searcher):
+    """Suggests the configurations in their order."""
+
     def __init__(self, configurations: Iterable[dict[str, Any]]) -> None:
         super().__init__()
-        self._left = iter(configurations)
+        self._remaining = iter(configurations)
 
     def suggest(self, trial_id: str) -> Any:
-        return next(self._left, Searcher.FINISHED)
+        return next(self._remaining, Searcher.FINISHED)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

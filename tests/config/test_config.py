@@ -1,4 +1,4 @@
-"""Configurations: presets, files, settings, and one line for every mistake."""
+"""Tests configurations: presets, files, settings, and one-line errors."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_presets_load(preset: str) -> None:
     assert inputs.space.band[1] == 1.05
 
 
-def test_imagenet100_is_the_papers_search() -> None:
+def test_imagenet100_is_the_search_of_the_paper() -> None:
     config = load_config(preset="imagenet100")
     inputs = config.resolve()
     recipe, space = inputs.recipe, inputs.space
@@ -34,7 +34,7 @@ def test_imagenet100_is_the_papers_search() -> None:
     assert config.run.executor == "ray_train"
 
 
-def test_file_then_settings(tmp_path: Path) -> None:
+def test_settings_override_the_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('[search]\ntrials = 7\nseed = 3\n[recipe]\nname = "short"\nepochs = 4\n')
     config = load_config(
@@ -46,7 +46,7 @@ def test_file_then_settings(tmp_path: Path) -> None:
     assert config.url == "elsewhere/mine"
 
 
-def test_another_recipe_starts_anew() -> None:
+def test_a_different_recipe_replaces_all_its_settings() -> None:
     config = load_config(preset="demo", settings=["recipe.epochs=3", 'recipe.name="resnet"'])
     recipe = config.resolve().recipe
     assert (recipe.name, recipe.epochs) == ("resnet", 90)
@@ -58,35 +58,35 @@ def test_another_recipe_starts_anew() -> None:
         ("search.trails=3", "did you mean 'search.trials'"),
         ("serch.trials=3", "did you mean 'search'"),
         ("search.trials=0", "search.trials"),
-        ("search.finals=[1.5]", "1.5 is no budget"),
+        ("search.finals=[1.5]", "1.5 is not a valid budget"),
         ("search.sampler=uniforn", "did you mean 'uniform'"),
         ("search.name=../x", "search.name"),
         ("recipe.epoch=3", "did you mean 'epochs'"),
         ("recipe.epochs=many", "recipe: epochs"),
         ("recipe.name=shrt", "did you mean 'short'"),
-        ("recipe.hflip=2", "hflip must lie in [0, 1]"),
+        ("recipe.hflip=2", "hflip must be in [0, 1]"),
         ("recipe.decay_epochs=0", "decay_epochs must be above 0"),
         ("recipe.batch=50", "micro_batch must divide batch"),
         ("space.name=efficientnet_b1", "did you mean 'efficientnet_b0'"),
         ("space.band=[0.5, 0.1]", "lowest, highest"),
-        ("search.c=0.5", "give both or neither"),
-        ("search.sampler=near", "give both or neither"),
-        ("scaling.workers=2", "needs run.executor"),
+        ("search.c=0.5", "set both or neither"),
+        ("search.sampler=near", "set both or neither"),
+        ("scaling.workers=2", "requires run.executor"),
         ("scaling.cpus=0", "scaling.cpus"),
         ("run.executor=ray", "run.executor"),
         ("no-equals-sign", "section.key=value"),
         ("trials=3", "section.key=value"),
     ],
 )
-def test_one_line_for_every_mistake(setting: str, message: str) -> None:
-    with pytest.raises(RequestError) as refused:
+def test_an_invalid_setting_is_a_one_line_error(setting: str, message: str) -> None:
+    with pytest.raises(RequestError) as caught:
         load_config(preset="demo", settings=[setting])
-    assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="no configuration"):
+def test_missing_and_damaged_files(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="does not exist"):
         load_config(tmp_path / "none.toml")
     with pytest.raises(RequestError, match="--preset demo"):
         load_config("demo")
@@ -102,12 +102,12 @@ def test_storage_urls_keep_their_options() -> None:
     assert config.url == "s3://bucket/searches/demo?region=x"
 
 
-def test_workers_must_share_the_micro_batches() -> None:
+def test_workers_must_divide_the_micro_batches() -> None:
     settings = [
         "run.executor=ray_train",
         "scaling.workers=3",
         "recipe.batch=32",
         "recipe.micro_batch=8",
     ]
-    with pytest.raises(RequestError, match="cannot share the recipe's 4 micro-batches"):
+    with pytest.raises(RequestError, match="does not divide the recipe's 4 micro-batches"):
         load_config(preset="demo", settings=settings)
