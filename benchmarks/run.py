@@ -1,9 +1,12 @@
-"""Measure, write ``benchmarks/results/<name>.json`` and print a table: ``python -m benchmarks.run [NAME...]``.
+"""Run benchmarks, write ``benchmarks/results/<name>.json`` and print a table of the figures.
 
-Without names, about five minutes on two CPU cores, most of them the training of ``overhead``. ``train_speed`` and
-``train_data`` take some ten minutes more, ``search_scale`` and ``formula_fit`` some five, ``demo``, ``setup_time`` and
-``frontier_time`` ten each, ``search_scale_10000`` half an hour: they run when they are named. Targets are printed beside the
-figures as met or missed, and never asserted.
+Called by hand and by the Makefile: ``python -m benchmarks.run [NAME...]``.
+
+Without names it takes about five minutes on two CPU cores, mostly for the training of ``overhead``.
+The other benchmarks run only when they are named: ``train_speed`` and ``train_data`` take about ten
+minutes together, ``search_scale`` and ``formula_fit`` about five, ``demo``, ``setup_time`` and
+``frontier_time`` ten each, ``search_scale_10000`` half an hour. The table marks each target as met
+or missed; a missed target is not an error.
 """
 
 import importlib
@@ -19,13 +22,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks import docs_tables
 from benchmarks.measure import Row
 from tinynet_search.text import table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-NAMES = ("cost", "memory", "startup", "overhead")
-WHEN_NAMED = (
+DEFAULT_NAMES = ("cost", "memory", "startup", "overhead")
+OTHER_NAMES = (
     "train_speed",
     "train_data",
     "search_scale",
@@ -40,22 +44,24 @@ PACKAGES = ("torch", "ray", "timm", "numpy", "mlflow")
 
 
 def main(names: Sequence[str]) -> int:
-    """Run the named benchmarks; exit code 2 where one is unknown."""
-    known = (*NAMES, *WHEN_NAMED)
+    """Run the named benchmarks, or the default ones; return 2 if a name is unknown."""
+    known = (*DEFAULT_NAMES, *OTHER_NAMES)
     unknown = [name for name in names if name not in known]
     if unknown:
-        print(f"no benchmark {unknown[0]!r}: there are {', '.join(known)}", file=sys.stderr)
+        expected = ", ".join(known)
+        print(f"unknown benchmark {unknown[0]!r}; expected one of {expected}", file=sys.stderr)
         return 2
-    for name in names or NAMES:
-        record = measured(name)
+    for name in names or DEFAULT_NAMES:
+        record = measure(name)
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        print(shown(record), end="\n\n", flush=True)
+        print(formatted(record), end="\n\n", flush=True)
+    docs_tables.write()
     return 0
 
 
-def measured(name: str) -> dict[str, Any]:
-    """One benchmark's figures, with when, where and on what they were measured."""
+def measure(name: str) -> dict[str, Any]:
+    """Run one benchmark; return its figures with the date, commit, hardware and versions."""
     load, started = os.getloadavg()[0], time.perf_counter()
     date = datetime.now(UTC).isoformat(timespec="seconds")
     module = importlib.import_module(f"benchmarks.{name}")
@@ -65,7 +71,8 @@ def measured(name: str) -> dict[str, Any]:
         "about": (module.__doc__ or "").split("\n", 1)[0],
         "date": date,
         "commit": commit(),
-        # Of the last minute, before and after: above a benchmark's own processes others were at work.
+        # Load averages of the last minute, before and after. A load above the number of the
+        # benchmark's own processes means that other processes were running.
         "hardware": hardware() | {"load": [round(load, 2), round(os.getloadavg()[0], 2)]},
         "versions": {"python": platform.python_version()}
         | {package: metadata.version(package) for package in PACKAGES},
@@ -74,19 +81,22 @@ def measured(name: str) -> dict[str, Any]:
     }
 
 
-def shown(record: dict[str, Any]) -> str:
+def formatted(record: dict[str, Any]) -> str:
     machine = record["hardware"]
     rows = [
         (f["name"], f"{f['value']:,.4g}", f["unit"], f["target"], f["verdict"])
         for f in record["figures"]
     ]
-    place = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']:g} GB, load {machine['load'][0]:g} before"
-    head = f"{record['benchmark']}: {record['about']}\n{record['date']}, commit {record['commit']}, {place}"
+    head = (
+        f"{record['benchmark']}: {record['about']}\n"
+        f"{record['date']}, commit {record['commit']}, {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['memory_gb']:g} GB, load {machine['load'][0]:g} before"
+    )
     return f"{head}\n\n{table(('', 'measured', '', 'target', ''), rows)}"
 
 
 def hardware() -> dict[str, Any]:
-    """The CPU's model, the cores this process may use, and the machine's memory."""
+    """The CPU model, the number of cores available to this process, and the memory in GB."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -100,12 +110,12 @@ def hardware() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit, with ``-dirty`` where files differ from it; results themselves do not count."""
-    head, changes = (
-        _git("rev-parse", "--short=12", "HEAD"),
-        _git("status", "--porcelain", "--", ".", ":!benchmarks/results"),
-    )
-    return "unknown" if head is None else f"{head}-dirty" if changes else head
+    """The commit, with ``-dirty`` if files other than ``benchmarks/results`` differ from it."""
+    head = _git("rev-parse", "--short=12", "HEAD")
+    if head is None:
+        return "unknown"
+    changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    return f"{head}-dirty" if changes else head
 
 
 def _git(*arguments: str) -> str | None:
