@@ -37,8 +37,9 @@ def main() -> int:
             check=True,
         )
         draw(SearchStore(str(Path(folder) / "searches" / "demo")), TARGET)
-        # The temporary folder is not part of the output of a run in a checkout.
+        # As in a checkout, without the paths of this machine.
         output = completed.stdout.replace(f"{Path(folder).resolve()}/", "")
+        output = output.replace(f"{Path(sys.executable).parent}/", ".venv/bin/")
     record = {
         "benchmark": "demo_output",
         "about": f"What tinynet {' '.join(COMMAND)} prints.",
