@@ -111,6 +111,11 @@ def test_quick_start_in_an_empty_environment(wheel: Path, tmp_path: Path) -> Non
 def test_the_version_is_written_once() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["dynamic"] == ["version"]
+    for page in ("README.md", "docs/quick-start.md"):
+        wheels = re.findall(
+            r"tinynet_search-([\d.]+)-py3", (ROOT / page).read_text(encoding="utf-8")
+        )
+        assert set(wheels) == {__version__}, page
     assert "version:" not in (ROOT / "CITATION.cff").read_text(encoding="utf-8").replace(
         "cff-version:", ""
     )
