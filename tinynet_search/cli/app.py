@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tinynet_search.version import __version__
+
 ABOUT = "Suggest a network for any FLOPs budget, search for better ones, train and export them."
 
 
@@ -33,6 +35,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"tinynet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Define the options of ``tinynet`` itself."""
+
 
 SPACES = "efficientnet_b0, resnet50, ghostnet_a, ..., or module:attribute"
 

@@ -25,7 +25,6 @@ from tinynet_search.cli import (  # noqa: F401
 )
 from tinynet_search.cli.app import app
 from tinynet_search.errors import JobError, TrackingError, explain_missing_modules
-from tinynet_search.version import __version__
 from trainables.storage.folder import StorageError
 
 
@@ -40,9 +39,6 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command in this process and return its exit code."""
-    if arguments == ["--version"]:
-        print(f"tinynet {__version__}")
-        return 0
     try:
         with explain_missing_modules():
             code = (
