@@ -69,7 +69,7 @@ def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|-" * len(heads) + "|", *lines[1:]])
 
 
-KILL_HEADS = (
+KILL_HEADERS = (
     "killed process",
     "moment",
     "kills",
@@ -82,14 +82,19 @@ KILL_HEADS = (
 
 
 def kill_table(results: Path) -> str:
-    """Return one row per process and choice of moment, summed over scenarios, and the total."""
+    """Return the kill table as Markdown."""
     record = _read(results, "chaos")
+    rows = kill_rows(record["scenarios"])
+    return f"{_markdown(KILL_HEADERS, rows)}\n\n{_measured(record, 'make test-chaos')}"
+
+
+def kill_rows(scenarios: Sequence[Record]) -> list[tuple[str, ...]]:
+    """Return one row per process and choice of moment, summed over scenarios, and the total."""
     groups: dict[tuple[str, str], list[Record]] = {}
-    for scenario in record["scenarios"]:
+    for scenario in scenarios:
         groups.setdefault(_kill_group(scenario), []).append(scenario)
-    rows = [(*group, *_kill_sums(scenarios)) for group, scenarios in groups.items()]
-    rows.append(("all", "", *_kill_sums(record["scenarios"])))
-    return f"{_markdown(KILL_HEADS, rows)}\n\n{_measured(record, 'make test-chaos')}"
+    rows = [(*group, *_kill_sums(members)) for group, members in groups.items()]
+    return [*rows, ("all", "", *_kill_sums(scenarios))]
 
 
 def _kill_group(scenario: Record) -> tuple[str, str]:

@@ -4,26 +4,15 @@ The chaos suite prints it and writes it as JSON.
 """
 
 import json
-from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.docs_tables import KILL_HEADERS, kill_rows
 from benchmarks.run import RESULTS, commit, hardware
 from tests.chaos.scenarios import Scenario
 from tinynet_search.text import table
-
-HEADERS = (
-    "killed process",
-    "moment",
-    "kills",
-    "runs of the command",
-    "equal results",
-    "epochs in MLflow",
-    "epochs repeated",
-    "seconds lost",
-)
 
 
 @dataclass(frozen=True)
@@ -81,26 +70,4 @@ def write(
 
 def kill_table(rows: list[Row]) -> str:
     """One line per killed process and choice of moment, summed over scenarios, and the total."""
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[_group(row)].append(row)
-    lines = [(*key, *_sums(group)) for key, group in groups.items()]
-    return table(HEADERS, [*lines, ("all", "", *_sums(rows))])
-
-
-def _group(row: Row) -> tuple[str, str]:
-    victims = list(dict.fromkeys(kill.victim for kill in row.scenario.kills))
-    moment = "named point" if row.scenario.kills[0].point else "random"
-    return f"{' and '.join(victims)} ({row.scenario.executor})", moment
-
-
-def _sums(rows: list[Row]) -> tuple[str, ...]:
-    counts = (
-        sum(getattr(row, name) for row in rows)
-        for name in ("kills", "launches", "results", "epochs")
-    )
-    return (
-        *map(str, counts),
-        f"{sum(row.redone for row in rows):.1f}",
-        f"{sum(row.seconds for row in rows):.0f}",
-    )
+    return table(KILL_HEADERS, kill_rows(record(rows, [], 0.0)["scenarios"]))
