@@ -228,7 +228,8 @@ def validate_recipe(recipe: Recipe) -> Recipe:
     rules = {
         "epochs must be an integer from 1 to 100000": 1 <= recipe.epochs <= 100_000,
         f"batch must be at most {MAX_BATCH}": recipe.batch <= MAX_BATCH,
-        "micro_batch must divide batch": recipe.batch >= recipe.micro_batch >= 2
+        f"micro_batch must divide batch, got batch = {recipe.batch} and micro_batch = "
+        f"{recipe.micro_batch}: set both": recipe.batch >= recipe.micro_batch >= 2
         and recipe.batch % recipe.micro_batch == 0,
         "lr must be above 0, warmup_lr, warmup_epochs and weight_decay at least 0": recipe.lr > 0
         and min(recipe.warmup_lr, recipe.warmup_epochs, recipe.weight_decay) >= 0,

@@ -37,10 +37,15 @@ def preview_text(preview: Preview) -> str:
         return "\n".join([*lines, adaptive_line(preview)])
     head = ("id", "r", "d", "w", "pixels", "FLOPs", "c", "params", "training", "")
     rows = [
-        (*figures(row), f"{row.training_macs / 1e12:.2f}T", "done" if row.done else "")
+        (*figures(row), _operations(row.training_macs), "done" if row.done else "")
         for row in preview.candidates
     ]
     return "\n".join([*lines, table(head, rows), "", *cost_lines(preview)])
+
+
+def _operations(macs: float, digits: int = 2) -> str:
+    """``1.23T`` multiply-adds, and below a tenth of that unit ``12.30G``."""
+    return f"{macs / 1e12:.{digits}f}T" if macs >= 1e11 else f"{macs / 1e9:.{digits}f}G"
 
 
 def adaptive_line(preview: Preview) -> str:
@@ -64,7 +69,7 @@ def cost_lines(preview: Preview) -> list[str]:
     """The remaining trials, their multiply-adds and their storage."""
     left = sum(not row.done for row in preview.candidates)
     lines = [
-        f"{left} of {preview.trials} to train: {preview.training_macs_left / 1e12:.1f}T "
+        f"{left} of {preview.trials} to train: {_operations(preview.training_macs_left, 1)} "
         "multiply-adds of training (three forward passes per image and epoch, "
         "two evaluations per epoch)"
     ]
