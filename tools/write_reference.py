@@ -161,31 +161,13 @@ def _require_description(key: str, description: str | None) -> str:
     return description
 
 
-def _attribute_docs(doc: str) -> dict[str, str]:
-    """Parse ``Attributes:`` of a Google-style docstring; ``a, b: text`` describes both."""
-    _, _, section = doc.partition("Attributes:\n")
-    meanings: dict[str, str] = {}
-    names: list[str] = []
-    for line in section.splitlines():
-        entry = re.match(r"    (\w+(?:, \w+)*): (.*)", line)
-        if entry:
-            names = entry.group(1).split(", ")
-            meanings |= dict.fromkeys(names, entry.group(2))
-        elif line.startswith("        "):
-            meanings |= {name: f"{meanings[name]} {line.strip()}" for name in names}
-        elif line.strip():
-            break
-    return {name: _plain(text) for name, text in meanings.items()}
-
-
 def _recipe_parts(section: FieldInfo) -> list[str]:
-    meanings = _attribute_docs(inspect.getdoc(Recipe) or "")
     rows = [
         (
             f"`{field.name}`",
             _type(field.type),
             "the recipe's" if field.default is MISSING else _toml(field.default),
-            DESCRIPTIONS.get(f"recipe.{field.name}") or meanings[field.name],
+            DESCRIPTIONS[f"recipe.{field.name}"],
         )
         for field in fields(Recipe)
         if field.name != "name"
@@ -245,11 +227,6 @@ def _value(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(_value, value))}]"
     return f'"{value}"' if isinstance(value, str) else f"{value}"
-
-
-def _plain(text: str) -> str:
-    """Convert text of a docstring to Markdown: single backticks, one line."""
-    return " ".join(text.replace("``", "`").split())
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
