@@ -36,7 +36,7 @@ SUBPACKAGES = {
         *["calibration", "executors"],
     ],
     "tinynet_search": [
-        *["errors", "text", "version", "signals", "store"],
+        *["errors", "text", "version", "owner", "signals", "store"],
         *["mlflow_client", "export"],
         *["formula", "config", "plan"],
         *["cluster", "callbacks", "tracking", "search", "train"],

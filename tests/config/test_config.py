@@ -111,3 +111,18 @@ def test_workers_must_divide_the_micro_batches() -> None:
     ]
     with pytest.raises(RequestError, match="does not divide the recipe's 4 micro-batches"):
         load_config(preset="demo", settings=settings)
+
+
+def test_owner_is_the_setting_the_environment_or_the_login_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert load_config(preset="demo", settings=["search.owner=ada"]).owner == "ada"
+    monkeypatch.setenv("TINYNET_OWNER", "grace@example.org")
+    assert load_config(preset="demo").owner == "grace@example.org"
+    monkeypatch.setenv("TINYNET_OWNER", "DOMAIN\\grace hopper")
+    assert load_config(preset="demo").owner == "DOMAIN_grace_hopper"
+    monkeypatch.delenv("TINYNET_OWNER")
+    monkeypatch.setenv("LOGNAME", "login")
+    assert load_config(preset="demo").owner == "login"
+    with pytest.raises(RequestError, match=r"search\.owner.*expected at most 64 letters"):
+        load_config(preset="demo", settings=["search.owner=a b"])

@@ -84,7 +84,7 @@ def test_space_named_in_a_file_is_not_imported(
     config = tiny_config(tmp_path)
     plan = load_or_create_plan(store, config.resolve())
     spec = grow(plan, store, 6, 2)[0].spec
-    content = TrainJob("job", "tinynet_e", spec, 96, 48, 1_700_000_000).to_json()
+    content = TrainJob("job", "me", "tinynet_e", spec, 96, 48, ["a", "b"], 1_700_000_000).to_json()
     job.write_json("job.json", {**content, "trial": {**content["trial"], "space": custom}})
     final = {
         "run": spec.run,

@@ -122,7 +122,8 @@ class Workspace:
         self.store.write_json("frontier.json", [{**row, **figures}])
         self.job = SearchStore(str(storage / "job"))
         self.job.write_json(
-            "job.json", TrainJob("job", "tinynet_e", spec, 96, 48, 1_700_000_000).to_json()
+            "job.json",
+            TrainJob("job", "me", "tinynet_e", spec, 96, 48, ["a", "b"], 1_700_000_000).to_json(),
         )
         holder = Holder(
             **{

@@ -64,6 +64,8 @@ def _changed(file: Path, path: list[Any], value: Any) -> bytes:
 CASES: list[tuple[str, list[Any], Any]] = [
     ("plan.json", ["schema"], 7),
     ("plan.json", ["ranks"], KeyError),
+    ("plan.json", ["owner"], "a b"),
+    ("plan.json", ["data", "class_names"], ["one"]),
     ("plan.json", ["data", "fingerprint"], KeyError),
     ("plan.json", ["data", "settings"], None),
     ("plan.json", ["recipe", "epochs"], "x"),

@@ -27,6 +27,8 @@ SQLALCHEMY = (
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
+OWNER = "me"
+CLASS_NAMES = [str(number) for number in range(10)]
 CREATED = 1_760_000_000
 EPOCH_METRICS = {
     "top1",
@@ -83,6 +85,7 @@ class Search:
         document = {
             "schema": 1,
             "search": name,
+            "owner": OWNER,
             "space": {
                 "name": space,
                 "version": loaded_space.version,
@@ -97,6 +100,7 @@ class Search:
                 "fingerprint": "petals-1",
                 "train": 400,
                 "val": 100,
+                "class_names": CLASS_NAMES,
             },
             "seed": 0,
             "frontier": {"fraction": 0.2, "minimum": 6},

@@ -365,7 +365,7 @@ def test_run_of_a_job_follows_the_directory(storage: Path, uri: str, restarted: 
     name = f"job-{restarted}"
     search = Search(storage, name, trials=1)
     (candidate,) = search.candidates
-    job = TrainJob(name, "a-network", candidate.spec, 400, 100, CREATED)
+    job = TrainJob(name, "me", "a-network", candidate.spec, 400, 100, ["a", "b"], CREATED)
     publisher = JobPublisher(search.store, [job], uri, warn=pytest.fail)
 
     def sync() -> MlflowJob:

@@ -6,6 +6,7 @@ and epochs may grow); ``[run] [scaling] [execution] [storage] [tracking]`` set w
 runs and may change between runs.
 """
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -30,6 +31,7 @@ from tinynet_search.config.sections import (
     TrackingSection,
 )
 from tinynet_search.errors import one_line
+from tinynet_search.owner import OWNER, default_owner
 from trainables.data import absolute_folders
 from trainables.execution import Execution
 from trainables.recipe import Recipe, get_recipe, validate_recipe
@@ -76,6 +78,7 @@ class Config(BaseModel):
             raise unknown("sampler", search.sampler, (*SAMPLERS, *ADAPTIVE))
         return PlanInputs(
             name=str(search.name),
+            owner=self.owner,
             url=self.url,
             space=space,
             space_name=section.name if ":" in section.name else space.name,
@@ -87,6 +90,17 @@ class Config(BaseModel):
     def data_settings(self) -> Settings:
         """The ``[data]`` settings with absolute paths."""
         return absolute_folders(self.data.model_dump())
+
+    @property
+    def owner(self) -> str:
+        """The owner of the search or job: ``search.owner``, or the default of this process.
+
+        Characters that are not valid in an owner become ``_``.
+        """
+        if self.search.owner is not None:
+            return self.search.owner
+        name = re.sub(r"[^A-Za-z0-9_.@+-]", "_", default_owner())[:64]
+        return name if re.fullmatch(OWNER, name) else f"_{name}"[:64]
 
     @property
     def url(self) -> str:
@@ -105,13 +119,14 @@ class PlanInputs:
     """The inputs of a plan, resolved once from a configuration.
 
     Attributes:
-        name: of the search; url: of its directory.
+        name, owner: of the search; url: of its directory.
         space: with the ranges and band of the configuration.
         space_name: the argument of ``get_space``.
         data: ``[data]`` settings with absolute paths.
     """
 
     name: str
+    owner: str
     url: str
     space: SearchSpace
     space_name: str

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from search_spaces.errors import unknown
 from search_spaces.space import RDW_LIMITS
 from tinynet_search.formula.baselines import RULES
+from tinynet_search.owner import OWNER
 from tinynet_search.text import seconds
 from trainables.execution import Switch
 
@@ -63,6 +64,13 @@ class SearchSection(Section):
             "of the preset."
         ),
     )
+    owner: str | None = Field(
+        default=None,
+        description=(
+            "Owner of the search in MLflow, jobs and metrics; by default `TINYNET_OWNER`, or the "
+            "login name."
+        ),
+    )
     trials: int = Field(default=100, ge=1, le=100_000, description="Number of trials.")
     seed: int = Field(
         default=0, ge=0, lt=2**31, description="Seed of the candidates and of every training."
@@ -110,6 +118,13 @@ class SearchSection(Section):
             raise ValueError(
                 "expected letters, digits and . _ - (the default is the name of the file)"
             )
+        return value
+
+    @field_validator("owner")
+    @classmethod
+    def _valid_owner(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(OWNER, value):
+            raise ValueError("expected at most 64 letters, digits and . _ @ + -")
         return value
 
     @field_validator("compare", mode="before")

@@ -40,6 +40,7 @@ def make_plan(inputs: PlanInputs) -> Plan:
         return Plan(
             version=SCHEMA,
             search=inputs.name,
+            owner=inputs.owner,
             space=PlannedSpace(
                 name=inputs.space_name,
                 version=space.version,
@@ -56,6 +57,7 @@ def make_plan(inputs: PlanInputs) -> Plan:
                 fingerprint=data.fingerprint,
                 train=data.train_size,
                 val=data.val_size,
+                class_names=list(data.class_names),
                 largest_pixels=data.largest_pixels or None,
             ),
             seed=search.seed,
@@ -137,8 +139,8 @@ def _format(value: FieldValue) -> str:
 def _decisive_fields(plan: Plan) -> dict[str, FieldValue]:
     """The fields of a plan that must not change, by dotted name.
 
-    These are all fields except the number of epochs, the name of the recipe, the path of the data,
-    and dates.
+    These are all fields except the owner, the number of epochs, the name of the recipe, the path
+    and the class names of the data (its fingerprint covers them), and dates.
     """
     space, sampler, frontier = plan.space, plan.sampler, plan.frontier
     return {

@@ -14,7 +14,6 @@ While the file ``lease/<n>.stop`` exists, trials of that driver write a checkpoi
 """
 
 import contextlib
-import getpass
 import json
 import os
 import re
@@ -31,6 +30,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 
 from search_spaces import RequestError
 from tinynet_search.errors import one_line
+from tinynet_search.owner import login_name
 from trainables.storage.documents import MAX_TIMESTAMP, parsed, reason
 from trainables.storage.folder import Folder, child_url
 
@@ -260,7 +260,7 @@ class Lease:
             number,
             owner,
             self._work,
-            _user(),
+            login_name(),
             socket.gethostname(),
             _machine_id(),
             pid,
@@ -318,13 +318,6 @@ def _holder(data: bytes, number: int) -> Holder:
     if holder.number != number:
         raise ValueError(f"number: expected {number}, got {holder.number}")
     return holder
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 def _machine_id() -> str:

@@ -22,6 +22,7 @@ from pydantic import (
 from search_spaces import RequestError, SearchSpace, get_space, is_own
 from search_spaces.samplers import ADAPTIVE, SAMPLERS
 from search_spaces.space import MAX_CLASSES, RDW_LIMITS
+from tinynet_search.owner import OWNER
 from trainables.recipe import Recipe, recipe_from
 from trainables.result import NetworkFigures
 from trainables.run_name import RunName
@@ -65,6 +66,11 @@ Bound = Annotated[float, Field(gt=0, le=RDW_LIMITS[1])]
 Span = Annotated[tuple[Bound, Bound], BeforeValidator(_as_tuple)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
 Classes = Annotated[int, Field(ge=2, le=MAX_CLASSES)]
+# Names of classes in the order of the network's outputs.
+ClassNames = Annotated[
+    list[Annotated[str, Field(max_length=1000)]], Field(min_length=2, max_length=MAX_CLASSES)
+]
+Owner = Annotated[str, Field(pattern=OWNER)]
 Fingerprint = Annotated[str, Field(min_length=1, max_length=500)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Date = Annotated[int, Field(ge=0, lt=int(MAX_TIMESTAMP))]
@@ -176,6 +182,7 @@ class PlannedData(Document):
         fingerprint: fingerprint of the data.
         train: number of training images.
         val: number of validation images.
+        class_names: names of the classes in the order of the labels.
         largest_pixels: the resolution in pixels for which packed data were created, None for
             other data.
     """
@@ -184,6 +191,7 @@ class PlannedData(Document):
     fingerprint: Fingerprint
     train: Count
     val: Count
+    class_names: ClassNames
     largest_pixels: int | None = Field(default=None, ge=1, le=10**6)
 
     def to_json(self) -> dict[str, Any]:
@@ -202,12 +210,14 @@ class Plan(Document):
     """The plan of a search, written once before its first trial.
 
     Attributes:
+        owner: who started the search.
         ranks: the weights whose top-1 in the last epoch ranks trials: averaged (``ema``) or raw.
         created: seconds since 1970.
     """
 
     version: Literal[1] = Field(validation_alias="schema")
     search: str = Field(pattern=NAME)
+    owner: Owner
     space: PlannedSpace
     sampler: PlannedSampler
     recipe: WrittenRecipe
@@ -221,6 +231,7 @@ class Plan(Document):
         return {
             "schema": self.version,
             "search": self.search,
+            "owner": self.owner,
             "space": self.space.model_dump(mode="json"),
             "sampler": {"name": self.sampler.name, **self.sampler.options},
             "recipe": asdict(self.recipe),
@@ -378,6 +389,7 @@ class Batch(Document):
 class Images(Document):
     train: Count
     val: Count
+    class_names: ClassNames
 
 
 class Macs(Document):
@@ -389,6 +401,7 @@ class JobDocument(Document):
 
     version: Literal[1] = Field(validation_alias="schema")
     job: str = Field(pattern=NAME)
+    owner: Owner
     network: Label
     created: Date
     images: Images

@@ -8,6 +8,7 @@ training of the same job, with a separate result, since the schedules of a recip
 number of epochs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,22 @@ class TrainJob:
 
     Attributes:
         name: name of the job and its directory.
+        owner: who started the job.
         network: label of the network, also used in the model registry (``tinynet_e``).
         spec: specification of the trial; its kind is ``final``.
         train: number of training images.
         val: number of validation images.
+        class_names: names of the classes in the order of the labels.
         created: seconds since 1970.
     """
 
     name: str
+    owner: str
     network: str
     spec: TrialSpec
     train: int
     val: int
+    class_names: Sequence[str]
     created: int
 
     @property
@@ -52,11 +57,12 @@ class TrainJob:
         return replace(self, spec=self.spec.with_epochs(epochs))
 
     def to_json(self) -> dict[str, Any]:
-        images = {"train": self.train, "val": self.val}
+        images = {"train": self.train, "val": self.val, "class_names": list(self.class_names)}
         figures = self.candidate.network.to_json()
         head = {
             "schema": SCHEMA,
             "job": self.name,
+            "owner": self.owner,
             "network": self.network,
             "created": self.created,
         }
@@ -90,8 +96,16 @@ class TrainJob:
                 f"expected {network.macs} multiply-adds for its r, d, w, "
                 f"got {document.figures.macs}"
             )
-        created = document.created
-        return cls(document.job, document.network, spec, images.train, images.val, created)
+        return cls(
+            name=document.job,
+            owner=document.owner,
+            network=document.network,
+            spec=spec,
+            train=images.train,
+            val=images.val,
+            class_names=images.class_names,
+            created=document.created,
+        )
 
 
 def read_job(store: SearchStore, space: str | None = None) -> TrainJob | None:

@@ -83,9 +83,12 @@ def search_tags(plan: Plan) -> dict[str, str]:
 
 def search_params(plan: Plan) -> dict[str, str]:
     """Return the plan as params with dotted names: ``recipe.lr``, ``space.band``, ..."""
-    return flat_params(
-        {key: value for key, value in plan.to_json().items() if key not in ("schema", "search")}
-    )
+    values = {
+        key: value for key, value in plan.to_json().items() if key not in ("schema", "search")
+    }
+    # A thousand class names are longer than a param may be.
+    data = {key: value for key, value in values["data"].items() if key != "class_names"}
+    return flat_params({**values, "data": data})
 
 
 def flat_params(values: Mapping[str, Json]) -> dict[str, str]:

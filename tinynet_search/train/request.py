@@ -108,12 +108,14 @@ def make_job(request: TrainRequest) -> tuple[Config, TrainJob]:
     inputs = config.resolve()
     check_batch(data, inputs.recipe)
     return config, TrainJob(
-        name,
-        chosen.label,
-        _spec(inputs, chosen, data),
-        data.train_size,
-        data.val_size,
-        int(time.time()),
+        name=name,
+        owner=inputs.owner,
+        network=chosen.label,
+        spec=_spec(inputs, chosen, data),
+        train=data.train_size,
+        val=data.val_size,
+        class_names=list(data.class_names),
+        created=int(time.time()),
     )
 
 
