@@ -105,6 +105,25 @@ def _first_available(repo: str) -> str:
     return first
 
 
+def published_classes(published: Any) -> list[str] | None:
+    """Return the class of each output of published weights, or None if it is unknown.
+
+    The classes of ImageNet and its supersets are WordNet ids (``n01440764``), in timm's order.
+    """
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+    values = {"num_classes": published.num_classes, "label_names": published.label_names}
+    subset = infer_imagenet_subset(values)
+    return list(ImageNetInfo(subset).label_names()) if subset else None
+
+
+def imagenet_classes() -> list[str]:
+    """Return the 1000 WordNet ids of ImageNet-1k, in the order of its published weights."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return list(ImageNetInfo("imagenet-1k").label_names())
+
+
 def check_function(
     module: "torch.nn.Module", state: Mapping[str, "Tensor"], published: Any, label: str
 ) -> None:

@@ -81,6 +81,38 @@ def load_weights(module: "torch.nn.Module", source: str | Path | Source) -> None
             own[name].copy_(tensor)
 
 
+def output_count(module: "torch.nn.Module", source: Source) -> int | None:
+    """Return the number of classes of weights for a network of any number of classes.
+
+    Args:
+        module: the network.
+        source: the weights.
+
+    Returns:
+        The number, or None if the weights lack the network's classifier.
+
+    Raises:
+        RequestError: the weights are damaged.
+    """
+    classifier = _classifier(module)
+    given = _without_prefixes(read_weights(source), module.state_dict())
+    weight = given.get(f"{classifier}.weight")
+    return None if classifier is None or weight is None else len(weight)
+
+
+def file_metadata(path: Path) -> dict[str, str] | None:
+    """Return the metadata of a safetensors file, or None if it has none or is another file."""
+    if path.suffix != ".safetensors":
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata()
+    except (OSError, SafetensorError, ValueError):
+        return None
+
+
 def locate(source: str | Path) -> Source:
     """Return the source for a path or a published name.
 
@@ -258,12 +290,10 @@ def _classes_message(
     label: str,
 ) -> str | None:
     """Return the message for weights that differ only in the number of classes, else None."""
-    from torch import nn
-
-    last = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1:]
-    if not last or {name for name, _ in differing} - {f"{last[0]}.weight", f"{last[0]}.bias"}:
+    last = _classifier(module)
+    if last is None or {name for name, _ in differing} - {f"{last}.weight", f"{last}.bias"}:
         return None
-    weight, given_weight = own[f"{last[0]}.weight"], given.get(f"{last[0]}.weight")
+    weight, given_weight = own[f"{last}.weight"], given.get(f"{last}.weight")
     if (
         given_weight is None
         or given_weight.shape[1:] != weight.shape[1:]
@@ -275,3 +305,11 @@ def _classes_message(
         f"weights {label!r} are for {classes} classes, and the network has {len(weight)}: "
         f"pass num_classes={classes} (--classes {classes})"
     )
+
+
+def _classifier(module: "torch.nn.Module") -> str | None:
+    """Return the name of the last linear layer of a module, or None if it has none."""
+    from torch import nn
+
+    names = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    return names[-1] if names else None

@@ -20,8 +20,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ["search_spaces", "trainables", "tinynet_search"]
 SUBPACKAGES = {
     "trainables": [
-        *["storage", "run_name", "recipe", "execution", "optim", "modules", "watch", "evaluation"],
+        *["storage", "run_name", "recipe", "execution", "optim", "modules", "classes", "watch"],
         *[
+            "evaluation",
             "stopping",
             "result",
             "spec",

@@ -15,6 +15,7 @@ epoch, step, micro-batch), and the learning rate follows from the step, so the p
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -22,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from trainables.classes import class_metadata
 from trainables.memory import is_out_of_memory
 from trainables.optim.flat import FlatBuffers
 from trainables.optim.optimizers import Average, float_state
@@ -207,9 +209,14 @@ def load_checkpoint(folder: Folder, trial: str, epoch: int, step: int, state: St
     state.step, state.loss, state.seconds = begun.step, begun.loss, begun.seconds
 
 
-def final_weights(state: State, ranks: str) -> bytes:
-    """The weights that ``top1`` was measured with, as safetensors with timm's parameter names."""
-    return save(_plain(state.average.state() if ranks == "ema" else float_state(state.model)))
+def final_weights(state: State, ranks: str, class_names: Sequence[str]) -> bytes:
+    """The weights that ``top1`` was measured with, as safetensors with timm's parameter names.
+
+    Args:
+        class_names: the class of each output, which the file's metadata records.
+    """
+    tensors = _plain(state.average.state() if ranks == "ema" else float_state(state.model))
+    return save(tensors, class_metadata(class_names))
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ Called by the training loop and by ``tinynet train --eval-only``.
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +51,24 @@ def keep_layout(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if name.rpartition(".")[2] == "global_pool":
             module.register_forward_pre_hook(add_hook)
+
+
+class SelectedOutputs(nn.Module):
+    """A network with some of its outputs, in a different order.
+
+    Args:
+        network: the network, with outputs (n, classes).
+        columns: the chosen outputs, int64 (k,).
+    """
+
+    def __init__(self, network: nn.Module, columns: np.ndarray) -> None:
+        super().__init__()
+        self.network = network
+        self.columns: Tensor
+        self.register_buffer("columns", torch.from_numpy(columns), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)[:, self.columns]
 
 
 def seed(value: int, device: torch.device) -> None:

@@ -359,9 +359,11 @@ class Trainer:
         config = {
             **self.spec.to_json(),
             "network": NetworkFigures.of(self.spec.network()).to_json(),
+            "class_names": list(self.data.class_names),
             "metrics": self.state.epochs[-1].to_json(),
         }
-        self.folder.write(WEIGHTS_FILE, final_weights(self.state, self.recipe.ranks))
+        weights = final_weights(self.state, self.recipe.ranks, self.data.class_names)
+        self.folder.write(WEIGHTS_FILE, weights)
         self.folder.write(CONFIG_FILE, json.dumps(config, indent=1).encode())
 
     def _all_sum(self, value: Tensor) -> Tensor:

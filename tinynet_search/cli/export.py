@@ -112,6 +112,8 @@ def export(
     except ExportError as error:
         print(f"tinynet: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
+    if done.note:
+        print(f"tinynet: {done.note}", file=sys.stderr)
     print(json.dumps(done.to_json(), indent=1) if as_json else _text(done))
 
 

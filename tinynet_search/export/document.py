@@ -22,6 +22,7 @@ from pydantic import (
 from search_spaces import Network
 from tinynet_search.store.schema import (
     Classes,
+    ClassNames,
     DataSettings,
     Document,
     Fingerprint,
@@ -197,6 +198,7 @@ class ExportConfig(Document):
 
     Attributes:
         network: Figures of the network of ``rdw`` and ``num_classes``.
+        class_names: The class of each output, None if unknown.
         weights_sha256: Digest of all weights as safetensors, independent of the written formats.
         trained: How the weights were trained, None if unknown.
         files: Exported files by name.
@@ -207,6 +209,7 @@ class ExportConfig(Document):
     space: Annotated[str, Field(max_length=200)]
     space_version: int
     num_classes: Classes
+    class_names: ClassNames | None
     network: Figures
     weights_sha256: Digest
     rdw: Multipliers
@@ -227,6 +230,7 @@ class TrialConfig(Document):
     space: Annotated[str, Field(max_length=200)]
     space_version: int
     num_classes: Classes
+    class_names: ClassNames
     network: Figures
     rdw: Multipliers
     recipe: WrittenRecipe

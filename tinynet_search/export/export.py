@@ -28,7 +28,8 @@ from tinynet_search.export.folder import ExportFolder, export_folder
 from tinynet_search.export.formats import FORMATS, INPUT, OUTPUT, weights_bytes, write_checked
 from tinynet_search.export.images import Images, evaluation_recipe, open_images, preprocessing_of
 from tinynet_search.export.int8 import write_int8
-from tinynet_search.export.subject import Subject, find_subject
+from tinynet_search.export.subject import Subject, class_names_of, find_subject
+from trainables.classes import class_metadata
 from trainables.spec import Settings
 
 
@@ -69,12 +70,14 @@ class Exported:
         folder: The output folder.
         written: Names of the files written by this export.
         int8: Cost of quantisation, None if nothing was quantised.
+        note: How the classes of the data were matched, None if they are equal or were not used.
     """
 
     config: ExportConfig
     folder: str
     written: list[str]
     int8: Int8Cost | None
+    note: str | None
 
     def to_json(self) -> dict[str, Any]:
         cost = None if self.int8 is None else self.int8.model_dump()
@@ -83,6 +86,7 @@ class Exported:
             "folder": self.folder,
             "written": self.written,
             "int8": cost,
+            "note": self.note,
         }
 
 
@@ -108,7 +112,7 @@ def export_network(request: ExportRequest) -> Exported:
     module = subject.network.build().eval().requires_grad_(False)
     load_weights(module, source)
     images = (
-        open_images(subject, request.data, recipe, preprocessing, request.calibration)
+        open_images(subject, source, request.data, recipe, preprocessing, request.calibration)
         if request.int8
         else None
     )
@@ -116,7 +120,8 @@ def export_network(request: ExportRequest) -> Exported:
     with export_folder(request.out, config) as folder:
         files, cost = _write(folder, subject, module, request, images)
         config = folder.publish(files)
-    return Exported(config, str(request.out), list(files), cost)
+    note = images.classes.note if images else None
+    return Exported(config, str(request.out), list(files), cost, note)
 
 
 def _write(
@@ -129,16 +134,15 @@ def _write(
     """Write the files to the scratch folder; return them by name, and the cost of quantisation."""
     name = FORMATS[request.format].file.format(name=subject.name)
     folder.check_free(name)
+    path, metadata = folder.scratch / name, class_metadata(folder.config.class_names)
     files: dict[str, ExportedFile] = {
-        name: write_checked(request.format, module, subject.network, folder.scratch / name)
+        name: write_checked(request.format, module, subject.network, path, metadata)
     }
     if images is None:
         return files, None
     int8_name = f"{subject.name}.int8.onnx"
     folder.check_free(int8_name)
-    int8_file = write_int8(
-        folder.scratch / name, folder.scratch / int8_name, images, request.images
-    )
+    int8_file = write_int8(path, folder.scratch / int8_name, images, request.images, metadata)
     return {**files, int8_name: int8_file}, int8_file.compared_with_float32
 
 
@@ -172,6 +176,7 @@ def _config(
         space=subject.space,
         space_version=network.space.version,
         num_classes=network.num_classes,
+        class_names=class_names_of(subject, source),
         network=figures_of(network),
         weights_sha256=hashlib.sha256(weights_bytes(module)).hexdigest(),
         rdw=network.rdw,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 # The fields that identify the network and its weights.
-IDENTITY = ("space", "space_version", "num_classes", "network", "weights_sha256")
+IDENTITY = ("space", "space_version", "num_classes", "class_names", "network", "weights_sha256")
 
 
 @dataclass(frozen=True)

@@ -46,14 +46,14 @@ class Format:
         file: Name of the file, where ``{name}`` is replaced by the name of the network.
         tolerance: Largest accepted difference from torch, as a share of the largest output.
         packages: Required packages, whose versions are recorded in config.json.
-        write: Writes a module to a file.
+        write: Writes a module and metadata to a file.
         run: Loads the file and returns a function from images to logits.
     """
 
     file: str
     tolerance: float
     packages: tuple[str, ...]
-    write: Callable[[nn.Module, Network, Path], None]
+    write: Callable[[nn.Module, Network, Path, Mapping[str, str]], None]
     run: Callable[[Network, Path], Callable[[Tensor], Tensor]]
 
 
@@ -90,8 +90,13 @@ def export_errors(kind: str) -> Iterator[None]:
         ) from error
 
 
-def write_checked(kind: str, module: nn.Module, network: Network, path: Path) -> CheckedFile:
+def write_checked(
+    kind: str, module: nn.Module, network: Network, path: Path, metadata: Mapping[str, str]
+) -> CheckedFile:
     """Write a network in evaluation mode to ``path``, read it back and compare it with torch.
+
+    Args:
+        metadata: Recorded in the file, such as the class names.
 
     Returns:
         Format, size, digest, versions and the largest difference, as recorded in config.json.
@@ -102,7 +107,7 @@ def write_checked(kind: str, module: nn.Module, network: Network, path: Path) ->
     form = FORMATS[kind]
     require(*form.packages)
     with export_errors(kind):
-        form.write(module, network, path)
+        form.write(module, network, path, metadata)
         difference, largest = compare_outputs(module, network, form.run(network, path))
     if not math.isfinite(largest):
         raise ExportError(
@@ -183,7 +188,9 @@ def strip_traces(model: "onnx.ModelProto") -> "onnx.ModelProto":
     return model
 
 
-def _write_onnx(module: nn.Module, network: Network, path: Path) -> None:
+def _write_onnx(
+    module: nn.Module, network: Network, path: Path, metadata: Mapping[str, str]
+) -> None:
     import onnx
 
     batch = torch.export.Dim("batch", min=1)
@@ -199,6 +206,7 @@ def _write_onnx(module: nn.Module, network: Network, path: Path) -> None:
     )
     assert program is not None
     model = strip_traces(program.model_proto)
+    onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
 
@@ -208,7 +216,9 @@ def _run_onnx(network: Network, path: Path) -> Callable[[Tensor], Tensor]:
     return lambda images: torch.from_numpy(run(images.numpy()))
 
 
-def _write_pt2(module: nn.Module, network: Network, path: Path) -> None:
+def _write_pt2(
+    module: nn.Module, network: Network, path: Path, metadata: Mapping[str, str]
+) -> None:
     with torch.no_grad():
         program = torch.export.export(
             module, (_example(network),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
@@ -218,7 +228,7 @@ def _write_pt2(module: nn.Module, network: Network, path: Path) -> None:
         node.meta.pop("stack_trace", None)
     program.example_inputs = None
     with path.open("wb") as file:
-        torch.export.save(program, file)
+        torch.export.save(program, file, extra_files=dict(metadata))
 
 
 def _run_pt2(network: Network, path: Path) -> Callable[[Tensor], Tensor]:
@@ -226,17 +236,20 @@ def _run_pt2(network: Network, path: Path) -> Callable[[Tensor], Tensor]:
         return torch.export.load(file).module()
 
 
-def _write_safetensors(module: nn.Module, network: Network, path: Path) -> None:
-    path.write_bytes(weights_bytes(module))
+def _write_safetensors(
+    module: nn.Module, network: Network, path: Path, metadata: Mapping[str, str]
+) -> None:
+    path.write_bytes(weights_bytes(module, metadata))
 
 
-def weights_bytes(module: nn.Module) -> bytes:
+def weights_bytes(module: nn.Module, metadata: Mapping[str, str] | None = None) -> bytes:
     """All parameters and buffers as safetensors, under the names used by timm."""
     from safetensors.torch import save
 
-    return save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    )
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()
+    }
+    return save(tensors, dict(metadata) if metadata else None)
 
 
 def _run_safetensors(network: Network, path: Path) -> Callable[[Tensor], Tensor]:

@@ -12,7 +12,8 @@ import torch
 from search_spaces import Network, RequestError
 from search_spaces.weights import Source
 from tinynet_search.export.document import Preprocessing
-from tinynet_search.export.subject import Subject
+from tinynet_search.export.subject import Subject, class_names_of
+from trainables.classes import ClassMatch, match_classes
 from trainables.data import IN_PROCESS, MEAN, STD, ImageData, Reading, open_data
 from trainables.data.sources.encoded import UnreadableImageError
 from trainables.recipe import Recipe, get_recipe
@@ -29,6 +30,7 @@ class Images:
 
     Attributes:
         data: The data set.
+        classes: The outputs of the network that are the data's classes.
         calibration: Calibration images, float32 (n, 3, pixels, pixels).
     """
 
@@ -36,6 +38,7 @@ class Images:
     recipe: Recipe
     preprocessing: Preprocessing
     data: ImageData
+    classes: ClassMatch
     calibration: np.ndarray
 
     def validation(self, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -45,6 +48,7 @@ class Images:
 
 def open_images(
     subject: Subject,
+    source: Source,
     settings: Settings | None,
     recipe: Recipe,
     preprocessing: Preprocessing,
@@ -53,8 +57,8 @@ def open_images(
     """Open the images of the settings, or of the trial that trained the network.
 
     Raises:
-        RequestError: No images exist, they cannot be read, or their number of classes differs from
-            that of the network.
+        RequestError: No images exist, they cannot be read, or their classes are not those of the
+            network.
     """
     settings = settings or _training_data(subject)
     if not settings or (settings.get("name") == "imagefolder" and "path" not in settings):
@@ -64,16 +68,17 @@ def open_images(
         )
     data = open_data(settings)
     network = subject.network
-    if len(data.class_names) != network.num_classes:
-        raise RequestError(
-            f"the data has {len(data.class_names)} classes and the network {network.num_classes}: "
-            f"pass data with {network.num_classes} classes"
-        )
+    classes = match_classes(
+        f"weights {source.label!r}",
+        network.num_classes,
+        class_names_of(subject, source),
+        data.class_names,
+    )
     batches = [
         images
         for images, _ in _images(data.swap_splits(), calibration, network, recipe, preprocessing)
     ]
-    return Images(network, recipe, preprocessing, data, np.concatenate(batches))
+    return Images(network, recipe, preprocessing, data, classes, np.concatenate(batches))
 
 
 def evaluation_recipe(subject: Subject, settings: Settings | None) -> Recipe:

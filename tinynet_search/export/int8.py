@@ -8,7 +8,7 @@ with squeeze-excite shrink to a quarter of the size but are not faster, as the p
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,11 +29,14 @@ CALIBRATION_BATCH = 4
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
-def write_int8(float_file: Path, path: Path, images: Images, count: int) -> QuantisedFile:
+def write_int8(
+    float_file: Path, path: Path, images: Images, count: int, metadata: Mapping[str, str]
+) -> QuantisedFile:
     """Quantise an ONNX file with the activation ranges of the calibration images.
 
     Args:
         count: Maximum number of validation images on which both files are compared.
+        metadata: Recorded in the file, such as the class names.
 
     Raises:
         ExportError: The network cannot be quantised.
@@ -62,6 +65,7 @@ def write_int8(float_file: Path, path: Path, images: Images, count: int) -> Quan
             calibrate_method=CalibrationMethod.MinMax,
         )
         model = strip_traces(onnx.load(path))
+        onnx.helper.set_model_props(model, dict(metadata))
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)
     prepared.unlink()
@@ -100,7 +104,10 @@ def _reader(calibration: np.ndarray) -> "CalibrationDataReader":
 
 
 def compare(float_file: Path, int8_file: Path, images: Images, count: int) -> Int8Cost:
-    """Compare both files: top-1 and agreement in percent, differences of the logits, and speed."""
+    """Compare both files: top-1 and agreement in percent, differences of the logits, and speed.
+
+    Only the outputs of the data's classes are compared.
+    """
     runs = {"float32": session(float_file), "int8": session(int8_file)}
     labels: list[np.ndarray] = []
     outputs: dict[str, list[np.ndarray]] = {name: [] for name in runs}
@@ -109,7 +116,7 @@ def compare(float_file: Path, int8_file: Path, images: Images, count: int) -> In
         labels.append(batch_labels)
         for name, run in runs.items():
             result, taken = _timed(run, batch)
-            outputs[name].append(result)
+            outputs[name].append(images.classes.select(result))
             seconds[name] += taken
     expected = np.concatenate(labels)
     float32, int8 = (np.concatenate(outputs[name]) for name in ("float32", "int8"))

@@ -13,8 +13,11 @@ from pathlib import Path
 from search_spaces import Network, RequestError, get_space
 from search_spaces.errors import unknown
 from search_spaces.networks import NETWORKS, get_named
+from search_spaces.published import published_classes
+from search_spaces.weights import Source, file_metadata
 from tinynet_search.errors import one_line
 from tinynet_search.export.document import ExportConfig, Preprocessing, TrainedBy, read_config
+from trainables.classes import classes_in
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 
@@ -28,6 +31,7 @@ class Subject:
         space: Name of the space, as accepted by ``get_space``.
         network: The network.
         weights: Weights file next to the configuration, None if missing.
+        class_names: The class of each output with these weights, None if unknown.
         origin: Origin of the weights.
         trained: How the weights were trained, None if unknown.
         preprocessing: Preprocessing recorded by an earlier export, else None.
@@ -37,6 +41,7 @@ class Subject:
     space: str
     network: Network
     weights: Path | None = None
+    class_names: list[str] | None = None
     origin: str = ""
     trained: TrainedBy | None = None
     preprocessing: Preprocessing | None = None
@@ -125,6 +130,11 @@ def read_subject(path: Path, space: str | None = None) -> Subject:
         raise RequestError(
             f"{str(file)!r} is damaged: its figures do not match its r, d, w and classes"
         )
+    if config.class_names is not None and len(config.class_names) != config.num_classes:
+        raise RequestError(
+            f"{str(file)!r} is damaged: it has {len(config.class_names)} class names "
+            f"for {config.num_classes} classes"
+        )
     folder = file.parent.resolve().name
     weights = file.parent / WEIGHTS if (file.parent / WEIGHTS).is_file() else None
     if isinstance(config, ExportConfig):
@@ -135,7 +145,31 @@ def read_subject(path: Path, space: str | None = None) -> Subject:
         origin, preprocessing = f"trial {folder}", None
     # The name becomes a file name and must not contain path separators.
     name = re.sub(r"[^\w.-]", "_", name)[:100]
-    return Subject(name, config.space, network, weights, origin, config.trained, preprocessing)
+    return Subject(
+        name=name,
+        space=config.space,
+        network=network,
+        weights=weights,
+        class_names=config.class_names,
+        origin=origin,
+        trained=config.trained,
+        preprocessing=preprocessing,
+    )
+
+
+def class_names_of(subject: Subject, source: Source) -> list[str] | None:
+    """The class of each output of a network with the weights of ``source``; None if unknown.
+
+    Trials and exports record it in their config.json and in the metadata of their weights;
+    published weights have the classes of ImageNet.
+    """
+    if source.published is not None:
+        names = published_classes(source.published)
+    elif source.path == subject.weights:
+        names = subject.class_names
+    else:
+        names = classes_in(file_metadata(source.path))
+    return names if names and len(names) == subject.network.num_classes else None
 
 
 def _check_digest(config: ExportConfig, weights: Path | None) -> None:

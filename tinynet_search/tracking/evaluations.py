@@ -15,6 +15,7 @@ from tinynet_search.mlflow_client.connection import mlflow_access
 from tinynet_search.tracking.projection import KEY, KIND, Point, flat_params
 from tinynet_search.tracking.runs import NewRun, TaggedRuns
 from tinynet_search.tracking.view import page_of
+from trainables.classes import ClassMatch
 from trainables.result import NetworkFigures
 from trainables.spec import Settings
 
@@ -32,6 +33,7 @@ class EvaluationReport:
         weight_set: which of the two sets of weights of the checkpoint, None likewise.
         data: the ``[data]`` settings.
         fingerprint: fingerprint of the data.
+        classes: the outputs that are the data's classes.
         top1: percent.
         top5: percent.
         loss: mean cross-entropy in nats.
@@ -48,6 +50,7 @@ class EvaluationReport:
     weight_set: Literal["EMA", "raw"] | None
     data: Settings
     fingerprint: str
+    classes: ClassMatch
     preprocessing: Preprocessing
     top1: float
     top5: float
@@ -61,9 +64,11 @@ class EvaluationReport:
 
     @property
     def digest(self) -> str:
-        """Digest of the weights, the data, the preprocessing and the precision."""
+        """Digest of the weights, the data, its classes, the preprocessing and the precision."""
         preprocessing = self.preprocessing.to_json()
         identity = [self.weights_sha256, preprocessing, self.precision, self.fingerprint]
+        if self.classes.columns is not None:
+            identity.append(self.classes.columns.tolist())
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
@@ -80,6 +85,7 @@ class EvaluationReport:
             "checkpoint": self.checkpoint,
             "set": self.weight_set,
             "data": {"settings": dict(self.data), "fingerprint": self.fingerprint},
+            "classes": self.classes.to_json(),
             "preprocessing": self.preprocessing.to_json(),
             "top1": self.top1,
             "top5": self.top5,
@@ -117,6 +123,7 @@ def log_evaluation(uri: str, report: EvaluationReport) -> str:
         "data": report.fingerprint,
         **figures,
         "images": report.images,
+        "classes": report.classes.to_json(),
         "preprocessing": report.preprocessing.to_json(),
     }
     with mlflow_access(uri):

@@ -94,12 +94,13 @@ def checkpoint_subject(folder: Path, space: str | None = None) -> Subject:
         seed=spec.seed,
     )
     return Subject(
-        job.network,
-        spec.space,
-        spec.network(),
-        folder / WEIGHTS,
-        f"checkpoint {folder.name}",
-        trained,
+        name=job.network,
+        space=spec.space,
+        network=spec.network(),
+        weights=folder / WEIGHTS,
+        class_names=list(job.class_names),
+        origin=f"checkpoint {folder.name}",
+        trained=trained,
     )
 
 

@@ -4,19 +4,26 @@ Called by ``tinynet train --eval-only``.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from search_spaces import RequestError
 from search_spaces.networks import NETWORKS
-from search_spaces.weights import SUFFIXES, Source, load_weights, locate
+from search_spaces.published import imagenet_classes
+from search_spaces.weights import SUFFIXES, Source, load_weights, locate, output_count
 from tinynet_search.config import Config
 from tinynet_search.errors import require
-from tinynet_search.export.subject import CONFIG, Subject, file_digest, read_subject
+from tinynet_search.export.subject import (
+    CONFIG,
+    Subject,
+    class_names_of,
+    file_digest,
+    read_subject,
+)
 from tinynet_search.store.directory import JOB
 from tinynet_search.store.schema import Settings
 from tinynet_search.store.train_job import job_of_trial
@@ -29,17 +36,16 @@ from tinynet_search.train.checkpoints import (
 )
 from tinynet_search.train.local import configure_process
 from tinynet_search.train.request import (
+    IMAGENET_CLASSES,
     RequestedNetwork,
     TrainRequest,
     complete_config,
     read_request,
 )
 from tinynet_search.train.run import pixels_warning
+from trainables.classes import ClassMatch, match_classes
 from trainables.data import ImageData, Reading, open_data
 from trainables.recipe import Recipe
-
-if TYPE_CHECKING:
-    from torch import nn
 
 # Names of networks by their name in timm, where the two differ.
 TIMM_NAMES = {"ghostnet_050": "ghostnet_0.5x", "ghostnet_100": "ghostnet_1.0x"}
@@ -82,34 +88,67 @@ def evaluate_weights(
         space = subject.space
     config = complete_config(values, space, request)
     data = open_data(config.data_settings())
-    classes = len(data.class_names)
-    chosen = None
-    if requested:
-        chosen = requested.network(subject.network.num_classes if subject else classes)
     if subject is None:
-        assert chosen is not None
-        subject = Subject(chosen.label, chosen.space, chosen.network)
-    elif chosen is not None and chosen.network != subject.network:
-        raise RequestError(
-            f"weights {weights!r} belong to {subject.name}, not to {chosen.label}: omit the network"
-        )
-    if subject.network.num_classes != classes:
-        raise _class_mismatch(weights, subject.network.num_classes, classes)
-    source = Source(subject.weights, weights) if subject.weights else locate(weights)
-    if source.published is not None and source.published.num_classes != classes:
-        raise _class_mismatch(weights, source.published.num_classes, classes)
-    return _evaluate(subject, source, config, data, log)
+        assert requested is not None
+        source = locate(weights)
+        subject = _requested_subject(requested, source, len(data.class_names))
+    else:
+        assert subject.weights is not None
+        source = Source(subject.weights, weights)
+        chosen = requested.network(subject.network.num_classes) if requested else None
+        if chosen is not None and chosen.network != subject.network:
+            raise RequestError(
+                f"weights {weights!r} belong to {subject.name}, not to {chosen.label}: "
+                "omit the network"
+            )
+    classes = match_classes(
+        f"weights {source.label!r}",
+        subject.network.num_classes,
+        _class_names(subject, source, data.class_names),
+        data.class_names,
+    )
+    return _evaluate(subject, source, classes, config, data, log)
+
+
+def _requested_subject(requested: RequestedNetwork, source: Source, classes: int) -> Subject:
+    """The requested network with as many outputs as the weights have classes."""
+    chosen = requested.network(classes)
+    if source.published is not None:
+        outputs = source.published.num_classes
+    else:
+        outputs = output_count(chosen.network.build(), source)
+    if outputs is not None and outputs != classes:
+        chosen = requested.network(outputs)
+    return Subject(chosen.label, chosen.space, chosen.network)
+
+
+def _class_names(subject: Subject, source: Source, data: Sequence[str]) -> list[str] | None:
+    """The class of each output, None if unknown.
+
+    Files with 1000 outputs that do not record their classes have those of ImageNet, if the data are
+    classes of ImageNet.
+    """
+    names = class_names_of(subject, source)
+    if names is None and subject.network.num_classes == IMAGENET_CLASSES:
+        imagenet = imagenet_classes()
+        names = imagenet if set(data) <= set(imagenet) else None
+    return names
 
 
 def _evaluate(
-    subject: Subject, source: Source, config: Config, data: ImageData, log: Callable[[str], None]
+    subject: Subject,
+    source: Source,
+    classes: ClassMatch,
+    config: Config,
+    data: ImageData,
+    log: Callable[[str], None],
 ) -> EvaluationReport:
     import torch
 
     from tinynet_search.export.images import preprocessing_of, validation_batches
     from trainables.evaluation import evaluate
     from trainables.execution import Execution
-    from trainables.modules import pick_device
+    from trainables.modules import SelectedOutputs, pick_device
     from trainables.trainer import evaluation_batch_size
 
     recipe = _recipe(subject, config)
@@ -121,12 +160,16 @@ def _evaluate(
     module = subject.network.build().eval()
     with plain_weights(source, recipe.ranks) as plain:
         digest = file_digest(plain.path)
-        _load(module, plain)
+        load_weights(module, plain)
+    if classes.columns is not None:
+        module = SelectedOutputs(module, classes.columns)
     if source.published is None and subject.weights is None:
         log(
             f"weights {source.label!r} do not record their preprocessing: "
             f"using that of recipe {recipe.name}"
         )
+    if classes.note:
+        log(classes.note)
     warning = pixels_warning(data, subject.network)
     if warning:
         log(f"warning: {warning}")
@@ -158,6 +201,7 @@ def _evaluate(
         weight_set=WEIGHT_SETS[recipe.ranks] if checkpoint else None,
         data=config.data_settings(),
         fingerprint=data.fingerprint,
+        classes=classes,
         preprocessing=preprocessing,
         top1=scores.top1,
         top5=scores.top5,
@@ -232,24 +276,3 @@ def _has_network(request: TrainRequest) -> bool:
     A folder identifies its own network; a network in the request must match it.
     """
     return any(each is not None for each in (request.network, request.rdw, request.c))
-
-
-def _load(module: "nn.Module", source: Source) -> None:
-    try:
-        load_weights(module, source)
-    except RequestError as error:
-        message = str(error)
-        if "num_classes=" not in message:
-            raise
-        # The message suggests another num_classes, but here the data sets the number of classes.
-        problem = message.rpartition(": ")[0]
-        raise RequestError(
-            f"{problem}: pass data with the same number of classes as the weights"
-        ) from None
-
-
-def _class_mismatch(weights: str, expected: int, actual: int) -> RequestError:
-    return RequestError(
-        f"weights {weights!r} are for {expected} classes, but the data has {actual}: "
-        f"pass data with {expected} classes"
-    )
