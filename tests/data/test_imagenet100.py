@@ -123,7 +123,7 @@ def test_every_form_gives_the_same_subset(
     assert "copying 24 images" in result.err
     assert "24 of 24 images" in result.err
     assert result.out.endswith(
-        f"next: tinynet data pack --data {tmp_path / 'out'} --out {tmp_path / 'out'}-packed\n"
+        f"tinynet data pack --data {tmp_path / 'out'} --out {tmp_path / 'out'}-packed\n"
     )
     expected, written = files(tmp_path / "expected"), files(tmp_path / "out")
     assert expected.pop("imagenet100.json")
@@ -305,6 +305,7 @@ def test_complete_subset_is_unchanged_and_lost_files_are_copied_again(
         (("--classes", "unknown.txt", "--num-classes", "2"), "remove --num-classes"),
         (("--list", "one.txt"), "is not a list of files (line 1)"),
         (("--list", "invalid.csv"), "is not a list of files (line 2)"),
+        (("--list", "twice.csv"), "lists 'train/n01440764/a.JPEG' 2 times: list each file once"),
         (("--list", "nowhere.csv"), "cannot be read"),
         (("--list", "one.txt", "--seed", "1"), "remove --seed"),
         (("--imagenet", "empty"), "expected packed.json"),
@@ -329,6 +330,8 @@ def test_invalid_request_gives_one_line_error(
     Path("unknown.txt").write_text("n01440764\nn99999999\ncat\n")
     Path("one.txt").write_text("n01440764\n")
     Path("invalid.csv").write_text("split,class,file,bytes,sha256\ntrain,n01440764,a.JPEG,12,abc\n")
+    row = f"train,n01440764,a.JPEG,12,{'0' * 64}\n"
+    Path("twice.csv").write_text(f"split,class,file,bytes,sha256\n{row}{row}")
     Path("empty").mkdir()
     Path("packed").mkdir()
     Path("packed/packed.json").write_text("{}")
@@ -407,8 +410,7 @@ def test_run_after_a_storage_failure_resumes(
     name = sorted(name for name in files(tmp_path / "expected") if name.startswith("val/"))[-1]
     data = (source / name).read_bytes()
     (source / name).unlink()
-    (source / name).symlink_to(source)
-    # The name is still listed: it is a link to a folder.
+    (source / name).symlink_to("/proc/self/mem")  # a regular file whose first byte gives EIO
     result = make(tmp_path / "out", *SIZE_OPTIONS, source=source)
     assert (result.code, result.out) == (1, "")
     assert "the same command" in result.err

@@ -231,6 +231,28 @@ def test_unreadable_images_are_all_listed_and_fail_or_are_skipped(
     assert PackedData(str(out)).fingerprint == data.fingerprint
 
 
+def test_class_without_readable_images_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree, out = make_photos(tmp_path / "tree"), tmp_path / "out"
+    images = sorted((tree / "val" / "dog").iterdir())
+    intact = [image.read_bytes() for image in images]
+    for image in images:
+        image.write_bytes(b"no image")
+    command = ["data", "pack", "--data", tree, "--out", out, "--short-side", 40, "--workers", 1]
+    skip = [*map(str, command), "--yes", "--on-error", "skip"]
+    assert run(skip) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("tinynet: no image of class val/dog can be read: fix these images")
+    with pytest.raises(RequestError, match="is not finished"):
+        PackedData(str(out))
+    images[0].write_bytes(intact[0])
+    assert run(skip) == 0
+    assert capsys.readouterr().out.startswith("packed 32 training and 5 validation images")
+    (ignored,) = PackedData(str(out)).ignored
+    assert (ignored.number, ignored.example) == (3, "val/dog/001.jpg")
+
+
 @pytest.mark.parametrize("on_error", ["fail", "skip"])
 def test_repaired_image_rewrites_only_its_shard(
     tmp_path: Path, on_error: Literal["fail", "skip"]

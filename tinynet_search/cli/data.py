@@ -4,7 +4,6 @@ Registered with the application by ``main``; ``data_pack`` adds its command to t
 """
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ import typer
 from search_spaces.errors import RequestError
 from tinynet_search.cli.app import AsJson, app, example, print_help
 from tinynet_search.cli.image_bar import ImageBar
+from tinynet_search.commands import absolute, tinynet
 from tinynet_search.text import exact_data_size
 
 if TYPE_CHECKING:
@@ -113,9 +113,8 @@ def imagenet100(
         except OSError as error:
             print(f"tinynet: {error}: run the same command to continue", file=sys.stderr)
             raise typer.Exit(1) from error
-    next_command = (
-        f"tinynet data pack --data {shlex.quote(str(out))} --out {shlex.quote(f'{out}-packed')}"
-    )
+    subset = absolute(out)
+    next_command = tinynet(["data", "pack", "--data", subset, "--out", f"{subset}-packed"])
     if as_json:
         counts = {"written": done.written, "kept": done.kept, "next": next_command}
         print(json.dumps({**done.subset.to_json(), **counts}, indent=1))

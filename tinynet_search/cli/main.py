@@ -24,6 +24,7 @@ from tinynet_search.cli import (  # noqa: F401
     train,
 )
 from tinynet_search.cli.app import app
+from tinynet_search.cli.data_notes import data_notes
 from tinynet_search.errors import JobError, TrackingError, explain_missing_modules
 from trainables.storage.folder import StorageError
 
@@ -40,7 +41,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the command in this process and return its exit code."""
     try:
-        with explain_missing_modules():
+        with explain_missing_modules(), data_notes():
             code = (
                 app(args=arguments or ["--help"], prog_name="tinynet", standalone_mode=False) or 0
             )

@@ -6,6 +6,7 @@ Called by trials, trainings, evaluation, export and the command line.
 import importlib
 import inspect
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from search_spaces.errors import RequestError, unknown
+from trainables.data.ignored import BROKEN_LINK, IgnoredFiles, summary
 from trainables.spec import Setting, Settings
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ DATA_SETS = {
     "parquet": ("sources.parquet", "ParquetData"),
     "packed": ("packed.dataset", "PackedData"),
 }
+
+_log = logging.getLogger(__name__)
 
 
 class MicroBatch(NamedTuple):
@@ -85,6 +89,7 @@ class ImageData(Protocol):
             and seed. It never contains a path.
         largest_pixels: the resolution above which evaluation enlarges images that were shrunk
             before; None if no image was shrunk.
+        ignored: the files and folders of the set that are not read, by reason.
     """
 
     class_names: Sequence[str]
@@ -92,6 +97,7 @@ class ImageData(Protocol):
     val_size: int
     fingerprint: str
     largest_pixels: int | None = None
+    ignored: Sequence[IgnoredFiles] = ()
 
     def loader(
         self,
@@ -133,10 +139,27 @@ def open_data(settings: Settings) -> ImageData:
     ``imagenet`` (its original files, or Kaggle's), ``parquet`` (shards of the Hugging Face hub) and
     ``packed`` (the output of ``tinynet data pack``).
 
+    Files that are not read are reported as one warning of this module's logger.
+
     Raises:
         RequestError: The name or a setting is unknown, a folder is missing, there are fewer than
             two classes, or the classes of the two splits differ.
     """
+    data = _open(settings)
+    if note := ignored_note(data, str(settings.get("path", ""))):
+        _log.warning(note)
+    return data
+
+
+def ignored_note(data: ImageData, path: str) -> str | None:
+    """Return one line that counts the files that are not read; None if all are read."""
+    if not data.ignored:
+        return None
+    number = sum(files.number for files in data.ignored)
+    return f"data {path!r}: {number} ignored: {summary(data.ignored)}"
+
+
+def _open(settings: Settings) -> ImageData:
     options = dict(settings)
     name = str(options.pop("name", "petals"))
     if name not in DATA_SETS:
@@ -160,10 +183,26 @@ def open_data(settings: Settings) -> ImageData:
 def open_data_cached(settings: Settings, fingerprint: str | None = None) -> ImageData:
     """Return the data set of ``settings``, opened once per process.
 
-    It is opened again if the one in memory has a different fingerprint than ``fingerprint``.
+    It is opened again if the one in memory has a different fingerprint than ``fingerprint``. A set
+    whose fingerprint is known was reported when it was first opened, and is opened quietly.
+
+    Raises:
+        RequestError: As for ``open_data``, or the set differs and has broken links: their targets
+            may exist on another machine.
     """
     key = json.dumps(settings, sort_keys=True)
     if key not in _cache or fingerprint not in (None, _cache[key].fingerprint):
         _cache.clear()
-        _cache[key] = open_data(settings)
+        data = open_data(settings) if fingerprint is None else _open(settings)
+        _check_links(data, fingerprint)
+        _cache[key] = data
     return _cache[key]
+
+
+def _check_links(data: ImageData, fingerprint: str | None) -> None:
+    broken = [files for files in data.ignored if files.reason == BROKEN_LINK]
+    if broken and fingerprint not in (None, data.fingerprint):
+        raise RequestError(
+            f"the data are not the expected ones and have {summary(broken)}: "
+            "make the targets of the links available on this machine"
+        )

@@ -3,12 +3,12 @@
 Called by the commands that take a data folder instead of a configuration.
 """
 
-import os
 from pathlib import Path
 
 from search_spaces.errors import RequestError
 from trainables.data.packed.shards import RECORD_FILE, RERUN_HINT, SETTINGS_FILE
 from trainables.data.sources.devkit import DEVKIT
+from trainables.data.sources.folders import has_folders
 from trainables.data.sources.imagenet import KAGGLE_TREE, TRAIN_TAR, VAL_TAR
 from trainables.data.sources.parquet import shards
 
@@ -45,12 +45,7 @@ def _kind(root: Path) -> str:
     if (root / TRAIN_TAR).is_file() or (root / VAL_TAR).is_file() or (root / KAGGLE_TREE).is_dir():
         return "imagenet"
     if (root / "train").is_dir() and (root / "val").is_dir():
-        return "imagefolder" if _has_folders(root / "val") else "imagenet"
+        return "imagefolder" if has_folders(root / "val") else "imagenet"
     if (root / SETTINGS_FILE).is_file() and any(root.glob("*.u8*")):
         raise RequestError(f"the packed set {str(root)!r} is not finished: {RERUN_HINT}")
     raise RequestError(f"no image set in {str(root)!r}: expected {SUPPORTED_LAYOUTS}")
-
-
-def _has_folders(folder: Path) -> bool:
-    with os.scandir(folder) as entries:
-        return any(entry.is_dir() for entry in entries)

@@ -12,6 +12,7 @@ packed.json        classes, counts, digests and skipped images; written last, so
 """
 
 import copy
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ import numpy as np
 
 from search_spaces.errors import RequestError
 from trainables.data import IN_PROCESS, ImageData, Loader, Reading
+from trainables.data.ignored import SKIPPED, IgnoredFiles
 from trainables.data.packed.record import OtherVersionError, PackedRecord
 from trainables.data.packed.shards import (
     EVAL_RATIO,
@@ -58,6 +60,8 @@ class PackedData(ImageData):
         self.class_names: Sequence[str] = record.class_names
         self.fingerprint = record.fingerprint
         self.skipped: Sequence[str] = record.skipped
+        if record.skipped:
+            self.ignored = (IgnoredFiles(SKIPPED, len(record.skipped), record.skipped[0]),)
         self.largest_pixels = int(record.settings.short_side * EVAL_RATIO)
         self.train, self.val = (_part(root, part, record.shards[part]) for part in PARTS)
         self.train_size, self.val_size = len(self.train.labels), len(self.val.labels)
@@ -90,7 +94,7 @@ def _record(root: Path) -> PackedRecord:
     if not root.is_dir():
         raise RequestError(
             f"packed data {str(root)!r} does not exist: "
-            f"create it with tinynet data pack --data DIR --out {root}"
+            f"create it with tinynet data pack --data DIR --out {shlex.quote(str(root.absolute()))}"
         )
     try:
         return PackedRecord.from_json(parsed((root / RECORD_FILE).read_text()))

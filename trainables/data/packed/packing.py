@@ -8,10 +8,10 @@ shards.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from trainables.data.packed.files import folder_lock, write_file
 from trainables.data.packed.record import PackedRecord, PackingSettings, PackingState
 from trainables.data.packed.shards import (
     HEIGHT,
+    LABEL,
     NUMBER,
     PARTS,
     RECORD_FILE,
@@ -161,12 +162,7 @@ class Packing:
             " ".join(f"{name} ({reason})".split()) for name, reason in sorted(unreadable.items())
         ]
         write_file(file, "".join(f"{line}\n" for line in lines).encode())
-        sizes = (
-            (f"{split}/{name}", size)
-            for split, part in self.parts.items()
-            for name, size in zip(part.names, part.sizes, strict=True)
-        )
-        self._write_settings({name: int(size) for name, size in sizes if name in unreadable})
+        self._write_settings(self._sizes(unreadable))
         examples = ", ".join(lines[:3]) + (
             f", ... (all in {file})" if len(lines) > 3 else f" (also in {file})"
         )
@@ -176,6 +172,24 @@ class Packing:
             "fix them and run the same command again (the other images are packed)"
         )
         return UnreadableImagesError(message, lines, file)
+
+    def _lost_class_error(self, lost: Sequence[str], skipped: Collection[str]) -> PackingError:
+        """Record the skipped images for the next run, and return the error."""
+        self._write_settings(self._sizes(set(skipped)))
+        others = f" and {len(lost) - 1} other classes" if len(lost) > 1 else ""
+        return PackingError(
+            f"no image of class {lost[0]}{others} can be read: fix these images and run the same "
+            "command again, or remove the class from both splits and pack into a new folder"
+        )
+
+    def _sizes(self, images: Collection[str]) -> dict[str, int]:
+        """Return the size in bytes of each of the images ``split/class/file``."""
+        sizes = (
+            (f"{split}/{name}", int(size))
+            for split, part in self.parts.items()
+            for name, size in zip(part.names, part.sizes, strict=True)
+        )
+        return {name: size for name, size in sizes if name in images}
 
     def _write_settings(self, unreadable: dict[str, int]) -> None:
         """Write ``settings.json``, with the size in bytes of each image that could not be read."""
@@ -190,12 +204,12 @@ class Packing:
         """
 
         def source(old_sizes: Mapping[str, int]) -> str:
-            content: list[list[tuple[PurePosixPath, int]]] = []
+            content: list[list[tuple[str, int]]] = []
             for split, part in self.parts.items():
                 sizes: list[int] = part.sizes.tolist()
                 content.append(
                     [
-                        (PurePosixPath(name), old_sizes.get(f"{split}/{name}", size))
+                        (name, old_sizes.get(f"{split}/{name}", size))
                         for name, size in zip(part.names, sizes, strict=True)
                     ]
                 )
@@ -267,7 +281,7 @@ class Packing:
         indexes: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
         for task in self.settings.tasks():
             indexes[task.part].append(Shard.at(self.root, task.part, task.number).read())
-        skipped, counts = [], {}
+        skipped, counts, lost = [], {}, []
         for part, shards in indexes.items():
             rows = np.concatenate(shards)
             missing = sorted(rows[rows[:, HEIGHT] == 0, NUMBER].tolist())
@@ -275,6 +289,11 @@ class Packing:
             skipped += [f"{part}/{self.parts[part].names[i]}" for i in missing]
             if not counts[part]:
                 raise PackingError(f"no image of {part}/ can be read: there is nothing to pack")
+            readable = rows[rows[:, HEIGHT] > 0, LABEL]
+            without = np.setdiff1d(self.parts[part].labels, readable)
+            lost += [f"{part}/{self.data.class_names[label]}" for label in without]
+        if lost:
+            raise self._lost_class_error(lost, skipped)
         identity = json.dumps([VERSION, self.settings.source, self.short_side, skipped])
         record = PackedRecord(
             self.settings,

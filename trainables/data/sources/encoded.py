@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainables.data import IN_PROCESS, ImageData, Loader, Reading
+from trainables.data.ignored import IgnoredFiles
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 UNSUPPORTED_MODES = {
     "I;16": "16 bits per pixel",
     "I;16B": "16 bits per pixel",
-    "I": "32 bits per pixel",
+    "I;16L": "16 bits per pixel",
+    "I;16N": "16 bits per pixel",
+    "I": "16 or 32 bits per pixel",
     "F": "floating-point pixels",
 }
 
@@ -92,9 +95,14 @@ class EncodedData(ImageData):
     """A data set that decodes one image at a time, on access."""
 
     def __init__(
-        self, class_names: Sequence[str], train: Part, val: Part, fingerprint: str
+        self,
+        class_names: Sequence[str],
+        train: Part,
+        val: Part,
+        fingerprint: str,
+        ignored: Sequence[IgnoredFiles] = (),
     ) -> None:
-        self.class_names, self.fingerprint = class_names, fingerprint
+        self.class_names, self.fingerprint, self.ignored = class_names, fingerprint, ignored
         self.train, self.val = train, val
         self.train_size, self.val_size = len(train.labels), len(val.labels)
 
@@ -111,4 +119,4 @@ class EncodedData(ImageData):
         return PerImageLoader(train, val, resolution, recipe, device, reading)
 
     def swap_splits(self) -> "EncodedData":
-        return EncodedData(self.class_names, self.val, self.train, self.fingerprint)
+        return EncodedData(self.class_names, self.val, self.train, self.fingerprint, self.ignored)

@@ -4,25 +4,28 @@ Opened by ``open_data`` for the data name ``imagefolder``; the other sources use
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 
 from search_spaces.errors import RequestError
+from trainables.data.ignored import IgnoredCounter
 from trainables.data.sources.encoded import EncodedData, Part
-
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+from trainables.data.sources.folders import list_classes
 
 
 class ImageFolderData(EncodedData):
     """An ImageFolder tree.
 
     The classes are the folders of ``train`` in sorted order; ``val`` must have the same classes.
+    Files that Pillow decodes are images, symbolic links are followed, and hidden files and folders
+    are ignored, as is everything in ``ignored``.
 
     Raises:
-        RequestError: A folder is missing or has no images, there are fewer than two classes, or the
-            classes of the two splits differ.
+        RequestError: A folder is missing, a class folder has no images, there are fewer than two
+            classes, or the classes of the two splits differ.
     """
 
     def __init__(self, path: str, train: str = "train", val: str = "val") -> None:
@@ -32,8 +35,9 @@ class ImageFolderData(EncodedData):
                 f"data folder {str(root)!r} does not exist: "
                 f"pass the folder that holds {train}/ and {val}/"
             )
-        parts = [scan(root, part) for part in (train, val)]
-        classes = sorted({file.parts[0] for file, _ in parts[0]})
+        listings = [list_classes(root, split) for split in (train, val)]
+        parts = [listing.images for listing in listings]
+        classes, val_classes = (sorted({_class(name) for name, _ in part}) for part in parts)
         if len(classes) < 2:
             raise RequestError(
                 f"data folder {str(root / train)!r} has {len(classes)} class: "
@@ -41,7 +45,7 @@ class ImageFolderData(EncodedData):
             )
         check_classes(
             classes,
-            {file.parts[0] for file, _ in parts[1]},
+            val_classes,
             f"{train}/ and {val}/ of {str(root)!r}",
         )
         number = {name: i for i, name in enumerate(classes)}
@@ -49,7 +53,18 @@ class ImageFolderData(EncodedData):
             _part(root / split, files, number)
             for split, files in zip((train, val), parts, strict=True)
         )
-        super().__init__(classes, train_part, val_part, fingerprint("imagefolder", parts))
+        ignored = IgnoredCounter()
+        for listing in listings:
+            ignored.update(listing.ignored)
+        names = [as_text(name) for name in classes]
+        super().__init__(
+            names, train_part, val_part, fingerprint("imagefolder", parts), ignored.files
+        )
+
+
+def as_text(name: str) -> str:
+    """Return a file name as valid text; bytes that are not UTF-8 (``caf\xe9``) are escaped."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def check_classes(train: Iterable[str], val: Iterable[str], where: str) -> None:
@@ -65,12 +80,16 @@ def check_classes(train: Iterable[str], val: Iterable[str], where: str) -> None:
         )
 
 
-def _part(base: Path, images: list[tuple[Path, int]], number: dict[str, int]) -> Part:
-    names = [file.as_posix() for file, _ in images]
-    labels = np.array([number[file.parts[0]] for file, _ in images], dtype=np.int64)
+def _class(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _part(base: Path, images: list[tuple[str, int]], number: dict[str, int]) -> Part:
+    names = [name for name, _ in images]
+    labels = np.array([number[_class(name)] for name in names], dtype=np.int64)
     files = Files(base, names)
     return Part(
-        names,
+        [as_text(name) for name in names],
         labels,
         np.array([size for _, size in images], dtype=np.int64),
         files.read,
@@ -78,40 +97,15 @@ def _part(base: Path, images: list[tuple[Path, int]], number: dict[str, int]) ->
     )
 
 
-def scan(root: Path, part: str) -> list[tuple[Path, int]]:
-    """Return (class/.../file, size in bytes) of each image of a split, sorted.
-
-    Raises:
-        RequestError: The folder of the split is missing or has no images.
-    """
-    base = root / part
-    if not base.is_dir():
-        raise RequestError(
-            f"data folder {str(root)!r} has no {part}/: "
-            "it must hold train/ and val/ with one folder per class in each"
-        )
-    files = sorted(
-        (file.relative_to(base), file.stat().st_size)
-        for file in base.glob("*/**/*")
-        if file.suffix.lower() in EXTENSIONS
-    )
-    if not files:
-        raise RequestError(
-            f"data folder {str(base)!r} has no images ({', '.join(sorted(EXTENSIONS))}) "
-            "in class folders"
-        )
-    return files
-
-
-def fingerprint(kind: str, parts: Sequence[Sequence[tuple[PurePath, int]]]) -> str:
+def fingerprint(kind: str, parts: Iterable[Sequence[tuple[str, int]]]) -> str:
     """Return the fingerprint of (class/.../file, size in bytes) of each image of each split.
 
     It depends on the order.
     """
     digest = hashlib.sha256()
-    for files in parts:
-        for file, size in files:
-            digest.update(f"{file.as_posix()} {size}\n".encode())
+    for images in parts:
+        for name, size in images:
+            digest.update(f"{name} {size}\n".encode("utf-8", "surrogateescape"))
         digest.update(b"--\n")
     return f"{kind}-{digest.hexdigest()[:16]}"
 

@@ -4,17 +4,21 @@ Opened by ``open_data`` for the data name ``imagenet``. The name of an image is
 ``<wnid>/<original file name>`` in all forms.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from search_spaces.errors import RequestError
+from trainables.data.ignored import IgnoredCounter, IgnoredFiles
 from trainables.data.sources.devkit import DEVKIT, KAGGLE, META, TRUTH, Truth, validation_truth
 from trainables.data.sources.encoded import EncodedData, Part
-from trainables.data.sources.imagefolder import EXTENSIONS, Files, check_classes, fingerprint, scan
+from trainables.data.sources.folders import list_classes, list_flat
+from trainables.data.sources.imagefolder import Files, check_classes, fingerprint
 from trainables.data.sources.tars import TarRanges, members, nested
+from trainables.data.sources.tars import images as tar_images
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
@@ -27,10 +31,12 @@ class SplitListing(NamedTuple):
     Attributes:
         images: (``wnid/file``, location, size in bytes) of each image.
         reader: creates the reader of the images from their names, locations and sizes.
+        ignored: the files that are not read.
     """
 
     images: list[tuple[str, Any, int]]
     reader: Callable[[Sequence[str], Sequence[Any], np.ndarray], Any]
+    ignored: Iterable[IgnoredFiles]
 
 
 class ImageNetData(EncodedData):
@@ -43,11 +49,11 @@ class ImageNetData(EncodedData):
     order of timm and torchvision.
 
     Opening reads all tar headers, 1.3 million for ImageNet, in every process. Pack a set that is
-    read often.
+    read often. Hidden files and files that are not images are ignored, in tar files too.
 
     Raises:
-        RequestError: A file is missing or damaged, an image has no known class, or the classes of
-            the two splits differ.
+        RequestError: A file is missing or damaged, an image has no known class or is there twice, a
+            class has no images, or the classes of the two splits differ.
     """
 
     def __init__(self, path: str) -> None:
@@ -80,10 +86,13 @@ class ImageNetData(EncodedData):
         )
         number = {name: i for i, name in enumerate(classes[0])}
         parts = [_part(split, number) for split in splits]
-        content = [
-            [(PurePosixPath(name), size) for name, _, size in split.images] for split in splits
-        ]
-        super().__init__(classes[0], parts[0], parts[1], fingerprint("imagenet", content))
+        content = [[(name, size) for name, _, size in split.images] for split in splits]
+        ignored = IgnoredCounter()
+        for split in splits:
+            ignored.update(split.ignored)
+        super().__init__(
+            classes[0], parts[0], parts[1], fingerprint("imagenet", content), ignored.files
+        )
 
 
 def _part(split: SplitListing, number: dict[str, int]) -> Part:
@@ -102,19 +111,23 @@ def _train(root: Path, tree: Path) -> SplitListing:
                 f"no training images in {str(root)!r}: "
                 f"put {TRAIN_TAR} or train/ with one folder per class there"
             )
-        files = [(file.as_posix(), size) for file, size in scan(tree, "train")]
-        return _in_folder(tree / "train", [(name, name, size) for name, size in files])
-    images = [
-        (
-            f"{PurePosixPath(wnid).stem}/{PurePosixPath(member.name).name}",
-            member.offset,
-            member.size,
-        )
-        for wnid, files in nested(tar)
-        for member in files
-        if _is_image(member.name)
-    ]
-    return _in_tar(tar, images)
+        listing = list_classes(tree, "train")
+        images = [(name, name, size) for name, size in listing.images]
+        return _in_folder(tree / "train", images, listing.ignored)
+    ignored = IgnoredCounter()
+    images = []
+    for inner, files in nested(tar, ignored):
+        wnid = PurePosixPath(inner).stem
+        inside = tar_images(tar, files, ignored, f"{inner}/")
+        if not inside:
+            raise RequestError(
+                f"class {wnid!r} has no images in {inner!r} of {str(tar)!r}: download it again"
+            )
+        images += [
+            (f"{wnid}/{PurePosixPath(member.name).name}", member.offset, member.size)
+            for member in inside
+        ]
+    return _in_tar(tar, images, ignored)
 
 
 def _val(root: Path, tree: Path, truth: Truth) -> SplitListing:
@@ -130,37 +143,49 @@ def _val(root: Path, tree: Path, truth: Truth) -> SplitListing:
 
     tar, folder = root / VAL_TAR, tree / "val"
     if tar.is_file():
-        return _in_tar(
-            tar,
-            [
-                (full_name(member.name), member.offset, member.size)
-                for member in members(tar)
-                if _is_image(member.name)
-            ],
-        )
+        ignored = IgnoredCounter()
+        images = [
+            (full_name(member.name), member.offset, member.size)
+            for member in tar_images(tar, members(tar), ignored)
+        ]
+        return _in_tar(tar, images, ignored)
     if not folder.is_dir():
         raise RequestError(f"no validation images in {str(root)!r}: put {VAL_TAR} or val/ there")
-    flat = [(file.name, file.stat().st_size) for file in folder.iterdir() if _is_image(file.name)]
-    if not flat:
+    flat = list_flat(folder)
+    if not flat.images:
         raise RequestError(
             f"validation folder {str(folder)!r} holds no images: "
             "set data.name to imagefolder if it has one folder per class"
         )
-    return _in_folder(folder, [(full_name(name), name, size) for name, size in flat])
+    images = [(full_name(name), name, size) for name, size in flat.images]
+    return _in_folder(folder, images, flat.ignored)
 
 
-def _in_tar(tar: Path, images: list[tuple[str, Any, int]]) -> SplitListing:
+def _in_tar(
+    tar: Path, images: list[tuple[str, int, int]], ignored: Iterable[IgnoredFiles]
+) -> SplitListing:
+    """Return the images of a tar file.
+
+    Raises:
+        RequestError: Two members have the same name; a set has each image once.
+    """
+    counts = Counter(name for name, _, _ in images)
+    repeated = sorted(name for name, count in counts.items() if count > 1)
+    if repeated:
+        raise RequestError(
+            f"{len(repeated)} images are more than once in {str(tar)!r} "
+            f"(for example {repeated[0]!r}): download it again"
+        )
     return SplitListing(
         images,
         lambda names, offsets, sizes: TarRanges(
             tar, names, np.array(offsets, dtype=np.int64), sizes
         ),
+        ignored,
     )
 
 
-def _in_folder(folder: Path, images: list[tuple[str, Any, int]]) -> SplitListing:
-    return SplitListing(images, lambda names, files, sizes: Files(folder, list(files)))
-
-
-def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in EXTENSIONS
+def _in_folder(
+    folder: Path, images: list[tuple[str, str, int]], ignored: Iterable[IgnoredFiles]
+) -> SplitListing:
+    return SplitListing(images, lambda names, files, sizes: Files(folder, list(files)), ignored)

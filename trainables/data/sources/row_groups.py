@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from search_spaces.errors import RequestError
+from trainables.data.ignored import HIDDEN_FILE, IgnoredCounter, IgnoredFiles
+from trainables.data.sources.image_files import is_hidden
 
 # Row groups in the cache of each process.
 MAX_CACHED_GROUPS = 2
@@ -40,9 +42,11 @@ class Shards:
         column: the column of the encoded bytes.
         mean_bytes: int64 (groups,), mean size of an image of each row group.
         compressed: int64 (groups,), size of each row group in the file.
-        paths: the path of each row, or None.
-        labels: the label of each row.
-        label_names: the hub's names of the class numbers, or None.
+        rows: int64 (n,), the number of each row whose path is not hidden, over all shards.
+        paths: the path of each of these rows, or None.
+        labels: the label of each of these rows.
+        label_names: the hub's names of the class numbers in each shard, or None.
+        ignored: the rows with hidden paths.
     """
 
     files: Sequence[Path]
@@ -51,9 +55,11 @@ class Shards:
     column: str
     mean_bytes: np.ndarray
     compressed: np.ndarray
+    rows: np.ndarray
     paths: Sequence[str | None]
     labels: Sequence[int | str]
-    label_names: list[str] | None
+    label_names: Sequence[list[str] | None]
+    ignored: Sequence[IgnoredFiles]
 
     @property
     def suffix(self) -> str:
@@ -66,18 +72,20 @@ def scan_shards(files: Sequence[Path], image: str, label: str) -> Shards:
     """Read labels, paths and sizes of all rows, but no image.
 
     Raises:
-        RequestError: A shard is damaged, or its columns are not images and labels.
+        RequestError: A shard is damaged, its columns are not images and labels, or the shards have
+            labels of different types.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
     groups, rows, sizes, compressed, paths, labels = [], [], [], [], [], []
-    column, names = image, None
+    column, names, kinds = image, [], []
     for number, file in enumerate(files):
         try:
             with parquet.ParquetFile(file) as shard:
                 column, path = _columns(file, shard.schema_arrow, image, label)
-                names = names or _label_names(shard.schema_arrow.metadata, label)
+                names.append(_label_names(shard.schema_arrow.metadata, label))
+                kinds.append(pa.types.is_integer(shard.schema_arrow.field(label).type))
                 table = shard.read(columns=[label, *path], use_threads=False)
                 for group in range(shard.num_row_groups):
                     metadata = shard.metadata.row_group(group)
@@ -91,6 +99,11 @@ def scan_shards(files: Sequence[Path], image: str, label: str) -> Shards:
             raise RequestError(
                 f"{str(file)!r} is not a Parquet file, or is damaged ({error}): download it again"
             ) from error
+        if kinds[0] != kinds[-1]:
+            raise RequestError(
+                f"column {label!r} has numbers in one of {str(files[0])!r} and {file.name!r} and "
+                "text in the other: use the shards of one upload"
+            )
         if table[label].null_count:
             raise RequestError(
                 f"{table[label].null_count} rows of {str(file)!r} have no {label}: "
@@ -102,11 +115,29 @@ def scan_shards(files: Sequence[Path], image: str, label: str) -> Shards:
             if path
             else [None] * len(table)
         )
-    if not labels:
-        raise RequestError(f"{str(files[0])!r} and the other shards of its split hold no images")
     starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+    ignored = IgnoredCounter()
+    visible = []
+    for row, path in enumerate(paths):
+        # Paths may be absolute, below hidden folders of the machine that made the shards.
+        if path and is_hidden(path.rpartition("/")[2]):
+            ignored.add(HIDDEN_FILE, path)
+        else:
+            visible.append(row)
+    if not visible:
+        raise RequestError(f"{str(files[0])!r} and the other shards of its split hold no images")
     return Shards(
-        files, groups, starts, column, _int64(sizes), _int64(compressed), paths, labels, names
+        files,
+        groups,
+        starts,
+        column,
+        _int64(sizes),
+        _int64(compressed),
+        _int64(visible),
+        [paths[row] for row in visible],
+        [labels[row] for row in visible],
+        names,
+        ignored.files,
     )
 
 

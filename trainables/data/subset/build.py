@@ -22,6 +22,7 @@ import numpy as np
 
 from search_spaces.errors import RequestError
 from trainables.data.sources.encoded import EncodedData, Part
+from trainables.data.sources.image_files import is_hidden_path
 from trainables.data.sources.parquet import ParquetPart
 from trainables.data.subset.file_list import SPLITS, Row, complete_rows, from_csv, row_of, to_csv
 from trainables.data.subset.record import SubsetRecord, SubsetRequest
@@ -143,6 +144,11 @@ def _images(data: EncodedData, selection: Selection) -> Iterator[_Image]:
                 raise RequestError(
                     f"image {name!r} of the source: "
                     "expected the path of a file below its class, rename it"
+                )
+            if is_hidden_path(name):
+                raise RequestError(
+                    f"image {name!r} of the source would be a hidden file of the subset, which is "
+                    "ignored: rename its class"
                 )
             yield _Image(split, name, part, index)
 

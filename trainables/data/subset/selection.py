@@ -4,6 +4,7 @@ Called by ``tinynet data imagenet100``.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,9 +160,13 @@ def select_listed(data: EncodedData, file: Path) -> Selection:
     """Select exactly the files of a ``files.csv``.
 
     Raises:
-        RequestError: The file is not such a list, or has files that are not in the set.
+        RequestError: The file is not such a list, lists a file twice, or has files that are not in
+            the set.
     """
     rows = from_csv(file)
+    path, count = Counter(row.path for row in rows).most_common(1)[0]
+    if count > 1:
+        raise RequestError(f"{str(file)!r} lists {path!r} {count} times: list each file once")
     chosen = {}
     for split, part in zip(SPLITS, (data.train, data.val), strict=True):
         index = {name: i for i, name in enumerate(part.names)}
