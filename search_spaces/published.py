@@ -5,6 +5,7 @@
 
 import copy
 import difflib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,10 +109,14 @@ def _first_available(repo: str) -> str:
 def published_classes(published: Any) -> list[str] | None:
     """Return the class of each output of published weights, or None if it is unknown.
 
-    The classes of ImageNet and its supersets are WordNet ids (``n01440764``), in timm's order.
+    A configuration beside a file may state names. Otherwise the number of classes decides: those of
+    ImageNet and its supersets are WordNet ids (``n01440764``), in timm's order.
     """
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
+    stated = published.label_names
+    if isinstance(stated, list | tuple) and len(stated) == published.num_classes:
+        return [str(name) for name in stated]
     values = {"num_classes": published.num_classes, "label_names": published.label_names}
     subset = infer_imagenet_subset(values)
     return list(ImageNetInfo(subset).label_names()) if subset else None
@@ -125,20 +130,39 @@ def imagenet_classes() -> list[str]:
 
 
 def check_function(
-    module: "torch.nn.Module", state: Mapping[str, "Tensor"], published: Any, label: str
+    module: "torch.nn.Module",
+    state: Mapping[str, "Tensor"],
+    architecture: str,
+    label: str,
+    stated_by: str | None = None,
 ) -> None:
     """Check that the module computes the same function with the weights as timm's network does.
 
     Names and shapes do not determine padding, pooling or epsilon: the weights of tf_efficientnet_b0
-    fit B0, but belong to a different function.
+    fit B0, and those of resnetaa50 fit ResNet-50, but belong to a different function.
+
+    Args:
+        module: the network.
+        state: the weights; they match the network by name and shape.
+        architecture: timm's architecture of the weights.
+        label: the name of the weights in messages.
+        stated_by: where the architecture is stated, None for weights from the hub.
 
     Raises:
-        RequestError: the outputs differ.
+        RequestError: the weights do not fit timm's architecture, or the outputs differ.
     """
-    import timm
     import torch
 
-    reference = timm.create_model(published.architecture, num_classes=published.num_classes)
+    origin = f"timm's {architecture}" + (f" ({stated_by})" if stated_by else "")
+    linear = [part for part in module.modules() if isinstance(part, torch.nn.Linear)]
+    classes = linear[-1].out_features if linear else None
+    with torch.device("meta"):  # a name from a file may be that of a network of any size
+        shapes = _shapes(_timm_network(architecture, classes).state_dict())
+    if shapes != _shapes(state):
+        raise RequestError(
+            f"weights {label!r} belong to a different network: expected those of {origin}"
+        )
+    reference = _timm_network(architecture, classes)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).double()
     exact = {name: tensor.double() for name, tensor in state.items() if tensor.is_floating_point()}
     with torch.no_grad():
@@ -147,8 +171,27 @@ def check_function(
             for each in (copy.deepcopy(module), reference)
         )
     spread = (expected - expected.mean()).abs().max()
-    if (actual - expected).abs().max() > OUTPUT_TOLERANCE * spread:
+    # A NaN fails the comparison.
+    if not (actual - expected).abs().max() <= OUTPUT_TOLERANCE * spread:
         raise RequestError(
             f"weights {label!r} match by name and shape, but are for a different function: "
-            f"timm's {published.architecture}"
+            f"{origin}; pass weights that were trained as this network"
         )
+
+
+def _timm_network(architecture: str, classes: int | None) -> "torch.nn.Module":
+    """Return timm's network with random weights, without warnings about renamed architectures."""
+    import timm
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return timm.create_model(architecture, num_classes=classes)
+
+
+def _shapes(state: Mapping[str, "Tensor"]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes by name, without the counters of batch norm."""
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in state.items()
+        if not name.endswith("num_batches_tracked")
+    }

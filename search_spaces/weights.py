@@ -5,16 +5,18 @@ weights cannot be loaded, the error is one line and the module stays unchanged.
 """
 
 import argparse
+import contextlib
 import os
 import pickle
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.errors import RequestError
+from search_spaces.origin import find_origin
 from search_spaces.published import check_function, download, find_published
 
 if TYPE_CHECKING:
@@ -38,13 +40,23 @@ class Source:
     Attributes:
         path: the file.
         label: the name in messages and reports: the file as given, or timm's ``architecture.tag``.
-        published: timm's configuration of published weights (``mean``, ``std``, ``architecture``,
-            ...), or None for a file.
+        published: timm's configuration (``mean``, ``std``, ``architecture``, ...) of published
+            weights, and of a file whose origin is stated beside or in it; None for other files.
+        architecture: timm's architecture of the weights, None if it is unknown.
+        stated_by: where the architecture of a file is stated; None for weights from the hub.
     """
 
     path: Path
     label: str
     published: Any = None
+    architecture: str | None = None
+    stated_by: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """Where the weights are from, without a local path: a name on the hub, or a file's name."""
+        from_hub = self.published is not None and self.stated_by is None
+        return f"timm/{self.label}" if from_hub else self.path.name
 
 
 def load_weights(module: "torch.nn.Module", source: str | Path | Source) -> None:
@@ -74,8 +86,9 @@ def load_weights(module: "torch.nn.Module", source: str | Path | Source) -> None
         for name, tensor in own.items()
         if name in given and given[name].shape == tensor.shape
     }
-    if located.published is not None:
-        check_function(module, chosen, located.published, located.label)
+    architecture = located.published.architecture if located.published else located.architecture
+    if architecture:
+        check_function(module, chosen, architecture, located.label, located.stated_by)
     with torch.no_grad():
         for name, tensor in chosen.items():
             own[name].copy_(tensor)
@@ -128,7 +141,7 @@ def locate(source: str | Path) -> Source:
     path, text = Path(os.path.expanduser(source)), str(source)
     # os.path.isfile also returns False if the text is too long for a path.
     if os.path.isfile(path):
-        return Source(path, text)
+        return _with_origin(Source(path, text))
     # A folder may have a published name, often as an export of that network, so it is an error only
     # if the text cannot be a published name.
     if isinstance(source, Path) or path.suffix in SUFFIXES or "/" in text.removeprefix("timm/"):
@@ -145,13 +158,48 @@ def locate(source: str | Path) -> Source:
     return Source(download(published, label), label, published)
 
 
+def _with_origin(source: Source) -> Source:
+    """Return the source of a file with what is stated beside it or in it."""
+    content, shapes = _content(source)
+    origin = find_origin(source.path, source.label, content, shapes)
+    if origin is None:
+        return source
+    return replace(
+        source,
+        published=origin.published,
+        architecture=origin.architecture,
+        stated_by=origin.stated_by,
+    )
+
+
+def _content(source: Source) -> tuple[Mapping[str, object], dict[str, tuple[int, ...]]]:
+    """Return the entries of a file apart from its tensors, and the shapes of its tensors.
+
+    Raises:
+        RequestError: as ``read_weights``.
+    """
+    from safetensors import safe_open
+
+    if source.path.suffix == ".safetensors":
+        with _readable(source), safe_open(source.path, "pt") as file:
+            names = list(file.keys())
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            return file.metadata() or {}, shapes
+    content = _read(source)
+    shapes = {name: tuple(tensor.shape) for name, tensor in _state_dict(content, source).items()}
+    return content, shapes
+
+
 def read_weights(source: Source) -> dict[str, "Tensor"]:
     """Read the state dict from a file, also from within the usual containers.
 
     Raises:
         RequestError: the file is damaged, contains code, or contains no state dict.
     """
-    state = _read(source)
+    return _state_dict(_read(source), source)
+
+
+def _state_dict(state: Any, source: Source) -> dict[str, "Tensor"]:
     for key in CONTAINERS:
         if isinstance(state, Mapping) and isinstance(inner := state.get(key), Mapping) and inner:
             state = inner
@@ -172,12 +220,7 @@ def _read(source: Source) -> Any:
     import torch
     from safetensors.torch import load_file
 
-    try:
-        if source.path.stat().st_size > MAX_FILE_BYTES:
-            raise RequestError(
-                f"weights {source.label!r} have more than {MAX_FILE_BYTES // 2**30} GiB, "
-                "the limit for any network"
-            )
+    with _readable(source):
         if source.path.suffix == ".safetensors":
             return load_file(source.path)
         if zipfile.is_zipfile(source.path) and not _is_valid_archive(source.path):
@@ -187,6 +230,18 @@ def _read(source: Source) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(source.path, map_location="cpu", weights_only=True)
+
+
+@contextlib.contextmanager
+def _readable(source: Source) -> Iterator[None]:
+    """Read a file of limited size, and turn every error into a RequestError."""
+    try:
+        if source.path.stat().st_size > MAX_FILE_BYTES:
+            raise RequestError(
+                f"weights {source.label!r} have more than {MAX_FILE_BYTES // 2**30} GiB, "
+                "the limit for any network"
+            )
+        yield
     except RequestError:
         raise
     except OSError as error:
@@ -232,7 +287,8 @@ def _is_dense_tensor(value: Any) -> bool:
 
 def _damaged(source: Source) -> str:
     kind = "safetensors" if source.path.suffix == ".safetensors" else "torch"
-    fix = f"remove {source.path} and try again" if source.published else "download them again"
+    from_hub = source.published is not None and source.stated_by is None
+    fix = f"remove {source.path} and try again" if from_hub else "download them again"
     return f"weights {source.label!r} are damaged or not a {kind} file: {fix}"
 
 
