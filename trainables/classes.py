@@ -4,6 +4,7 @@ Called by evaluations and by the export before they compare outputs with labels.
 """
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -89,7 +90,8 @@ def match_classes(
             f"{label} do not record their classes: assuming the order of the data's classes, "
             f"{_examples(data)}",
         )
-    if list(names) == list(data):
+    names, data = _comparable(names), _comparable(data)
+    if names == data:
         return ClassMatch(None, outputs)
     position = {name: number for number, name in enumerate(names)}
     missing = [name for name in data if name not in position]
@@ -113,6 +115,15 @@ def match_classes(
         f"only the outputs of the data's {len(columns)} classes are compared, of {outputs} "
         f"classes of {label}",
     )
+
+
+def _comparable(names: Sequence[str]) -> list[str]:
+    """Return the names in the form in which they are compared.
+
+    The names of folders have no slash (those of a Parquet set may), and macOS writes letters and
+    their accents separately.
+    """
+    return [unicodedata.normalize("NFC", name).replace("/", "_") for name in names]
 
 
 def _examples(names: Sequence[str]) -> str:

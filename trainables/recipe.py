@@ -80,6 +80,13 @@ class Recipe:
     lr_batch: int | None = None
     sync_bn: bool = False
 
+    def __post_init__(self) -> None:
+        # 1 and 1.0 are the same setting: they must have the same text in the id of a trial.
+        for key in _FLOAT_SETTINGS:
+            value = getattr(self, key)
+            if type(value) is int:
+                object.__setattr__(self, key, float(value))
+
     @property
     def peak_lr(self) -> float:
         """The highest learning rate; linear in the global batch if ``lr_batch`` is set."""
@@ -108,6 +115,9 @@ class Recipe:
         settings = asdict(self) | {"lr": self.peak_lr}
         excluded = {"name", "epochs", "lr_batch"} | ({"sync_bn"} if not self.sync_bn else set())
         return {key: value for key, value in settings.items() if key not in excluded}
+
+
+_FLOAT_SETTINGS = [field.name for field in fields(Recipe) if "float" in str(field.type)]
 
 
 EFFICIENTNET = Recipe(

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,16 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import save_file
 
+from search_spaces import RequestError
 from search_spaces.published import imagenet_classes
-from search_spaces.weights import Source
+from search_spaces.weights import Source, locate
 from tests.data.test_imagefolder import make_tree
 from tests.tracking.helpers import SQLALCHEMY
 from tests.train.helpers import MINI, NETWORK, RDW, assert_rejected, call, train_json
 from tinynet_search.cli.main import run
 from tinynet_search.export import load_exported
-from trainables.classes import classes_in
+from tinynet_search.export.subject import class_names_of, find_subject, matched_classes
+from trainables.classes import classes_in, match_classes
 from trainables.data import open_data
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
@@ -178,17 +181,82 @@ def test_imagenet_weights_are_evaluated_on_a_part_of_imagenet(
     source = Source(file, "tinynet_e.in1k", published)
     monkeypatch.setattr("tinynet_search.train.evaluate.locate", lambda text: source)
     figures = train_json(capsys, *evaluation("tinynet_e.in1k", tree), "tinynet_e")
+    weights = "weights 'tinynet_e.in1k'"
+    assumed = f"{weights} do not record their classes: assuming those of ImageNet in its order; "
     assert figures["classes"] == {
         "compared": 3,
         "outputs": 1000,
-        "note": "only the outputs of the data's 3 classes are compared, of 1000 classes of "
-        "weights 'tinynet_e.in1k'",
+        "note": (assumed if as_file else "")
+        + f"only the outputs of the data's 3 classes are compared, of 1000 classes of {weights}",
     }
     expected = _top1(module, tree, wnids, figures["preprocessing"])
     assert figures["top1"] == pytest.approx(expected)
     other = make_tree(tmp_path / "other", (wnids[0], "mountain"), count=1)
     words = "class 'mountain' of the data is not a class" if not as_file else "are for 1000 classes"
     assert_rejected(capsys, words, *evaluation("tinynet_e.in1k", other), "tinynet_e")
+
+
+def test_int8_and_evaluation_assume_the_classes_of_imagenet_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import timm
+
+    tree = make_tree(tmp_path / "tree", ("n01440764", "n01443537"), count=1)
+    file = tmp_path / "plain.pth"
+    torch.save(timm.create_model("tinynet_e").state_dict(), file)
+    command = ("export", "tinynet_e", "--weights", str(file), "--format", "onnx", "--int8")
+    out = tmp_path / "out"
+    code, _, err = call(capsys, *command, "--data-path", str(tree), "--out", str(out))
+    assert (code, err.count("data's 2 classes are compared, of 1000 classes")) == (0, 1), err
+    assert json.loads((out / "config.json").read_text())["class_names"] is None
+
+
+def test_training_checkpoint_of_timm_does_not_state_its_classes(tmp_path: Path) -> None:
+    """Its 1000 outputs may be other classes than those of ImageNet."""
+    import timm
+
+    file = tmp_path / "last.pth.tar"
+    state = timm.create_model("tinynet_e").state_dict()
+    options = Namespace(model="tinynet_e")
+    torch.save({"arch": "tinynet_e", "args": options, "state_dict": state}, file)
+    source, subject = locate(file), find_subject("tinynet_e")
+    assert source.published is not None
+    assert class_names_of(subject, source) is None
+    own = matched_classes(subject, source, [f"class {k}" for k in range(1000)])
+    assert own.columns is None and "assuming the order of the data" in str(own.note)
+    part = matched_classes(subject, source, ["n01443537", "n01440764"])
+    assert part.columns is not None and part.columns.tolist() == [1, 0]
+    assert "assuming those of ImageNet in its order; only the outputs of" in str(part.note)
+    whole = matched_classes(subject, source, imagenet_classes())
+    assert whole.columns is None and str(whole.note).endswith("those of ImageNet in its order")
+
+
+def test_folder_in_the_format_of_the_hub_is_rejected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import timm
+    from timm.models import save_for_hf
+
+    module = timm.create_model("tinynet_e", num_classes=2)
+    save_for_hf(module, str(tmp_path), safe_serialization=True)
+    words = f"pass its file as --weights {tmp_path / 'model.safetensors'}"
+    assert_rejected(capsys, words, *evaluation(str(tmp_path), tmp_path))
+
+
+def test_class_names_in_two_unicode_forms_are_equal() -> None:
+    """A folder that was copied from macOS has the accents as separate characters."""
+    names = ["caf\u00e9", "the"]
+    assert match_classes("weights", 2, names, ["cafe\u0301", "the"]).columns is None
+    match = match_classes("weights", 2, names, ["the", "cafe\u0301"])
+    assert match.columns is not None and match.columns.tolist() == [1, 0]
+
+
+def test_class_of_a_parquet_set_is_equal_to_its_folder_in_a_subset() -> None:
+    """``tinynet data imagenet100`` writes the images of the class ``a/b`` to the folder ``a_b``."""
+    match = match_classes("weights", 2, ["a/b", "c"], ["a_b"])
+    assert match.columns is not None and match.columns.tolist() == [0]
+    with pytest.raises(RequestError, match="'a_b' is the name of several"):
+        match_classes("weights", 3, ["a/b", "a_b", "c"], ["a_b"])
 
 
 def _top1(module: torch.nn.Module, tree: Path, wnids: list[str], steps: dict[str, Any]) -> float:

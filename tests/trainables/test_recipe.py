@@ -168,3 +168,15 @@ def test_round_trip() -> None:
         again = recipe_from(asdict(recipe))
         assert again == recipe
         assert json.dumps(again.identity()) == json.dumps(recipe.identity())
+
+
+def test_integers_in_float_settings_do_not_change_the_id() -> None:
+    """A configuration gives 1.0 for a value that a program or a file gives as 1."""
+    texts = {
+        json.dumps(get_recipe("short", warmup_epochs=value, hflip=hflip).identity())
+        for value, hflip in ((1, 1), (1.0, 1.0))
+    }
+    assert len(texts) == 1
+    document = asdict(get_recipe("short")) | {"warmup_epochs": 1, "shift": 0}
+    assert type(recipe_from(document).shift) is float
+    assert type(get_recipe("short").epochs) is int

@@ -165,10 +165,7 @@ def _config(
     network = subject.network
     own = source.path == subject.weights
     # The file may be copied to other machines, so it contains no local path.
-    if source.published:
-        origin = f"timm/{source.label}"
-    else:
-        origin = subject.origin if own else source.path.name
+    origin = subject.origin if own else source.origin
     pixels = network.resolution
     return ExportConfig(
         version=SCHEMA,

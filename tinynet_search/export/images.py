@@ -12,8 +12,8 @@ import torch
 from search_spaces import Network, RequestError
 from search_spaces.weights import Source
 from tinynet_search.export.document import Preprocessing
-from tinynet_search.export.subject import Subject, class_names_of
-from trainables.classes import ClassMatch, match_classes
+from tinynet_search.export.subject import Subject, matched_classes
+from trainables.classes import ClassMatch
 from trainables.data import IN_PROCESS, MEAN, STD, ImageData, Reading, open_data
 from trainables.data.sources.encoded import UnreadableImageError
 from trainables.recipe import Recipe, get_recipe
@@ -68,12 +68,7 @@ def open_images(
         )
     data = open_data(settings)
     network = subject.network
-    classes = match_classes(
-        f"weights {source.label!r}",
-        network.num_classes,
-        class_names_of(subject, source),
-        data.class_names,
-    )
+    classes = matched_classes(subject, source, data.class_names)
     batches = [
         images
         for images, _ in _images(data.swap_splits(), calibration, network, recipe, preprocessing)

@@ -7,17 +7,19 @@ import contextlib
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from search_spaces import Network, RequestError, get_space
 from search_spaces.errors import unknown
 from search_spaces.networks import NETWORKS, get_named
-from search_spaces.published import published_classes
+from search_spaces.origin import METADATA
+from search_spaces.published import HUB_FILES, imagenet_classes, published_classes
 from search_spaces.weights import Source, file_metadata
 from tinynet_search.errors import one_line
 from tinynet_search.export.document import ExportConfig, Preprocessing, TrainedBy, read_config
-from trainables.classes import classes_in
+from trainables.classes import ClassMatch, classes_in, match_classes
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 
@@ -113,6 +115,11 @@ def read_subject(path: Path, space: str | None = None) -> Subject:
             f"{str(file)!r} {error.strerror}: pass the folder of a trial or an export"
         ) from error
     except ValueError as error:
+        hub = next((each for name in HUB_FILES if (each := file.parent / name).is_file()), None)
+        if hub is not None:
+            raise RequestError(
+                f"{str(path)!r} is in the format of the hub: pass its file as --weights {hub}"
+            ) from error
         raise RequestError(
             f"{str(file)!r} is not a valid configuration of a trial or an export "
             f"({one_line(error, 200)})"
@@ -161,15 +168,39 @@ def class_names_of(subject: Subject, source: Source) -> list[str] | None:
     """The class of each output of a network with the weights of ``source``; None if unknown.
 
     Trials and exports record it in their config.json and in the metadata of their weights;
-    published weights have the classes of ImageNet.
+    published weights have the classes of ImageNet. A training checkpoint states its architecture,
+    but not its classes.
     """
-    if source.published is not None:
+    if source.published is not None and source.stated_by != METADATA:
         names = published_classes(source.published)
     elif source.path == subject.weights:
         names = subject.class_names
     else:
         names = classes_in(file_metadata(source.path))
     return names if names and len(names) == subject.network.num_classes else None
+
+
+def matched_classes(subject: Subject, source: Source, data: Sequence[str]) -> ClassMatch:
+    """Match the outputs of a network with the classes of a data set by name.
+
+    If the classes of the outputs are unknown, 1000 outputs are assumed to be those of ImageNet if
+    all classes of the data are classes of ImageNet; else the order of the data is assumed.
+
+    Args:
+        data: The class of each label.
+
+    Raises:
+        RequestError: The classes do not match; the message names the first class that differs.
+    """
+    label, outputs = f"weights {source.label!r}", subject.network.num_classes
+    names = class_names_of(subject, source)
+    if names is None:
+        imagenet = imagenet_classes()
+        if outputs == len(imagenet) and set(data) <= set(imagenet):
+            match = match_classes(label, outputs, imagenet, data)
+            note = f"{label} do not record their classes: assuming those of ImageNet in its order"
+            return replace(match, note="; ".join(filter(None, (note, match.note))))
+    return match_classes(label, outputs, names, data)
 
 
 def _check_digest(config: ExportConfig, weights: Path | None) -> None:

@@ -4,7 +4,7 @@ Called by ``tinynet train --eval-only``.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -13,15 +13,14 @@ import numpy as np
 
 from search_spaces import RequestError
 from search_spaces.networks import NETWORKS
-from search_spaces.published import imagenet_classes
 from search_spaces.weights import SUFFIXES, Source, load_weights, locate, output_count
 from tinynet_search.config import Config
 from tinynet_search.errors import require
 from tinynet_search.export.subject import (
     CONFIG,
     Subject,
-    class_names_of,
     file_digest,
+    matched_classes,
     read_subject,
 )
 from tinynet_search.store.directory import JOB
@@ -36,14 +35,13 @@ from tinynet_search.train.checkpoints import (
 )
 from tinynet_search.train.local import configure_process
 from tinynet_search.train.request import (
-    IMAGENET_CLASSES,
     RequestedNetwork,
     TrainRequest,
     complete_config,
     read_request,
 )
 from tinynet_search.train.run import pixels_warning
-from trainables.classes import ClassMatch, match_classes
+from trainables.classes import ClassMatch
 from trainables.data import ImageData, Reading, open_data
 from trainables.recipe import Recipe
 
@@ -101,12 +99,7 @@ def evaluate_weights(
                 f"weights {weights!r} belong to {subject.name}, not to {chosen.label}: "
                 "omit the network"
             )
-    classes = match_classes(
-        f"weights {source.label!r}",
-        subject.network.num_classes,
-        _class_names(subject, source, data.class_names),
-        data.class_names,
-    )
+    classes = matched_classes(subject, source, data.class_names)
     return _evaluate(subject, source, classes, config, data, log)
 
 
@@ -120,19 +113,6 @@ def _requested_subject(requested: RequestedNetwork, source: Source, classes: int
     if outputs is not None and outputs != classes:
         chosen = requested.network(outputs)
     return Subject(chosen.label, chosen.space, chosen.network)
-
-
-def _class_names(subject: Subject, source: Source, data: Sequence[str]) -> list[str] | None:
-    """The class of each output, None if unknown.
-
-    Files with 1000 outputs that do not record their classes have those of ImageNet, if the data are
-    classes of ImageNet.
-    """
-    names = class_names_of(subject, source)
-    if names is None and subject.network.num_classes == IMAGENET_CLASSES:
-        imagenet = imagenet_classes()
-        names = imagenet if set(data) <= set(imagenet) else None
-    return names
 
 
 def _evaluate(
@@ -219,18 +199,20 @@ def _network_of(weights: str) -> str:
     """The name of the network of published weights.
 
     Raises:
-        RequestError: The weights are a file, or their network is not a named one.
+        RequestError: The weights are a file that does not state its network, or their network is
+            not a named one.
     """
     from search_spaces.published import find_published
 
     path = Path(weights).expanduser()
-    if path.is_file():
+    if path.is_file() or path.suffix in SUFFIXES or "/" in weights.removeprefix("timm/"):
+        architecture = locate(weights).architecture
+    else:
+        architecture = find_published(weights).architecture
+    if architecture is None:
         raise RequestError(
             f"the network of {weights!r} is unknown: pass its name, --rdw or --c with --weights"
         )
-    if path.suffix in SUFFIXES or "/" in weights.removeprefix("timm/"):
-        locate(weights)  # raises, because the file does not exist
-    architecture = find_published(weights).architecture
     name = TIMM_NAMES.get(architecture, architecture)
     if name not in NETWORKS:
         raise RequestError(

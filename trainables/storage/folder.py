@@ -134,6 +134,13 @@ def child_url(url: str, name: str) -> str:
     return f"{base.rstrip('/')}/{name}{query}{options}"
 
 
+def parent_and_name(url: str) -> tuple[str, str]:
+    """Split the URL or path of a folder; the options of a URL stay with the parent."""
+    base, query, options = url.partition("?") if "://" in url else (url, "", "")
+    parent, _, name = base.rstrip("/").rpartition("/")
+    return f"{parent or '/'}{query}{options}", name
+
+
 def check_no_credentials(url: str) -> None:
     """Check that a storage URL can be printed and recorded in plans.
 
