@@ -97,6 +97,32 @@ def test_equals_scikit_learn(name: str, form: str, fitted: TinyFormula) -> None:
         np.testing.assert_allclose(std, expected_std, rtol=0, atol=1e-9)
 
 
+def test_leave_one_out_error_predicts_each_point_from_the_others(fitted: TinyFormula) -> None:
+    """The closed form equals a separate posterior without each point, for the fitted kernels."""
+    squares = []
+    for target in "rd":
+        kernel = fitted.forms["default"][target]
+        for left_out in fitted.points:
+            rest = [point for point in fitted.points if point is not left_out]
+            column = "crd".index(target)
+            posterior = gaussian_process.Posterior(
+                kernel, [point[0] for point in rest], [point[column] for point in rest]
+            )
+            mean, _ = posterior(left_out[0])
+            squares.append((left_out[column] - mean[0]) ** 2)
+    expected = math.sqrt(np.mean(squares))
+    assert fitted.leave_one_out_error == pytest.approx(expected, rel=1e-9)
+    # The points have a noise of 0.05 in r and of 0.1 in d.
+    assert 0.5 < fitted.leave_one_out_error / math.sqrt((0.05**2 + 0.1**2) / 2) < 2
+    assert TinyFormula.from_json(fitted.to_json()).leave_one_out_error == pytest.approx(expected)
+
+
+def test_unusable_formula_has_no_leave_one_out_error() -> None:
+    few = fit_formula(B0, noisy_points(3), provenance={})
+    with pytest.raises(RequestError, match="at least 5 are needed"):
+        _ = few.leave_one_out_error
+
+
 def test_equation_4_by_hand(fitted: TinyFormula) -> None:
     """The paper's mean and variance by a matrix inverse; the variance includes sigma squared."""
     kernel, points = fitted.forms["paper"]["r"], np.array(fitted.points)

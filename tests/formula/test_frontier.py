@@ -15,6 +15,7 @@ from search_spaces import RequestError
 from tinynet_search.formula.frontier import (
     FrontierModel,
     TrialPoint,
+    hypervolume,
     select_frontier,
     spearman,
 )
@@ -216,3 +217,28 @@ def test_spearman_of_constant_cost_is_undefined() -> None:
         "d": None,
         "w": None,
     }
+
+
+def test_hypervolume_is_the_mean_best_accuracy_over_budgets() -> None:
+    """Of budgets from 0 to 1: none below .25, 40 % up to .5, then 60 %; dominated points add none.
+
+    The reference point is c = 1 and a top-1 of 0 %.
+    """
+    points = [(0.25, 40.0), (0.5, 60.0), (0.75, 50.0), (1.0, 90.0), (1.05, 99.0)]
+    assert hypervolume(points) == pytest.approx(0.25 * 0.4 + 0.5 * 0.6, abs=1e-9)
+    assert hypervolume(points[::-1]) == hypervolume(points)
+    assert hypervolume(points[-2:]) == hypervolume([]) == 0.0
+    assert hypervolume([(1e-9, 100.0)]) == pytest.approx(1.0, abs=1e-6)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.001, 1.2), st.floats(0, 100)), min_size=1, max_size=12),
+)
+@settings(max_examples=50, deadline=None)
+def test_hypervolume_equals_an_integral_by_hand(points: list[tuple[float, float]]) -> None:
+    inside = sorted((c, top1) for c, top1 in points if c < 1)
+    area, best = 0.0, 0.0
+    for (c, top1), (following, _) in pairwise([*inside, (1.0, 0.0)]):
+        best = max(best, top1)
+        area += (following - c) * best / 100
+    assert hypervolume(points) == pytest.approx(area, abs=1e-8)

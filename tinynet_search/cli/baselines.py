@@ -78,7 +78,7 @@ def baselines(
     from tinynet_search.formula.baselines import baselines as baselines_at
     from tinynet_search.formula.tiny_formula import TinyFormula
 
-    fitted = TinyFormula.load(formula, tracking_uri=tracking)
+    fitted = TinyFormula.load(formula, tracking_uri=tracking, space=space)
     target = fitted.get_space(space)
     classes = fitted.classes(target) if classes is None else classes
     rows: list[tuple[float, Baseline]] = []

@@ -89,7 +89,7 @@ def suggest(
     given = {"macs": macs, "params": params, "activation_bytes": activation_bytes}
     limits = {name: _number(name, text) for name, text in given.items() if text is not None}
     requests = [checked_request({"c": c, **limits}) for c in budgets or [None]]
-    fitted = TinyFormula.load(formula, tracking_uri=tracking)
+    fitted = TinyFormula.load(formula, tracking_uri=tracking, space=space)
     suggestions = [
         fitted.suggest(
             request.get("c"),

@@ -5,8 +5,9 @@ Called by ``TinyFormula`` and by the MLflow publisher. Formulas are JSON; no cod
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
-from search_spaces.errors import RequestError
+from search_spaces import RequestError, SearchSpace
 from tinynet_search.errors import one_line
 from tinynet_search.formula.contents import DamagedError, FormulaContents
 
@@ -16,34 +17,99 @@ PUBLISHED = "published"
 _PUBLISHED = Path(__file__).parent / "published.json"
 
 
-def read_text(name: str, tracking_uri: str | None = None) -> str:
+class FormulaText(NamedTuple):
+    """The text of a formula.
+
+    Attributes:
+        source: the name that it was read from.
+        note: how the name was chosen, None if it is the name that was given.
+    """
+
+    text: str
+    source: str
+    note: str | None = None
+
+
+def read_text(
+    name: str, tracking_uri: str | None = None, space: str | SearchSpace | None = None
+) -> FormulaText:
     """Read the text of a formula.
 
     Args:
         name: ``published``, a local .json file, the URL of a stored one, ``models:/name@alias`` or
             ``models:/name/version``. A registered model contains formula.json.
         tracking_uri: Address of MLflow.
+        space: Selects the registered model ``name-<space>`` if ``name`` is not the name of one of
+            this space; None selects the only one.
 
     Raises:
         RequestError: The formula does not exist, or its file is unreadable or exceeds
-            ``MAX_BYTES``.
+            ``MAX_BYTES``, or no space selects one of several registered models.
         TrackingError: MLflow does not respond.
     """
     if name == PUBLISHED:
-        return _read_file(_PUBLISHED)
+        return FormulaText(_read_file(_PUBLISHED), name)
     if name.startswith("models:"):
-        from tinynet_search.mlflow_client.registry import downloaded_file
-
-        with downloaded_file(name, "formula.json", tracking_uri) as path:
-            return _read_file(path, name)
+        return _read_registered(name, tracking_uri, space)
     if "://" in name and name.partition("?")[0].endswith(".json"):
-        return _read_stored(name)
+        return FormulaText(_read_stored(name), name)
     if name.endswith(".json"):
-        return _read_file(Path(name))
+        return FormulaText(_read_file(Path(name)), name)
     raise RequestError(
         f"unknown formula {one_line(repr(name))}: "
         "pass published, a .json file, models:/name@alias or models:/name/version"
     )
+
+
+def _read_registered(
+    name: str, tracking_uri: str | None, space: str | SearchSpace | None
+) -> FormulaText:
+    """Read a registered model, or that of the space.
+
+    The model with exactly this name is read if it is of the space, or if no other one is.
+    """
+    from tinynet_search.mlflow_client.connection import RejectedRequestError
+    from tinynet_search.mlflow_client.formula_models import RequestedSpace, model_for_space
+    from tinynet_search.mlflow_client.registry import (
+        MissingModelError,
+        ModelReference,
+        downloaded_file,
+    )
+
+    def text_of(uri: str) -> str:
+        with downloaded_file(uri, "formula.json", tracking_uri) as path:
+            return _read_file(path, uri)
+
+    model = ModelReference.parse(name)
+    requested = None if space is None else RequestedSpace.of(space)
+    missing: MissingModelError | RejectedRequestError | None = None
+    exact = ""
+    try:
+        exact = text_of(name)
+        if requested is None or _space_name(exact) == requested.name:
+            return FormulaText(exact, name)
+    except (MissingModelError, RejectedRequestError) as error:
+        # A server with accounts responds to a name that does not exist as to one without READ.
+        missing = error
+    try:
+        chosen = model_for_space(model, tracking_uri, requested)
+    except RequestError:
+        if missing:
+            raise
+        chosen = None
+    if chosen is not None:
+        return FormulaText(text_of(str(chosen)), str(chosen), f"{name} is {chosen}")
+    if missing:
+        raise missing
+    return FormulaText(exact, name)
+
+
+def _space_name(text: str) -> str | None:
+    """Return the space of a formula, None if the text is not valid; the reader reports that."""
+    try:
+        return parse(text).space
+    except DamagedError:
+        return None
 
 
 def _read_file(path: Path, label: str | None = None) -> str:

@@ -114,6 +114,24 @@ def spearman(points: Sequence[Costed]) -> dict[str, float | None]:
     return {name: _correlation([p.rdw[i] for p in points], costs) for i, name in enumerate("rdw")}
 
 
+def hypervolume(points: Sequence[tuple[float, float]]) -> float:
+    """The hypervolume of (c, top-1 in percent) points, in [0, 1] and without a unit.
+
+    The objectives are c and the error 1 - top1 / 100, both minimised, and the reference point is
+    (1, 1): the baseline's FLOPs and no correct image. So it is the mean, over budgets c from 0 to
+    1, of the best top-1 (as a fraction) of a model within the budget. Points with c of 1 and more
+    do not contribute. Values of different spaces or data are not comparable.
+    """
+    below = [(c, 1 - top1 / 100) for c, top1 in points if c < 1]
+    if not below:
+        return 0.0
+    with warnings.catch_warnings():  # pymoo disables all Python warnings
+        from pymoo.indicators.hv import HV
+
+        volume: Any = HV(ref_point=np.ones(2))(np.array(below))
+    return round(float(volume), 9)  # further digits depend on the order of the sum
+
+
 def _correlation(values: Sequence[float], costs: Sequence[float]) -> float | None:
     if len(costs) < 3 or len(set(values)) < 2 or len(set(costs)) < 2:
         return None

@@ -105,6 +105,15 @@ class Posterior:
         )
         return mean, np.sqrt(np.maximum(variance, 0.0))
 
+    def leave_one_out(self) -> NDArray[np.float64]:
+        """Each target minus its mean given all other points, (points,).
+
+        The hyper-parameters stay those of all points, so no matrix is decomposed again (Rasmussen
+        and Williams 2006, equation 5.12).
+        """
+        inverse = np.linalg.inv(self.lower)
+        return self.weights / np.einsum("ij,ij->j", inverse, inverse)
+
 
 def thin_points(points: Points, count: int) -> Points:
     """Select ``count`` points that cover log c, from more (c, r, d) points sorted by c.

@@ -60,6 +60,7 @@ class TinyFormula:
             number.
         reason: Why the formula cannot be used, None if it can.
         source: The name or file that it was read from.
+        note: How ``source`` was chosen, None if it is the name that was given.
     """
 
     space: str
@@ -70,6 +71,7 @@ class TinyFormula:
     provenance: Provenance
     reason: str | None = None
     source: str = "fitted here"
+    note: str | None = None
     _posteriors: dict[tuple[str, str], Posterior] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -83,6 +85,20 @@ class TinyFormula:
     def range(self) -> tuple[float, float] | None:
         """Lowest and highest c of the points."""
         return (self.points[0][0], self.points[-1][0]) if self.points else None
+
+    @property
+    def leave_one_out_error(self) -> float:
+        """Root mean square error of r and d when each point is predicted from all others.
+
+        ``sqrt(mean((r - r_i)^2 / 2 + (d - d_i)^2 / 2))`` over the points, where r_i and d_i are the
+        means of the ``default`` form given the other points, with the hyper-parameters of all
+        points. Like r and d it is a factor of the baseline, without a unit.
+
+        Raises:
+            RequestError: The formula is not usable.
+        """
+        errors = [self._posterior("default", target).leave_one_out() for target in "rd"]
+        return float(np.sqrt(np.mean(np.square(errors))))
 
     def to_json(self) -> str:
         """Serialise the formula to JSON; ``from_json`` restores the same formula."""
@@ -104,7 +120,9 @@ class TinyFormula:
         return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, source: str = "formula") -> "TinyFormula":
+    def from_json(
+        cls, text: str, source: str = "formula", note: str | None = None
+    ) -> "TinyFormula":
         """Parse a formula. No code in it is executed.
 
         Raises:
@@ -115,30 +133,41 @@ class TinyFormula:
             contents = parse(text)
         except DamagedError as error:
             raise RequestError(f"formula {one_line(source)}: {error}") from error
-        formula = cls(**vars(contents), source=source)
+        formula = cls(**vars(contents), source=source, note=note)
         for form, target in ((form, target) for form in formula.forms for target in "rd"):
             formula._posterior(form, target)
         return formula
 
     @classmethod
-    def load(cls, name: str | Path, *, tracking_uri: str | None = None) -> "TinyFormula":
+    def load(
+        cls,
+        name: str | Path,
+        *,
+        tracking_uri: str | None = None,
+        space: str | SearchSpace | None = None,
+    ) -> "TinyFormula":
         """Load a formula.
 
         Args:
             name: ``published``, a .json file, or a model in the MLflow registry
-                (``models:/name@alias`` or ``models:/name/version``).
+                (``models:/name@alias`` or ``models:/name/version``). If ``name`` is not a
+                registered model, ``name-<space>`` is loaded.
             tracking_uri: Address of MLflow; None is MLflow's default.
+            space: The space that selects a registered model ``name-<space>``; None selects the only
+                one.
 
         Raises:
-            RequestError: The formula does not exist, or it is damaged.
+            RequestError: The formula does not exist, it is damaged, or the registry has several
+                models ``name-<space>`` and no space is given.
             TrackingError: MLflow does not respond.
         """
-        text, source = read_text(str(name), tracking_uri), str(name)
-        if source == PUBLISHED:
+        file = read_text(str(name), tracking_uri, space)
+        if file.source == PUBLISHED:
             # The package's own file is validated by a test, not here: importing pydantic takes
             # longer than a suggestion.
-            return cls(**vars(FormulaContents.from_json(json.loads(text))), source=source)
-        return cls.from_json(text, source)
+            contents = FormulaContents.from_json(json.loads(file.text))
+            return cls(**vars(contents), source=file.source)
+        return cls.from_json(file.text, file.source, file.note)
 
     def predict(self, c: Any, form: str = "default") -> Prediction:
         """Equation 4 at c: means and standard deviations of r and d, noise included.
@@ -237,7 +266,7 @@ class TinyFormula:
 
     def _notes(self, curve: Curve, c: float, predicted: Prediction) -> list[str]:
         """Additional information for the user about a suggestion at c."""
-        space, notes = curve.space, []
+        space, notes = curve.space, [one_line(self.note)] if self.note else []
         if space.name != self.space:
             fitted = f"r(c) and d(c) were fitted on {one_line(self.space)}"
             notes.append(f"{space.name} has no formula of its own: {fitted}")
@@ -379,7 +408,7 @@ def suggest_rdw(
         num_classes: Number of classes of the network; None is the formula's own on its own space,
             else the space's default.
         formula: ``published``, a .json file, ``models:/name@alias``, ``models:/name/version``, or a
-            TinyFormula.
+            TinyFormula. ``models:/tiny-formula@champion`` is the registered formula of the space.
         extrapolate: Accept a c outside the formula's range, with r and d of its nearest end.
         form: ``default``, or ``paper`` for exactly equations 2-4.
         tracking_uri: MLflow's address for ``models:/``; None is MLflow's default.
@@ -391,7 +420,7 @@ def suggest_rdw(
     """
     checked_request({"c": c, "macs": macs, "params": params, "activation_bytes": activation_bytes})
     if not isinstance(formula, TinyFormula):
-        formula = TinyFormula.load(formula, tracking_uri=tracking_uri)
+        formula = TinyFormula.load(formula, tracking_uri=tracking_uri, space=space)
     return formula.suggest(
         c,
         macs=macs,

@@ -1,36 +1,27 @@
 """Writes the conclusion of a search to MLflow.
 
-The conclusion consists of frontier tags, labels, artifacts, and the formula as a registered model.
-Called by ``Publisher``.
+The conclusion consists of frontier tags, labels, metrics of the search, artifacts, and the formula
+as a registered model. Called by ``Publisher``.
 """
 
 import csv
 import io
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tinynet_search.mlflow_client.connection import is_served
 from tinynet_search.store.schema import FinalRow, FrontierRow
-from tinynet_search.tracking.projection import FRONTIER_TAG, KEY, LABEL_TAG, RANK_TAG, SEARCH
+from tinynet_search.tracking.projection import FRONTIER_TAG, LABEL_TAG, RANK_TAG
+from tinynet_search.tracking.registered_formula import Registration, register_formula
 from tinynet_search.tracking.registered_models import (
-    CHAMPION,
+    CLASS_NAMES_FILE,
     DIGEST,
-    REGISTERED,
-    allowed_alias,
+    class_names_text,
     content_digest,
-    deduplicated_version,
-    ensure_model,
 )
+from tinynet_search.tracking.search_metrics import SearchMetrics
 from tinynet_search.tracking.search_runs import TAGS_DIGEST_TAG, SearchRuns, run_of
 
-if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
-
-MODEL = "tiny-formula"
 CSV_COLUMNS = ["id", "r", "d", "w", "resolution", "c", "macs", "params", "top1", "pareto_rank"]
 
 
@@ -42,23 +33,33 @@ class Conclusion:
         frontier: rows of frontier.json, None if not known yet.
         formula_json: content of formula.json, None if not known yet.
         finals: rows of finals.json.
+        metrics: figures of the search, None if not known yet.
     """
 
     frontier: Sequence[FrontierRow] | None
     formula_json: str | None
     finals: Sequence[FinalRow]
+    metrics: SearchMetrics | None = None
 
 
-def write_conclusion(runs: SearchRuns, conclusion: Conclusion) -> None:
+def write_conclusion(
+    runs: SearchRuns, conclusion: Conclusion, registration: Registration
+) -> str | None:
     """Update MLflow to a conclusion; only differences are sent.
 
     The tags of runs are skipped if ``runs`` are not listed, since they are up to date then.
+
+    Returns:
+        The version of the formula that was registered or promoted, None if there is none.
     """
     if runs.listed:
         _update_tags(runs, conclusion)
+    if conclusion.metrics is not None:
+        _write_metrics(runs, conclusion.metrics)
     _write_artifacts(runs, conclusion)
     if conclusion.formula_json is not None and json.loads(conclusion.formula_json).get("usable"):
-        _register(runs, conclusion.formula_json)
+        return register_formula(runs, conclusion.formula_json, registration)
+    return None
 
 
 def tags_digest(conclusion: Conclusion) -> str:
@@ -102,9 +103,20 @@ def _update_tags(runs: SearchRuns, conclusion: Conclusion) -> None:
             runs.delete_tag(child, RANK_TAG)
 
 
+def _write_metrics(runs: SearchRuns, metrics: SearchMetrics) -> None:
+    """Log the figures of the search to its parent run, except those that are there already."""
+    known = runs.parent.data.metrics
+    points = [point for point in metrics.points() if known.get(point.key) != point.value]
+    if points:
+        runs.log_run(runs.parent_id, points)
+
+
 def _write_artifacts(runs: SearchRuns, conclusion: Conclusion) -> None:
     """Write files to the parent run; a tag with the digest of the content shows which exist."""
-    texts = {"formula.json": conclusion.formula_json}
+    texts = {
+        "formula.json": conclusion.formula_json,
+        CLASS_NAMES_FILE: class_names_text(runs.plan.data.class_names),
+    }
     if conclusion.frontier is not None:
         texts |= {
             "frontier.json": json.dumps([row.to_json() for row in conclusion.frontier], indent=1)
@@ -125,62 +137,3 @@ def _csv(frontier: Sequence[FrontierRow]) -> str:
         figures = {**row.to_json(), **dict(zip("rdw", row.rdw, strict=True))}
         writer.writerow([figures.get(column) for column in CSV_COLUMNS])
     return text.getvalue()
-
-
-def _register(runs: SearchRuns, formula: str) -> None:
-    """Register the formula as the newest version of one model: a JSON file without code.
-
-    Aliases are moved only if the formula is new.
-    """
-    digest = content_digest(formula)
-    if runs.tags.get(REGISTERED) == digest:
-        return
-    tags = {KEY: runs.key, SEARCH: runs.plan.search, DIGEST: digest}
-    ensure_model(runs.client, MODEL, "r(c) and d(c) of the tiny formula: formula.json")
-    version = deduplicated_version(runs.client, MODEL, runs.key, digest) or _new_version(
-        runs, formula, tags
-    )
-    for alias in {CHAMPION, runs.plan.search}:
-        if allowed_alias(alias):
-            runs.client.set_registered_model_alias(MODEL, alias, version)
-    runs.set_parent_tags({REGISTERED: digest})
-
-
-def _new_version(runs: SearchRuns, formula: str, tags: dict[str, str]) -> str:
-    client, model = runs.client, _logged_model(runs, tags)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "formula.json").write_text(formula, encoding="utf-8")
-        client.log_model_artifacts(model.model_id, folder)
-    client.finalize_logged_model(model.model_id, "READY")
-    # Without a server, MLflow would resolve models:/ with its global URI, which is not this one.
-    source = f"models:/{model.model_id}" if is_served(runs.uri) else model.artifact_location
-    client.create_model_version(
-        MODEL,
-        source,
-        run_id=runs.parent_id,
-        tags=tags,
-        model_id=model.model_id,
-        await_creation_for=0,
-    )
-    version = deduplicated_version(client, MODEL, runs.key, tags[DIGEST])
-    assert version is not None
-    return version
-
-
-def _logged_model(runs: SearchRuns, tags: dict[str, str]) -> "LoggedModel":
-    """Return the logged model of the formula, created if it does not exist.
-
-    Lost responses may have left duplicates: all but one are deleted.
-    """
-    client = runs.client
-    query = f"tags.`{KEY}` = '{tags[KEY]}' and tags.`{DIGEST}` = '{tags[DIGEST]}'"
-    models = client.search_logged_models([runs.experiment_id], query)
-    if not models:
-        client.create_logged_model(
-            runs.experiment_id, MODEL, source_run_id=runs.parent_id, tags=tags, model_type=MODEL
-        )
-        models = client.search_logged_models([runs.experiment_id], query)
-    kept, *duplicates = sorted(models, key=lambda model: model.model_id)
-    for model in duplicates:
-        client.delete_logged_model(model.model_id)
-    return kept

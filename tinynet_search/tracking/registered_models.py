@@ -1,17 +1,17 @@
-"""Registers the weights of a finished training in MLflow, and manages registered models.
+"""Registers weights in MLflow, and decides which version of a registered model is the champion.
 
-The weights become artifacts of the run and a version of the model that is named after the network.
-The alias ``champion`` is the version with the highest ``top1`` (the first of equal ones) among
-those trained on the same data (tag ``data``) as the version registered last. Accuracies on other
-data are not compared. ``load_exported`` and ``tinynet export`` read the folder of a downloaded
-version. Used by ``JobPublisher`` and by the conclusion of a search.
+The weights of a finished training become artifacts of the run and a version of the model that is
+named after the network. ``load_exported`` and ``tinynet export`` read the folder of a downloaded
+version. Used by ``JobPublisher``, and by ``registered_formula`` for the formula of a search.
+
+One rule moves the alias ``champion`` of weights and formulas, ``update_champion``.
 """
 
 import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,12 @@ from trainables.trial_folder import CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION = "champion"
+# Tags of a version: the fingerprint of the data, the top-1 of weights in percent, and the owner.
+DATA_TAG, TOP1_TAG = "data", "top1"
+CLASS_NAMES_FILE = "class_names.json"
 DIGEST, REGISTERED = "tinynet.digest", "tinynet.registered"
 ARTIFACT_FOLDER = "model"
 SENT_TAG = f"{DIGEST}.{ARTIFACT_FOLDER}"
@@ -38,12 +42,19 @@ def content_digest(data: str | bytes) -> str:
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()[:16]
 
 
-def ensure_model(client: "MlflowClient", name: str, description: str) -> None:
+def class_names_text(names: Sequence[str]) -> str:
+    """Return the content of class_names.json: the names in the order of the labels."""
+    return json.dumps(list(names), indent=1, ensure_ascii=False) + "\n"
+
+
+def ensure_model(
+    client: "MlflowClient", name: str, description: str, tags: Mapping[str, str] | None = None
+) -> None:
     """Create a registered model unless it exists."""
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name, description=description)
+        client.create_registered_model(name, dict(tags or {}), description)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -61,15 +72,61 @@ def deduplicated_version(client: "MlflowClient", name: str, key: str, digest: st
     return str(numbers[0]) if numbers else None
 
 
-def allowed_alias(alias: str) -> bool:
-    """Whether MLflow allows an alias: v1, v2, ... and latest are reserved."""
-    return bool(re.fullmatch(r"[\w-]{1,255}", alias, re.ASCII)) and not re.fullmatch(
-        r"v\d+|latest", alias, re.IGNORECASE
-    )
+def update_champion(
+    client: "MlflowClient",
+    model: str,
+    version: str,
+    is_better: Callable[["ModelVersion", "ModelVersion"], bool],
+    *,
+    promote: bool,
+) -> None:
+    """Move the alias ``champion`` of a model to a version, or keep it where it is.
+
+    It moves if there is no champion, on request, or if the version was trained on the same data
+    (tag ``data``) as the present champion and is better. Results on other data are not compared.
+
+    Args:
+        client: an MLflow client.
+        model: name of the registered model.
+        version: number of the version.
+        is_better: whether its first argument is better than the second, the present champion.
+        promote: whether to move it in any case.
+    """
+    champion = version_with_alias(client, model, CHAMPION)
+    if champion is not None and str(champion.version) == version:
+        return
+    if champion is not None and not promote:
+        new = client.get_model_version(model, version)
+        data = new.tags.get(DATA_TAG)
+        if data is None or champion.tags.get(DATA_TAG) != data or not is_better(new, champion):
+            return
+    client.set_registered_model_alias(model, CHAMPION, version)
+
+
+def version_with_alias(client: "MlflowClient", model: str, alias: str) -> "ModelVersion | None":
+    """Return the version of a model that has an alias, None if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(model, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def number_of(version: "ModelVersion", tag: str) -> float | None:
+    """Return the number in a tag of a version, None if it is not one: any client may tag."""
+    text = version.tags.get(tag, "")
+    return float(text) if re.fullmatch(r"\d{1,9}(\.\d{1,12})?(e-\d\d)?", text, re.ASCII) else None
 
 
 def register_weights(
-    runs: Runs, child: Child, folder: Folder, model: str, tags: Mapping[str, str]
+    runs: Runs,
+    child: Child,
+    folder: Folder,
+    model: str,
+    tags: Mapping[str, str],
 ) -> None:
     """Register the weights in a trial folder; what MLflow already has is not sent again.
 
@@ -112,20 +169,33 @@ def register_weights(
             model, source, run_id=run_id, tags={**tags, DIGEST: digest}, await_creation_for=0
         )
         version = deduplicated_version(client, model, tags[KEY], digest)
-    _update_champion(client, model, tags["data"])
+    assert version is not None
+    update_champion(client, model, version, _has_higher_top1, promote=False)
     client.set_tag(run_id, REGISTERED, f"{model}/{version}")
 
 
-def _update_champion(client: "MlflowClient", model: str, data: str) -> None:
-    versions = client.search_model_versions(f"name = '{model}' and tags.`data` = '{data}'")
-    # Any client may tag a version: values that are not a percentage are ignored.
-    scored = [
-        version
-        for version in versions
-        if re.fullmatch(r"\d{1,3}(\.\d{1,9})?", version.tags.get("top1", ""), re.ASCII)
-    ]
-    best = max(scored, key=lambda version: (float(version.tags["top1"]), -int(version.version)))
-    client.set_registered_model_alias(model, CHAMPION, best.version)
+def promote_weights(client: "MlflowClient", model: str, key: str) -> str | None:
+    """Make the weights of a training the champion.
+
+    Args:
+        client: an MLflow client.
+        model: name of the registered model.
+        key: key of the training's run.
+
+    Returns:
+        The number of the version, None if the training has no registered weights.
+    """
+    versions = client.search_model_versions(f"name = '{model}' and tags.`{KEY}` = '{key}'")
+    if not versions:
+        return None
+    version = str(max(int(version.version) for version in versions))
+    update_champion(client, model, version, _has_higher_top1, promote=True)
+    return version
+
+
+def _has_higher_top1(new: "ModelVersion", champion: "ModelVersion") -> bool:
+    new_top1, champion_top1 = number_of(new, TOP1_TAG), number_of(champion, TOP1_TAG)
+    return new_top1 is not None and champion_top1 is not None and new_top1 > champion_top1
 
 
 def _portable_config(config: bytes, name: str) -> bytes:
