@@ -25,7 +25,7 @@ from tinynet_search.tracking.search_runs import COMPLETE_TAG, SearchRuns
 
 SEEDS, EPOCHS, TRIALS, FRONTIER = 40, 10, 10_000, 0.2
 ROUNDS = 3
-SPACE, NAME = "efficientnet_mini", "scale"
+SPACE, NAME, ID = "efficientnet_mini", "scale", "0123456789abcdef"
 RUN_TABLES = ("runs", "metrics", "latest_metrics", "params", "tags")
 
 Execute = Callable[[str], Sequence[Any]]
@@ -51,7 +51,10 @@ def run() -> list[Row]:
 
 def searched(home: Path, name: str, trials: int) -> Search:
     """Create a search directory with ``trials`` candidates, none of them started."""
-    search, space = Search(home, name, trials=0, space=SPACE, epochs=EPOCHS), get_space(SPACE)
+    search, space = (
+        Search(home, name, trials=0, space=SPACE, epochs=EPOCHS, id=ID),
+        get_space(SPACE),
+    )
     search.candidates += [
         candidate_of(search.plan, network)
         for network in draw(space, "uniform", trials, 0, num_classes=10)
@@ -195,15 +198,15 @@ def start_costs(name: str, server: str, home: Path) -> list[Row]:
 
     The publisher lists all runs or, if the search has not changed, only the unfinished ones.
     """
-    plan = Search(home / "again", NAME, trials=0, space=SPACE, epochs=EPOCHS).plan
+    plan = Search(home / "again", NAME, trials=0, space=SPACE, epochs=EPOCHS, id=ID).plan
     digest = ["no such digest"]
     cpu, wall = time.thread_time(), time.perf_counter()
-    runs = SearchRuns(server, plan, lambda: (set(), digest[0]))
+    runs = SearchRuns(server, plan, "again", lambda: (set(), digest[0]))
     cpu, wall = time.thread_time() - cpu, time.perf_counter() - wall
     assert len(runs.children) == TRIALS
     digest[0] = runs.tags[COMPLETE_TAG]
     started = time.perf_counter()
-    assert not SearchRuns(server, plan, lambda: (set(), digest[0])).listed
+    assert not SearchRuns(server, plan, "again", lambda: (set(), digest[0])).listed
     unchanged = time.perf_counter() - started
     start = f"publisher started on {TRIALS:,} trials, {name}"
     return [

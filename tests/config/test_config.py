@@ -126,3 +126,21 @@ def test_owner_is_the_setting_the_environment_or_the_login_name(
     assert load_config(preset="demo").owner == "login"
     with pytest.raises(RequestError, match=r"search\.owner.*expected at most 64 letters"):
         load_config(preset="demo", settings=["search.owner=a b"])
+
+
+def test_experiment_is_the_setting_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ["search.owner=ada", "space.name=efficientnet_mini"]
+    assert load_config(preset="demo", settings=settings).resolve().experiment is None
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "of-{owner}")
+    assert load_config(preset="demo", settings=settings).resolve().experiment == "of-ada"
+    config = load_config(preset="demo", settings=[*settings, "tracking.experiment=Team 1 {space}"])
+    assert config.resolve().experiment == "Team 1 efficientnet_mini"
+    assert config.experiment("mine:Space") == "Team 1 mine-Space"
+    for name in ("", " a", "{user}", "a{", "x" * 201):
+        with pytest.raises(
+            RequestError, match=r"tracking\.experiment.*expected 1 to 200 printable"
+        ):
+            load_config(preset="demo", settings=[f"tracking.experiment='{name}'"])
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "{user}")
+    with pytest.raises(RequestError, match=r"^MLFLOW_EXPERIMENT_NAME '\{user\}' is not a valid"):
+        load_config(preset="demo", settings=settings).resolve()

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
 from search_spaces import RequestError
+from tests.tracking.servers import serving
 from tinynet_search import TrackingError, frontier_models
 from tinynet_search.mlflow_client.connection import address, resolve_uri
 
@@ -64,3 +66,38 @@ def test_importing_queries_does_not_import_mlflow() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert process.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "problem"),
+    [
+        (401, "no such token", "rejects the token: correct MLFLOW_TRACKING_TOKEN"),
+        (
+            403,
+            "Invalid Host header - possible DNS rebinding attack detected",
+            "rejects the host name {host}: add it to --allowed-hosts "
+            "(MLFLOW_SERVER_ALLOWED_HOSTS) of the server",
+        ),
+    ],
+)
+def test_server_behind_a_proxy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int, text: str, problem: str
+) -> None:
+    """Basic-auth responds to a token with status 500; other servers and proxies with 401."""
+
+    class Rejecting(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def do_GET(self) -> None:
+            self.do_POST()
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "wrong")
+    with serving(Rejecting) as url, pytest.raises(TrackingError) as caught:
+        frontier_models(tracking_uri=url)
+    host = url.removeprefix("http://")
+    assert str(caught.value) == f"MLflow at {url} {problem.format(host=host)}"

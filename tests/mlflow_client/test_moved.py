@@ -1,6 +1,5 @@
 """Tests that a storage folder can be moved together with its MLflow database."""
 
-import json
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -12,10 +11,12 @@ from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from tests.tracking.helpers import (
     FORMULA_TEXT,
+    MODEL,
     SQLALCHEMY,
     MlflowSearch,
     Search,
     expected_points,
+    formula_text,
     tracking_environment,
 )
 from tinynet_search import frontier_models
@@ -67,11 +68,11 @@ def test_moved_storage_can_be_used(tmp_path: Path) -> None:
     uri = resolve_uri(None, None, str(new))
     # Reading works before anything is published at the new location.
     assert list(frontier_models("moves", storage=str(new))["id"]) == [a.id]
-    with downloaded_file("models:/tiny-formula@champion", "formula.json", uri) as file:
+    with downloaded_file(f"models:/{MODEL}@champion", "formula.json", uri) as file:
         assert file.read_text() == FORMULA_TEXT
     search.store = SearchStore(str(new / "moves"))
     second = search.end(b)
-    text = json.dumps({"schema": 1, "usable": True, "points": [3]})
+    text = formula_text(7)
     publisher = Publisher(search.store, search.plan, uri, warn=pytest.fail)
     publisher.watch(search.candidates)
     publisher.conclude(search.rows([a, b]), text, [])
@@ -83,9 +84,9 @@ def test_moved_storage_can_be_used(tmp_path: Path) -> None:
         r.run: expected_points(r.epochs) for r in (first, second)
     }
     assert len(frontier_models("moves", storage=str(new))) == 2
-    with downloaded_file("models:/tiny-formula@champion", "formula.json", uri) as file:
+    with downloaded_file(f"models:/{MODEL}@champion", "formula.json", uri) as file:
         assert file.read_text() == text
-    with downloaded_file("models:/tiny-formula/1", "formula.json", uri) as file:
+    with downloaded_file(f"models:/{MODEL}/1", "formula.json", uri) as file:
         assert file.read_text() == FORMULA_TEXT
     inside = (new / "mlartifacts").as_uri()
     assert all(location.startswith(inside) for location in locations(new / "mlflow.db"))

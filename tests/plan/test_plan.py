@@ -16,6 +16,7 @@ from tinynet_search.plan.candidates import candidates_of, grow
 from tinynet_search.plan.plan import load_or_create_plan, make_plan
 from tinynet_search.plan.preview import Preview, preview
 from tinynet_search.store.directory import SearchStore
+from tinynet_search.tracking.projection import search_key
 from trainables.data.packed.packing import Packing
 from trainables.data.sources.imagefolder import ImageFolderData
 
@@ -89,6 +90,28 @@ def test_settings_outside_the_plan_may_change(tmp_path: Path) -> None:
         "tracking.uri=http://x",
     ):
         assert load_or_create_plan(store, tiny_config(tmp_path, setting).resolve()) == plan
+
+
+def test_plans_of_the_same_second_have_different_keys(tmp_path: Path) -> None:
+    """Two users may start the same search at the same time, also under one login name."""
+    inputs = tiny_config(tmp_path).resolve()
+    first, second = (
+        make_plan(inputs).model_copy(update={"created": 1_760_000_000}) for _ in range(2)
+    )
+    assert first.model_copy(update={"id": second.id}) == second
+    assert search_key(first) != search_key(second)
+
+
+def test_experiment_is_stored_and_may_change(tmp_path: Path) -> None:
+    store = SearchStore(str(tmp_path / "demo"))
+    first = load_or_create_plan(
+        store, tiny_config(tmp_path, "search.owner=ada", "tracking.experiment=of-{owner}").resolve()
+    )
+    assert (first.experiment, store.written_plan()) == ("of-ada", first)
+    assert load_or_create_plan(store, tiny_config(tmp_path).resolve()) == first
+    changed = tiny_config(tmp_path, "tracking.experiment=other").resolve()
+    assert load_or_create_plan(store, changed).experiment == "other"
+    assert store.written_plan() == first
 
 
 @pytest.mark.parametrize(

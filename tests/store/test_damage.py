@@ -65,6 +65,9 @@ CASES: list[tuple[str, list[Any], Any]] = [
     ("plan.json", ["schema"], 7),
     ("plan.json", ["ranks"], KeyError),
     ("plan.json", ["owner"], "a b"),
+    ("plan.json", ["id"], KeyError),
+    ("plan.json", ["id"], "../../other"),
+    ("plan.json", ["experiment"], ""),
     ("plan.json", ["data", "class_names"], ["one"]),
     ("plan.json", ["data", "fingerprint"], KeyError),
     ("plan.json", ["data", "settings"], None),
@@ -84,6 +87,7 @@ CASES: list[tuple[str, list[Any], Any]] = [
     ("finals.json", [0, "spec", "rdw"], [1, 2]),
     ("finals.json", [0, "spec", "space"], "os:path"),
     ("finals.json", [0, "spec"], None),
+    ("finals.json", [0, "label"], "soft\u00adhyphen"),
 ]
 
 

@@ -14,10 +14,14 @@ from pathlib import Path
 import pytest
 
 from search_spaces import get_space
+from search_spaces.efficientnet import EfficientNetSpace
+from tinynet_search.formula.gaussian_process import Kernel
+from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.store.directory import PLAN, Candidate, SearchStore
-from tinynet_search.store.schema import FrontierRow, Plan
+from tinynet_search.store.schema import FrontierRow, Plan, new_id
 from tinynet_search.tracking.publisher import Publisher
+from tinynet_search.tracking.registered_formula import DEFAULT_REGISTRATION, Registration
 from trainables.recipe import RECIPES
 from trainables.result import EpochRecord, TrialResult
 from trainables.trial_folder import result_name
@@ -28,6 +32,8 @@ SQLALCHEMY = (
 )
 
 OWNER = "me"
+# The registered model of the formulas of these searches.
+MODEL = "tiny-formula-efficientnet_mini"
 CLASS_NAMES = [str(number) for number in range(10)]
 CREATED = 1_760_000_000
 EPOCH_METRICS = {
@@ -41,7 +47,30 @@ EPOCH_METRICS = {
 }
 RDWS = [(0.86, 1.2, 1.0), (1.0, 1.0, 1.0), (0.6, 0.8, 0.9), (1.1, 0.7, 0.6), (0.75, 1.4, 0.5)]
 RANGES = {"r": [0.35, 2.8], "d": [0.35, 3.2], "w": [0.35, 2.2]}
-FORMULA_TEXT = json.dumps({"schema": 1, "usable": True, "points": [1, 2]})
+
+
+def formula_text(
+    count: int = 6, scatter: float = 0.0, space: str = "efficientnet_mini", label: str = ""
+) -> str:
+    """Return a usable formula, made without a fit.
+
+    Args:
+        count: number of points.
+        scatter: how far its points are from smooth curves, which its leave-one-out error shows.
+        space: the name that its space gives itself.
+        label: in its provenance, to make formulas distinct.
+    """
+    points = [
+        (0.1 + 0.15 * i, 1.0 + scatter * (-1) ** i, 1.0 - scatter * (-1) ** i) for i in range(count)
+    ]
+    forms = {
+        form: dict.fromkeys("rd", Kernel(0.1, 1.0, 0.01, mean, mean == 1.0))
+        for form, mean in (("paper", 0.0), ("default", 1.0))
+    }
+    return TinyFormula(space, 1, 10, tuple(points), forms, {"label": label}).to_json()
+
+
+FORMULA_TEXT = formula_text()
 
 
 @contextmanager
@@ -69,6 +98,10 @@ class Search:
         trials: number of candidates.
         space: name of the space.
         epochs: epochs of the recipe.
+        owner: owner of the search.
+        data: fingerprint of the data.
+        id: id of the search, random by default.
+        experiment: MLflow experiment that the user has chosen.
     """
 
     def __init__(
@@ -79,13 +112,18 @@ class Search:
         trials: int = 3,
         space: str = "efficientnet_mini",
         epochs: int = 4,
+        owner: str = OWNER,
+        data: str = "petals-1",
+        id: str | None = None,
+        experiment: str | None = None,
     ) -> None:
         self.store = SearchStore(str(folder / name))
         loaded_space = get_space(space)
         document = {
             "schema": 1,
             "search": name,
-            "owner": OWNER,
+            "id": id or new_id(),
+            "owner": owner,
             "space": {
                 "name": space,
                 "version": loaded_space.version,
@@ -97,7 +135,7 @@ class Search:
             "recipe": asdict(RECIPES["short"]) | {"epochs": epochs},
             "data": {
                 "settings": {"name": "petals"},
-                "fingerprint": "petals-1",
+                "fingerprint": data,
                 "train": 400,
                 "val": 100,
                 "class_names": CLASS_NAMES,
@@ -107,6 +145,8 @@ class Search:
             "ranks": "ema",
             "created": CREATED,
         }
+        if experiment:
+            document["experiment"] = experiment
         self.store.write_json(PLAN, document, once=True)
         self.plan = Plan.from_json(document)
         self.candidates = [
@@ -182,10 +222,15 @@ class Search:
         uri: str,
         warnings: list[str] | None = None,
         watched: Sequence[Candidate] | None = None,
+        registration: Registration = DEFAULT_REGISTRATION,
     ) -> Publisher:
         """Return a publisher that watches all candidates, or the given ones."""
         publisher = Publisher(
-            self.store, self.plan, uri, warn=(warnings if warnings is not None else []).append
+            self.store,
+            self.plan,
+            uri,
+            warn=(warnings if warnings is not None else []).append,
+            registration=registration,
         )
         publisher.watch(self.candidates if watched is None else watched)
         return publisher
@@ -281,3 +326,11 @@ def expected_points(epochs: Iterable[EpochRecord]) -> dict[str, list[tuple[int, 
     return {
         key: [(e.epoch, getattr(e, name), e.ts) for e in records] for key, name in names.items()
     }
+
+
+class PrivateMini(EfficientNetSpace):
+    """A custom space: a built-in one under another name."""
+
+    def __init__(self) -> None:
+        vars(self).update(vars(get_space("efficientnet_mini")))
+        self.name = "private_mini"

@@ -3,8 +3,12 @@
 Used by the tests and the benchmarks.
 """
 
+import base64
+import json
 import os
 import pwd
+import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -13,14 +17,19 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.tracking.helpers import free_port
 
+ROOT = Path(__file__).resolve().parents[2]
+AUTH_CONFIG = ROOT / "deploy/mlflow/auth.ini"
 NO_POSTGRES = "no PostgreSQL server is installed: apt-get install postgresql"
 # User id of the unprivileged account that every Linux system has.
 UNPRIVILEGED_UID = 65534
@@ -46,26 +55,35 @@ def serving(kind: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 @contextmanager
-def mlflow_server(home: Path, backend: str | None = None) -> Iterator[str]:
+def mlflow_server(
+    home: Path,
+    backend: str | None = None,
+    *,
+    options: Sequence[str] = (),
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[str]:
     """Run an MLflow server with its own artifacts and yield its URL.
 
     Args:
         home: folder of the server.
         backend: URI of the database; None selects a new SQLite database.
+        options: more options of the server.
+        settings: more environment variables of the server.
     """
     url = f"http://127.0.0.1:{free_port()}"
-    options = ["--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--workers", "1"]
-    options += [
+    address = ["--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--workers", "1"]
+    stores = [
         "--backend-store-uri",
         backend or f"sqlite:///{home}/mlflow.db",
         "--artifacts-destination",
         str(home / "artifacts"),
     ]
-    command = [sys.executable, "-m", "mlflow", "server", *options]
+    command = [sys.executable, "-m", "mlflow", "server", *address, *stores, *options]
     environment = {
         **os.environ,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        **(settings or {}),
     }
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -76,6 +94,75 @@ def mlflow_server(home: Path, backend: str | None = None) -> Iterator[str]:
         yield url
     finally:
         end(process, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class AccountsServer:
+    """An MLflow server with accounts (basic-auth), set up like the one in deploy/.
+
+    Attributes:
+        url: URL of the server.
+        passwords: password by user; the administrator is ``admin``.
+    """
+
+    url: str
+    passwords: Mapping[str, str]
+
+    def environment(self, user: str) -> dict[str, str]:
+        """The variables with which a client uses the server as this user."""
+        return {
+            "MLFLOW_TRACKING_URI": self.url,
+            "MLFLOW_TRACKING_USERNAME": user,
+            "MLFLOW_TRACKING_PASSWORD": self.passwords[user],
+        }
+
+    @contextmanager
+    def account(self, user: str) -> Iterator[None]:
+        """Use the server as this user in this process, and restore the variables on exit."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.environment(user).items():
+                patch.setenv(name, value)
+            yield
+
+    def post(self, path: str, body: Mapping[str, str]) -> None:
+        """Send a request as the administrator; ``path`` follows ``/api/``."""
+        token = base64.b64encode(f"admin:{self.passwords['admin']}".encode()).decode()
+        headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
+        request = urllib.request.Request(
+            f"{self.url}/api/{path}", json.dumps(body).encode(), headers
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            assert response.status == 200
+
+
+@contextmanager
+def accounts_server(home: Path, *users: str) -> Iterator[AccountsServer]:
+    """Run an MLflow server with accounts, and create these users.
+
+    Args:
+        home: folder of the server.
+        users: names of ordinary users, who may read everything and edit what they created.
+    """
+    passwords = {name: secrets.token_hex(16) for name in ("admin", *users)}
+    config = home / "auth.ini"
+    config.write_text(
+        re.sub(
+            "(?m)^database_uri = .*",
+            f"database_uri = sqlite:///{home}/auth.db",
+            AUTH_CONFIG.read_text(),
+        )
+    )
+    settings = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(config),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": passwords["admin"],
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
+    }
+    with mlflow_server(home, options=["--app-name", "basic-auth"], settings=settings) as url:
+        accounts = AccountsServer(url, passwords)
+        for user in users:
+            body = {"username": user, "password": passwords[user]}
+            accounts.post("2.0/mlflow/users/create", body)
+        yield accounts
 
 
 def postgres_programs() -> Path | None:

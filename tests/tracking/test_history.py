@@ -377,7 +377,9 @@ def test_run_of_a_job_follows_the_directory(storage: Path, uri: str, restarted: 
         return MlflowJob(uri, name)
 
     search.commit(candidate, 3)
-    assert sync().points == stamps(epoch_records(candidate, 3))
+    first = sync()
+    assert first.points == stamps(epoch_records(candidate, 3))
+    assert [first.run.data.tags[tag] for tag in ("tinynet.owner", "mlflow.user")] == ["me", "me"]
     search.commit(candidate, 4, again=3)
     assert sync().points == stamps(epoch_records(candidate, 4, again=3))
     result = search.end(candidate, 3, failed=True)

@@ -21,10 +21,12 @@ from tests.search.helpers import results as results_of
 from tests.search.helpers import tiny_config
 from tests.tracking.fault_proxy import QUICK, FaultProxy, each_kind
 from tests.tracking.helpers import (
+    MODEL,
     SQLALCHEMY,
     MlflowSearch,
     Search,
     expected_points,
+    formula_text,
     tracking_environment,
     wait_until,
 )
@@ -40,11 +42,13 @@ pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
 
 # Kinds (see `kind_of`) of the requests of a search, from its first epoch to its registered formula.
 KINDS = {
-    *["GET experiments/get-by-name", "POST experiments/set-experiment-tag"],
+    *["GET experiments/get-by-name", "POST experiments/search"],
+    *["POST experiments/set-experiment-tag"],
     *["POST runs/search", "POST runs/create", "POST runs/log-batch", "POST runs/update"],
     *["POST runs/delete-tag", "POST runs/delete", "GET runs/get", "GET metrics/get-history"],
     *["PUT artifacts", "POST logged-models", "POST logged-models/search", "PATCH logged-models"],
     *["POST registered-models/create", "POST registered-models/alias"],
+    *["GET registered-models/alias"],
     *["POST model-versions/create", "GET model-versions/search"],
 }
 
@@ -118,7 +122,7 @@ def check_complete(
     key = in_mlflow.parent.data.tags["tinynet.key"]
     versions = [
         v
-        for v in in_mlflow.client.search_model_versions("name = 'tiny-formula'")
+        for v in in_mlflow.client.search_model_versions(f"name = '{MODEL}'")
         if v.tags["tinynet.key"] == key
     ]
     models = in_mlflow.client.search_logged_models(
@@ -135,11 +139,11 @@ def check_complete(
     names = sorted(
         item.path for item in in_mlflow.client.list_artifacts(in_mlflow.parent.info.run_id)
     )
-    assert names == ["formula.json", "frontier.csv", "frontier.json"]
+    assert names == ["class_names.json", "formula.json", "frontier.csv", "frontier.json"]
 
 
 def formula_of(name: str) -> str:
-    return f'{{"schema": 1, "usable": true, "points": ["{name}"]}}'
+    return formula_text(label=name)
 
 
 @pytest.mark.parametrize("mode", [*QUICK, "late"])
@@ -266,11 +270,11 @@ def test_close_waits_while_the_server_responds(
 CLOSE_AND_EXIT = """
 import sys
 from pathlib import Path
-from tests.tracking.helpers import Search, wait_until
+from tests.tracking.helpers import FORMULA_TEXT, Search, wait_until
 search = Search(Path(sys.argv[1]), "exits")
 search.end(search.candidates[0])
 publisher = search.publisher(sys.argv[2])
-publisher.conclude(search.rows(search.candidates[:1]), '{"usable": true}', [])
+publisher.conclude(search.rows(search.candidates[:1]), FORMULA_TEXT, [])
 publisher.start(interval=0.05)
 wait_until(Path(sys.argv[3]).exists, 90)
 print(publisher.close(timeout=1.0), flush=True)

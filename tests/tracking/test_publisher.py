@@ -15,6 +15,8 @@ from search_spaces import RequestError, get_space
 from tests.tracking.helpers import (
     CREATED,
     FORMULA_TEXT,
+    MODEL,
+    OWNER,
     SQLALCHEMY,
     MlflowSearch,
     Search,
@@ -231,8 +233,8 @@ def check_artifacts_and_registry(
         )
         assert load_text(f"{base}/formula.json") == FORMULA_TEXT
         name = in_mlflow.parent.data.tags["tinynet.search"]
-        for alias in ("champion", name):
-            assert load_text(f"models:/tiny-formula@{alias}/formula.json") == FORMULA_TEXT
+        for alias in ("champion", f"{OWNER}-{name}"):
+            assert load_text(f"models:/{MODEL}@{alias}/formula.json") == FORMULA_TEXT
     finally:
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
     key = in_mlflow.parent.data.tags["tinynet.key"]
@@ -240,37 +242,12 @@ def check_artifacts_and_registry(
         len(
             [
                 v
-                for v in in_mlflow.client.search_model_versions("name = 'tiny-formula'")
+                for v in in_mlflow.client.search_model_versions(f"name = '{MODEL}'")
                 if v.tags["tinynet.key"] == key
             ]
         )
         == 1
     )
-
-
-def test_new_formula_becomes_champion_unless_unusable(storage: Path, uri: str) -> None:
-    search = Search(storage, "champion2")
-    texts = [
-        json.dumps({"usable": usable, "n": n}) for n, usable in enumerate((True, True, False, True))
-    ]
-    for text in texts[:3]:
-        publisher = search.publisher(uri)
-        publisher.conclude([], text, [])
-        publisher.sync_once()
-    in_mlflow = MlflowSearch(uri, "champion2")
-    key = in_mlflow.parent.data.tags["tinynet.key"]
-    versions = [
-        v
-        for v in in_mlflow.client.search_model_versions("name = 'tiny-formula'")
-        if v.tags["tinynet.key"] == key
-    ]
-    assert len(versions) == 2
-    newest = max(int(v.version) for v in versions)
-    for alias in ("champion", "champion2"):
-        assert (
-            int(in_mlflow.client.get_model_version_by_alias("tiny-formula", alias).version)
-            == newest
-        )
 
 
 def test_thread_publishes_a_search_until_its_end(storage: Path, uri: str) -> None:
@@ -385,13 +362,13 @@ def test_abandoned_publisher_does_not_end_runs(tmp_path: Path) -> None:
             ended.append(status)
             return 0
 
-    slow = Slow(f"sqlite:///{tmp_path}/mlflow.db", "search", pytest.fail)
+    slow = Slow(f"sqlite:///{tmp_path}/mlflow.db", "search", "tinynet sync", pytest.fail)
     slow.start()
     assert not slow.close(timeout=0.2)
     released.set()
     assert slow._thread
     slow._thread.join(20)
     assert ended == []
-    fast = Slow(f"sqlite:///{tmp_path}/mlflow.db", "search", pytest.fail)
+    fast = Slow(f"sqlite:///{tmp_path}/mlflow.db", "search", "tinynet sync", pytest.fail)
     assert fast.close(timeout=20)
     assert ended == ["FINISHED"]

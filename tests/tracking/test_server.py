@@ -148,11 +148,11 @@ def published_formula() -> str:
 
 
 def check_registry_over_http(server: str, in_mlflow: MlflowSearch) -> None:
-    assert read_text("models:/tiny-formula@champion", server) == published_formula()
-    (version,) = in_mlflow.client.search_model_versions("name = 'tiny-formula'")
+    assert read_text("models:/tiny-formula@champion", server).text == published_formula()
+    (version,) = in_mlflow.client.search_model_versions("name = 'tiny-formula-efficientnet_b0'")
     assert version.run_id == in_mlflow.parent.info.run_id
     names = [item.path for item in in_mlflow.client.list_artifacts(in_mlflow.parent.info.run_id)]
-    assert sorted(names) == ["formula.json", "frontier.csv", "frontier.json"]
+    assert sorted(names) == ["class_names.json", "formula.json", "frontier.csv", "frontier.json"]
 
 
 def test_job_and_its_weights_over_http(

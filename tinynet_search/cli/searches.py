@@ -4,6 +4,7 @@ Registered with the application by ``main``; ``jobs`` uses the same options for 
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from tinynet_search.text import seconds
 if TYPE_CHECKING:
     from tinynet_search.config import Config, Override
     from tinynet_search.search.outcome import SearchOutcome
+    from tinynet_search.tracking.queries import SearchModels
 
 ConfigFile = Annotated[
     Path | None,
@@ -86,12 +88,12 @@ FromScratch = Annotated[
         help="Train the models of --continue from scratch; cosine schedules cannot be continued.",
     ),
 ]
-SearchName = Annotated[
-    str | None,
-    typer.Option("--search", help="Select the search by name.", show_default="the newest"),
-]
 SearchFolder = Annotated[
-    str, typer.Option("--storage", help="Use the searches in this folder or under this URL.")
+    str,
+    typer.Option(
+        "--storage",
+        help="Use the searches in this folder or under this URL, or the search of this directory.",
+    ),
 ]
 
 
@@ -218,8 +220,24 @@ def _report_unfinished(outcome: "SearchOutcome") -> None:
 
 @app.command(epilog=example("frontier --search demo"))
 def frontier(
-    search_name: SearchName = None,
-    storage: SearchFolder = "searches",
+    search_name: Annotated[
+        str | None,
+        typer.Option(
+            "--search",
+            help="Select the search by name, directory or key.",
+            show_default="the newest",
+        ),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--storage",
+            help="Select only searches in this folder or under this URL, or the search of "
+            "this directory.",
+            show_default="all in MLflow, or ./searches without a server",
+        ),
+    ] = None,
+    owner: Annotated[str | None, typer.Option(help="Select only searches of this owner.")] = None,
     tracking: Tracking = None,
     all_trials: Annotated[
         bool, typer.Option("--all", help="List all trials, not only the frontier.")
@@ -228,21 +246,33 @@ def frontier(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
 ) -> None:
     """List the frontier models of a search from MLflow."""
-    from tinynet_search.tracking.queries import frontier_models, trial_rows
+    from tinynet_search.tracking.queries import rows_as_table, search_models
 
-    if as_csv and not as_json:
-        models = frontier_models(
-            search_name, tracking_uri=tracking, storage=storage, all_trials=all_trials
-        )
-        print(models.to_csv(index=False), end="")
-        return
-    rows = trial_rows(search_name, tracking_uri=tracking, storage=storage, all_trials=all_trials)
+    models = search_models(
+        search_name, owner=owner, tracking_uri=tracking, storage=storage, all_trials=all_trials
+    )
     if as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=1))
-    else:
+        print(json.dumps([asdict(row) for row in models.rows], indent=1))
+    elif as_csv:
+        print(rows_as_table(models.rows).to_csv(index=False), end="")
+    elif models.rows:
         from tinynet_search.cli.network_table import frontier_table
 
-        print(frontier_table(rows))
+        print(frontier_table(models.rows))
+    if not models.rows:
+        print(_no_models(models, all_trials=all_trials), file=sys.stderr)
+
+
+def _no_models(models: "SearchModels", *, all_trials: bool) -> str:
+    """One line about a search without rows."""
+    running = models.status in ("RUNNING", "SCHEDULED")
+    state = "it is running" if running else f"its status is {models.status}"
+    if all_trials:
+        return f"search {models.search} of {models.owner} has no trials yet: {state}"
+    return (
+        f"search {models.search} of {models.owner} has no frontier yet: {state}; "
+        "--all lists the trials that have started"
+    )
 
 
 @app.command(epilog=example("sync --search demo"))
@@ -250,7 +280,9 @@ def sync(
     search_name: Annotated[
         str | None,
         typer.Option(
-            "--search", help="Select the search or training job by name.", show_default="all"
+            "--search",
+            help="Select the search or training job by the name of its directory.",
+            show_default="all",
         ),
     ] = None,
     storage: SearchFolder = "searches",
@@ -259,27 +291,91 @@ def sync(
         str | None,
         typer.Option(help="Load your own search space from this module:attribute."),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Register formulas as versions of this name and the space.",
+            show_default="that of the last registration, or tiny-formula",
+        ),
+    ] = None,
+    promote: Annotated[
+        bool,
+        typer.Option(
+            "--promote",
+            help="Make the formula of --search, or the weights of a job, the champion of its "
+            "registered model.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Update MLflow from the results of searches and training jobs.
 
-    Running it twice changes nothing.
+    Running it twice changes nothing. Without --tracking and MLFLOW_TRACKING_URI, the database in
+    the storage folder is used; it is created only if there are results to publish.
     """
-    from tinynet_search.mlflow_client.connection import address, resolve_uri
+    from tinynet_search.mlflow_client.connection import (
+        RejectedRequestError,
+        address,
+        resolve_uri,
+    )
+    from tinynet_search.mlflow_client.names import check_model_name
     from tinynet_search.store.directory import SearchStore
-    from tinynet_search.tracking.sync import stored_names, sync_stored
+    from tinynet_search.tracking.registered_formula import Registration
+    from tinynet_search.tracking.selection import storage_and_search
+    from tinynet_search.tracking.sync import (
+        SyncReport,
+        has_nothing_to_publish,
+        missing_default_database,
+        require_stored,
+        stored_names,
+        sync_stored,
+    )
     from trainables.storage.folder import child_url
 
+    storage, search_name = storage_and_search(storage, search_name)
+    if promote and not search_name:
+        raise RequestError("--promote needs --search: pass the name of the search or job")
+    if search_name:
+        require_stored(storage, search_name)
+    registration = Registration(check_model_name(model), promote)
     names = [search_name] if search_name else stored_names(storage)
     uri = resolve_uri(tracking, None, storage)
-    reports = {
-        name: sync_stored(SearchStore(child_url(storage, name)), uri, space) for name in names
-    }
+    missing = missing_default_database(tracking, uri)
+    reports: dict[str, SyncReport] = {}
+    rejected = False
+    for name in names:
+        store = SearchStore(child_url(storage, name))
+        try:
+            creates = missing is not None and not missing.exists() and not promote
+            if creates and has_nothing_to_publish(store, space):
+                # Without results there is nothing to create a database for.
+                reports[name] = SyncReport(name, 0, 0, None)
+            else:
+                reports[name] = sync_stored(store, uri, space, registration)
+        except (RejectedRequestError, RequestError) as error:
+            if search_name:
+                raise
+            # A search of another owner does not prevent the others from being sent.
+            rejected = True
+            print(f"tinynet: {name}: {error}", file=sys.stderr)
+    if missing and missing.exists():
+        print(
+            f"created {address(uri)}, since neither --tracking nor MLFLOW_TRACKING_URI is set",
+            file=sys.stderr,
+        )
     if as_json:
         print(json.dumps({name: vars(done) for name, done in reports.items()}, indent=1))
     else:
         for name, done in reports.items():
+            # A search keeps its name if its directory is renamed.
+            label = name if name == done.search else f"{done.search} (directory {name})"
             if done.held:
-                print(f"{name}: held by {done.held}, which publishes new results itself")
+                print(f"{label}: held by {done.held}, which publishes new results itself")
+            elif missing and not missing.exists():
+                print(f"{label}: no results to publish")
             else:
-                print(f"{name}: {done.runs} runs, {done.epochs} epochs at {address(uri)}")
+                print(f"{label}: {done.runs} runs, {done.epochs} epochs at {address(uri)}")
+            if done.promoted:
+                print(f"{label}: {done.promoted} is the champion")
+    if rejected:
+        raise typer.Exit(1)

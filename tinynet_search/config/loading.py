@@ -31,6 +31,7 @@ from tinynet_search.config.sections import (
     TrackingSection,
 )
 from tinynet_search.errors import one_line
+from tinynet_search.mlflow_client.experiments import chosen_experiment
 from tinynet_search.owner import OWNER, default_owner
 from trainables.data import absolute_folders
 from trainables.execution import Execution
@@ -76,12 +77,14 @@ class Config(BaseModel):
         space = get_space(section.name).narrowed(ranges, section.band)
         if search.sampler not in (*SAMPLERS, *ADAPTIVE):
             raise unknown("sampler", search.sampler, (*SAMPLERS, *ADAPTIVE))
+        space_name = section.name if ":" in section.name else space.name
         return PlanInputs(
             name=str(search.name),
             owner=self.owner,
+            experiment=self.experiment(space_name),
             url=self.url,
             space=space,
-            space_name=section.name if ":" in section.name else space.name,
+            space_name=space_name,
             recipe=recipe,
             data=self.data_settings(),
             search=search,
@@ -102,6 +105,14 @@ class Config(BaseModel):
         name = re.sub(r"[^A-Za-z0-9_.@+-]", "_", default_owner())[:64]
         return name if re.fullmatch(OWNER, name) else f"_{name}"[:64]
 
+    def experiment(self, space: str) -> str | None:
+        """The MLflow experiment that the user has chosen for a space, None for the default.
+
+        Raises:
+            RequestError: MLFLOW_EXPERIMENT_NAME is not valid.
+        """
+        return chosen_experiment(self.tracking.experiment, space, self.owner)
+
     @property
     def url(self) -> str:
         """The search directory; options of a storage URL (``s3://bucket/searches?region=...``)
@@ -120,6 +131,7 @@ class PlanInputs:
 
     Attributes:
         name, owner: of the search; url: of its directory.
+        experiment: MLflow experiment that the user has chosen, None for the default.
         space: with the ranges and band of the configuration.
         space_name: the argument of ``get_space``.
         data: ``[data]`` settings with absolute paths.
@@ -127,6 +139,7 @@ class PlanInputs:
 
     name: str
     owner: str
+    experiment: str | None
     url: str
     space: SearchSpace
     space_name: str

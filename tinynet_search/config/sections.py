@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from search_spaces.errors import unknown
 from search_spaces.space import RDW_LIMITS
 from tinynet_search.formula.baselines import RULES
+from tinynet_search.mlflow_client.experiments import checked_template
+from tinynet_search.mlflow_client.names import MODEL_NAME
 from tinynet_search.owner import OWNER
 from tinynet_search.text import seconds
 from trainables.execution import Switch
@@ -267,3 +269,30 @@ class TrackingSection(Section):
     uri: str | None = Field(
         default=None, description="MLflow's URI; without it, SQLite next to a local storage folder."
     )
+    model: str | None = Field(
+        default=None,
+        pattern=MODEL_NAME,
+        description=(
+            "First part of the name of the registered formula, `<model>-<space>`; by default "
+            "that of the search's last registration, or `tiny-formula`."
+        ),
+    )
+    promote: bool = Field(
+        default=False,
+        description=(
+            "Make the formula of this search, or the weights of this training, the `champion` of "
+            "its registered model in any case."
+        ),
+    )
+    experiment: str | None = Field(
+        default=None,
+        description=(
+            "MLflow experiment of a new search or job, with the placeholders `{space}` and "
+            "`{owner}`; by default `MLFLOW_EXPERIMENT_NAME`, or `tinynet-{space}`."
+        ),
+    )
+
+    @field_validator("experiment")
+    @classmethod
+    def _valid_experiment(cls, value: str | None) -> str | None:
+        return None if value is None else checked_template(value)

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from search_spaces.errors import RequestError
 from tinynet_search.errors import TrackingError, one_line
+from tinynet_search.mlflow_client.accounts import account_error, address, denial, is_denied
 from tinynet_search.mlflow_client.sqlite import create_database, update_artifact_locations
 
 if TYPE_CHECKING:
@@ -103,14 +104,6 @@ def resolve_uri(explicit: str | None, config: str | None, storage: str) -> str:
     return f"sqlite:///{Path(storage).expanduser().absolute() / 'mlflow.db'}"
 
 
-def address(uri: str) -> str:
-    """Return a tracking URI that is safe to print: without user, password and options."""
-    parts = urlsplit(uri)
-    if parts.scheme.startswith("sqlite") or not parts.netloc:
-        return uri
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
-
-
 def database_file(uri: str) -> Path | None:
     """Return the file of an SQLite URI, None for any other URI."""
     if not uri.startswith("sqlite:///"):
@@ -182,7 +175,12 @@ class _TimedClient:
         method = getattr(self._client, name)
 
         def call(*arguments: Any, **options: Any) -> Any:
-            response = method(*arguments, **options)
+            try:
+                response = method(*arguments, **options)
+            except Exception as error:
+                if is_denied(error):
+                    error.add_note(denial(self._client, name, arguments))
+                raise
             _LAST_RESPONSE[threading.get_ident()] = time.monotonic()
             return response
 
@@ -200,7 +198,7 @@ def mlflow_access(uri: str) -> Iterator[None]:
 
     Raises:
         TrackingError: MLflow did not respond.
-        RejectedRequestError: MLflow rejected a request.
+        RejectedRequestError: MLflow rejected a request, or the account.
     """
     with _default_settings(), _quiet_retries():
         try:
@@ -211,6 +209,8 @@ def mlflow_access(uri: str) -> Iterator[None]:
             packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
             if not isinstance(error, OSError) and not packages & _CLIENT_LIBRARIES:
                 raise
+            if message := account_error(error, uri):
+                raise RejectedRequestError(message) from error
             failed = getattr(error, "error_code", _SERVER_ERRORS[0]) in _SERVER_ERRORS
             kind = TrackingError if failed else RejectedRequestError
             raise kind(f"MLflow at {address(uri)} {_reason(error, uri)}") from error
@@ -237,6 +237,42 @@ def search_runs(client: "MlflowClient", experiments: list[str], query: str) -> "
         if not token or not page:
             return runs
         check_run_count(len(runs))
+
+
+def missing_version(
+    client: "MlflowClient", uri: str, shown: str, name: str, alias: str | None
+) -> str:
+    """Return one line about a version of a registered model that does not exist.
+
+    Args:
+        client: MLflow's client.
+        uri: ``models:/name@alias`` or ``models:/name/version``.
+        shown: address of the registry.
+        name: name of the registered model.
+        alias: alias of the version, None for a number.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        page = client.search_registered_models(max_results=20)
+        names = ", ".join(one_line(each.name, 80) for each in page)
+        known = f"the registered models are {names}" if names else "it has no registered models"
+        return f"no formula {uri} at {shown}: {known}"
+    newest = max((int(each.version) for each in model.latest_versions or ()), default=0)
+    if not newest:
+        return f"no formula {uri} at {shown}: the registered model {name} has no versions"
+    if alias is None:
+        return f"no formula {uri} at {shown}: the newest version of {name} is {newest}"
+    aliases = ", ".join(one_line(each, 80) for each in sorted(model.aliases or ()))
+    known = f"its aliases are {aliases}" if aliases else "it has none"
+    return (
+        f"no formula {uri} at {shown}: the registered model {name} has no alias {alias}, "
+        f"{known}; models:/{name}/{newest} is its newest version"
+    )
 
 
 def check_run_count(count: int) -> None:

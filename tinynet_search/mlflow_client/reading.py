@@ -24,12 +24,12 @@ from tinynet_search.mlflow_client.connection import (
     connect,
     search_runs,
 )
+from tinynet_search.mlflow_client.experiments import MARKED, marked_experiments
 from tinynet_search.text import mebibytes
 
 PAGE_SIZE = 1000
 # Maximum size of a response page; a page of this project's runs has about a tenth of it.
 MAX_PAGE_BYTES = 64 * 2**20
-EXPERIMENT_FILTER = "name LIKE 'tinynet-%'"
 NEWEST_FIRST = ["attributes.start_time DESC"]
 # Suffixes of the MLFLOW_TRACKING_* variables that only MLflow's client implements.
 _CLIENT_SETTINGS = (
@@ -47,12 +47,13 @@ Result = TypeVar("Result")
 
 
 class RunRecord(NamedTuple):
-    """A run with the last value of each metric."""
+    """A run with the last value of each metric; ``start`` in ms since 1970."""
 
     run_id: str
     name: str | None
     status: str
     experiment_id: str
+    start: int
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
 
@@ -139,6 +140,7 @@ def _client_reader(uri: str) -> RunReader:
                 run.info.run_name,
                 run.info.status,
                 run.info.experiment_id,
+                run.info.start_time or 0,
                 run.data.metrics,
                 run.data.tags,
             )
@@ -146,10 +148,7 @@ def _client_reader(uri: str) -> RunReader:
         ]
 
     return RunReader(
-        lambda: [
-            (each.experiment_id, each.name)
-            for each in client.search_experiments(filter_string=EXPERIMENT_FILTER)
-        ],
+        lambda: [(each.experiment_id, each.name) for each in marked_experiments(client)],
         runs,
     )
 
@@ -196,7 +195,7 @@ def _http_reader(server: str) -> RunReader:
     return RunReader(
         lambda: [
             (each["experiment_id"], each["name"])
-            for each in pages("experiments", {"filter": EXPERIMENT_FILTER})
+            for each in pages("experiments", {"filter": MARKED})
         ],
         runs,
     )
@@ -215,6 +214,7 @@ def _run_record(run: Any) -> RunRecord:
         str(info.get("run_name") or ""),
         str(info["status"]),
         str(info["experiment_id"]),
+        int(info.get("start_time") or 0),
         metrics,
         tags,
     )

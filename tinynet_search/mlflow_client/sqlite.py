@@ -15,6 +15,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from tinynet_search.mlflow_client.experiments import artifact_folder
+
 ARTIFACTS = "mlartifacts"
 _LOCATION_COLUMNS = (
     ("experiments", "artifact_location"),
@@ -100,13 +102,12 @@ def _prefix(database: Path) -> str:
 def _moved_prefixes(database: Path) -> list[str]:
     """Return the recorded artifact prefixes that are no longer valid."""
     with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as connection:
-        rows = connection.execute(
-            "select name, artifact_location from experiments where name like 'tinynet-%'"
-        ).fetchall()
+        rows = connection.execute("select name, artifact_location from experiments").fetchall()
+    folders = {location: artifact_folder(name) for name, location in rows if location}
     recorded = {
-        location.removesuffix(name)
-        for name, location in rows
-        if location and location.endswith(f"/{ARTIFACTS}/{name}")
+        location.removesuffix(folder)
+        for location, folder in folders.items()
+        if location.endswith(f"/{ARTIFACTS}/{folder}")
     }
     current = database.parent / ARTIFACTS
     return sorted(

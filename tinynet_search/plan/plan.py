@@ -17,6 +17,7 @@ from tinynet_search.store.schema import (
     PlannedData,
     PlannedSampler,
     PlannedSpace,
+    new_id,
     validating,
 )
 from trainables.data import ImageData, open_data
@@ -40,7 +41,9 @@ def make_plan(inputs: PlanInputs) -> Plan:
         return Plan(
             version=SCHEMA,
             search=inputs.name,
+            id=new_id(),
             owner=inputs.owner,
+            experiment=inputs.experiment,
             space=PlannedSpace(
                 name=inputs.space_name,
                 version=space.version,
@@ -96,8 +99,9 @@ def packing_warning(max_pixels: int | None, resolutions: Iterable[int]) -> str |
 def load_or_create_plan(store: SearchStore, inputs: PlanInputs) -> Plan:
     """The plan of a search: the existing plan if the configuration matches it, else a new plan.
 
-    The data may have moved since the plan was written. The returned plan has the path in the
-    configuration; the file does not change.
+    The data may have moved since the plan was written, and the user may choose another experiment.
+    The returned plan has the path and the experiment in the configuration; the file does not
+    change.
 
     Raises:
         RequestError: the plan is damaged, or the configuration differs from it in a setting that
@@ -115,7 +119,8 @@ def load_or_create_plan(store: SearchStore, inputs: PlanInputs) -> Plan:
         plan = store.written_plan()
     assert plan is not None
     require_same_plan(store, plan, requested)
-    return plan.with_data_at(requested.data.settings)
+    plan = plan.with_data_at(requested.data.settings)
+    return plan.model_copy(update={"experiment": requested.experiment or plan.experiment})
 
 
 def require_same_plan(store: SearchStore, plan: Plan, requested: Plan) -> None:
@@ -139,8 +144,8 @@ def _format(value: FieldValue) -> str:
 def _decisive_fields(plan: Plan) -> dict[str, FieldValue]:
     """The fields of a plan that must not change, by dotted name.
 
-    These are all fields except the owner, the number of epochs, the name of the recipe, the path
-    and the class names of the data (its fingerprint covers them), and dates.
+    These are all fields except the id, the owner, the experiment, the number of epochs, the name of
+    the recipe, the path and the class names of the data (its fingerprint covers them), and dates.
     """
     space, sampler, frontier = plan.space, plan.sampler, plan.frontier
     return {

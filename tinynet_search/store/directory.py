@@ -96,6 +96,10 @@ class SearchStore:
     def name(self) -> str:
         return self.url.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
+    def exists(self) -> bool:
+        """Return whether the directory is that of a search or a training job."""
+        return self.folder.exists(PLAN) or self.folder.exists(JOB)
+
     def url_of(self, name: str) -> str:
         """Return the path or URL of a file of the directory."""
         return child_url(self.url, name)

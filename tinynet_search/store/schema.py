@@ -5,11 +5,13 @@ field. Read and written by ``store/directory.py`` and ``store/train_job.py``.
 """
 
 import contextlib
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -37,6 +39,11 @@ MAX_TRIALS = 100_000
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"
 
 
+def new_id() -> str:
+    """Return a random id of a search or a job, which identifies it in MLflow."""
+    return secrets.token_hex(8)
+
+
 def _as_tuple(value: Any) -> Any:
     """Convert a JSON list to the tuple that the document has."""
     return tuple(value) if isinstance(value, list) else value
@@ -57,8 +64,14 @@ def _recipe(value: Any) -> Any:
         raise ValueError(str(error).removeprefix("recipe: ")) from error
 
 
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("expected printable characters")
+    return value
+
+
 # Display name of a rule or a network.
-Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+Label = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Multiplier = Annotated[float, Field(ge=RDW_LIMITS[0], le=RDW_LIMITS[1])]
 Multipliers = Annotated[tuple[Multiplier, Multiplier, Multiplier], BeforeValidator(_as_tuple)]
@@ -71,6 +84,9 @@ ClassNames = Annotated[
     list[Annotated[str, Field(max_length=1000)]], Field(min_length=2, max_length=MAX_CLASSES)
 ]
 Owner = Annotated[str, Field(pattern=OWNER)]
+# Random: two users may start the same search in the same second.
+Id = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+Experiment = Annotated[str, Field(min_length=1, max_length=255)]
 Fingerprint = Annotated[str, Field(min_length=1, max_length=500)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Date = Annotated[int, Field(ge=0, lt=int(MAX_TIMESTAMP))]
@@ -210,14 +226,18 @@ class Plan(Document):
     """The plan of a search, written once before its first trial.
 
     Attributes:
+        id: random id, which identifies the search in MLflow wherever its directory is.
         owner: who started the search.
+        experiment: MLflow experiment that the user has chosen, None for the default.
         ranks: the weights whose top-1 in the last epoch ranks trials: averaged (``ema``) or raw.
         created: seconds since 1970.
     """
 
     version: Literal[1] = Field(validation_alias="schema")
     search: str = Field(pattern=NAME)
+    id: Id
     owner: Owner
+    experiment: Experiment | None = None
     space: PlannedSpace
     sampler: PlannedSampler
     recipe: WrittenRecipe
@@ -231,7 +251,9 @@ class Plan(Document):
         return {
             "schema": self.version,
             "search": self.search,
+            "id": self.id,
             "owner": self.owner,
+            **({"experiment": self.experiment} if self.experiment else {}),
             "space": self.space.model_dump(mode="json"),
             "sampler": {"name": self.sampler.name, **self.sampler.options},
             "recipe": asdict(self.recipe),
@@ -401,7 +423,9 @@ class JobDocument(Document):
 
     version: Literal[1] = Field(validation_alias="schema")
     job: str = Field(pattern=NAME)
+    id: Id
     owner: Owner
+    experiment: Experiment | None = None
     network: Label
     created: Date
     images: Images

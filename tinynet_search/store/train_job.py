@@ -9,13 +9,13 @@ number of epochs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from search_spaces import RequestError
 from tinynet_search.store.directory import JOB, PLAN, Candidate, SearchStore
-from tinynet_search.store.schema import SCHEMA, JobDocument, untrusted_space_error
+from tinynet_search.store.schema import SCHEMA, JobDocument, new_id, untrusted_space_error
 from trainables.recipe import Recipe
 from trainables.spec import TrialSpec
 from trainables.storage.documents import MAX_EPOCHS
@@ -34,6 +34,8 @@ class TrainJob:
         val: number of validation images.
         class_names: names of the classes in the order of the labels.
         created: seconds since 1970.
+        experiment: MLflow experiment that the user has chosen, None for the default.
+        id: random id, which identifies the job in MLflow wherever its directory is.
     """
 
     name: str
@@ -44,6 +46,8 @@ class TrainJob:
     val: int
     class_names: Sequence[str]
     created: int
+    experiment: str | None = None
+    id: str = field(default_factory=new_id)
 
     @property
     def candidate(self) -> Candidate:
@@ -62,7 +66,9 @@ class TrainJob:
         head = {
             "schema": SCHEMA,
             "job": self.name,
+            "id": self.id,
             "owner": self.owner,
+            **({"experiment": self.experiment} if self.experiment else {}),
             "network": self.network,
             "created": self.created,
         }
@@ -105,6 +111,8 @@ class TrainJob:
             val=images.val,
             class_names=images.class_names,
             created=document.created,
+            experiment=document.experiment,
+            id=document.id,
         )
 
 
@@ -132,7 +140,7 @@ def read_job(store: SearchStore, space: str | None = None) -> TrainJob | None:
 
 
 def load_or_create_job(store: SearchStore, requested: TrainJob) -> TrainJob:
-    """Return the job of the directory, with the requested epochs and data location.
+    """Return the job of the directory, with the requested epochs, data location and experiment.
 
     job.json is written if it does not exist, or if the existing job has never trained anything.
 
@@ -172,7 +180,8 @@ def matching_job(store: SearchStore, requested: TrainJob) -> TrainJob | None:
             f"job {store.url} is a different training: {shown}; "
             "pass a different --name, or the original settings"
         )
-    return replace(existing, spec=requested.spec)
+    experiment = requested.experiment or existing.experiment
+    return replace(existing, spec=requested.spec, experiment=experiment)
 
 
 def started_jobs(store: SearchStore, job: TrainJob) -> list[TrainJob]:

@@ -39,6 +39,7 @@ class BackgroundPublisher(ABC, Generic[RunsT]):
     Args:
         uri: MLflow's tracking URI.
         what: "search" or "training", for messages.
+        rest: command that sends what this publisher could not send.
         warn: called with at most one line.
 
     Attributes:
@@ -49,8 +50,8 @@ class BackgroundPublisher(ABC, Generic[RunsT]):
             URL on a local server started on it.
     """
 
-    def __init__(self, uri: str, what: str, warn: Callable[[str], None]) -> None:
-        self._uri, self._what, self._warn = uri, what, warn
+    def __init__(self, uri: str, what: str, rest: str, warn: Callable[[str], None]) -> None:
+        self._uri, self._what, self._rest, self._warn = uri, what, rest, warn
         self._runs: RunsT | None = None
         self._thread: threading.Thread | None = None
         self._stop, self._attempted = threading.Event(), threading.Event()
@@ -229,7 +230,8 @@ class BackgroundPublisher(ABC, Generic[RunsT]):
                 self._warned = True
                 with contextlib.suppress(Exception):
                     self._warn(
-                        f"{message}; the {self._what} continues, and tinynet sync sends the rest"
+                        f"{message}; the {self._what} continues; "
+                        f"to send the rest later, run {self._rest}"
                     )
             return False
         finally:

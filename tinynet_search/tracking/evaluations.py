@@ -12,7 +12,8 @@ from typing import Any, Literal
 from search_spaces import Network
 from tinynet_search.export.document import Preprocessing
 from tinynet_search.mlflow_client.connection import mlflow_access
-from tinynet_search.tracking.projection import KEY, KIND, Point, flat_params
+from tinynet_search.mlflow_client.experiments import experiment_name
+from tinynet_search.tracking.projection import KEY, KIND, Point, flat_params, owner_tags
 from tinynet_search.tracking.runs import NewRun, TaggedRuns
 from tinynet_search.tracking.view import page_of
 from trainables.classes import ClassMatch
@@ -99,8 +100,16 @@ class EvaluationReport:
         }
 
 
-def log_evaluation(uri: str, report: EvaluationReport) -> str:
+def log_evaluation(
+    uri: str, report: EvaluationReport, owner: str, experiment: str | None = None
+) -> str:
     """Log an evaluation. Logging the same evaluation again changes nothing.
+
+    Args:
+        uri: MLflow's tracking URI.
+        report: the evaluation.
+        owner: who evaluates.
+        experiment: name of the experiment, None for the default.
 
     Returns:
         The URL of the run.
@@ -127,9 +136,11 @@ def log_evaluation(uri: str, report: EvaluationReport) -> str:
         "preprocessing": report.preprocessing.to_json(),
     }
     with mlflow_access(uri):
-        runs = TaggedRuns(uri, report.space, f"evaluation of {report.label}", KEY, key)
+        name = experiment or experiment_name(report.space, owner)
+        runs = TaggedRuns(uri, name, f"evaluation of {report.label}", KEY, key)
         start = now - int(1000 * report.seconds)
-        tags = {KEY: key, KIND: "evaluation", "mlflow.source.name": "tinynet train"}
+        tags = {KEY: key, KIND: "evaluation", **owner_tags(owner)}
+        tags["mlflow.source.name"] = "tinynet train"
         run = runs.get_or_create(NewRun(f"evaluation · {report.label}", start, tags))
         if not run.ended:
             points = [

@@ -5,13 +5,14 @@ weights. The run is RUNNING while the job trains, is reopened when the job resum
 final status after everything was sent. Used by ``tinynet train`` and ``tinynet sync``.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+from tinynet_search.commands import sync_command
 from tinynet_search.mlflow_client.connection import mlflow_access
+from tinynet_search.mlflow_client.experiments import experiment_name
+from tinynet_search.mlflow_client.names import plain
 from tinynet_search.store.directory import SearchStore
 from tinynet_search.store.train_job import TrainJob
 from tinynet_search.text import epoch_count
@@ -22,16 +23,24 @@ from tinynet_search.tracking.projection import (
     KEY,
     KIND,
     NOTE,
+    OWNER,
     Point,
     begun_ms,
     epoch_points,
     figure_points,
     flat_params,
-    plain,
+    owner_tags,
     result_tags,
     trial_params,
 )
-from tinynet_search.tracking.registered_models import register_weights
+from tinynet_search.tracking.registered_models import (
+    CLASS_NAMES_FILE,
+    DATA_TAG,
+    TOP1_TAG,
+    class_names_text,
+    promote_weights,
+    register_weights,
+)
 from tinynet_search.tracking.runs import UNFINISHED, Child, NewRun, TaggedRuns
 from tinynet_search.tracking.view import page_of
 from trainables.result import EpochRecord, TrialResult
@@ -46,8 +55,7 @@ JOB_TAG, JOB_KEY, NETWORK, DATA = (
 
 def job_key(job: TrainJob) -> str:
     """Return the permanent key of a job, independent of its directory and number of epochs."""
-    identity = json.dumps([job.name, job.spec.id, job.created])
-    return f"job/{plain(job.name)}/{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
+    return f"job/{plain(job.name)}/{job.id}"
 
 
 def seconds_left(epochs: Sequence[EpochRecord], total: int) -> float:
@@ -75,6 +83,7 @@ def job_contents(job: TrainJob, epochs: Sequence[EpochRecord]) -> RunContents:
         ID: spec.id,
         JOB_TAG: job.name,
         JOB_KEY: job_key(job),
+        **owner_tags(job.owner),
         NETWORK: job.network,
         DATA: spec.data_fingerprint,
         NOTE: _note(job),
@@ -116,15 +125,24 @@ class JobPublisher(BackgroundPublisher[TaggedRuns]):
 
     Attributes:
         at: the job at each number of epochs.
+        promoted: the version of the weights that was promoted, ``models:/name/version``.
     """
 
     def __init__(
-        self, store: SearchStore, jobs: Sequence[TrainJob], uri: str, *, warn: Callable[[str], None]
+        self,
+        store: SearchStore,
+        jobs: Sequence[TrainJob],
+        uri: str,
+        *,
+        warn: Callable[[str], None],
+        promote: bool = False,
     ) -> None:
-        super().__init__(uri, "training", warn)
-        self._store, self.jobs = store, jobs
+        space = jobs[0].spec.space
+        super().__init__(uri, "training", sync_command(store.url, uri, space), warn)
+        self._store, self.jobs, self._promote = store, jobs, promote
         self._feed, self._reader = Feed(), ProgressReader(store)
         self._done: set[str] = set()
+        self.promoted: str | None = None
 
     @property
     def epochs_sent(self) -> int:
@@ -155,9 +173,25 @@ class JobPublisher(BackgroundPublisher[TaggedRuns]):
                 if update:
                     self._publish(runs, job, update)
 
+    def finish(self, status: str, end: int) -> int:
+        count = super().finish(status, end)
+        if self._promote:
+            with mlflow_access(self._uri):
+                self._promote_longest(self._connected())
+        return count
+
+    def _promote_longest(self, runs: TaggedRuns) -> None:
+        """Make the weights of the longest training with registered weights the champion."""
+        for job in sorted(self.jobs, key=lambda job: job.spec.recipe.epochs, reverse=True):
+            model, key = plain(job.network), f"{job_key(job)}/{job.spec.run}"
+            if version := promote_weights(runs.client, model, key):
+                self.promoted = f"models:/{model}/{version}"
+                return
+
     def _connect(self) -> TaggedRuns:
         job = self.jobs[0]
-        return TaggedRuns(self._uri, job.spec.space, f"job {job.name}", JOB_KEY, job_key(job))
+        experiment = job.experiment or experiment_name(job.spec.space, job.owner)
+        return TaggedRuns(self._uri, experiment, f"job {job.name}", JOB_KEY, job_key(job))
 
     def _publish(self, runs: TaggedRuns, job: TrainJob, update: TrainingUpdate) -> None:
         contents, result = job_contents(job, update.epochs), update.result
@@ -178,15 +212,15 @@ class JobPublisher(BackgroundPublisher[TaggedRuns]):
             self._done.add(job.candidate.run)
 
     def _end(self, runs: TaggedRuns, child: Child, job: TrainJob, result: TrialResult) -> None:
+        runs.client.log_text(child.run_id, class_names_text(job.class_names), CLASS_NAMES_FILE)
         if result.top1 is not None:
             tags = {
                 KEY: child.key,
                 JOB_TAG: job.name,
-                "data": job.spec.data_fingerprint,
+                OWNER: job.owner,
+                DATA_TAG: job.spec.data_fingerprint,
                 "run_id": child.run_id,
-            }
-            tags |= {
-                "top1": f"{result.top1:.4f}",
+                TOP1_TAG: f"{result.top1:.4f}",
                 "epochs": str(job.spec.recipe.epochs),
             }
             register_weights(
@@ -212,6 +246,7 @@ def _note(job: TrainJob) -> str:
         "- `final_top1` is that of the last epoch; `eta_s` is the remaining time in seconds, "
         "estimated from the mean of the epochs before.\n"
         "- The weights are the artifacts `model/` and a version of the registered model "
-        f"`{model}`. Its alias `champion` is the version with the highest `top1` on the data of "
-        "the version that was registered last.\n"
+        f"`{model}`. Its alias `champion` moves by itself only to a version with a higher `top1` "
+        "on the same data; `--promote` of `tinynet sync` moves it in any case.\n"
+        "- `class_names.json` has the names of the classes in the order of the labels.\n"
     )

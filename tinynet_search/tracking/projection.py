@@ -4,20 +4,20 @@ Every point has the time stamp of the trial or the plan, so sending it again cha
 by the publishers and the queries.
 """
 
-import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from tinynet_search.mlflow_client.names import plain
 from tinynet_search.store.directory import Candidate
 from tinynet_search.store.schema import Plan
 from trainables.result import EpochRecord, ResultSummary, TrialResult
 from trainables.storage.documents import Json
 
 KEY, KIND, SEARCH, ID = "tinynet.key", "tinynet.kind", "tinynet.search", "tinynet.id"
-PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
+OWNER, STORAGE, SPACE = "tinynet.owner", "tinynet.storage", "tinynet.space"
+PARENT, NOTE, USER = "mlflow.parentRunId", "mlflow.note.content", "mlflow.user"
 FRONTIER_TAG, RANK_TAG, LABEL_TAG = "frontier", "pareto_rank", "label"
 
 # Field of an epoch record by MLflow metric.
@@ -45,46 +45,46 @@ class Point(NamedTuple):
     step: int
 
 
-def experiment_name(space: str) -> str:
-    """Return the name of the experiment of a space.
-
-    It contains no slash: MLflow's pages show only the part of a name after the last slash.
-    """
-    return f"tinynet-{plain(space)}"
-
-
 def search_key(plan: Plan) -> str:
-    """Return the permanent key of a search: a digest of its plan, independent of its directory."""
-    identity = [
-        plan.search,
-        plan.space.name,
-        plan.space.version,
-        plan.seed,
-        plan.data.fingerprint,
-        plan.created,
-    ]
-    return f"{plain(plan.search)}/{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:10]}"
+    """Return the permanent key of a search, which is independent of its directory."""
+    return f"{plain(plan.search)}/{plan.id}"
 
 
 def created_ms(plan: Plan) -> int:
     return plan.created * 1000
 
 
-def search_tags(plan: Plan) -> dict[str, str]:
+def search_tags(plan: Plan, storage: str) -> dict[str, str]:
+    """Return the tags of the parent run.
+
+    Args:
+        plan: the plan.
+        storage: address of the search directory, without credentials.
+    """
     return {
         KEY: search_key(plan),
         KIND: "search",
         SEARCH: plan.search,
+        SPACE: plan.space.name,
+        STORAGE: storage,
+        **owner_tags(plan.owner),
         NOTE: _note(plan),
         "mlflow.source.name": "tinynet search",
         "mlflow.source.type": "LOCAL",
     }
 
 
+def owner_tags(owner: str) -> dict[str, str]:
+    """Return the tags of a run's owner; MLflow's pages show its own tag."""
+    return {OWNER: owner, USER: owner}
+
+
 def search_params(plan: Plan) -> dict[str, str]:
     """Return the plan as params with dotted names: ``recipe.lr``, ``space.band``, ..."""
     values = {
-        key: value for key, value in plan.to_json().items() if key not in ("schema", "search")
+        key: value
+        for key, value in plan.to_json().items()
+        if key not in ("schema", "search", "id", "owner", "experiment")
     }
     # A thousand class names are longer than a param may be.
     data = {key: value for key, value in values["data"].items() if key != "class_names"}
@@ -186,11 +186,6 @@ def _figures(candidate: Candidate) -> dict[str, int | float]:
     return {"r": r, "d": d, "w": w, **{name: getattr(network, name) for name in names}}
 
 
-def plain(name: str) -> str:
-    """Replace the characters that MLflow does not allow in all kinds of names."""
-    return re.sub(r"[^\w.@=+-]", "-", name)
-
-
 def _flat(values: Mapping[str, Json], prefix: str = "") -> Iterable[tuple[str, Json]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -212,6 +207,6 @@ def _note(plan: Plan) -> str:
         "- `activation_bytes` is the peak memory of feature maps in inference at batch 1, "
         "float32.\n"
         "- `final_top1` (percent) is that of the last epoch, by which trials are ranked.\n"
-        "- Artifacts: `frontier.json`, `frontier.csv`, `formula.json`; the formula is the "
-        "registered model `tiny-formula`.\n"
+        "- Artifacts: `frontier.json`, `frontier.csv`, `formula.json`; the formula is a version "
+        "of the registered model that the tag `tinynet.model` names.\n"
     )

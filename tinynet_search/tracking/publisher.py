@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import islice
 
+from tinynet_search.commands import sync_command
 from tinynet_search.errors import TrackingError
 from tinynet_search.mlflow_client.connection import RejectedRequestError, address, mlflow_access
 from tinynet_search.store.directory import Candidate, SearchStore
@@ -36,7 +37,9 @@ from tinynet_search.tracking.projection import (
     trial_params,
     trial_tags,
 )
+from tinynet_search.tracking.registered_formula import DEFAULT_REGISTRATION, Registration
 from tinynet_search.tracking.runs import UNFINISHED, NewRun
+from tinynet_search.tracking.search_metrics import SearchMetrics
 from tinynet_search.tracking.search_runs import COMPLETE_TAG, TAGS_DIGEST_TAG, SearchRuns, run_of
 from tinynet_search.tracking.view import add_view, link_of
 from trainables.run_name import RunName
@@ -55,13 +58,20 @@ class Publisher(BackgroundPublisher[SearchRuns]):
     Attributes:
         experiment_id: id of the search's experiment in MLflow, set after the first connection.
         run_id: id of the search's parent run in MLflow, set after the first connection.
+        registered: the version of the formula that was registered or promoted last.
     """
 
     def __init__(
-        self, store: SearchStore, plan: Plan, uri: str, *, warn: Callable[[str], None]
+        self,
+        store: SearchStore,
+        plan: Plan,
+        uri: str,
+        *,
+        warn: Callable[[str], None],
+        registration: Registration = DEFAULT_REGISTRATION,
     ) -> None:
-        super().__init__(uri, "search", warn)
-        self._store, self._plan = store, plan
+        super().__init__(uri, "search", sync_command(store.url, uri, plan.space.name), warn)
+        self._store, self._plan, self._registration = store, plan, registration
         self._lock = threading.Lock()
         self._new: dict[RunName, Candidate] = {}
         self._watched: dict[RunName, Candidate] = {}
@@ -73,6 +83,7 @@ class Publisher(BackgroundPublisher[SearchRuns]):
         self._feed, self._reader = Feed(), ProgressReader(store)
         self.experiment_id: str | None = None
         self.run_id: str | None = None
+        self.registered: str | None = None
 
     @property
     def epochs_sent(self) -> int:
@@ -88,6 +99,7 @@ class Publisher(BackgroundPublisher[SearchRuns]):
         frontier: Sequence[FrontierRow] | None,
         formula_json: str | None,
         finals: Sequence[FinalRow],
+        metrics: SearchMetrics | None = None,
     ) -> None:
         """Publish the conclusion of the search; may be called again when it changes.
 
@@ -95,8 +107,9 @@ class Publisher(BackgroundPublisher[SearchRuns]):
             frontier: rows of the frontier, None to keep what MLflow has.
             formula_json: content of formula.json, None to keep what MLflow has.
             finals: rows of the final trainings.
+            metrics: figures of the search, None to keep what MLflow has.
         """
-        conclusion = Conclusion(frontier, formula_json, tuple(finals))
+        conclusion = Conclusion(frontier, formula_json, tuple(finals), metrics)
         if conclusion != self._conclusion:
             self._conclusion = conclusion
 
@@ -128,10 +141,14 @@ class Publisher(BackgroundPublisher[SearchRuns]):
             self._publish(runs, batch, faults)
         if conclusion is not None and conclusion is not self._concluded and not self.abandoned:
             with mlflow_access(self._uri):
-                write_conclusion(runs, conclusion)
+                self._write(runs, conclusion)
             self._concluded = conclusion
         if faults:
             raise faults[0]
+
+    def _write(self, runs: SearchRuns, conclusion: Conclusion) -> None:
+        registered = write_conclusion(runs, conclusion, self._registration)
+        self.registered = registered or self.registered
 
     def finish(self, status: str, end: int) -> int:
         with mlflow_access(self._uri):
@@ -176,12 +193,12 @@ class Publisher(BackgroundPublisher[SearchRuns]):
                 runs.clear_complete()
                 return finished - {run_of(key) for key in runs.children}
             if conclusion is not None:
-                write_conclusion(runs, conclusion)
+                self._write(runs, conclusion)
             runs.set_parent_tags(marks)
         return set()
 
     def _connect(self) -> SearchRuns:
-        runs = SearchRuns(self._uri, self._plan, self._results)
+        runs = SearchRuns(self._uri, self._plan, self._store.url, self._results)
         if self._training and runs.parent.info.status not in UNFINISHED:
             runs.client.update_run(runs.parent_id, status="RUNNING")
         self.experiment_id, self.run_id = runs.experiment_id, runs.parent_id

@@ -3,8 +3,10 @@
 Provides ``frontier_models`` and the rows that ``tinynet frontier`` prints.
 """
 
+import os
 import re
 import sqlite3
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -23,12 +25,19 @@ from tinynet_search.mlflow_client.reading import RunReader, RunRecord, read
 from tinynet_search.tracking.projection import (
     FRONTIER_TAG,
     ID,
-    KEY,
     KIND,
+    OWNER,
     PARENT,
     RANK_TAG,
     SEARCH,
-    experiment_name,
+)
+from tinynet_search.tracking.selection import (
+    DEFAULT_STORAGE,
+    Selection,
+    find_search,
+    keys_in_database_folder,
+    keys_in_storage,
+    storage_and_search,
 )
 
 if TYPE_CHECKING:
@@ -68,12 +77,30 @@ class ModelRow:
     name: str
 
 
+@dataclass(frozen=True)
+class SearchModels:
+    """The models of one search in MLflow.
+
+    Attributes:
+        search: name of the search.
+        owner: owner of the search.
+        status: MLflow's status of the search.
+        rows: one row per model, sorted by c.
+    """
+
+    search: str
+    owner: str
+    status: str
+    rows: list[ModelRow]
+
+
 def frontier_models(
     search: str | None = None,
     *,
     space: str | None = None,
+    owner: str | None = None,
     tracking_uri: str | None = None,
-    storage: str = "searches",
+    storage: str | None = None,
     all_trials: bool = False,
 ) -> "pandas.DataFrame":
     """Read the frontier of a search from MLflow: one row per model, sorted by c.
@@ -84,23 +111,37 @@ def frontier_models(
     front), status and name (MLflow's).
 
     Args:
-        search: name of the search; the newest if several have this name. None selects the newest
-            of all searches.
+        search: name of the search, name of its directory in ``storage``, or its key (the tag
+            ``tinynet.key``). None selects the newest search.
         space: consider only searches of this space.
+        owner: consider only searches of this owner.
         tracking_uri: MLflow's tracking URI; None selects MLFLOW_TRACKING_URI, or else the database
             in ``storage``.
-        storage: folder that contains searches.
+        storage: consider only searches whose directory is in this folder or under this URL, or
+            only the search in this directory. None considers all searches of a tracking URI that is
+            given or set; without one, it selects the folder ``searches``.
         all_trials: return every trial that has started, not only the frontier.
 
     Raises:
-        RequestError: there is no such search.
-        TrackingError: MLflow does not respond.
+        RequestError: there is no such search, or searches of several owners or storage folders
+            match.
+        TrackingError: MLflow does not respond, or rejects the account.
     """
+    rows = trial_rows(
+        search,
+        space=space,
+        owner=owner,
+        tracking_uri=tracking_uri,
+        storage=storage,
+        all_trials=all_trials,
+    )
+    return rows_as_table(rows)
+
+
+def rows_as_table(rows: Sequence[ModelRow]) -> "pandas.DataFrame":
+    """Return rows as the table of ``frontier_models``."""
     import pandas as pd
 
-    rows = trial_rows(
-        search, space=space, tracking_uri=tracking_uri, storage=storage, all_trials=all_trials
-    )
     kinds = dict.fromkeys(INTS, "int64") | dict.fromkeys(FLOATS, "float64") | {"frontier": "bool"}
     # Trials off the frontier have no rank, and older trials have no activation_bytes.
     kinds |= dict.fromkeys(("pareto_rank", "activation_bytes"), "Int64")
@@ -112,48 +153,61 @@ def trial_rows(
     search: str | None = None,
     *,
     space: str | None = None,
+    owner: str | None = None,
     tracking_uri: str | None = None,
-    storage: str = "searches",
+    storage: str | None = None,
     all_trials: bool = False,
 ) -> list[ModelRow]:
     """Return the rows of ``frontier_models``."""
-    uri = resolve_uri(tracking_uri, None, storage)
+    return search_models(
+        search,
+        space=space,
+        owner=owner,
+        tracking_uri=tracking_uri,
+        storage=storage,
+        all_trials=all_trials,
+    ).rows
+
+
+def search_models(
+    search: str | None = None,
+    *,
+    space: str | None = None,
+    owner: str | None = None,
+    tracking_uri: str | None = None,
+    storage: str | None = None,
+    all_trials: bool = False,
+) -> SearchModels:
+    """Return the rows of ``frontier_models`` with the search that they belong to."""
+    if storage:
+        storage, search = storage_and_search(storage, search)
+    uri = resolve_uri(tracking_uri, None, storage or DEFAULT_STORAGE)
+    selection = Selection(uri, search, space, owner, storage)
+    if not (tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        keys = keys_in_database_folder(selection, storage or DEFAULT_STORAGE)
+    else:
+        keys = keys_in_storage(selection, storage) if storage else None
     with mlflow_access(uri):
         _require_database(uri)
-        query = partial(_trials, uri=uri, search=search, space=space, all_trials=all_trials)
-        runs = read(uri, query)
+        parent, runs = read(uri, partial(_trials, selection, keys, all_trials))
     rows = [row for run in runs if (row := model_row(run))]
-    return sorted(rows, key=lambda row: (row.c, str(row.id)))
+    return SearchModels(
+        search=_text(parent, SEARCH) or "",
+        owner=_text(parent, OWNER) or "unknown",
+        status=one_line(parent.status),
+        rows=sorted(rows, key=lambda row: (row.c, str(row.id))),
+    )
 
 
 def _trials(
-    reader: RunReader, uri: str, search: str | None, space: str | None, all_trials: bool
-) -> list[RunRecord]:
-    parent = _find_search(reader, uri, search, space)
+    selection: Selection, keys: Collection[str] | None, all_trials: bool, reader: RunReader
+) -> tuple[RunRecord, list[RunRecord]]:
+    """Return the parent run of the selected search and the runs of its models."""
+    parent = find_search(reader, selection, keys)
     query = f"tags.`{PARENT}` = '{parent.run_id}' and tags.`{KIND}` = 'trial'"
     if not all_trials:
         query += f" and tags.{FRONTIER_TAG} = 'true'"
-    return reader.runs([parent.experiment_id], query)
-
-
-def _find_search(reader: RunReader, uri: str, search: str | None, space: str | None) -> RunRecord:
-    """Return the parent run of a search: the newest with this name or key, or the newest of all."""
-    ids = [
-        number
-        for number, name in reader.experiments()
-        if space is None or name == experiment_name(space)
-    ]
-    parents = reader.runs(ids, f"tags.`{KIND}` = 'search'") if ids else []
-    location = f"{address(uri)}{f' of space {space}' if space else ''}"
-    if not parents:
-        raise RequestError(
-            f"no searches at {location}: run tinynet search first, or pass --storage or --tracking"
-        )
-    for run in parents:
-        if search in (None, run.tags.get(SEARCH), run.tags.get(KEY)):
-            return run
-    names = sorted({one_line(run.tags.get(SEARCH, ""), 64) for run in parents})
-    raise RequestError(f"no search {search!r} at {location}: expected one of {', '.join(names)}")
+    return parent, reader.runs([parent.experiment_id], query)
 
 
 def model_row(run: RunRecord) -> ModelRow | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinynet_search.errors import TrackingError
 from tinynet_search.mlflow_client.connection import address, connect, database_file, search_runs
+from tinynet_search.mlflow_client.experiments import MARK, artifact_folder, marked_experiments
 from tinynet_search.mlflow_client.sqlite import ARTIFACTS
 from tinynet_search.tracking.projection import (
     FRONTIER_TAG,
@@ -21,7 +22,6 @@ from tinynet_search.tracking.projection import (
     RANK_TAG,
     STATUS,
     Point,
-    experiment_name,
 )
 
 if TYPE_CHECKING:
@@ -33,28 +33,32 @@ UNFINISHED, ENDED = ("RUNNING", "SCHEDULED"), tuple(STATUS.values())
 _KEPT_TAGS = (FRONTIER_TAG, RANK_TAG, LABEL_TAG)
 
 
-def experiment_of(client: "MlflowClient", uri: str, space: str) -> "Experiment":
-    """Return the experiment of a space, created if it does not exist.
+def published_experiment(client: "MlflowClient", query: str) -> "Experiment | None":
+    """Return the experiment that has a run which matches a filter, None if there is none."""
+    experiments = {each.experiment_id: each for each in marked_experiments(client)}
+    runs = client.search_runs(list(experiments), query, max_results=1) if experiments else []
+    return experiments[runs[0].info.experiment_id] if runs else None
 
-    It contains every search and job of the space.
+
+def named_experiment(client: "MlflowClient", uri: str, name: str) -> "Experiment":
+    """Return the experiment with a name, created if it does not exist.
 
     Raises:
         TrackingError: the experiment is deleted.
     """
     from mlflow.exceptions import MlflowException
 
-    name = experiment_name(space)
     path = database_file(uri)
     location = None
     if path is not None:
         # Without a server, the client chooses the artifact location; MLflow's default would be the
         # working directory.
         path.parent.mkdir(parents=True, exist_ok=True)
-        location = (path.parent / ARTIFACTS / name).as_uri()
+        location = (path.parent / ARTIFACTS / artifact_folder(name)).as_uri()
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            client.create_experiment(name, artifact_location=location)
+            client.create_experiment(name, artifact_location=location, tags={MARK: "true"})
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -64,6 +68,8 @@ def experiment_of(client: "MlflowClient", uri: str, space: str) -> "Experiment":
             f"experiment {name} at {address(uri)} is deleted: "
             "restore it (mlflow experiments restore), or use another server"
         )
+    if MARK not in experiment.tags:  # an administrator may have created it
+        client.set_experiment_tag(experiment.experiment_id, MARK, "true")
     return experiment
 
 
@@ -113,11 +119,14 @@ class Child:
 
 
 class Runs(ABC):
-    """Runs of the experiment of one space, by key. Must be used within ``mlflow_access``.
+    """Runs of one experiment, by key. Must be used within ``mlflow_access``.
+
+    What has been published stays in its experiment. Otherwise the experiment is created if it does
+    not exist.
 
     Args:
         uri: MLflow's tracking URI.
-        space: name of the space.
+        experiment: name of the experiment.
         what: the search or job, for messages.
 
     Attributes:
@@ -126,10 +135,12 @@ class Runs(ABC):
             called next.
     """
 
-    def __init__(self, uri: str, space: str, what: str) -> None:
+    def __init__(self, uri: str, experiment: str, what: str) -> None:
         self.uri, self.what = uri, what
         self.client = connect(uri)
-        self.experiment = experiment_of(self.client, uri, space)
+        self.experiment = published_experiment(self.client, self._published) or named_experiment(
+            self.client, uri, experiment
+        )
         self.children: dict[str, Child] = {}
         self.unsettled = False
         self._uncertain_keys: set[str] = set()
@@ -138,6 +149,11 @@ class Runs(ABC):
     @property
     def experiment_id(self) -> str:
         return self.experiment.experiment_id
+
+    @property
+    @abstractmethod
+    def _published(self) -> str:
+        """The MLflow filter that matches a run if anything was published."""
 
     @property
     @abstractmethod
@@ -300,9 +316,13 @@ class Runs(ABC):
 class TaggedRuns(Runs):
     """The runs with a given tag, such as those of a training job: one per number of epochs."""
 
-    def __init__(self, uri: str, space: str, what: str, tag: str, value: str) -> None:
+    def __init__(self, uri: str, experiment: str, what: str, tag: str, value: str) -> None:
         self._tag, self._value = tag, value
-        super().__init__(uri, space, what)
+        super().__init__(uri, experiment, what)
+
+    @property
+    def _published(self) -> str:
+        return self._filter
 
     @property
     def _filter(self) -> str:

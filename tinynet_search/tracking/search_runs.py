@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tinynet_search.errors import TrackingError
 from tinynet_search.mlflow_client.connection import address
+from tinynet_search.mlflow_client.experiments import experiment_name
 from tinynet_search.store.schema import Plan
 from tinynet_search.tracking.projection import (
     KEY,
@@ -38,22 +39,28 @@ class SearchRuns(Runs):
     """
 
     def __init__(
-        self, uri: str, plan: Plan, results: Callable[[], tuple[set[RunName], str]]
+        self,
+        uri: str,
+        plan: Plan,
+        storage: str,
+        results: Callable[[], tuple[set[RunName], str]],
     ) -> None:
         """Query the runs.
 
         Args:
             uri: MLflow's tracking URI.
             plan: plan of the search.
+            storage: address of the search directory.
             results: returns the runs that have a result in the search directory, and the digest of
                 the results; called only if the parent has a digest.
         """
         self.plan, self.key = plan, search_key(plan)
-        self._results = results
+        self._results, self._storage = results, address(storage)
         self.listed, self.complete_runs = False, set[RunName]()
         self.tags: dict[str, str] = {}
         self._parent: Run | None = None
-        super().__init__(uri, plan.space.name, f"search {plan.search}")
+        experiment = plan.experiment or experiment_name(plan.space.name, plan.owner)
+        super().__init__(uri, experiment, f"search {plan.search}")
 
     @property
     def parent(self) -> "Run":
@@ -63,6 +70,10 @@ class SearchRuns(Runs):
     @property
     def parent_id(self) -> str:
         return self.parent.info.run_id
+
+    @property
+    def _published(self) -> str:
+        return f"tags.`{KEY}` = '{self.key}'"
 
     @property
     def _filter(self) -> str:
@@ -114,11 +125,11 @@ class SearchRuns(Runs):
         self.set_parent_tags({COMPLETE_TAG: "", TAGS_DIGEST_TAG: ""})
 
     def _find_parent(self) -> None:
-        tags = search_tags(self.plan)
-        runs = self._search(f"tags.`{KEY}` = '{self.key}'")
+        tags = search_tags(self.plan, self._storage)
+        runs = self._search(self._published)
         if not runs:
             self._create(NewRun(self.plan.search, created_ms(self.plan), tags))
-            runs = self._search(f"tags.`{KEY}` = '{self.key}'")
+            runs = self._search(self._published)
         if not runs:
             raise TrackingError(f"MLflow at {address(self.uri)} lost a run of {self.what}")
         self._parent = self._keep_one(runs)
