@@ -103,7 +103,7 @@ def _import(name: str, module: str) -> ModuleType:
         if f"{module}.".startswith(f"{missing}."):
             fix = (
                 f"run from the folder that contains {missing}, add that folder to PYTHONPATH, "
-                "or install it"
+                "or install it; for a cluster, pass it to tinynet submit --working-dir"
             )
             raise _load_error(name, f"there is no module {missing!r}; {fix}") from error
         raise _load_error(

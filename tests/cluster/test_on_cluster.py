@@ -1,5 +1,8 @@
 """Tests of searches on a real cluster: Prometheus metrics, and waiting for a cluster to grow."""
 
+import re
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -20,21 +23,34 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(SQLALCHEMY)]
 
 
 def test_metrics_are_exported(ray_cluster: Any, tmp_path: Path) -> None:
+    """Searches of one name, of different owners in different folders, are different series."""
     import ray
 
-    run_search(
-        tiny_config(tmp_path, "search.name=watched", trials=2),
-        tracking=f"sqlite:///{tmp_path}/mlflow.db",
-    )
+    for owner, trials in (("ann", 2), ("bob", 3)):
+        run_search(
+            tiny_config(
+                tmp_path / owner, "search.name=watched", f"search.owner={owner}", trials=trials
+            ),
+            tracking=f"sqlite:///{tmp_path}/mlflow.db",
+        )
     ports = {
         (node["NodeManagerAddress"], node["MetricsExportPort"])
         for node in ray.nodes()
         if node["Alive"]
     }
     end = time.monotonic() + 60
-    while (samples := _samples(ports)).get('ray_tinynet_trials{state="finished"}') != 2.0:
-        assert time.monotonic() < end, samples
+    labels = {
+        owner: {f'directory="{tmp_path}/{owner}/watched"', f'owner="{owner}"', 'search="watched"'}
+        for owner in ("ann", "bob")
+    }
+    while True:
+        samples, others = (_samples(ports, labels[owner]) for owner in labels)
+        if others.get('ray_tinynet_trials{state="finished"}') == 3.0:
+            break
+        assert time.monotonic() < end, (samples, others)
         time.sleep(1.0)
+    assert samples['ray_tinynet_trials{state="finished"}'] == 2.0
+    assert others["ray_tinynet_epochs_total{}"] == 6.0
     assert (
         samples['ray_tinynet_trials{state="training"}']
         == samples['ray_tinynet_trials{state="lost"}']
@@ -45,19 +61,65 @@ def test_metrics_are_exported(ray_cluster: Any, tmp_path: Path) -> None:
     assert 0.0 <= samples["ray_tinynet_publisher_lag_seconds{}"] < 60.0
 
 
-def _samples(ports: set[tuple[str, int]]) -> dict[str, float]:
+def _samples(ports: set[tuple[str, int]], search: set[str]) -> dict[str, float]:
     """The metrics of the search, by name and state."""
     samples: dict[str, float] = {}
     for host, port in ports:
         with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=10) as response:
             lines = response.read().decode().splitlines()
         for line in lines:
-            if line.startswith("ray_tinynet_") and 'search="watched"' in line:
-                name, _, rest = line.partition("{")
-                labels, _, value = rest.rpartition("} ")
-                state = ",".join(label for label in labels.split(",") if label.startswith("state="))
+            name, _, rest = line.partition("{")
+            text, _, value = rest.rpartition("} ")
+            labels = set(text.split(","))
+            if name.startswith("ray_tinynet_") and search <= labels:
+                state = "".join(label for label in labels if label.startswith("state="))
                 samples[f"{name}{{{state}}}"] = float(value.split()[0])
     return samples
+
+
+def test_driver_of_a_different_version_is_refused(ray_cluster: Any) -> None:
+    """Ray connects only drivers of exactly its own version; the message contains both versions."""
+    script = (
+        "import sys, ray; from tinynet_search.cluster.connect import cluster\n"
+        "from tinynet_search.config.sections import RunSection\n"
+        "ray.__version__ = '2.58.99'\n"
+        "with cluster(RunSection(address=sys.argv[1])): pass"
+    )
+    completed = subprocess.run(
+        [sys.executable, "-c", script, ray_cluster.address],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert re.search(
+        rf"RequestError: the cluster at '{ray_cluster.address}' runs Ray 2\.58\.\d+ and Python "
+        r"3\.\S+, this machine Ray 2\.58\.99 and Python 3\.\S+: Ray connects a driver of the same "
+        r"versions only; install them here, or run the search as a job with tinynet submit\n",
+        completed.stderr,
+    ), completed.stderr
+
+
+def test_driver_has_the_name_of_the_search_in_the_dashboard(ray_cluster: Any) -> None:
+    """For a driver that connects with ``run.address``, without a submitted job."""
+    script = (
+        "import sys\n"
+        "from ray.job_submission import JobSubmissionClient\n"
+        "from tinynet_search.cluster.connect import cluster\n"
+        "from tinynet_search.config.sections import RunSection\n"
+        "with cluster(RunSection(address=sys.argv[1]), 'my-search'):\n"
+        "    for job in JobSubmissionClient(sys.argv[2]).list_jobs():\n"
+        "        print(job.type.value, job.status.value, (job.metadata or {}).get('job_name'))\n"
+    )
+    dashboard = f"http://{ray_cluster.head_node.address_info['webui_url']}"
+    completed = subprocess.run(
+        [sys.executable, "-c", script, ray_cluster.address, dashboard],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "DRIVER RUNNING my-search\n" in completed.stdout, completed.stderr
 
 
 def _request(storage: Path, *settings: str) -> ClusterRequest:

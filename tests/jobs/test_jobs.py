@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -16,14 +20,15 @@ import pytest
 from search_spaces import RequestError
 from tests.search.helpers import results, tiny_arguments, tiny_config
 from tests.tracking.servers import serving
+from tinynet_search.cli.job_entrypoint import lasting_directory
 from tinynet_search.cli.job_entrypoint import request as requested
 from tinynet_search.cli.main import run
 from tinynet_search.cluster import placement, preflight
 from tinynet_search.config import validate
 from tinynet_search.jobs import connection, submit_search
 from tinynet_search.jobs import runtime_env as environments
+from tinynet_search.jobs.command import search_command, train_command
 from tinynet_search.jobs.connection import connect, find_token
-from tinynet_search.jobs.submission import search_command, train_command
 from tinynet_search.jobs.watching import JobRow, Jobs
 from tinynet_search.plan.preview import preview
 from tinynet_search.train.request import TrainRequest
@@ -59,10 +64,10 @@ def head(ray_cluster: Any) -> str:
     return f"http://{ray_cluster.head_node.address_info['webui_url']}"
 
 
-def wait_for(jobs: Jobs, name: str, *states: str) -> JobRow:
+def wait_for(jobs: Jobs, name: str, *states: str, storage: str | None = None) -> JobRow:
     end = time.monotonic() + 180
-    while (row := jobs.find(name)).status not in states:
-        assert time.monotonic() < end, jobs.logs(name)
+    while (row := jobs.find(name, storage=storage)).status not in states:
+        assert time.monotonic() < end, jobs.logs(name, storage=storage)
         time.sleep(0.2)
     return row
 
@@ -113,15 +118,19 @@ def test_stop_and_resume(head: str, tmp_path: Path, capfd: pytest.CaptureFixture
         assert time.monotonic() < end, jobs.logs(job.id)
         time.sleep(0.1)
     with pytest.raises(
-        RequestError, match=rf"search stopped is already running as job {job.id}: tinynet jobs logs"
+        RequestError,
+        match=rf"search stopped is already running as job {job.id} of \w+: follow it with",
     ):
         submit_search(config, head, check=False)
     with pytest.raises(RequestError, match="nothing to resume"):
         jobs.resume("stopped")
     stop_time = time.time()
     assert run(["jobs", "stop", "stopped", "--address", head]) == 0
-    assert f"job {job.id} stopped: resume it with tinynet jobs resume" in capfd.readouterr().err
+    resume = f"tinynet jobs resume {job.id} --address {head}"
+    assert capfd.readouterr().err.rstrip().endswith(resume)
     assert jobs.find(job.id).status == "STOPPED"
+    # As after a local search that SIGTERM stopped: a script must not submit it again.
+    assert run(["jobs", "logs", job.id, "--follow", "--address", head]) == 143
     assert "stopping once every training has committed a checkpoint" in jobs.logs(job.id)
     newest: dict[str, float] = {}
     for file in tmp_path.glob("stopped/trials/*/epoch-*/progress.json"):
@@ -137,6 +146,121 @@ def test_stop_and_resume(head: str, tmp_path: Path, capfd: pytest.CaptureFixture
 
 
 @pytest.mark.ray
+def test_two_searches_of_one_name(
+    head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two owners with two storages: every command wants a choice, and acts on the chosen one."""
+    jobs, folders = Jobs(head), {"ann": tmp_path / "a", "bob": tmp_path / "b"}
+    for owner, folder in folders.items():
+        monkeypatch.setenv("TINYNET_OWNER", owner)
+        config = tiny_config(
+            folder, "recipe.epochs=40", "data.train=960", "search.name=shared", trials=2
+        )
+        assert submit_search(config, head, check=False).name == "shared"
+    monkeypatch.setenv("TINYNET_OWNER", "carol")
+    message = (
+        rf"tinynet: 'shared' is ambiguous at {head}: "
+        rf"shared-1 \(search, owner ann, storage {folders['ann']}/shared\), "
+        rf"shared-2 \(search, owner bob, storage {folders['bob']}/shared\); "
+        r"choose one with --owner, --storage or its id\n"
+    )
+    for verb in ("status", "logs", "stop", "resume"):
+        assert run(["jobs", verb, "shared", "--address", head]) == 2
+        assert re.fullmatch(message, capfd.readouterr().err)
+    end = time.monotonic() + 120
+    plans = {owner: folder / "shared" / "plan.json" for owner, folder in folders.items()}
+    while not all(plan.exists() for plan in plans.values()):
+        assert time.monotonic() < end, jobs.logs("shared-1") + jobs.logs("shared-2")
+        time.sleep(0.2)
+    assert run(["jobs", "status", "shared", "--owner", "ann", "--address", head]) == 0
+    assert re.search(r"job +shared-1\nowner +ann\n", capfd.readouterr().out)
+    assert jobs.find("shared", storage=str(folders["bob"])).id == "shared-2"
+    assert jobs.find("shared", storage=f"{folders['ann']}/shared/").id == "shared-1"
+    monkeypatch.chdir(tmp_path)
+    for storage in ("b", "./b/", "a/../b/shared"):
+        assert jobs.find("shared", storage=storage).id == "shared-2"
+    with pytest.raises(
+        RequestError,
+        match=r"no job 'shared' of owner ann with storage .*/b at .*: "
+        r"the jobs of that name are shared-1 \(search",
+    ):
+        jobs.find("shared", owner="ann", storage=str(folders["bob"]))
+    assert run(["jobs", "list", "--address", head]) == 0
+    assert re.search(r"\nshared-1 +ann +search +running.*\nshared-2 +bob ", capfd.readouterr().out)
+    assert run(["jobs", "stop", "shared", "--owner", "bob", "--address", head]) == 0
+    assert [jobs.find(job).status for job in ("shared-1", "shared-2")] == ["RUNNING", "STOPPED"]
+    assert jobs.stop("shared", storage=str(folders["ann"])).id == "shared-1"
+    # The cluster stores the owner of the machine that submitted, not its own login name.
+    for owner, plan in plans.items():
+        assert json.loads(plan.read_text())["owner"] == owner
+    # The jobs page of Ray's dashboard shows this key as the name.
+    names = {
+        row["submission_id"]: (row["metadata"] or {}).get("job_name")
+        for row in dashboard_jobs(head)
+    }
+    assert (names["shared-1"], names["shared-2"]) == ("shared", "shared")
+
+
+def dashboard_jobs(head: str) -> list[dict[str, Any]]:
+    """The rows of the jobs page of Ray's dashboard."""
+    headers = {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
+    request = urllib.request.Request(f"{head}/api/jobs/", headers=headers)
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return json.load(response)
+
+
+@pytest.mark.ray
+def test_ids_and_names_that_coincide(head: str, tmp_path: Path) -> None:
+    """A search is named as the id of another job: the commands want a choice, and ids skip it."""
+    jobs = Jobs(head)
+
+    def submitted(folder: Path, name: str) -> str:
+        config = tiny_config(folder, f"search.name={name}", trials=1)
+        return submit_search(config, head, check=False).id
+
+    assert submitted(tmp_path, "twin-1") == "twin-1-1"
+    assert submitted(tmp_path, "twin") == "twin-2"  # twin-1 is the name of a search
+    assert submitted(tmp_path, "twin-2") == "twin-2-1"
+    with pytest.raises(RequestError, match="'twin-2' is ambiguous"):
+        jobs.find("twin-2")
+    assert jobs.find("twin-2", storage=f"{tmp_path}/twin").id == "twin-2"
+    assert jobs.find("twin-2", storage=f"{tmp_path}/twin-2").id == "twin-2-1"
+    for job in jobs.all():
+        if job.name.startswith("twin"):
+            wait_for(jobs, job.id, "SUCCEEDED", storage=job.storage)
+
+
+@pytest.mark.ray
+def test_metadata_of_another_program(head: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Any client of the cluster may write it: it is printed without control characters."""
+    from ray.job_submission import JobSubmissionClient
+
+    metadata = {
+        "tinynet.request": "{}",
+        "tinynet.kind": "search",
+        "tinynet.name": "odd",
+        "tinynet.owner": "eve\x1b[31m",
+    }
+    client = JobSubmissionClient(head)
+    for number in (1, 2):
+        storage = {"tinynet.storage": f"/{number}"}
+        job = client.submit_job(
+            entrypoint="true", submission_id=f"odd-{number}", metadata={**metadata, **storage}
+        )
+        wait_for(Jobs(head), job, "SUCCEEDED")
+    for arguments, code in (
+        (("list",), 0),
+        (("status", "odd-1"), 0),
+        (("status", "odd"), 2),
+        (("resume", "odd-1"), 2),
+    ):
+        assert run(["jobs", *arguments, "--address", head]) == code
+        out, err = capfd.readouterr()
+        assert "\x1b" not in out + err and "Traceback" not in err
+    assert err.startswith("tinynet: job odd-1 has no request that this version can read (KeyError")
+
+
+@pytest.mark.ray
 def test_working_dir_with_user_space(
     head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +270,8 @@ def test_working_dir_with_user_space(
     (folder / "only_here.py").write_text(OWN_SPACE)
     monkeypatch.syspath_prepend(str(folder))
     config = tiny_config(tmp_path, "space.name=only_here:Mine", "search.name=own", trials=2)
-    with pytest.raises(RequestError, match="only_here"):
+    advice = "or install it; for a cluster, pass it to tinynet submit --working-dir"
+    with pytest.raises(RequestError, match=f"there is no module 'only_here'; run from .* {advice}"):
         submit_search(config, head)
     job = submit_search(config, head, working_dir=str(folder))
     jobs = Jobs(head)
@@ -154,6 +279,45 @@ def test_working_dir_with_user_space(
     assert len(results(tmp_path, "own")) == 2
     with pytest.raises(RequestError, match="was submitted with --working-dir"):
         jobs.resume(job.id)
+
+
+@pytest.mark.ray
+def test_working_dir_that_other_nodes_unpack_again(
+    head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each node of a host unpacks the upload to one path, and removes what was there.
+
+    Without a check job, the other nodes do so when their first trial starts, during the search.
+    """
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "unpacked_again.py").write_text(f"{OWN_SPACE}\n# {tmp_path}\n")
+    monkeypatch.syspath_prepend(str(folder))
+    config = tiny_config(tmp_path, "space.name=unpacked_again:Mine", "search.name=again", trials=2)
+    job = submit_search(config, head, working_dir=str(folder), check=False)
+    jobs = Jobs(head)
+    assert wait_for(jobs, job.id, "SUCCEEDED", "FAILED").status == "SUCCEEDED", jobs.logs(job.id)
+    assert len(results(tmp_path, "again")) == 2
+
+
+@pytest.mark.quick
+def test_directory_of_a_job_outlasts_its_upload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = tmp_path / "upload"
+    upload.mkdir()
+    (upload / "table.txt").write_text("first")
+    monkeypatch.chdir(upload)
+    (tmp_path / "scratch").mkdir()
+    with lasting_directory(tmp_path / "scratch" / "directory"):
+        shutil.rmtree(upload)
+        upload.mkdir()
+        (upload / "table.txt").write_text("again")
+        assert Path.cwd() == tmp_path / "scratch" / "directory"
+        assert Path("table.txt").read_text() == "again"
+    shutil.rmtree(tmp_path / "scratch")
+    assert Path.cwd().exists()
+    assert (upload / "table.txt").exists()
 
 
 @pytest.mark.ray
@@ -287,6 +451,47 @@ def test_different_version_of_ray_is_refused(
         r"pip install 'ray\[default\]==2\.40\.0' here, or",
     ):
         connect(url)
+
+
+def test_patch_version_of_ray_may_differ(
+    dashboard: tuple[str, type[FakeDashboard]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "any")
+    url, handler = dashboard
+    handler.version = "2.58.99"
+    for _ in range(2):  # the warning is logged once
+        assert connect(url).get_address() == url
+    (warning,) = caplog.messages
+    assert re.fullmatch(
+        rf"warning: the cluster at {url} runs Ray 2\.58\.99, this machine 2\.58\.\d+, which work "
+        r"together; for the same version, pip install 'ray\[default\]==2\.58\.99' here",
+        warning,
+    )
+
+
+@pytest.mark.ray
+def test_client_of_a_different_patch_version_submits(head: str, tmp_path: Path) -> None:
+    """The commands of a machine whose Ray reports another patch version, on a real cluster."""
+    script = (
+        "import sys, ray; ray.__version__ = '2.58.99'; "
+        "from tinynet_search.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    )
+    for arguments in (
+        ["jobs", "list"],
+        ["submit", *tiny_arguments(tmp_path, "search.name=patch", trials=2), "--yes"],
+    ):
+        completed = subprocess.run(
+            [sys.executable, "-c", script, *arguments, "--address", head],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert completed.returncode == 0, completed.stderr
+        assert completed.stderr.count(f"warning: the cluster at {head} runs Ray 2.58.") == 1
+    assert len(results(tmp_path, "patch")) == 2
 
 
 @pytest.mark.parametrize("name", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
@@ -446,7 +651,7 @@ def test_command_contains_arguments_and_configuration(
     )
     assert "address" not in command.values["run"]
     assert "tracking" not in command.values
-    auto = tiny_config(tmp_path, "scaling.auto=true")
+    auto = tiny_config(tmp_path, "scaling.auto=true", "search.owner=ann")
     on_cluster = validate(search_command(auto, None).values, "on the cluster")
     assert (on_cluster, on_cluster.scaling.model_fields_set) == (auto, {"auto"})
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
@@ -457,6 +662,29 @@ def test_command_contains_arguments_and_configuration(
     assert all(isinstance(value, str) for value in metadata.values())
     environment = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"metadata": metadata})}
     assert requested(environment)["config"]["search"]["trials"] == 4
+    # The cluster has neither this configuration nor this environment.
+    chosen = ("tracking.promote=true", "tracking.model=mine", 'tracking.uri="http://other"')
+    sent = search_command(tiny_config(tmp_path, *chosen), None)
+    assert sent.values["tracking"] == {"promote": True, "model": "mine"}
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "{owner}-{space}")
+    sent = search_command(tiny_config(tmp_path, "search.owner=ann"), None)
+    assert sent.values["tracking"] == {"experiment": "ann-efficientnet_mini"}
+    assert validate(sent.values, "on the cluster").tracking.experiment == "ann-efficientnet_mini"
+    request = TrainRequest(
+        network="tinynet_e", data="petals", settings=["search.owner=ann", *chosen[:2]]
+    )
+    values = train_command(replace(request, storage=str(tmp_path))).values
+    assert values["tracking"] == {
+        "experiment": "ann-efficientnet_b0",
+        "model": "mine",
+        "promote": True,
+    }
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    # The cluster must not replace the owner by its own login name.
+    monkeypatch.setenv("TINYNET_OWNER", "bob")
+    sent = search_command(tiny_config(tmp_path), None)
+    assert (sent.owner, sent.values["search"]["owner"]) == ("bob", "bob")
+    assert sent.metadata(())["tinynet.owner"] == "bob"
     train = train_command(TrainRequest(c=0.5, data="petals", epochs=3, storage=str(tmp_path)))
     assert train.arguments == (
         "train",
@@ -475,6 +703,8 @@ def test_command_contains_arguments_and_configuration(
     )
     assert train.values["scaling"] == {"auto": True}
     assert train.check_values is not None
+    assert (train.owner, train.values["search"]["owner"]) == ("bob", "bob")
+    assert validate(train.check_values, "on the cluster").owner == "bob"
     assert validate(train.check_values, "on the cluster").space.name == "efficientnet_b0"
 
 

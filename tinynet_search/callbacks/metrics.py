@@ -2,15 +2,19 @@
 
 Called by the driver of a search.
 
-ray_tinynet_trials{search, state}          trials by state (``progress.STATES``)
-ray_tinynet_epochs_total{search}           completed epochs; the rate is the speed of the search
-ray_tinynet_images_per_second{search}      sum over the training trials, from their last epochs
-ray_tinynet_publisher_lag_seconds{search}  seconds since everything was last in MLflow
+ray_tinynet_trials               trials by state (``progress.STATES``, the label ``state``)
+ray_tinynet_epochs_total         completed epochs; the rate is the speed of the search
+ray_tinynet_images_per_second    sum over the training trials, from their last epochs
+ray_tinynet_publisher_lag_seconds  seconds since everything was last in MLflow
+
+All have the labels ``search``, ``owner`` and ``directory``, the URL of the search directory without
+its options: searches of one name are different series.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ray.tune import Callback
@@ -22,23 +26,40 @@ from tinynet_search.callbacks.progress import STATES, Row
 UPDATE_INTERVAL = 5.0
 
 
+@dataclass(frozen=True)
+class SearchLabels:
+    """The labels of every metric.
+
+    Attributes:
+        search: the name of the search.
+        owner: its owner.
+        directory: the URL of its directory.
+    """
+
+    search: str
+    owner: str
+    directory: str
+
+
 class SearchMetrics(Callback):
     """Tune callback that keeps the metrics up to date.
 
     Args:
-        search: the name of the search.
+        labels: which search this is.
         rows: the rows of ``Progress``, by run.
         lag: returns the lag of the publisher in seconds.
     """
 
-    def __init__(self, search: str, rows: Mapping[str, Row], lag: Callable[[], float]) -> None:
+    def __init__(
+        self, labels: SearchLabels, rows: Mapping[str, Row], lag: Callable[[], float]
+    ) -> None:
         self._rows, self._lag = rows, lag
         self._speeds: dict[str, float] = {}
         self._next = 0.0
-        tags = {"search": search}
+        tags: dict[str, str] = asdict(labels)
 
         def gauge(name: str, description: str, *keys: str) -> metrics.Gauge:
-            result = metrics.Gauge(f"tinynet_{name}", description, tag_keys=("search", *keys))
+            result = metrics.Gauge(f"tinynet_{name}", description, tag_keys=(*tags, *keys))
             result.set_default_tags(tags)
             return result
 
@@ -50,7 +71,7 @@ class SearchMetrics(Callback):
             "publisher_lag_seconds", "Seconds since everything was last in MLflow."
         )
         self._epochs = metrics.Counter(
-            "tinynet_epochs_total", "Completed epochs.", tag_keys=("search",)
+            "tinynet_epochs_total", "Completed epochs.", tag_keys=tuple(tags)
         )
         self._epochs.set_default_tags(tags)
 

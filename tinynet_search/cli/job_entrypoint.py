@@ -5,16 +5,17 @@ configuration are in the metadata of the job, which Ray passes in the environmen
 neither code nor secrets.
 """
 
+import contextlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from search_spaces.errors import RequestError
-from tinynet_search.jobs.submission import CONFIG, REQUEST
+from tinynet_search.jobs.command import CONFIG, REQUEST
 
 # The variable in which Ray passes the configuration of a job to its processes.
 VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -43,6 +44,25 @@ def request(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
     return values
 
 
+@contextlib.contextmanager
+def lasting_directory(folder: Path) -> Iterator[None]:
+    """Run in a folder with links to the contents of the current folder.
+
+    Ray runs a job with ``--working-dir`` in the uploaded folder. Each node of a host unpacks it to
+    the same path, and removes what was there. A process whose folder was removed has no current
+    directory, although the path exists again, and Ray itself needs one.
+    """
+    uploaded = Path.cwd()
+    folder.mkdir()
+    for entry in uploaded.iterdir():
+        (folder / entry.name).symlink_to(entry)
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(tempfile.gettempdir())
+
+
 def main() -> None:
     from tinynet_search.cli.main import main as command
 
@@ -57,7 +77,8 @@ def main() -> None:
         sys.argv[1:] = [
             str(file) if argument == CONFIG else argument for argument in values["arguments"]
         ]
-        command()
+        with lasting_directory(Path(scratch) / "directory"):
+            command()
 
 
 if __name__ == "__main__":

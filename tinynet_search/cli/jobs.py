@@ -28,6 +28,8 @@ from tinynet_search.cli.searches import (
     load_search_config,
     training_overrides,
 )
+from tinynet_search.commands import jobs_command
+from tinynet_search.errors import one_line
 from tinynet_search.text import duration, local_minute, table
 
 if TYPE_CHECKING:
@@ -68,6 +70,19 @@ JobName = Annotated[
     str,
     typer.Argument(
         metavar="JOB", help="Id of a job, or name of a search or training (its newest job)."
+    ),
+]
+
+OwnerOption = Annotated[
+    str | None,
+    typer.Option("--owner", help="Choose the job of this owner, if several have the name."),
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="DIR",
+        help="Choose the job that writes to this folder or URL, if several have the name.",
     ),
 ]
 
@@ -198,8 +213,9 @@ def submit(
         print(json.dumps(submitted.to_json()), flush=True)
     else:
         _say(
-            f"job {job} at {submitted.address}: follow it with tinynet jobs logs {job} --follow, "
-            f"stop it with tinynet jobs stop {job}"
+            f"job {job} at {submitted.address}: "
+            f"follow it with {jobs_command('logs', job, submitted.address, '--follow')}, "
+            f"stop it with {jobs_command('stop', job, submitted.address)}"
         )
     if not no_wait:
         _follow(job, submitted.address, sys.stderr if as_json else sys.stdout)
@@ -223,30 +239,38 @@ def list_(address: Address = None, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps([asdict(job) for job in rows], indent=1))
     else:
-        head = ("job", "kind", "status", "started", "for", "storage")
+        head = ("job", "owner", "kind", "status", "started", "for", "storage")
         print(table(head, [_row(job) for job in rows]))
 
 
 @jobs.command(epilog=example("jobs status demo"))
-def status(job: JobName, address: Address = None, as_json: AsJson = False) -> None:
+def status(
+    job: JobName,
+    owner: OwnerOption = None,
+    storage: StorageOption = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
     """Print the status of a job and its last line of output."""
     from tinynet_search.jobs.watching import Jobs
 
     cluster = Jobs(address)
-    row = cluster.find(job)
-    output = [line for line in cluster.logs(row.id).splitlines() if line.strip()]
+    row = cluster.find(job, owner=owner, storage=storage)
+    log = cluster.logs(row.id, owner=row.owner, storage=row.storage)
+    output = [line for line in log.splitlines() if line.strip()]
     last = output[-1] if output else None
     if as_json:
         print(json.dumps({**asdict(row), "last": last}, indent=1))
         return
     lines = [
         ("job", row.id),
-        ("kind", row.kind),
+        ("owner", one_line(row.owner, 80)),
+        ("kind", one_line(row.kind, 80)),
         ("status", row.status),
         ("started", local_minute(row.started)),
         ("for", _elapsed(row)),
-        ("storage", row.storage),
-        ("MLflow", row.tracking),
+        ("storage", one_line(row.storage)),
+        ("MLflow", one_line(row.tracking)),
         ("output", last),
     ]
     if row.status == "FAILED":
@@ -255,28 +279,43 @@ def status(job: JobName, address: Address = None, as_json: AsJson = False) -> No
 
 
 @jobs.command(epilog=example("jobs logs demo --follow"))
-def logs(job: JobName, address: Address = None, follow: Follow = False) -> None:
+def logs(
+    job: JobName,
+    owner: OwnerOption = None,
+    storage: StorageOption = None,
+    address: Address = None,
+    follow: Follow = False,
+) -> None:
     """Print the output of a job."""
     from tinynet_search.jobs.watching import Jobs
 
     if follow:
-        _follow(job, address)
+        _follow(job, address, owner=owner, storage=storage)
     else:
-        print(Jobs(address).logs(job), end="")
+        print(Jobs(address).logs(job, owner=owner, storage=storage), end="")
 
 
 @jobs.command(epilog=example("jobs stop demo"))
-def stop(job: JobName, address: Address = None) -> None:
+def stop(
+    job: JobName,
+    owner: OwnerOption = None,
+    storage: StorageOption = None,
+    address: Address = None,
+) -> None:
     """Stop a job after its trainings have committed a checkpoint."""
     from tinynet_search.jobs.watching import Jobs
 
-    row = Jobs(address).stop(job)
-    _say(f"job {row.id} {row.status.lower()}: resume it with tinynet jobs resume {row.id}")
+    cluster = Jobs(address)
+    row = cluster.stop(job, owner=owner, storage=storage)
+    command = jobs_command("resume", row.id, cluster.address)
+    _say(f"job {row.id} {row.status.lower()}: resume it with {command}")
 
 
 @jobs.command(epilog=example("jobs resume demo --no-wait"))
 def resume(
     job: JobName,
+    owner: OwnerOption = None,
+    storage: StorageOption = None,
     address: Address = None,
     working_dir: WorkingDir = None,
     wheel: Wheel = None,
@@ -285,28 +324,45 @@ def resume(
     """Submit a job again; it continues from its last checkpoints."""
     from tinynet_search.jobs.watching import Jobs
 
-    submitted = Jobs(address).resume(job, working_dir=working_dir, wheel=wheel)
+    submitted = Jobs(address).resume(
+        job, working_dir=working_dir, wheel=wheel, owner=owner, storage=storage
+    )
     _say(f"job {submitted.id} at {submitted.address} resumes {submitted.name}")
     if not no_wait:
         _follow(submitted.id, submitted.address)
 
 
-def _follow(job: str, address: str | None, stream: TextIO | None = None) -> None:
+def _follow(
+    job: str,
+    address: str | None,
+    stream: TextIO | None = None,
+    *,
+    owner: str | None = None,
+    storage: str | None = None,
+) -> None:
     """Print the output of a job until it ends, then exit with its code; Ctrl-C does not stop it."""
     from tinynet_search.jobs.watching import Jobs
 
     try:
-        row = Jobs(address).follow(job, lambda text: print(text, end="", flush=True, file=stream))
+        cluster = Jobs(address)
+        address = cluster.address
+        row = cluster.follow(
+            job,
+            lambda text: print(text, end="", flush=True, file=stream),
+            owner=owner,
+            storage=storage,
+        )
     except KeyboardInterrupt:
-        _say(f"job {job} keeps running: follow it with tinynet jobs logs {job} --follow")
+        command = jobs_command("logs", job, address, "--follow")
+        _say(f"job {job} keeps running: follow it with {command}")
         raise typer.Exit(130) from None
     if row.status != "SUCCEEDED":
         reason = f": {row.message}" if row.exit_code is None else ""
         _say(
             f"tinynet: job {row.id} {row.status.lower()}{reason}: "
-            f"resume it with tinynet jobs resume {row.id}"
+            f"resume it with {jobs_command('resume', row.id, address)}"
         )
-        raise typer.Exit(row.exit_code or 1)
+        raise typer.Exit(row.exit_code or (143 if row.status == "STOPPED" else 1))
 
 
 def _train_request(
@@ -375,13 +431,15 @@ def _cores(node: "NodeRow") -> list[str]:
 
 
 def _row(job: "JobRow") -> tuple[str, ...]:
+    # Any client of the cluster may have written owner and storage.
     return (
         job.id,
-        job.kind,
+        one_line(job.owner, 80),
+        one_line(job.kind, 80),
         job.status.lower(),
         local_minute(job.started),
         _elapsed(job),
-        job.storage,
+        one_line(job.storage),
     )
 
 

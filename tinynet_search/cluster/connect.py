@@ -12,7 +12,11 @@ import time
 from collections.abc import Iterator
 
 from search_spaces import RequestError
-from tinynet_search.cluster.ray_internals import loopback_only, own_sigterm_handler
+from tinynet_search.cluster.ray_internals import (
+    loopback_only,
+    own_sigterm_handler,
+    version_mismatch,
+)
 from tinynet_search.config.sections import RunSection
 
 # The files of Tune and Train are temporary: no loggers, no snapshots, no preemption watcher for
@@ -27,14 +31,22 @@ RAY_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+# The key of a job's metadata that Ray's dashboard shows as the job's name.
+DASHBOARD_NAME = "job_name"
+
 # A dashboard starts some seconds after its cluster.
 DASHBOARD_TIMEOUT = 30.0
 PROBE_TIMEOUT = 5.0
 
 
 @contextlib.contextmanager
-def cluster(run: RunSection) -> Iterator[None]:
+def cluster(run: RunSection, name: str | None = None) -> Iterator[None]:
     """Connect to a Ray cluster, or start a local one.
+
+    Args:
+        run: the address of the cluster, and what the executor needs.
+        name: the name of the search or training, which Ray's dashboard shows for this driver. A
+            job keeps the name that it was submitted with.
 
     The cluster is, in this order: the one that this process is already connected to, the one at
     ``run.address``, the one at RAY_ADDRESS, or a new local cluster.
@@ -57,7 +69,7 @@ def cluster(run: RunSection) -> Iterator[None]:
     connected_here = not ray.is_initialized()
     if connected_here:
         with own_sigterm_handler():
-            _start(run.address or os.environ.get("RAY_ADDRESS"), needs_dashboard)
+            _start(run.address or os.environ.get("RAY_ADDRESS"), needs_dashboard, name)
     try:
         if needs_dashboard:
             _require_dashboard()
@@ -67,29 +79,47 @@ def cluster(run: RunSection) -> Iterator[None]:
             ray.shutdown()
 
 
-def _start(address: str | None, dashboard: bool) -> None:
+def _start(address: str | None, dashboard: bool, name: str | None) -> None:
     import ray
+    from ray.job_config import JobConfig
 
+    job_config = JobConfig(metadata={DASHBOARD_NAME: name} if name else {})
     if address:
         _probe(address)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address=address,
+                job_config=job_config,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise RequestError(
-                f"no Ray cluster responds at {address!r}: {str(error).splitlines()[0]}"
-            ) from error
+            raise RequestError(_not_connected(address, error)) from error
     else:
         # "local" is explicit: without an address, ray.init would join a cluster that this machine
         # is already part of.
         with loopback_only():
             ray.init(
                 address="local",
+                job_config=job_config,
                 num_cpus=os.cpu_count(),
                 include_dashboard=dashboard,
                 dashboard_host="127.0.0.1",
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+
+
+def _not_connected(address: str, error: Exception) -> str:
+    versions = version_mismatch(error)
+    if versions is None:
+        return f"no Ray cluster responds at {address!r}: {str(error).splitlines()[0]}"
+    cluster, local = versions
+    return (
+        f"the cluster at {address!r} runs Ray {cluster.ray} and Python {cluster.python}, this "
+        f"machine Ray {local.ray} and Python {local.python}: Ray connects a driver of the same "
+        "versions only; install them here, or run the search as a job with tinynet submit"
+    )
 
 
 def _probe(address: str) -> None:

@@ -163,7 +163,8 @@ def check_search(
     if store is not None and plan:
         with findings.recording(RequestError, StorageError):
             _check_holder(store)
-    with findings.recording(RequestError), cluster(config.run):
+    name = f"{config.search.name} (check)"
+    with findings.recording(RequestError), cluster(config.run, name):
         with findings.recording(RequestError, StorageError):
             findings.nodes = _check_nodes(config, findings.problems)
         with findings.recording(RequestError):

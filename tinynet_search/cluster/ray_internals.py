@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinynet_search.errors import one_line
 
@@ -35,6 +35,8 @@ _PROCESS_DIED = "unexpectedly exits with a connection error code"
 _KILLED_FOR_MEMORY = "running low on memory"
 _NODE_DIED = ("node has died", "node died", "node was terminated", "preempted")
 _EXIT_DETAIL = re.compile(r"Worker exit detail: (.{1,150}?)(?:\. |\.?\n|\.?$)")
+# The versions in Ray's message about a different version of Ray or Python.
+_VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
 # The header that Tune writes before each failure in a trial's error file.
 _FAILURE_HEAD = re.compile(r"^Failure # \d+ \(occurred at [^)]*\)\n", re.MULTILINE)
 
@@ -395,6 +397,25 @@ def cluster_version(client: "JobSubmissionClient") -> str:
         KeyError, TypeError: the response is not from Ray's dashboard.
     """
     return client._do_request("GET", "/api/version").json()["ray_version"]
+
+
+class Versions(NamedTuple):
+    """Versions of Ray and Python."""
+
+    ray: str
+    python: str
+
+
+def version_mismatch(error: BaseException) -> tuple[Versions, Versions] | None:
+    """The versions of the cluster and of this process, if Ray refused to connect because of them.
+
+    Ray: a driver and the nodes of a cluster need the same version of Ray, patch version included.
+    ``ray.init`` raises a RuntimeError with a message of seven lines.
+    Issue: no issue found as of Ray 2.58.
+    Remove when: Ray raises a specific exception with the versions.
+    """
+    versions = _VERSIONS.findall(str(error)) if "Version mismatch" in str(error) else []
+    return (Versions(*versions[0]), Versions(*versions[1])) if len(versions) == 2 else None
 
 
 def reports_no_dashboard(error: BaseException) -> bool:

@@ -4,6 +4,8 @@ Called by ``submission`` and ``watching``. All errors are one line.
 """
 
 import contextlib
+import functools
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -29,6 +31,7 @@ CONNECT_TIMEOUT = 5.0
 RESPONSE_TIMEOUT = 60.0
 PORTS = {"http": 80, "https": 443}
 HTTP = ("http://", "https://")
+LOGGER = logging.getLogger("tinynet.jobs")
 # The environment variables from which Ray's clients read the address of the dashboard.
 ADDRESS_VARIABLE, CLUSTER_VARIABLE = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
 TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
@@ -38,13 +41,17 @@ MAX_TOKEN_SIZE = 64 * 1024
 def connect(address: str | None) -> "JobSubmissionClient":
     """A client for the Jobs API of a cluster.
 
+    A different patch version of Ray on the cluster is logged as a warning, once per cluster: Ray's
+    own client accepts every server since Ray 2.0, and the Jobs API does not change between patch
+    versions.
+
     Args:
         address: ``http://HEAD:8265``; None uses RAY_API_SERVER_ADDRESS, or RAY_ADDRESS if it is an
             HTTP address.
 
     Raises:
         RequestError: no address is set, no server responds, the cluster requires a token or
-            rejects it, or it runs a different version of Ray.
+            rejects it, or it runs a different minor version of Ray.
     """
     url = _address(address)
     _probe(url)
@@ -63,13 +70,24 @@ def connect(address: str | None) -> "JobSubmissionClient":
             raise RequestError(
                 f"expected a Ray dashboard at {url}, got a response without a Ray version"
             ) from error
-    if version != ray.__version__:
-        raise RequestError(
-            f"the cluster at {url} runs Ray {version}, this machine {ray.__version__}: "
-            f"pip install 'ray[default]=={version}' here, or install Ray {ray.__version__} on the "
-            "cluster"
-        )
+    _compare_versions(url, version, ray.__version__)
     return client
+
+
+@functools.cache
+def _compare_versions(url: str, cluster: str, local: str) -> None:
+    """Log a warning if the patch versions of Ray differ.
+
+    Raises:
+        RequestError: the major or minor versions differ.
+    """
+    if cluster == local:
+        return
+    versions = f"the cluster at {url} runs Ray {cluster}, this machine {local}"
+    install = f"pip install 'ray[default]=={cluster}' here"
+    if cluster.split(".")[:2] != local.split(".")[:2]:
+        raise RequestError(f"{versions}: {install}, or install Ray {local} on the cluster")
+    LOGGER.warning("warning: %s, which work together; for the same version, %s", versions, install)
 
 
 @contextlib.contextmanager

@@ -5,33 +5,39 @@ Called by ``tinynet submit``, by ``tinynet jobs resume`` and by users of the Pyt
 
 import contextlib
 import json
-import os
 import platform
 import re
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
 
 from search_spaces.errors import RequestError
 from tinynet_search.cluster.preflight import Findings
-from tinynet_search.config import Config, Values
+from tinynet_search.commands import jobs_command
+from tinynet_search.config import Config
 from tinynet_search.errors import JobError, one_line
+from tinynet_search.jobs.command import (
+    CONFIG,
+    KIND,
+    NAME,
+    OWNER,
+    REQUEST,
+    STORAGE,
+    JobCommand,
+    search_command,
+    tracking_option,
+    train_command,
+)
 from tinynet_search.jobs.connection import connect, jobs_api_errors
 from tinynet_search.jobs.runtime_env import RuntimeEnv, runtime_env
 from tinynet_search.version import __version__
-from trainables.storage.folder import check_no_credentials
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
     from tinynet_search.train.request import TrainRequest
-
-REQUEST, CONFIG = "tinynet.request", "{config}"
-
 
 ENTRYPOINT = "python -m tinynet_search.cli.job_entrypoint"
 PROBE_SCRIPT = (
@@ -45,50 +51,7 @@ PROBE_SCRIPT = (
 CHECK_TIMEOUT, POLL_INTERVAL = 600.0, 0.5
 # Seconds that an interrupted check job has to end before it is deleted.
 STOP_TIMEOUT = 15.0
-# The metadata of jobs that tinynet submitted. SHIPPED lists the uploads that a resumed job needs
-# again.
-KIND, NAME, STORAGE = "tinynet.kind", "tinynet.name", "tinynet.storage"
-TRACKING, VERSION, SHIPPED = "tinynet.tracking", "tinynet.version", "tinynet.shipped"
 MAX_ATTEMPTS = 100
-
-
-@dataclass(frozen=True)
-class JobCommand:
-    """One ``tinynet`` command for a cluster.
-
-    Attributes:
-        kind: ``search`` or ``train``.
-        name: the name of the search or the training job.
-        arguments: of the command, with ``CONFIG`` in place of the configuration.
-        values: of the configuration.
-        storage: the URL that the command writes to, recorded in the job's metadata.
-        tracking: MLflow's URI, recorded in the job's metadata; empty for the cluster's default.
-        check_values: the configuration for the check job, None if it is ``values``.
-    """
-
-    kind: str
-    name: str
-    arguments: tuple[str, ...]
-    values: Values
-    storage: str
-    tracking: str
-    check_values: Values | None = None
-
-    def metadata(self, shipped: Collection[str]) -> dict[str, str]:
-        """The metadata of the job; Ray requires strings as values."""
-        request = {
-            "name": self.name,
-            "arguments": list(self.arguments),
-            "config": dict(self.values),
-        }
-        fields = {
-            KIND: self.kind,
-            NAME: self.name,
-            STORAGE: self.storage,
-            TRACKING: self.tracking,
-            VERSION: __version__,
-        }
-        return {**fields, SHIPPED: ",".join(shipped), REQUEST: json.dumps(request)}
 
 
 class Probe(NamedTuple):
@@ -179,137 +142,6 @@ def submit_train(request: "TrainRequest", address: str | None = None, **options:
     return submit(train_command(request), address, **options)
 
 
-def search_command(config: Config, tracking: str | None, retry: Collection[str] = ()) -> JobCommand:
-    """The command of a search.
-
-    Raises:
-        RequestError: the configuration has a path of this machine, or contains a secret.
-    """
-    # Unset values stay unset: the cluster chooses them.
-    values = config.model_dump(mode="json", exclude_none=True, exclude_unset=True)
-    values.get("run", {}).pop("address", None)
-    _require_absolute_paths(
-        config.storage.path, str((config.data.model_extra or {}).get("path") or "/")
-    )
-    values.pop("tracking", None)
-    uri = _tracking(tracking, config.tracking.uri)
-    retry_options = tuple(argument for reason in retry for argument in ("--retry", reason))
-    return JobCommand(
-        "search",
-        str(config.search.name),
-        ("search", CONFIG, *_tracking_option(uri), *retry_options),
-        values,
-        config.url,
-        uri or "",
-    )
-
-
-def train_command(request: "TrainRequest") -> JobCommand:
-    """The command of a training.
-
-    Raises:
-        RequestError: the request has a path of this machine, contains a secret, or is not valid.
-    """
-    from tinynet_search.train.request import RequestedNetwork, complete_config, read_request
-
-    # The configuration is read here; the data are checked on the cluster.
-    values = read_request(replace(request, data=None))
-    data = request.data or str(values.get("data", {}).get("path") or "petals")
-    storage = str(values.get("storage", {}).get("path", "searches"))
-    _require_absolute_paths(storage, "/" if data == "petals" else data)
-    if request.formula is not None and (
-        request.formula.endswith(".json") or Path(request.formula).exists()
-    ):
-        raise RequestError(
-            f"--formula {one_line(request.formula)!r} is a file on this machine: "
-            "pass --rdw and --space, or a formula of the registry"
-        )
-    section = values.pop("tracking", None) or {}
-    uri = _tracking(request.tracking, section.get("uri"))
-    # The training runs as a trial on one of the nodes, with the node's GPU if it has one, and not
-    # in the process of the job on the head.
-    values["run"] = {**values.get("run", {}), "address": "auto"}
-    if not values.setdefault("scaling", {}).keys() & {"auto", "gpus", "workers"}:
-        values["scaling"] = {**values["scaling"], "auto": True}
-    data_section = {"name": "imagefolder", "path": data} if data != "petals" else {"name": data}
-    with_data = {**values, "data": values.get("data") or data_section}
-    config = complete_config(with_data, RequestedNetwork(request).space, request)
-    options = {
-        key: getattr(request, key)
-        for key in ("rdw", "c", "space", "formula", "extrapolate", "data", "name")
-    }
-    flags = [
-        part
-        for key, value in options.items()
-        if value not in (None, False)
-        for part in _option(key, value)
-    ]
-    default_name = f"c{request.c:g}" if request.c is not None else f"rdw-{request.rdw}"
-    name = request.name or request.network or default_name
-    arguments = (
-        "train",
-        *([request.network] if request.network else []),
-        CONFIG,
-        *flags,
-        *_tracking_option(uri),
-    )
-    checked = config.model_copy(update={"run": config.run.model_copy(update={"address": None})})
-    check_values = checked.model_dump(mode="json", exclude_none=True, exclude_unset=True)
-    return JobCommand("train", _job_name(name), arguments, values, storage, uri or "", check_values)
-
-
-def _option(key: str, value: str | float | bool) -> tuple[str, ...]:
-    option = f"--{key.replace('_', '-')}"
-    return (option,) if value is True else (option, str(value))
-
-
-def _job_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "job"
-
-
-def _require_absolute_paths(storage: str, data: str) -> None:
-    """Raise RequestError for relative paths, which only this machine can resolve."""
-    check_no_credentials(storage)
-    examples = {
-        "storage.path": "/shared/searches, s3://bucket/searches",
-        "data.path": "/data/imagenet100-packed",
-    }
-    for key, path in (("storage.path", storage), ("data.path", data)):
-        if "://" not in path and not Path(path).is_absolute():
-            raise RequestError(
-                f"{key} {path!r} is relative to this machine: "
-                f"set the path or URL on the cluster's nodes ({examples[key]})"
-            )
-
-
-def _tracking(option: str | None, configured: str | None) -> str | None:
-    """MLflow's URI if it is set on this machine; None means the cluster's default.
-
-    Raises:
-        RequestError: a URI contains a secret, or is not valid.
-    """
-    from tinynet_search.mlflow_client.connection import address, resolve_uri
-
-    uris = [uri for uri in (option, os.environ.get("MLFLOW_TRACKING_URI"), configured) if uri]
-    for uri in uris:
-        try:
-            check_no_credentials(uri)
-            has_secret = "@" in urlsplit(uri).netloc
-        except RequestError:
-            has_secret = True
-        if has_secret:
-            raise RequestError(
-                f"tracking {one_line(address(uri))} contains credentials, which the job's metadata "
-                "would expose: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the "
-                "cluster's environment"
-            )
-    return resolve_uri(uris[0], None, "/") if uris else None
-
-
-def _tracking_option(uri: str | None) -> tuple[str, ...]:
-    return ("--tracking", uri) if uri else ()
-
-
 def submit(
     command: JobCommand,
     address: str | None,
@@ -364,6 +196,14 @@ class OwnJob(NamedTuple):
     status: "JobStatus"
     details: "JobDetails"
 
+    @property
+    def owner(self) -> str:
+        return self.metadata.get(OWNER, "")
+
+    @property
+    def storage(self) -> str:
+        return self.metadata.get(STORAGE, "")
+
 
 def own_jobs(client: "JobSubmissionClient") -> list[OwnJob]:
     """The jobs that tinynet submitted, oldest first, without check jobs."""
@@ -384,25 +224,34 @@ def _require_not_running(client: "JobSubmissionClient", command: JobCommand) -> 
         same = identity.items() <= job.metadata.items()
         if same and not job.status.is_terminal():
             raise RequestError(
-                f"{command.kind} {command.name} is already {job.status.lower()} as job {job.id}: "
-                f"tinynet jobs logs {job.id} follows it, tinynet jobs stop {job.id} ends it"
+                f"{command.kind} {command.name} is already {job.status.lower()} as job {job.id} "
+                f"of {job.owner}: "
+                f"follow it with {jobs_command('logs', job.id, client.get_address(), '--follow')}, "
+                f"stop it with {jobs_command('stop', job.id, client.get_address())}"
             )
 
 
 def _queue(
     client: "JobSubmissionClient", command: JobCommand, env: RuntimeEnv, shipped: Collection[str]
 ) -> str:
-    """Submit under the next free number of this name; other clients may take numbers meanwhile."""
+    """Submit under the next free number of this name; other clients may take numbers meanwhile.
+
+    All users count together. An id is not the name of another search, such as ``demo-1``.
+    """
+    jobs = client.list_jobs()
     matches = [
-        re.fullmatch(rf"{re.escape(command.name)}-(\d+)", job.submission_id or "")
-        for job in client.list_jobs()
+        re.fullmatch(rf"{re.escape(command.name)}-(\d+)", job.submission_id or "") for job in jobs
     ]
+    names = {(job.metadata or {}).get(NAME) for job in jobs}
     number = max((int(match[1]) for match in matches if match), default=0)
     for attempt in range(1, MAX_ATTEMPTS + 1):
+        submission_id = f"{command.name}-{number + attempt}"
+        if submission_id in names:
+            continue
         try:
             return client.submit_job(
                 entrypoint=ENTRYPOINT,
-                submission_id=f"{command.name}-{number + attempt}",
+                submission_id=submission_id,
                 runtime_env=dict(env),
                 metadata=command.metadata(shipped),
             )
@@ -424,7 +273,7 @@ def run_check_job(
         JobError: the check itself failed.
     """
     options = [
-        *_tracking_option(command.tracking),
+        *tracking_option(command.tracking),
         *(("--gpu", gpu) if gpu else ()),
         *(("--no-plan",) if command.kind == "train" else ()),
     ]
@@ -467,7 +316,7 @@ def _wait_until_ended(client: "JobSubmissionClient", job: str, timeout: float) -
         if time.monotonic() > end:
             raise JobError(
                 f"the check job {job} did not end within {timeout:.0f} s: "
-                "see tinynet jobs logs, or Ray's dashboard"
+                f"see Ray's dashboard at {client.get_address()}"
             )
         time.sleep(POLL_INTERVAL)
 

@@ -4,25 +4,31 @@ Called by ``tinynet jobs`` and by ``tinynet submit``, which follows the job that
 """
 
 import json
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search_spaces.errors import RequestError
+from tinynet_search.commands import jobs_command
 from tinynet_search.errors import JobError, one_line
-from tinynet_search.jobs.connection import connect, jobs_api_errors
-from tinynet_search.jobs.runtime_env import STOP_SECONDS
-from tinynet_search.jobs.submission import (
+from tinynet_search.jobs.command import (
     KIND,
     NAME,
-    POLL_INTERVAL,
+    OWNER,
     REQUEST,
     SHIPPED,
     STORAGE,
     TRACKING,
     VERSION,
     JobCommand,
+)
+from tinynet_search.jobs.connection import connect, jobs_api_errors
+from tinynet_search.jobs.runtime_env import STOP_SECONDS
+from tinynet_search.jobs.submission import (
+    POLL_INTERVAL,
     OwnJob,
     Submitted,
     own_jobs,
@@ -40,12 +46,16 @@ FOLLOW_INTERVAL, FOLLOW_TIMEOUT = 2.0, 300.0
 class Jobs:
     """The jobs of one cluster.
 
+    The methods take the id of a job, or the name of a search or training, which selects its newest
+    job. Different searches may have one name: ``owner`` and ``storage`` (the folder of all
+    searches, or the search directory) select one of them.
+
     Args:
         address: as for ``connect``.
 
     Raises:
-        RequestError: as ``connect``; from every method, if the cluster is not reachable or the job
-            does not exist.
+        RequestError: as ``connect``; from every method, if the cluster is not reachable, the job
+            does not exist, or jobs of several searches match; the message lists them.
         JobError: from every method, if the cluster responds with an error.
     """
 
@@ -58,17 +68,24 @@ class Jobs:
         with jobs_api_errors(self.address):
             return [job_row(job.details) for job in own_jobs(self._client)]
 
-    def find(self, name: str) -> "JobRow":
+    def find(self, name: str, *, owner: str | None = None, storage: str | None = None) -> "JobRow":
         """The job with this id, or the newest job of the search or training with this name."""
-        return job_row(self._find(name).details)
+        return job_row(self._find(name, owner, storage).details)
 
-    def logs(self, name: str) -> str:
+    def logs(self, name: str, *, owner: str | None = None, storage: str | None = None) -> str:
         """The complete log of a job."""
-        job = self._find(name)
+        job = self._find(name, owner, storage)
         with jobs_api_errors(self.address):
             return self._client.get_job_logs(job.id)
 
-    def follow(self, name: str, output: Callable[[str], None]) -> "JobRow":
+    def follow(
+        self,
+        name: str,
+        output: Callable[[str], None],
+        *,
+        owner: str | None = None,
+        storage: str | None = None,
+    ) -> "JobRow":
         """Pass new log text of a job to ``output`` until the job ends.
 
         The log is polled, since a stream would not report a connection that was interrupted, for
@@ -77,13 +94,19 @@ class Jobs:
         Returns:
             The job at its end.
         """
-        job, printed, last_response = self._find(name).id, 0, time.monotonic()
+        job, printed = self._find(name, owner, storage).id, 0
+        last_response = time.monotonic()
         while True:
             try:
                 with jobs_api_errors(self.address):
                     details = self._client.get_job_info(job)
                     logs = self._client.get_job_logs(job)
             except (RequestError, JobError):
+                if self._has_lost(job):
+                    raise JobError(
+                        f"the cluster at {self.address} has lost job {job}, because its head was "
+                        "restarted: submit the same request again, it continues"
+                    ) from None
                 if time.monotonic() - last_response > FOLLOW_TIMEOUT:
                     raise
             else:
@@ -95,9 +118,17 @@ class Jobs:
                     return job_row(details)
             time.sleep(FOLLOW_INTERVAL)
 
-    def stop(self, name: str) -> "JobRow":
+    def _has_lost(self, job: str) -> bool:
+        """Whether the head responds and does not know this job: a new head has no old jobs."""
+        try:
+            with jobs_api_errors(self.address):
+                return job not in {own.id for own in own_jobs(self._client)}
+        except (RequestError, JobError):
+            return False
+
+    def stop(self, name: str, *, owner: str | None = None, storage: str | None = None) -> "JobRow":
         """Stop a job, and wait until it has committed its checkpoints and ended."""
-        job = self._find(name, unique=True)
+        job = self._find(name, owner, storage, unique=True)
         if job.status.is_terminal():
             raise RequestError(f"job {job.id} has already ended ({job.status.lower()})")
         with jobs_api_errors(self.address):
@@ -110,12 +141,18 @@ class Jobs:
                 if time.monotonic() > end:
                     raise JobError(
                         f"job {job.id} did not end after the request to stop: "
-                        f"see tinynet jobs status {job.id}"
+                        f"see {jobs_command('status', job.id, self.address)}"
                     )
                 time.sleep(POLL_INTERVAL)
 
     def resume(
-        self, name: str, *, working_dir: str | None = None, wheel: str | None = None
+        self,
+        name: str,
+        *,
+        working_dir: str | None = None,
+        wheel: str | None = None,
+        owner: str | None = None,
+        storage: str | None = None,
     ) -> Submitted:
         """Submit a job again under a new id.
 
@@ -125,8 +162,9 @@ class Jobs:
             name: the id of the job, or the name of the search or training.
             working_dir: as for ``submit_search``; required if the job was submitted with one.
             wheel: as for ``submit_search``; required if the job was submitted with one.
+            owner, storage: select one of several searches with this name.
         """
-        job = self._find(name)
+        job = self._find(name, owner, storage)
         if not job.status.is_terminal():
             raise RequestError(f"job {job.id} is {job.status.lower()}: there is nothing to resume")
         uploads = {"working_dir": working_dir, "wheel": wheel}
@@ -139,30 +177,31 @@ class Jobs:
                 f"pass {options} again"
             )
         return submit(
-            _command(job.metadata), self.address, working_dir=working_dir, wheel=wheel, check=False
+            _command(job), self.address, working_dir=working_dir, wheel=wheel, check=False
         )
 
-    def _find(self, name: str, *, unique: bool = False) -> OwnJob:
+    def _find(
+        self, name: str, owner: str | None, storage: str | None, *, unique: bool = False
+    ) -> OwnJob:
         """The job with this id, or the newest job with this name.
 
         Args:
             name: the id of the job, or the name of the search or training.
+            owner, storage: of the job, None for any.
             unique: prefer a running job, and fail if several jobs of the name are running.
         """
         with jobs_api_errors(self.address):
             jobs = own_jobs(self._client)
-        matching = [job for job in jobs if job.id == name] or [
-            job for job in jobs if job.metadata.get(NAME) == name
-        ]
+        named = [job for job in jobs if name in (job.id, job.metadata.get(NAME))]
+        matching = [job for job in named if _is_of(job, owner, storage)]
         if not matching:
-            if jobs:
-                hint = f"the newest jobs are {', '.join(job.id for job in jobs[-5:])}"
-            else:
-                hint = (
-                    "the cluster has no jobs (a restart of the head deletes them); "
-                    "submit the search again"
-                )
-            raise RequestError(f"no job {one_line(name, 80)!r} at {self.address}: {hint}")
+            raise RequestError(self._no_job(name, owner, storage, named, jobs))
+        if len({(job.owner, job.storage) for job in matching}) > 1:
+            raise RequestError(
+                f"{one_line(name, 80)!r} is ambiguous at {self.address}: {_candidates(matching)}; "
+                "choose one with --owner, --storage or its id"
+            )
+        matching = [job for job in matching if job.id == name] or matching
         running = [job for job in matching if not job.status.is_terminal()]
         if unique and len(running) > 1:
             raise RequestError(
@@ -170,6 +209,60 @@ class Jobs:
                 f"pass one of {', '.join(job.id for job in running)}"
             )
         return running[-1] if unique and running else matching[-1]
+
+    def _no_job(
+        self,
+        name: str,
+        owner: str | None,
+        storage: str | None,
+        named: list[OwnJob],
+        jobs: list[OwnJob],
+    ) -> str:
+        subject = f"job {one_line(name, 80)!r}"
+        if named:
+            subject += f" of owner {one_line(owner, 80)}" if owner is not None else ""
+            subject += f" with storage {one_line(storage, 200)}" if storage is not None else ""
+            hint = f"the jobs of that name are {_candidates(named)}"
+        elif jobs:
+            hint = f"the newest jobs are {', '.join(job.id for job in jobs[-5:])}"
+        else:
+            hint = (
+                "the cluster has no jobs (a restart of the head deletes them); "
+                "submit the search again"
+            )
+        return f"no {subject} at {self.address}: {hint}"
+
+
+def _is_of(job: OwnJob, owner: str | None, storage: str | None) -> bool:
+    """Whether a job has this owner and storage.
+
+    ``storage`` is the search directory or its parent; the options of a URL may be omitted, and a
+    relative path is one of this machine.
+    """
+    if owner is not None and job.owner != owner:
+        return False
+    if storage is None:
+        return True
+    recorded, chosen = _place(job.storage), _place(storage)
+    return recorded in (chosen, f"{chosen}/{job.metadata.get(NAME)}")
+
+
+def _place(storage: str) -> str:
+    """A storage without options, with an absolute path in its shortest form."""
+    if "://" in storage:
+        return storage.partition("?")[0].rstrip("/")
+    return os.path.normpath(Path(storage).expanduser().absolute())
+
+
+def _candidates(jobs: list[OwnJob]) -> str:
+    """The newest job of each owner and storage, as text."""
+    newest = {(job.owner, job.storage): job for job in jobs}
+    return ", ".join(
+        one_line(
+            f"{job.id} ({job.metadata.get(KIND)}, owner {job.owner}, storage {job.storage})", 400
+        )
+        for job in newest.values()
+    )
 
 
 @dataclass(frozen=True)
@@ -180,6 +273,7 @@ class JobRow:
         id: Ray's submission id.
         kind: ``search`` or ``train``.
         name: the name of the search or the training job.
+        owner: of the search or the training job.
         status: Ray's job status.
         started, ended: in seconds since 1970, None before.
         storage, tracking, version: the values at submission.
@@ -190,6 +284,7 @@ class JobRow:
     id: str
     kind: str
     name: str
+    owner: str
     status: str
     started: float | None
     ended: float | None
@@ -207,6 +302,7 @@ def job_row(job: "JobDetails") -> JobRow:
         id=str(job.submission_id),
         kind=metadata.get(KIND, ""),
         name=metadata.get(NAME, ""),
+        owner=metadata.get(OWNER, ""),
         status=str(getattr(job.status, "value", job.status)),
         started=job.start_time / 1000 if job.start_time else None,
         ended=job.end_time / 1000 if job.end_time else None,
@@ -218,12 +314,30 @@ def job_row(job: "JobDetails") -> JobRow:
     )
 
 
-def _command(metadata: Mapping[str, str]) -> JobCommand:
-    request = json.loads(metadata[REQUEST])
-    values, arguments = request["config"], _without(request["arguments"], "--retry")
-    return JobCommand(
-        metadata[KIND], metadata[NAME], arguments, values, metadata[STORAGE], metadata[TRACKING]
-    )
+def _command(job: OwnJob) -> JobCommand:
+    """The command of a job, from its metadata, which any client of the cluster may have written.
+
+    Raises:
+        RequestError: the metadata are damaged.
+    """
+    metadata = job.metadata
+    try:
+        request = json.loads(metadata[REQUEST])
+        values, arguments = request["config"], _without(request["arguments"], "--retry")
+        return JobCommand(
+            metadata[KIND],
+            metadata[NAME],
+            metadata[OWNER],
+            arguments,
+            values,
+            metadata[STORAGE],
+            metadata[TRACKING],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RequestError(
+            f"job {job.id} has no request that this version can read "
+            f"({type(error).__name__}: {one_line(error, 100)}): submit the search or training again"
+        ) from error
 
 
 def _without(arguments: list[str], option: str) -> tuple[str, ...]:

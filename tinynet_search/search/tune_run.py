@@ -57,7 +57,7 @@ class TuneRun:
         from tinynet_search.cluster.placement import wait_for_placement
 
         started = time.perf_counter()
-        with cluster(self.request.run):
+        with cluster(self.request.run, self.store.name):
             pending = [*self.state.pending_trials, *self.state.pending_later]
             data = self.plan.data
             macs = [training_macs(candidate, data.train, data.val) for candidate in pending]
@@ -72,7 +72,7 @@ class TuneRun:
 
     def _run(self) -> None:
         from tinynet_search.callbacks.crashes import CrashTally
-        from tinynet_search.callbacks.metrics import SearchMetrics
+        from tinynet_search.callbacks.metrics import SearchLabels, SearchMetrics
         from tinynet_search.callbacks.placement_groups import PlacementGroupCleaner
         from tinynet_search.callbacks.progress import Progress
         from tinynet_search.callbacks.watchdog import Watchdog
@@ -94,7 +94,9 @@ class TuneRun:
                 progress.expect(candidate.run, "waiting")
             return early
 
-        metrics = SearchMetrics(self.store.name, progress.rows, lambda: self.publisher.lag)
+        directory = self.store.url.partition("?")[0]
+        labels = SearchLabels(self.store.name, self.plan.owner, directory)
+        metrics = SearchMetrics(labels, progress.rows, lambda: self.publisher.lag)
         callbacks = [
             progress,
             metrics,
