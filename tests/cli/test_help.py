@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -245,11 +246,12 @@ def test_examples_of_jobs(
     for name in ("jobs", "jobs list", "jobs status", "jobs logs"):
         run_example(name)
         assert capfd.readouterr().out
-    settings = ["recipe.epochs=40", "data.train=960", f'storage.path="{folder}/longer"']
+    shutil.rmtree(folder / "searches" / "demo")
+    settings = ["recipe.epochs=40", "data.train=960"]
     longer = load_config(search_file, settings=settings)
     job, jobs = submit_search(longer, cluster, check=False), Jobs(cluster)
     end = time.monotonic() + 120
-    while not list(folder.glob("longer/demo/trials/*/epoch-*")):
+    while not list(folder.glob("searches/demo/trials/*/epoch-*")):
         assert time.monotonic() < end, jobs.logs(job.id)
         time.sleep(0.1)
     run_example("jobs stop")

@@ -195,9 +195,17 @@ def test_search_is_recorded_in_mlflow(searched: tuple[Path, Any]) -> None:
         (row["macs"], row["rdw"][0]) for row in current
     ]
     assert {a.path for a in client.list_artifacts(parent.info.run_id)} >= {
+        "class_names.json",
         "formula.json",
         "frontier.json",
     }
+    figures = parent.data.metrics
+    trials = [run for run in children if run.data.tags["tinynet.kind"] == "trial"]
+    ids = {run.data.tags["tinynet.id"] for run in trials}
+    assert (figures["trials_finished"], figures["trials_failed"]) == (len(ids), 0)
+    assert figures["best_top1"] == max(run.data.metrics["final_top1"] for run in trials)
+    assert 0 <= figures["hypervolume"] <= figures["best_top1"] / 100
+    assert figures["training_hours"] > 0 and figures["training_macs"] > 0
 
 
 def test_frontier_command_and_registered_formula(
@@ -228,6 +236,26 @@ def test_frontier_command_and_registered_formula(
         == 0
     )
     assert json.loads(capsys.readouterr().out)[0]["space"] == "efficientnet_mini"
+
+
+def test_configured_model_and_promotion_reach_the_registry(searched: tuple[Path, Any]) -> None:
+    from mlflow import MlflowClient
+
+    storage, _ = searched
+    uri = f"sqlite:///{storage}/mlflow.db"
+    client = MlflowClient(uri, uri)
+    model = "team-efficientnet_mini"
+    settings = ["search.finals=[0.3]", 'tracking.model="team"']
+    run_search(tiny_config(storage, *settings, trials=8, at_once=2))
+    version = client.get_model_version_by_alias(model, "champion")
+    assert version.tags["tinynet.search"] == "demo"
+    client.create_model_version(model, str(version.source), tags={"data": "elsewhere"})
+    client.set_registered_model_alias(model, "champion", "2")
+    for promote, expected in (("false", 2), ("true", 1)):
+        promoting = [*settings, f"tracking.promote={promote}"]
+        run_search(tiny_config(storage, *promoting, trials=8, at_once=2))
+        champion = client.get_model_version_by_alias(model, "champion")
+        assert int(champion.version) == expected
 
 
 def test_unreachable_tracking_server_does_not_stop_a_search(

@@ -130,6 +130,10 @@ def test_job_is_tracked_in_mlflow(done: dict[str, Any], storage: Path, uri: str)
     )
     names = [item.path for item in runs.client.list_artifacts(run.info.run_id, "model")]
     assert sorted(names) == ["model/config.json", "model/weights.safetensors"]
+    file = runs.client.download_artifacts(run.info.run_id, "class_names.json")
+    job = json.loads((storage / "tiny" / "job.json").read_text())
+    assert json.loads(Path(file).read_text()) == job["images"]["class_names"]
+    assert not [key for key in run.data.params if "class_names" in key]
 
 
 def test_finished_job_is_not_trained_again(
@@ -178,7 +182,7 @@ def test_registered_model_version_loads_the_trained_network(
     assert float(tags["top1"]) == pytest.approx(done["metrics"]["top1"], abs=1e-4)
 
 
-def test_champion_is_the_best_model_on_the_latest_data(
+def test_champion_moves_only_to_better_weights_on_the_same_data_or_by_promotion(
     capsys: pytest.CaptureFixture[str], done: dict[str, Any], storage: Path, uri: str
 ) -> None:
     more = ["--set", "recipe.lr=0.005"]
@@ -192,8 +196,27 @@ def test_champion_is_the_best_model_on_the_latest_data(
     assert worse["metrics"]["top1"] < better["metrics"]["top1"]
     assert champion() == best
     train_json(capsys, *arguments(storage, "--name", "elsewhere", "--set", "data.val=24"))
-    assert champion() == JobRuns(uri, "elsewhere").only().info.run_id
+    assert champion() == best
     assert len(client.search_model_versions(f"name = '{LABEL}'")) == 4
+
+    sync = ["sync", "--storage", str(storage), "--promote"]
+    assert call(capsys, *sync) == (
+        2,
+        "",
+        "tinynet: --promote needs --search: pass the name of the search or job\n",
+    )
+    code, out, _ = call(capsys, *sync, "--search", "elsewhere")
+    promoted = JobRuns(uri, "elsewhere").only().info.run_id
+    assert code == 0 and champion() == promoted
+    version = client.get_model_version_by_alias(LABEL, "champion").version
+    assert out.splitlines()[1] == f"elsewhere: models:/{LABEL}/{version} is the champion"
+    # Neither sync nor a run of a finished job moves it again.
+    assert call(capsys, "sync", "--storage", str(storage))[0] == 0
+    train_json(capsys, *arguments(storage, "--name", "better", *more, epochs=8))
+    assert champion() == promoted
+    promote = ["--set", "tracking.promote=true"]
+    train_json(capsys, *arguments(storage, "--name", "better", *more, *promote, epochs=8))
+    assert champion() == best
 
 
 def test_different_number_of_epochs_is_a_separate_run(
@@ -304,7 +327,7 @@ def test_unreachable_server_warns_once_and_sync_sends_the_rest(
     assert (code, result["status"], result["link"]) == (0, "finished", None)
     assert err.count("Connection refused") == 1
     assert err.splitlines()[-1].endswith(
-        "run the same command again, or tinynet sync --search alone, to send the rest"
+        f"tinynet sync --search alone --storage {storage} --tracking {address}"
     )
     assert JobRuns(uri, "alone").runs == []
     code, out, err = call(capsys, *arguments(storage, "--name", "alone", "--tracking", address))
@@ -611,7 +634,7 @@ def test_advice_by_failure_reason(tmp_path: Path) -> None:
     _, job = make_job(TrainRequest("tinynet_e", data="petals"))
     store = SearchStore(str(tmp_path))
     for reason, words in (
-        ("unreadable data", "tinynet data pack --on-error skip"),
+        ("unreadable data", "fix the file, or remove it and train under another --name"),
         ("out of memory", f"or remove {tmp_path}/results/{job.spec.run}.json to try again"),
         ("error", f"remove {tmp_path}/results/{job.spec.run}.json to try again"),
     ):

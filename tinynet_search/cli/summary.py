@@ -3,16 +3,13 @@
 Used by ``tinynet search`` and ``tinynet submit``.
 """
 
-import os
-import shlex
-import shutil
-import sys
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from search_spaces.own import is_own
 from tinynet_search.cli.network_table import figures, frontier_table
+from tinynet_search.commands import mlflow_server, tinynet
 from tinynet_search.formula.gaussian_process import Prediction
 from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.plan.preview import Preview
@@ -314,26 +311,12 @@ def _locations(outcome: SearchOutcome) -> str:
         lines.append(f"open with         {mlflow_server(outcome.tracking)}")
     if outcome.formula.usable:
         own = outcome.plan.space.name
-        space = f" --space {shlex.quote(own)}" if ":" in own else ""
+        space = ["--space", own] if is_own(own) else []
         low, high = outcome.formula.range or (0.3, 0.3)
         middle = (low * min(high, 1.0)) ** 0.5
-        suggest = f"{_command('tinynet')} suggest {middle:.2g}{space}"
-        lines.append(f"use the formula   {suggest} --formula {shlex.quote(formula)}")
+        suggest = tinynet(["suggest", f"{middle:.2g}", *space, "--formula", formula], space=own)
+        lines.append(f"use the formula   {suggest}")
     return "\n".join(lines)
-
-
-def mlflow_server(uri: str) -> str:
-    """The command that opens a tracking database in a browser."""
-    options = f"--backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --port 5000"
-    return f"{_command('mlflow')} server {options}"
-
-
-def _command(name: str) -> str:
-    """The shell name of a command of this installation, or its path if it is not on PATH."""
-    path = Path(sys.executable).with_name(name)
-    if shutil.which(name) == str(path) or not path.exists():
-        return name
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _flat(row: FrontierRow) -> dict[str, Any]:

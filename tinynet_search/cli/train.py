@@ -201,7 +201,7 @@ def _train(request: "TrainRequest", *, as_json: bool) -> None:
 
 
 def _text(outcome: "TrainOutcome", result: "TrialResult") -> str:
-    from tinynet_search.cli.summary import mlflow_server
+    from tinynet_search.commands import mlflow_server
 
     job, last = outcome.job, result.epochs[-1]
     head = (
@@ -267,8 +267,11 @@ def _evaluate(request: "TrainRequest", weights: str, *, as_json: bool) -> None:
             print(f"\n{report.weight_set} weights of {report.checkpoint}")
     if uri is not None:
         from tinynet_search.tracking.evaluations import log_evaluation
+        from tinynet_search.train.request import complete_config, read_request
 
-        _say(log_evaluation(uri, report))
+        config = complete_config(read_request(request), report.space, request)
+        experiment = config.experiment(report.space)
+        _say(log_evaluation(uri, report, config.owner, experiment))
 
 
 def _network(label: str, network: "Network") -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from tinynet_search.store.schema import (
     Plan,
     validating,
 )
+from tinynet_search.tracking.search_metrics import search_metrics
 from trainables.result import ResultSummary
 from trainables.run_name import RunName
 
@@ -54,6 +55,7 @@ class Conclusion:
         self.formula: TinyFormula | None = None
         self.final_rows: list[FinalRow] = []
         self.notes: list[str] = []
+        self._others: dict[RunName, ResultSummary] = {}
 
     @property
     def budgets(self) -> int:
@@ -93,9 +95,19 @@ class Conclusion:
         return formula
 
     def publish(self) -> None:
-        """Pass the frontier, the formula and the final rows to the MLflow publisher."""
-        if self.formula is not None:
-            self._publisher.conclude(self.frontier, self.formula.to_json(), self.final_rows)
+        """Pass the frontier, the formula, the final rows and the figures to the publisher."""
+        if self.formula is None:
+            return
+        drawn = {candidate.id for candidate in self._state.candidates}
+        metrics = search_metrics(self._plan, drawn, self._all_results(), self.frontier)
+        self._publisher.conclude(self.frontier, self.formula.to_json(), self.final_rows, metrics)
+
+    def _all_results(self) -> dict[RunName, ResultSummary]:
+        """All results of the directory, those of other numbers of epochs included."""
+        known, finished = self._state.results, self._store.finished()
+        self._others |= self._store.summaries(finished - known.keys() - self._others.keys())
+        others = {run: result for run, result in self._others.items() if run in finished}
+        return others | known
 
     def write_frontier(self) -> None:
         """Select the frontier of all results and write it."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tinynet_search.commands import sync_command
 from tinynet_search.config import Config, PlanInputs
 from tinynet_search.errors import require
 from tinynet_search.plan.candidates import grow
@@ -30,6 +31,7 @@ from trainables.run_name import RunName
 if TYPE_CHECKING:
     from tinynet_search.cluster.placement import ClusterRequest
     from tinynet_search.tracking.publisher import Publisher
+    from tinynet_search.tracking.registered_formula import Registration
 
 # Seconds that an interrupted search waits for its publisher.
 PUBLISH_TIMEOUT = 15.0
@@ -65,6 +67,7 @@ def run_search(
     require("ray", "torch", "timm", "sklearn", "pymoo")
     from tinynet_search.cluster.placement import ClusterRequest
     from tinynet_search.mlflow_client.connection import resolve_uri
+    from tinynet_search.tracking.registered_formula import Registration
 
     started = time.perf_counter()
     inputs = config.resolve()
@@ -79,7 +82,8 @@ def run_search(
         driver = _Driver(
             store, plan, inputs, ClusterRequest.of(config, inputs), state, lease, stopping
         )
-        outcome = driver.run(uri, warn)
+        registration = Registration(config.tracking.model, config.tracking.promote)
+        outcome = driver.run(uri, registration, warn)
     outcome.seconds["total"] = time.perf_counter() - started
     return outcome
 
@@ -150,13 +154,15 @@ class _Driver:
     lease: Lease
     stopping: Stopping
 
-    def run(self, uri: str, warn: Callable[[str], None]) -> SearchOutcome:
+    def run(
+        self, uri: str, registration: "Registration", warn: Callable[[str], None]
+    ) -> SearchOutcome:
         """Run the search with an MLflow publisher; close the publisher even if the search fails."""
         from tinynet_search.mlflow_client.connection import address
         from tinynet_search.tracking.publisher import Publisher
 
         stopping = self.stopping
-        publisher = Publisher(self.store, self.plan, uri, warn=warn)
+        publisher = Publisher(self.store, self.plan, uri, warn=warn, registration=registration)
         publisher.only_while(self.lease.held)
         publisher.start()
         status = "KILLED"
@@ -176,7 +182,8 @@ class _Driver:
         if not sent:
             outcome.notes.append(
                 f"MLflow at {address(uri)} is not up to date: "
-                f"run tinynet sync --search {self.store.name} to send the rest"
+                "to send the rest, run "
+                f"{sync_command(self.store.url, uri, self.plan.space.name)}"
             )
         outcome.link = publisher.link
         outcome.seconds["mlflow"] = publisher.busy_seconds

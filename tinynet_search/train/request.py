@@ -4,6 +4,7 @@ Called by the ``train`` command, by evaluations and by the submission of trainin
 """
 
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -116,6 +117,7 @@ def make_job(request: TrainRequest) -> tuple[Config, TrainJob]:
         val=data.val_size,
         class_names=list(data.class_names),
         created=int(time.time()),
+        experiment=inputs.experiment,
     )
 
 
@@ -164,8 +166,12 @@ class RequestedNetwork:
         self._formula: TinyFormula | None = None
         if request.c is not None:
             self._formula = TinyFormula.load(
-                request.formula or "published", tracking_uri=request.tracking
+                request.formula or "published",
+                tracking_uri=request.tracking,
+                space=request.space,
             )
+            if self._formula.note:
+                print(self._formula.note, file=sys.stderr)
         if request.space:
             self._space = request.space
         elif self._formula:

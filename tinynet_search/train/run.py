@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from search_spaces import Network
+from tinynet_search.commands import absolute, sync_command, tinynet
 from tinynet_search.config import Config, check_sync_bn
 from tinynet_search.errors import require
 from tinynet_search.mlflow_client.connection import address, resolve_uri
@@ -101,7 +102,13 @@ def run_job(
             job = load_or_create_job(store, requested)
         else:
             train, job = None, existing or requested
-        publisher = JobPublisher(store, [job], uri, warn=log if new else lambda line: None)
+        publisher = JobPublisher(
+            store,
+            [job],
+            uri,
+            warn=log if new else lambda line: None,
+            promote=config.tracking.promote,
+        )
         if lease is not None:
             publisher.only_while(lease.held)
         killed = True
@@ -123,8 +130,8 @@ def run_job(
         fault = None if new else publisher.last_error
         problem = fault or f"MLflow at {address(uri)} is not up to date"
         log(
-            f"{problem}: run the same command again, or tinynet sync --search {job.name}, "
-            "to send the rest"
+            f"{problem}: to send the rest, run the same command again, or "
+            f"{sync_command(store.url, uri, job.spec.space)}"
         )
     return TrainOutcome(
         job,
@@ -213,14 +220,24 @@ def advice(job: TrainJob, store: SearchStore, result: TrialResult) -> str:
     """Advice for a failed job, by its failure reason."""
     retry = f"remove {store.url_of(result_name(job.spec.run))} to try again"
     known = {
-        "unreadable data": "fix the file, or skip it with tinynet data pack --on-error skip, "
-        "and train under another --name",
+        "unreadable data": f"fix the file, or {_skipping(job)} and train under another --name",
         "diverged": "try a lower recipe.lr under another --name",
         "data changed": "train on the changed data under another --name, "
         "or restore the original data",
         "out of memory": f"set the suggested micro-batch under another --name, or {retry}",
     }
     return known.get(result.reason or "", retry)
+
+
+def _skipping(job: TrainJob) -> str:
+    """How to train on the readable images only."""
+    path = job.spec.data.get("path")
+    if path is None:
+        return "remove it"
+    source = absolute(str(path))
+    packed = f"{source.rstrip('/')}-packed"
+    command = tinynet(["data", "pack", "--data", source, "--out", packed, "--on-error", "skip"])
+    return f"skip it: run {command}, pass its folder as --data"
 
 
 def job_summary(outcome: TrainOutcome) -> dict[str, Any]:
