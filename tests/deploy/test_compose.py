@@ -37,6 +37,7 @@ SERVICE_KEYS = {
     "network_mode": str,
     "networks": (list, dict),
     "ports": list,
+    "profiles": list,
     "read_only": bool,
     "restart": str,
     "security_opt": list,
@@ -157,6 +158,35 @@ def test_references_resolve() -> None:
                 rf"^FROM .* AS {service['build']['target']}$", dockerfile, re.MULTILINE
             ), name
     assert set(compose("compose.gpu.yaml")["services"]) <= set(services())
+
+
+def awaited(name: str) -> set[str]:
+    """Return the services that are complete or healthy before a service starts."""
+    direct = set(services()[name].get("depends_on", {}))
+    return direct.union(*(awaited(other) for other in direct))
+
+
+def test_every_service_waits_for_what_it_needs() -> None:
+    for name, service in services().items():
+        environment = service.get("environment", {})
+        text = f"{environment} {service.get('command')}"
+        hosts = set(re.findall(r"(?<![\w.])(mlflow|postgres|s3|head):\d+", text)) - {name}
+        # MLflow's allowed hosts contain its own address; Ray's workers and searches need the user.
+        needed = hosts | ({"user"} if "MLFLOW_TRACKING_USERNAME" in environment else set())
+        assert needed - {name} <= awaited(name), name
+    # Each service that runs once is the condition of another one.
+    conditions = {
+        (other, dependency["condition"])
+        for service in services().values()
+        for other, dependency in service.get("depends_on", {}).items()
+    }
+    once = {
+        name
+        for name, service in services().items()
+        if service["restart"] == "no" and "profiles" not in service
+    }
+    assert once == {"bucket", "user", "s3-folder"}
+    assert {(name, "service_completed_successfully") for name in once} <= conditions
 
 
 def test_connected_services_share_a_network() -> None:

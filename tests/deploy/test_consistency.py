@@ -6,7 +6,7 @@ They compare versions, names, ports, paths, secrets, options, commands and confi
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from tests.deploy.manifests import (
 pytestmark = pytest.mark.quick
 
 PORTS = {"mlflow": 5000, "postgres": 5432, "s3": 8333, "head": 6379}
+DASHBOARD_PORT = 8265
 EXTERNAL_IMAGES = {"postgres", "chrislusf/seaweedfs"}
 
 
@@ -98,6 +99,21 @@ def test_versions_match_the_constraints() -> None:
     for path in text_files():
         text = path.read_text(encoding="utf-8")
         assert set(re.findall(r"[Pp]ython ?:?(3\.\d+)", text)) <= {"3.11"}, path
+
+
+def test_client_and_image_have_one_range_of_ray() -> None:
+    """Patch versions of Ray work together, so the range is one minor version, as in the image."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    ranges = {
+        item.partition("]")[2]
+        for requirements in extras.values()
+        for item in requirements
+        if item.startswith("ray[")
+    }
+    major, minor, _ = (int(number) for number in pinned()["ray"].split("."))
+    assert ranges == {f">={major}.{minor},<{major}.{minor + 1}"}
+    assert any(item.startswith("ray[default]") for item in extras["submit"])
 
 
 def test_all_dependencies_are_pinned() -> None:
@@ -170,11 +186,12 @@ def test_ports_are_the_same_everywhere() -> None:
                 for rule in policy["spec"].get("ingress", [])
                 for port in rule.get("ports", [])
             }
-            assert allowed <= {PORTS.get(name, 8265)}, name
+            assert allowed <= {PORTS.get(name, DASHBOARD_PORT)}, name
     for path in text_files():
         text = path.read_text(encoding="utf-8")
         for name, port in re.findall(r"(?<![\w-])(mlflow|postgres|s3|head):(\d+)\b(?!\.)", text):
-            assert int(port) == PORTS[name], (path, name, port)
+            allowed = {PORTS[name], *([DASHBOARD_PORT] if name == "head" else [])}
+            assert int(port) in allowed, (path, name, port)
 
 
 def test_mlflow_defines_the_environment_variables() -> None:
@@ -247,7 +264,7 @@ def commands() -> Iterator[tuple[Path, str]]:
             matches = re.findall(r"`(?:[^`]*\bexec [^`]*?\s)?tinynet ([a-z][^`]*)`", line)
             if "`" not in line:
                 matches += re.findall(
-                    r"^(?:\s*|.*\bexec .*?\s|\s*entrypoint: )tinynet ([a-z].*)", line
+                    r"^(?:\s*|.*\bexec .*?\s|.*resume\.sh )tinynet ([a-z].*)", line
                 )
             yield from ((path, re.split(r"\s{2,}| &$", command)[0]) for command in matches)
 
@@ -316,14 +333,95 @@ def test_configurations_load_and_use_the_shared_volume(
     assert str(config.data_settings().get("path", "/shared/")).startswith("/shared/")
 
 
+def test_readme_waits_for_the_mlflow_user_in_both_sets() -> None:
+    readme = (DEPLOY / "kuberay/README.md").read_text(encoding="utf-8")
+    for which in SETS:
+        after = readme.split(f"kubectl apply -f {which}/\n")[1]
+        assert after.startswith(
+            "kubectl --namespace tinynet wait --for=condition=complete job/mlfl"
+        )
+
+
 @pytest.mark.parametrize("which", SETS)
 def test_rayjob_runs_the_mounted_configuration(which: str) -> None:
     (job,) = of_kind(which, "RayJob")
-    assert (
-        job["spec"]["entrypoint"] == "tinynet search /config/search.toml --storage /shared/searches"
+    assert job["spec"]["entrypoint"] == (
+        "/opt/tinynet/resume.sh tinynet search /config/search.toml --storage /shared/searches"
     )
     (head,) = containers(job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"])
     assert {"name": "config", "mountPath": "/config", "readOnly": True} in head["volumeMounts"]
+
+
+# Ray's limits in seconds for the start of the dashboard and of its modules, and the port of the
+# head's runtime environment agent; deploy/README.md gives the reasons.
+START_LIMITS = {
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",
+    "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "180",
+}
+AGENT_PORT = "8266"
+
+
+def started_nodes() -> Iterator[tuple[str, Mapping[str, Any], str | None]]:
+    """Yield the environment of every Ray node, and its ``--runtime-env-agent-port`` or None.
+
+    Each with the name of the file and the object or service that starts the node.
+    """
+    for name in ("head", "worker"):
+        service = compose()["services"][name]
+        yield f"compose {name}", service["environment"], agent_port(" ".join(service["command"]))
+    for which in SETS:
+        for document in of_kind(which, "RayCluster", "RayJob"):
+            spec = document["spec"].get("rayClusterSpec", document["spec"])
+            for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+                (container,) = containers(group["template"])
+                environment = {item["name"]: item.get("value") for item in container["env"]}
+                name = f"{which} {document['kind']} {container['name']}"
+                yield name, environment, group["rayStartParams"].get("runtime-env-agent-port")
+    for file in ("aws.yaml", "local.yaml"):
+        for key in ("head", "worker"):
+            command = launcher(file)[f"{key}_start_ray_commands"][-1]
+            environment = dict(re.findall(r"(?:export )?(\w+)=(\S+?)[; ]", command))
+            yield f"{file} {key}", environment, agent_port(command)
+
+
+def agent_port(command: str) -> str | None:
+    """Return the value of the option in a command of Ray, or None."""
+    option = re.search(r"--runtime-env-agent-port=(\d+)", command)
+    return option[1] if option else None
+
+
+def test_every_node_has_time_for_a_slow_start() -> None:
+    nodes = list(started_nodes())
+    assert len(nodes) == 2 + (2 * 2 + 1) + 4 + 4
+    for where, environment, port in nodes:
+        limits = {name: environment.get(name) for name in START_LIMITS}
+        assert limits == START_LIMITS, where
+        # Ray's client server, on the head only, waits 30 seconds for an agent without a fixed port.
+        assert port == (AGENT_PORT if "head" in where else None), where
+    batch = (DEPLOY / "slurm/search.sbatch").read_text(encoding="utf-8")
+    assert dict(re.findall(r"^export (RAY_\w+)=(\d+)$", batch, re.MULTILINE)).items() >= (
+        START_LIMITS.items()
+    )
+    assert "--runtime-env-agent-port=$((port + 3))" in batch
+    readme = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{name}={value}`" in readme for name, value in START_LIMITS.items())
+
+
+def test_what_waits_for_a_head_waits_as_long_as_its_start_may_take() -> None:
+    longest = int(START_LIMITS["RAY_DASHBOARD_STARTUP_TIMEOUT_S"])
+    check = compose()["services"]["head"]["healthcheck"]
+    assert int(check["start_period"].removesuffix("s")) >= longest
+    batch = (DEPLOY / "slurm/search.sbatch").read_text(encoding="utf-8")
+    (attempts,) = re.findall(r"seq (\d+)\); do\n    ray health-check", batch)
+    assert int(attempts) * int(re.findall(r"sleep (\d+)\ndone", batch)[0]) >= longest
+    assert int(re.findall(r"time\.monotonic\(\) \+ (\d+)", batch)[0]) >= longest
+
+
+def test_ray_reads_the_start_limits() -> None:
+    files = ("_private/ray_constants.py", "dashboard/consts.py")
+    constants = "".join((installed("ray") / file).read_text(encoding="utf-8") for file in files)
+    for name in START_LIMITS:
+        assert f'"{name}"' in constants, name
 
 
 def test_no_latest_tags_and_no_privileged_containers() -> None:
@@ -336,7 +434,10 @@ def test_no_latest_tags_and_no_privileged_containers() -> None:
 def test_every_folder_has_a_readme_with_valid_links() -> None:
     readmes = [
         DEPLOY / "README.md",
-        *(DEPLOY / name / "README.md" for name in ("compose", "kuberay", "slurm", "vm")),
+        *(
+            DEPLOY / name / "README.md"
+            for name in ("compose", "kuberay", "mlflow", "monitoring", "slurm", "vm")
+        ),
     ]
     for readme in readmes:
         for target in re.findall(r"\]\(([^)#]+)\)", readme.read_text(encoding="utf-8")):

@@ -5,6 +5,7 @@ The Dockerfile is only parsed: these tests do not require a container engine.
 
 import http.server
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.deploy.manifests import DEPLOY, ROOT, launcher
+from tests.deploy.manifests import DEPLOY, ROOT, SETS, compose, containers, launcher, pods
 
 ENVIRONMENT = {
     "MLFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:1",
@@ -93,6 +94,43 @@ def test_image_does_not_run_as_root(stage: str) -> None:
     words = [word for word, _ in stages()[stage]]
     after_user = words[len(words) - words[::-1].index("USER") :]
     assert not {"RUN", "COPY"} & set(after_user)
+
+
+def test_image_contains_the_script_that_the_files_run() -> None:
+    copies = [rest for word, rest in stages()["ray"] if word == "COPY"]
+    assert "deploy/resume.sh /opt/tinynet/resume.sh" in copies
+    assert os.access(DEPLOY / "resume.sh", os.X_OK)
+
+
+def test_readme_lists_the_variables_of_every_container_of_the_server() -> None:
+    """The table has exactly the variables that compose and KubeRay set, with their readers."""
+    readers = {"mlflow": "server", "bucket": "bucket", "user": "user"}
+    expected: dict[str, set[str]] = {}
+    for service, reader in readers.items():
+        for name in compose()["services"][service]["environment"]:
+            expected.setdefault(name, set()).add(reader)
+    for which in SETS:
+        deployed: dict[str, set[str]] = {}
+        for _, template in pods(which):
+            for container in containers(template):
+                if container["image"].startswith("tinynet-mlflow:"):
+                    for item in container["env"]:
+                        reader = readers[container["name"]]
+                        deployed.setdefault(item["name"], set()).add(reader)
+        assert deployed == expected, which
+    text = (DEPLOY / "mlflow/README.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| `([A-Z0-9_]+)` \| ([a-z, ]+) \|", text, re.MULTILINE))
+    assert {name: set(cell.split(", ")) for name, cell in table.items()} == expected
+    # Each variable that setup.py reads is one of its command's.
+    source = (DEPLOY / "mlflow/setup.py").read_text(encoding="utf-8")
+    read = set(re.findall(r'environment(?:\[|\.get\()"([A-Z0-9_]+)"', source))
+    assert read <= set(table)
+    commands = re.findall(r"^docker run .*", text, re.MULTILINE)
+    assert [line.split(" tinynet-mlflow:")[1].partition(" ")[2] for line in commands] == [
+        "python /opt/tinynet/setup.py bucket",
+        "",
+        "python /opt/tinynet/setup.py user",
+    ]
 
 
 def test_dockerfile_contains_no_secret_and_no_index_url() -> None:

@@ -130,4 +130,9 @@ def test_job_can_commit_checkpoints_when_stopped_and_is_retried(which: str) -> N
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
     }
     assert job["spec"]["backoffLimit"] > 0
+    # Each repetition of the submitter is one lost head.
+    assert job["spec"]["submitterConfig"]["backoffLimit"] > 2
+    assert job["spec"]["submissionMode"] == "K8sJobMode"
+    assert job["spec"]["entrypoint"].startswith("/opt/tinynet/resume.sh tinynet ")
+    assert job["spec"].get("entrypointNumCpus") is None, "the entrypoint runs on the head"
     assert job["spec"]["shutdownAfterJobFinishes"] is True

@@ -1,10 +1,13 @@
 """Tests of the Slurm batch script, with stubs of Slurm, Ray and tinynet that record their calls."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +42,9 @@ STUBS = {
 ADDRESSES = "127.0.1.1 fd00::2 192.0.2.1 192.0.2.2 "
 
 
-def environment(home: Path, code: int = 0, addresses: str = ADDRESSES) -> dict[str, str]:
+def environment(
+    home: Path, code: int = 0, addresses: str = ADDRESSES, job_id: int = 12345, restarts: int = 0
+) -> dict[str, str]:
     """Write the stubs and return the environment of the job; ``code`` is the status of tinynet."""
     folder = home / "venv/bin"
     folder.mkdir(parents=True)
@@ -48,7 +53,8 @@ def environment(home: Path, code: int = 0, addresses: str = ADDRESSES) -> dict[s
         (folder / name).chmod(0o755)
     (home / "mine.toml").write_text("")
     job = {
-        "SLURM_JOB_ID": "12345",
+        "SLURM_JOB_ID": str(job_id),
+        "SLURM_RESTART_COUNT": str(restarts),
         "SLURM_JOB_NODELIST": "one,two",
         "SLURM_CPUS_PER_TASK": "32",
         "SLURM_GPUS_ON_NODE": "4",
@@ -64,12 +70,12 @@ def environment(home: Path, code: int = 0, addresses: str = ADDRESSES) -> dict[s
     return {"PATH": os.environ["PATH"]} | job | settings
 
 
-def start(home: Path, code: int = 0, addresses: str = ADDRESSES) -> "subprocess.Popen[str]":
-    """Start the batch script with stubs."""
+def start(home: Path, code: int = 0, **job: Any) -> "subprocess.Popen[str]":
+    """Start the batch script with stubs; ``job`` as for ``environment``."""
     command = ["bash", str(SCRIPT), str(home / "mine.toml")]
     return subprocess.Popen(
         command,
-        env=environment(home, code, addresses),
+        env=environment(home, code, **job),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -84,7 +90,7 @@ def test_script_is_valid_bash_and_prints_its_usage() -> None:
     assert "usage: sbatch search.sbatch CONFIG.toml" in completed.stderr
 
 
-@pytest.mark.parametrize("code", [0, 1])
+@pytest.mark.parametrize("code", [0, 2])
 def test_ray_starts_on_every_node_and_the_search_connects_to_it(tmp_path: Path, code: int) -> None:
     job = start(tmp_path, code)
     _, errors = job.communicate(timeout=30)
@@ -95,11 +101,11 @@ def test_ray_starts_on_every_node_and_the_search_connects_to_it(tmp_path: Path, 
     (worker,) = [line for line in starts if "--address=" in line]
     for line in (head, worker):
         assert "--num-cpus=32 --num-gpus=4" in line and "--block mode=token" in line
-    assert (
-        "--node-ip-address=192.0.2.1 --port=22345 --dashboard-host=127.0.0.1 "
-        "--dashboard-port=32345 --temp-dir=/tmp/ray-12345"
-    ) in head
-    assert "--address=192.0.2.1:22345" in worker
+        assert "--dashboard-agent-listen-port=0 --min-worker-port=0 --max-worker-port=0" in line
+    port = head_ports(calls)["--port"]
+    assert "--node-ip-address=192.0.2.1 " in head and "--dashboard-host=127.0.0.1 " in head
+    assert "--temp-dir=/tmp/ray-12345" in head
+    assert f"--address=192.0.2.1:{port}" in worker
     assert sorted(
         line.split("--nodelist=")[1].split()[0]
         for line in calls
@@ -107,7 +113,7 @@ def test_ray_starts_on_every_node_and_the_search_connects_to_it(tmp_path: Path, 
     ) == ["one", "two"]
     assert (
         f"tinynet search {tmp_path}/mine.toml --storage {tmp_path}/tinynet/searches "
-        "at 192.0.2.1:22345"
+        f"at 192.0.2.1:{port}"
     ) in calls
     assert "-rw-------" in calls
     assert not any("0123456789abcdef" in line or "requeue" in line for line in calls)
@@ -127,6 +133,55 @@ def test_first_node_without_a_reachable_address_is_an_error(tmp_path: Path, addr
     )
     assert "ray start" not in (tmp_path / "calls").read_text()
     assert not (tmp_path / ".tinynet/12345").exists()
+
+
+def head_ports(calls: list[str]) -> dict[str, int]:
+    """Return the ports of the head by option of ``ray start``."""
+    (head,) = [line for line in calls if line.startswith("ray start --head")]
+    options = ("--port", "--dashboard-port", "--ray-client-server-port", "--runtime-env-agent-port")
+    return {name: int(head.split(f" {name}=")[1].split()[0]) for name in options}
+
+
+def test_two_jobs_on_one_node_have_different_ports(tmp_path: Path) -> None:
+    """The ports of two jobs differ, even if their IDs lead to the same ones."""
+    chosen: list[dict[str, int]] = []
+    with contextlib.ExitStack() as stack:
+        for number, job_id in enumerate((12345, 12346, 12345 + 2500)):
+            home = tmp_path / str(number)
+            home.mkdir()
+            job = start(home, job_id=job_id)
+            _, errors = job.communicate(timeout=30)
+            assert job.returncode == 0, errors
+            chosen.append(head_ports((home / "calls").read_text().splitlines()))
+            # The heads of the first jobs keep running, each on its ports.
+            for port in chosen[-1].values():
+                listener = stack.enter_context(socket.socket())
+                listener.bind(("127.0.0.1", port))
+                listener.listen()
+    used = [port for ports in chosen for port in ports.values()]
+    assert len(set(used)) == 12 and all(20000 <= port < 30000 for port in used), chosen
+
+
+def test_lost_search_is_requeued_and_a_wrong_request_is_not(tmp_path: Path) -> None:
+    cases = {
+        (0, 0): False,
+        (1, 0): True,
+        (1, 2): True,
+        (1, 3): False,
+        (137, 0): True,
+        (2, 0): False,
+    }
+    for number, ((code, restarts), requeued) in enumerate(cases.items()):
+        home = tmp_path / str(number)
+        home.mkdir()
+        job = start(home, code, restarts=restarts)
+        output, errors = job.communicate(timeout=30)
+        assert job.returncode == code, errors
+        assert ("scontrol requeue 12345" in (home / "calls").read_text()) == requeued, (
+            code,
+            restarts,
+        )
+        assert (f"ended with exit code {code}" in output + errors) == (code not in (0, 2))
 
 
 def test_search_stops_and_job_is_requeued_at_the_time_limit(
