@@ -20,7 +20,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # Settings of the user's shell must not reach the tests.
-for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
+for name in (
+    *("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "TINYNET_OWNER"),
+    *("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH"),
+):
     os.environ.pop(name, None)
 # For the local S3 server. The nodes of a cluster need them in their environment, so they are set
 # before any node starts.

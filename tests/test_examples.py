@@ -58,6 +58,8 @@ def test_own_space_keeps_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
     from search_spaces.testing import check_space
 
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    # Another test may have imported a module of this name.
+    monkeypatch.delitem(sys.modules, "own_space", raising=False)
     from own_space import PlainNet  # pyright: ignore[reportMissingImports]
 
     check_space(PlainNet())

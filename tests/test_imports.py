@@ -38,7 +38,7 @@ SUBPACKAGES = {
     ],
     "tinynet_search": [
         *["errors", "text", "version", "owner", "signals", "store"],
-        *["mlflow_client", "export"],
+        *["mlflow_client", "commands", "export"],
         *["formula", "config", "plan"],
         *["cluster", "callbacks", "tracking", "search", "train"],
         *["jobs", "__init__", "cli"],

@@ -43,7 +43,10 @@ BOUNDARIES: dict[str, dict[str, str]] = {
     "tinynet_search/formula/document.py": dict.fromkeys(
         ("_bounded", "FormulaDocument", "UnusableDocument", "check_document"), DOCUMENT
     ),
-    "tinynet_search/jobs/submission.py": {"JobCommand": "Ray's metadata of a job"},
+    "tinynet_search/jobs/command.py": {
+        "JobCommand": "Ray's metadata of a job",
+        "_with_registration": "a configuration as it is sent",
+    },
     "tinynet_search/tracking/registered_models.py": {"_portable_config": DOCUMENT},
     "tinynet_search/tracking/view.py": {"_state": DOCUMENT},
     "tinynet_search/train/request.py": dict.fromkeys(

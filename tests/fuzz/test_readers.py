@@ -25,6 +25,7 @@ from tinynet_search.errors import TrackingError
 from tinynet_search.export import ExportRequest, export_network
 from tinynet_search.export.subject import find_subject
 from tinynet_search.formula.tiny_formula import TinyFormula, suggest_rdw
+from tinynet_search.mlflow_client.experiments import experiment_name
 from tinynet_search.plan.candidates import candidates_of, final_candidates, grow
 from tinynet_search.plan.plan import load_or_create_plan, packing_warning
 from tinynet_search.store.directory import SearchStore
@@ -175,10 +176,10 @@ def _plan(workspace: Workspace) -> None:
     plan = workspace.store.plan()
     assert plan is not None
     projection.search_key(plan)
-    projection.search_tags(plan)
+    projection.search_tags(plan, workspace.store.url)
     projection.search_params(plan)
     projection.created_ms(plan)
-    projection.experiment_name(plan.space.name)
+    experiment_name(plan.space.name, plan.owner)
     packing_warning(plan.data.largest_pixels, [64])
     candidates_of(plan, workspace.store, 1)
 
@@ -431,7 +432,7 @@ def test_mlflow_rows(tags: dict[str, str], metrics: dict[str, float]) -> None:
     from tinynet_search.mlflow_client.reading import RunRecord
     from tinynet_search.tracking import queries as tracking
 
-    run = RunRecord("r" * 32, tags.get("label", "x"), "RUNNING", "1", metrics, tags)
+    run = RunRecord("r" * 32, tags.get("label", "x"), "RUNNING", "1", 0, metrics, tags)
     with succeeds_or_fails_in_one_line():
         row = tracking.model_row(run)
         if row is None:
