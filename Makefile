@@ -16,8 +16,8 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # bytecode must be writable.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo check test quick test-chaos test-cluster test-postgres lint docs bench \
-	bench-train bench-scale bench-demo gpu-check clean
+.PHONY: setup demo check test quick test-chaos test-cluster test-heads test-postgres lint docs \
+	bench bench-train bench-scale bench-demo gpu-check clean
 setup: $(READY)
 
 $(BIN)/python:
@@ -61,6 +61,10 @@ test-chaos: $(READY)
 # network namespaces, which require root; also requires PostgreSQL.
 test-cluster: $(READY)
 	$(BIN)/python -m pytest -m hosts tests/hosts
+
+# Heads of Ray that start slowly or are killed during a search; five minutes.
+test-heads: $(READY)
+	$(BIN)/python -m pytest -m heads tests/deploy
 
 # Runs the tests that require a real PostgreSQL server: apt-get install postgresql.
 test-postgres: $(READY)

@@ -17,7 +17,7 @@ from tests.search.helpers import results, tiny_arguments
 SCRIPT = DEPLOY / "resume.sh"
 
 
-@pytest.mark.slow
+@pytest.mark.heads
 def test_submitted_search_continues_after_its_head_was_killed(tmp_path: Path) -> None:
     """Every process of the head is killed during a search, and a new head is started.
 
@@ -83,7 +83,7 @@ def log_text(home: Path) -> str:
     return (home / "log").read_text(errors="replace")
 
 
-@pytest.mark.slow
+@pytest.mark.heads
 def test_submitter_of_kuberay_submits_again_after_its_head_was_killed() -> None:
     """The command of the submitter's pod fails with a lost head, so Kubernetes repeats the pod.
 

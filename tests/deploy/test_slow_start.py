@@ -21,7 +21,7 @@ if any(part.endswith("/dashboard/dashboard.py") for part in sys.orig_argv):
 SECONDS = 40.0
 
 
-@pytest.mark.slow
+@pytest.mark.heads
 def test_head_with_the_options_of_the_files_survives_a_slow_dashboard() -> None:
     """Without them, ``ray start --head --block`` ends its own head."""
     with short_folder() as first, short_folder() as second:
