@@ -22,7 +22,7 @@ from tinynet_search.mlflow_client.connection import resolve_uri
 from tinynet_search.store.directory import Candidate
 from tinynet_search.store.train_job import TrainJob
 from tinynet_search.tracking.job_publisher import JobPublisher
-from tinynet_search.tracking.queries import trial_rows
+from tinynet_search.tracking.queries import search_models
 from trainables.result import EpochRecord
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
@@ -255,7 +255,7 @@ def complete_search(storage: Path, uri: str, name: str) -> tuple[Search, Candida
 
 def on_frontier(uri: str, name: str) -> set[str]:
     """Return the runs on the frontier, by their tags and by the query, which must agree."""
-    queried = {row.run_id for row in trial_rows(name, tracking_uri=uri)}
+    queried = {row.run_id for row in search_models(name, tracking_uri=uri).rows}
     tagged = {
         r.info.run_id: run
         for run, r in MlflowSearch(uri, name).runs.items()

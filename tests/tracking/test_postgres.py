@@ -12,7 +12,7 @@ from benchmarks import tracking_scale
 from tests.required import require_postgres
 from tests.tracking.helpers import SQLALCHEMY, MlflowSearch, expected_points, tracking_environment
 from tests.tracking.servers import mlflow_server, postgres_server
-from tinynet_search.tracking.queries import trial_rows
+from tinynet_search.tracking.queries import search_models
 from tinynet_search.tracking.sync import sync_search
 
 pytestmark = [pytest.mark.postgres, pytest.mark.filterwarnings(SQLALCHEMY)]
@@ -44,5 +44,5 @@ def test_search_and_its_frontier_on_postgres(server: str, database: str, tmp_pat
     with tracking_scale.on_postgres(database) as execute:
         tracking_scale.multiply(execute, 60)
     assert len(MlflowSearch(server, tracking_scale.NAME).runs) == 60
-    assert len(trial_rows(tracking_scale.NAME, tracking_uri=server)) == 12
-    assert len(trial_rows(tracking_scale.NAME, tracking_uri=server, all_trials=True)) == 60
+    assert len(search_models(tracking_scale.NAME, tracking_uri=server).rows) == 12
+    assert len(search_models(tracking_scale.NAME, tracking_uri=server, all_trials=True).rows) == 60

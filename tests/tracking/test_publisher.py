@@ -32,7 +32,7 @@ from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.store.schema import FinalRow, FrontierRow
 from tinynet_search.tracking.background import BackgroundPublisher
 from tinynet_search.tracking.publisher import Publisher
-from tinynet_search.tracking.queries import trial_rows
+from tinynet_search.tracking.queries import search_models
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
 
@@ -202,7 +202,7 @@ def test_frontier_formula_and_finals(
         "FINISHED",
     )
     assert row["top1"] == epoch_records(a, 4)[-1].top1
-    rows = trial_rows("concluded", tracking_uri=uri, all_trials=True)
+    rows = search_models("concluded", tracking_uri=uri, all_trials=True).rows
     assert [row.status for row in rows].count("FAILED") == 1 and len(rows) == 4
     shown = [asdict(row) for row in rows]
     assert json.loads(json.dumps(shown)) == shown
@@ -214,7 +214,7 @@ def test_frontier_formula_and_finals(
     ]
     check_artifacts_and_registry(uri, after, search.rows([c, a]))
     on_frontier = [row for row in rows if row.frontier]
-    assert trial_rows("concluded", tracking_uri=uri) == on_frontier
+    assert search_models("concluded", tracking_uri=uri).rows == on_frontier
 
 
 def check_artifacts_and_registry(
@@ -332,12 +332,13 @@ def test_search_is_selected_by_name_or_as_the_newest(
     newest.plan = newest.plan.model_copy(update={"created": CREATED + 1000})
     newest.end(newest.candidates[0])
     newest.publisher(uri).sync_once()
-    (row,) = trial_rows(tracking_uri=uri, all_trials=True)
+    (row,) = search_models(tracking_uri=uri, all_trials=True).rows
     assert (row.search, row.frontier) == ("newest", False)
     empty = frontier_models("newest", tracking_uri=uri)
     assert len(empty) == 0 and list(empty.columns) == list(asdict(row))
     assert {"newest"} == {
-        row.search for row in trial_rows(space="efficientnet_b0", tracking_uri=uri, all_trials=True)
+        row.search
+        for row in search_models(space="efficientnet_b0", tracking_uri=uri, all_trials=True).rows
     }
     with pytest.raises(
         RequestError, match=r"no search 'newset' at sqlite.*expected one of .*newest"

@@ -28,7 +28,7 @@ from tinynet_search.formula.tiny_formula import TinyFormula
 from tinynet_search.plan.candidates import candidate_of
 from tinynet_search.store.directory import FINALS, FORMULA, FRONTIER
 from tinynet_search.store.schema import FinalRow
-from tinynet_search.tracking.queries import trial_rows
+from tinynet_search.tracking.queries import search_models
 from tinynet_search.tracking.sync import sync_search
 
 pytestmark = pytest.mark.filterwarnings(SQLALCHEMY)
@@ -137,8 +137,10 @@ def test_sync_sends_the_rest_to_a_real_server(tmp_path: Path, server: str) -> No
     assert again.runs[final.run].data.tags["label"] == "inverse giant"
     models = frontier_models("caught-up", tracking_uri=server)
     assert sorted(models["id"]) == sorted([b.id, c.id])
-    by_run = trial_rows("caught-up", tracking_uri=server, all_trials=True)
-    assert trial_rows("caught-up", tracking_uri=server) == [row for row in by_run if row.frontier]
+    by_run = search_models("caught-up", tracking_uri=server, all_trials=True).rows
+    assert search_models("caught-up", tracking_uri=server).rows == [
+        row for row in by_run if row.frontier
+    ]
     check_registry_over_http(server, again)
 
 

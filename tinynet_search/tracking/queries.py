@@ -127,7 +127,7 @@ def frontier_models(
             match.
         TrackingError: MLflow does not respond, or rejects the account.
     """
-    rows = trial_rows(
+    models = search_models(
         search,
         space=space,
         owner=owner,
@@ -135,7 +135,7 @@ def frontier_models(
         storage=storage,
         all_trials=all_trials,
     )
-    return rows_as_table(rows)
+    return rows_as_table(models.rows)
 
 
 def rows_as_table(rows: Sequence[ModelRow]) -> "pandas.DataFrame":
@@ -147,26 +147,6 @@ def rows_as_table(rows: Sequence[ModelRow]) -> "pandas.DataFrame":
     kinds |= dict.fromkeys(("pareto_rank", "activation_bytes"), "Int64")
     columns = [column.name for column in fields(ModelRow)]
     return pd.DataFrame([asdict(row) for row in rows], columns=columns).astype(kinds)
-
-
-def trial_rows(
-    search: str | None = None,
-    *,
-    space: str | None = None,
-    owner: str | None = None,
-    tracking_uri: str | None = None,
-    storage: str | None = None,
-    all_trials: bool = False,
-) -> list[ModelRow]:
-    """Return the rows of ``frontier_models``."""
-    return search_models(
-        search,
-        space=space,
-        owner=owner,
-        tracking_uri=tracking_uri,
-        storage=storage,
-        all_trials=all_trials,
-    ).rows
 
 
 def search_models(
