@@ -173,7 +173,8 @@ def _alive(pid: str) -> bool:
 
 def test_killed_worker_gives_one_line_error(tree: Path, tmp_path: Path) -> None:
     def kill(_: object) -> None:
-        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+        for worker in multiprocessing.active_children()[:1]:
+            os.kill(worker.pid or 0, signal.SIGKILL)
 
     packing = Packing(ImageFolderData(str(tree)), tmp_path / "out", 40, 1)
     with pytest.raises(PackingError, match="a worker process was killed"):

@@ -127,6 +127,8 @@ def test_kuberay_repeats_a_failed_job_and_not_a_wrong_request(
     head = f"http://{ray_cluster.head_node.address_info['webui_url']}"
     client = connect(head)
     environment = {"TINYNET_RETRY_SECONDS": "0", "TINYNET_RETRIES": "1"}
+    # On a host with several heads, Ray gives a job the address of the one that started last.
+    environment["RAY_API_SERVER_ADDRESS"] = head
     job = client.submit_job(
         entrypoint=f"bash {SCRIPT} bash -c 'exit {code}'", runtime_env={"env_vars": environment}
     )

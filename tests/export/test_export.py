@@ -551,8 +551,8 @@ def test_configuration_round_trip_is_exact(
         read = document.read_config(out)
         assert isinstance(read, document.ExportConfig)
         assert json.dumps(read.to_json(), indent=1) == out.read_text()
-    assert '"crop_ratio": 1,' in (tmp_path / "a" / "config.json").read_text()
-    assert '"warmup_epochs": 1,' in (tmp_path / "a" / "config.json").read_text()
+    assert '"crop_ratio": 1.0,' in (tmp_path / "a" / "config.json").read_text()
+    assert '"warmup_epochs": 1.0,' in (tmp_path / "a" / "config.json").read_text()
 
 
 def test_damaged_weights_are_rejected(

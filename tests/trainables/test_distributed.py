@@ -84,7 +84,10 @@ def on_ranks(
     Returns:
         Exit codes of the ranks: 7 after a stop request; 9 for rank 0 after ``saves`` checkpoints.
     """
-    context = multiprocessing.get_context("fork")
+    # Forked from a server that has not trained: autograd cannot be used in a fork of a process that
+    # has used it on several threads.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     root.mkdir(exist_ok=True)
     rendezvous = str(root / f"rendezvous-{saves}-{stop_at}")
     ranks = [
