@@ -39,8 +39,10 @@ def _worker(
     root: str,
     saves: int | None,
     stop_at: int | None,
+    stop_check_steps: int,
 ) -> None:
     torch.set_num_threads(1)
+    trainer.STOP_CHECK_STEPS = stop_check_steps
     if saves is not None and rank == 0:
         _exit_after(saves)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
@@ -92,7 +94,9 @@ def on_ranks(
     rendezvous = str(root / f"rendezvous-{saves}-{stop_at}")
     ranks = [
         context.Process(
-            target=_worker, args=(r, world, rendezvous, spec, str(root), saves, stop_at)
+            target=_worker,
+            # A test may have changed the constant, which a fork of the server would not have.
+            args=(r, world, rendezvous, spec, str(root), saves, stop_at, trainer.STOP_CHECK_STEPS),
         )
         for r in range(world)
     ]
